@@ -1,0 +1,25 @@
+"""Measure one model: passkey and line retrieval, and perplexity where there are documents.
+
+    giraffe evaluate --config=configs/evaluation.py:giraffe-mini --workdir=runs/measured
+    giraffe evaluate --config=configs/evaluation.py:runs/llama2,books/ --workdir=runs/llama2-measured
+
+The argument is what to measure (a workdir of `giraffe train`, a Hugging Face directory, a .gguf file, a packaged name),
+then, after a comma, a text file or a folder of them. Lengths are powers of two from 256 to 2,048 tokens.
+"""
+
+from ml_collections import ConfigDict
+
+LENGTHS = [256, 512, 1024, 2048]
+
+
+def get_config(about: str = "giraffe-mini") -> ConfigDict:
+    source, _, documents = about.partition(",")
+    c = ConfigDict()
+    c.source = source
+    c.tasks = [
+        dict(name="passkey", lengths=LENGTHS, n=10),
+        dict(name="lines", lengths=LENGTHS, n=20, style="compact"),
+    ]
+    if documents:
+        c.tasks += [dict(name="perplexity", lengths=LENGTHS, documents=[documents])]
+    return c

@@ -1,0 +1,122 @@
+"""The command line: `giraffe <verb>`. Flags are built into a config, and one function of the library is called with it.
+
+Each verb is a module of this folder with `arguments(parser)` and `run(args) -> exit status`. Nothing heavy is imported
+before a verb runs, so that help and mistakes are answered at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from giraffe_jax import __version__
+from giraffe_jax.config import ConfigError, nearest
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+VERBS = {
+    "methods": "the catalogue of position methods; with a name, one of them drawn and explained",
+    "train": "train a model; the same command again continues where it stopped",
+    "evaluate": "measure one model on tasks x lengths",
+    "run": "an experiment: all its variants, then the report",
+    "report": "results of experiments -> tables, plots and one HTML page",
+    "import": "a Hugging Face directory or a GGUF file -> a checkpoint",
+    "generate": "continue a prompt",
+    "check": "prove on this machine that a run resumes bit for bit, or that sharding changes nothing",
+}
+
+EPILOG = """exit status: 0 done, 1 the work failed, 2 the request was wrong.
+`giraffe VERB --help` says what a verb takes; --debug shows the traceback of an error."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong request in one message that ends in the way to more help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} See `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of a command: 0 done, 1 the work failed, 2 the request was wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run([word for word in words if word != "--debug"])
+    except KeyboardInterrupt:
+        print("giraffe: interrupted; the same command continues what can be continued.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        wrong = isinstance(error, ConfigError | FileNotFoundError)
+        print(f"giraffe: {_message(error)}", file=sys.stderr)
+        return WRONG_REQUEST if wrong else FAILED
+
+
+def _run(words: list[str]) -> int:
+    words, overrides = split_overrides(words)
+    parser = _parser(words[0] if words else None)
+    if not words:
+        parser.print_help(sys.stderr)
+        return WRONG_REQUEST
+    if not words[0].startswith("-") and words[0] not in VERBS:
+        parser.error(f"unknown verb {words[0]!r}; there are {', '.join(VERBS)}.{nearest(words[0], list(VERBS))}")
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as done:  # --help and --version have been answered
+        return int(done.code or 0)
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"{overrides[0]}: `giraffe {words[0]}` reads no config.")
+    args.overrides = overrides
+    return _module(words[0]).run(args) or DONE
+
+
+def _parser(verb: str | None) -> Parser:
+    """Returns the parser of the whole command line, with the arguments of the one verb that is asked for."""
+    parser = Parser(prog="giraffe", description="The laboratory for context extension.", epilog=EPILOG,
+                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"giraffe-jax {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    for name, summary in VERBS.items():
+        about = _module(name).__doc__ if name == verb else summary
+        sub = verbs.add_parser(name, help=summary, description=about, allow_abbrev=False,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == verb:
+            _module(name).arguments(sub)
+    return parser
+
+
+def _module(verb: str):
+    return importlib.import_module(f"giraffe_jax.cli.{'import_' if verb == 'import' else verb}")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns (other words, `--config.key=value` flags); `--config.key value` counts as one flag too."""
+    rest, overrides = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word or not words or words[0].startswith("--"):
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={words.pop(0)}")
+    return rest, overrides
+
+
+def _message(error: Exception) -> str:
+    """Returns what an error says; its kind too where the text alone would not be understood."""
+    text = str(error).strip()
+    if isinstance(error, ConfigError) and text:
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return text if isinstance(error, FileNotFoundError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,63 @@
+"""Measure one model on tasks x lengths: one row per example in results.jsonl, and the report.
+
+  giraffe evaluate --config=configs/evaluation.py:giraffe-mini --workdir=runs/mini-measured
+  giraffe evaluate --config=configs/evaluation.py:runs/llama2 --workdir=runs/llama2-measured
+
+The config has `source` and `tasks`, and may have `positions` (by default those the model was trained with), `name`,
+`model` and the other keys of an experiment. Several variants side by side are an experiment: `giraffe run`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.cli import configs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configs.config_arguments(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where results go")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = configs.load(args)
+    from giraffe_jax import experiment
+
+    return 1 if experiment.run(as_experiment(config), args.workdir).failures else 0
+
+
+def as_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the experiment of one variant that measures the config's source as it is.
+
+    Raises:
+      ConfigError: the config has variants, or no source.
+    """
+    from giraffe_jax.config import ConfigError
+
+    values = {key: config[key] for key in config}
+    if "variants" in values:
+        raise ConfigError("config.variants: this is an experiment's config; `giraffe run` measures its variants.")
+    if "source" not in values:
+        raise ConfigError("config: missing ['source']: the model to measure.")
+    source, scaling = str(values["source"]), values.pop("positions", None)
+    variant = {"name": Path(source).name, "positions": own_positions(source) if scaling is None else scaling}
+    return {"name": variant["name"]} | values | {"variants": [variant]}
+
+
+def own_positions(source: str) -> Any:
+    """Returns the position methods a source's own config names, without reading its weights."""
+    from giraffe_jax import checkpoint
+    from giraffe_jax.hf import config_from_json, gguf
+    from giraffe_jax.hf.load import locate
+    from giraffe_jax.tokenizer import gguf as gguf_file
+    from giraffe_jax.tokenizer import read_json
+
+    if checkpoint.is_workdir(source):
+        with checkpoint.manager(source) as checkpoints:
+            return checkpoint.read_about(checkpoints, checkpoints.latest_step())["model"]["positions"]
+    path = locate(source)
+    if path.is_file():
+        file = gguf_file.open_file(path)
+        return gguf.config(file, gguf.tensors(file)).positions
+    return config_from_json(read_json(path / "config.json"), str(path / "config.json")).positions

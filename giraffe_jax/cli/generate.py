@@ -1,0 +1,101 @@
+"""Continue a prompt.
+
+  giraffe generate --checkpoint=giraffe-mini --prompt="It is a truth universally" -n 64
+  giraffe generate --checkpoint=runs/llama --prompt-file=book.txt --positions='[dict(name="yarn", factor=4.0)]'
+
+The text that is generated goes to standard output, everything else to standard error.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="SRC",
+        help='a workdir, a Hugging Face directory, a .gguf file, "giraffe-mini" or "smollm2"',
+    )
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to continue")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file to continue; - reads standard input")
+    parser.add_argument("-n", type=int, default=64, metavar="N", help="most tokens to generate (64)")
+    parser.add_argument(
+        "--positions", metavar="LIST", help="position methods, as in a config; by default the model's own"
+    )
+    parser.add_argument("--policy", choices=("pinned", "per_call", "running"), default="pinned",
+                        help="the length that length-dependent methods read while text grows (pinned)")  # fmt: skip
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="of sampling; 0, the default, takes the likeliest"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in; by default the model's own")
+    parser.add_argument(
+        "--no-bos", action="store_true", help="do not put the tokenizer's first token before the prompt"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    text = read_prompt(args)
+    scaling = None if args.positions is None else parse_positions(args.positions)
+    import jax
+
+    from giraffe_jax import positions
+    from giraffe_jax.decode import LM, generate
+    from giraffe_jax.train import load
+
+    if scaling is not None:
+        positions.check(scaling, "--positions")
+    loaded = load(args.checkpoint, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
+    ids = list(loaded.tokenizer.encode(text))
+    if loaded.tokenizer.bos_id is not None and not args.no_bos:
+        ids.insert(0, loaded.tokenizer.bos_id)
+    lm = LM(loaded.model, loaded.params, loaded.tokenizer)
+    encoding = loaded.model.bind(scaling=scaling)
+    key = jax.random.key(args.seed)
+    settings: dict[str, Any] = dict(policy=args.policy, temperature=args.temperature, key=key)
+    (new,) = generate(lm, [ids], args.n, encoding, **settings)
+    print(f"{len(ids)} tokens of prompt, {len(new)} generated", file=sys.stderr)
+    print(loaded.tokenizer.decode(new))
+    return 0
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """Returns the prompt's text, from the command line, a file or standard input."""
+    from giraffe_jax.config import ConfigError
+
+    if args.prompt is not None:
+        return args.prompt
+    try:
+        return sys.stdin.read() if args.prompt_file == "-" else Path(args.prompt_file).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"--prompt-file: {args.prompt_file} is not a UTF-8 text file ({error}).") from error
+
+
+def parse_positions(text: str) -> list[dict[str, Any]]:
+    """Returns the list of methods that a flag spells: Python literals, `dict(name="yarn", factor=4.0)` included.
+
+    Raises:
+      ConfigError: it is not such a list; which methods there are is checked later.
+    """
+    import ast
+
+    from giraffe_jax.config import ConfigError
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            return {str(keyword.arg): value(keyword.value) for keyword in node.keywords}
+        return [value(item) for item in node.elts] if isinstance(node, ast.List) else ast.literal_eval(node)
+
+    try:
+        found = value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"--positions: {text!r} is not a list of dicts like [dict(name='yarn', factor=4.0)]."
+        ) from error
+    if not isinstance(found, list):
+        raise ConfigError(f"--positions: expected a list of dicts like [dict(name='yarn', factor=4.0)], got {text!r}.")
+    return found

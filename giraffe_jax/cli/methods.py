@@ -1,0 +1,166 @@
+"""The catalogue of position methods; with a NAME, one of them drawn and explained.
+
+giraffe methods
+giraffe methods yarn
+giraffe methods yarn factor=8 --head-dim=128 --theta=500000 --original-len=8192
+"""
+
+import argparse
+import ast
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+WIDTH = 48  # characters of the longest bar
+RANGES = {"Factor": "float >= 1", "Positive": "float > 0", "NonNegative": "float >= 0"}  # of positions/compose.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method's file as its source says it, read without importing it."""
+
+    name: str
+    summary: str
+    text: str  # the module's docstring
+    parameters: str
+    about: str  # the function's docstring
+    example: dict[str, Any]
+    needs: tuple[str, ...]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a method")
+    parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="its parameters; by default its example's")
+    parser.add_argument("--head-dim", type=int, help="width of a head (64, or what a list of its parameters fits)")
+    parser.add_argument("--theta", type=float, default=10000.0, help="RoPE base (10000)")
+    parser.add_argument("--original-len", type=int, default=2048, help="pretraining context in tokens (2048)")
+    parser.add_argument("--length", type=int, help="sequence length in tokens, for methods that depend on it")
+
+
+def run(args: argparse.Namespace) -> int:
+    from giraffe_jax.config import ConfigError, nearest
+
+    entries = {entry.name: entry for entry in catalogue()}
+    if args.name is None:
+        width = max(map(len, entries))
+        for entry in entries.values():
+            print(f"{entry.name:<{width}}  {entry.summary}\n{'':<{width}}    {entry.parameters or 'no parameters'}")
+        return 0
+    if args.name not in entries:
+        raise ConfigError(
+            f"unknown method {args.name!r}; there are {', '.join(entries)}.{nearest(args.name, list(entries))}"
+        )
+    entry = entries[args.name]
+    call = {"name": entry.name, **entry.example, **parse_parameters(args.parameters)}
+    picture = draw(call, args, entry)  # first: it may refuse the parameters
+    print(f"{entry.name}: {entry.text}\n\n{entry.name}({entry.parameters})\n\n    {entry.about}\n")
+    print(f"In a config: c.model.positions = [{_spelled(call)}]\n\n{picture}")
+    return 0
+
+
+def catalogue() -> list[Entry]:
+    """Returns the methods of positions/methods, in order of their names."""
+    import giraffe_jax
+
+    folder = Path(str(giraffe_jax.__file__)).parent / "positions" / "methods"
+    return [read_entry(file) for file in sorted(folder.glob("*.py")) if not file.name.startswith("_")]
+
+
+def read_entry(file: Path) -> Entry:
+    """Returns what a method's file says about itself."""
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    name = file.stem
+    (function,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    keywords = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    parameters = ", ".join(
+        f"{arg.arg}: {_type(ast.unparse(arg.annotation)) if arg.annotation else 'anything'}"
+        + ("" if default is None else f" = {ast.unparse(default)}")
+        for arg, default in keywords
+    )
+    text = (ast.get_docstring(module) or "").strip()
+    constants = _constants(module)
+    return Entry(
+        name=name,
+        summary=text.split("\n")[0].rstrip("."),
+        text=text,
+        parameters=parameters,
+        about=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
+        example=dict(constants.get("EXAMPLE") or {}),
+        needs=tuple(constants.get("NEEDS", ())),
+    )
+
+
+def _type(annotation: str) -> str:
+    """Returns an annotation as a reader of the catalogue wants it: ranges and choices instead of the names of types."""
+    annotation = re.sub(r"Annotated\[(\w+), Bound\((.+?)\)\]", r"\1 >= \2", annotation)
+    annotation = re.sub(r"Sequence\[(.+?)\]", r"list of \1", annotation)
+    annotation = re.sub(r"Literal\[(.+?)\]", lambda m: m[1].replace(", ", " | "), annotation)
+    return re.sub(r"\w+", lambda m: RANGES.get(m[0], m[0]), annotation)
+
+
+def _constants(module: ast.Module) -> dict[str, Any]:
+    """Returns the module's upper-case assignments whose values are literals or dict(...) of literals."""
+    found = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            value = node.value
+            try:
+                if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
+                    found[node.targets[0].id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
+                else:
+                    found[node.targets[0].id] = ast.literal_eval(value)
+            except ValueError:
+                continue
+    return found
+
+
+def parse_parameters(words: list[str]) -> dict[str, Any]:
+    """Returns `factor=8` and the like as keys and values; what is not a Python literal is text."""
+    from giraffe_jax.config import ConfigError
+
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{word!r}: parameters are written KEY=VALUE, as in factor=8.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[key] = value
+    return found
+
+
+def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
+    """Returns each rotary plane's speed relative to plain RoPE, as bars of text."""
+    from giraffe_jax import positions
+
+    lists = [value for value in call.values() if isinstance(value, list | tuple)]  # one value for each rotary plane
+    head_dim = args.head_dim or (2 * len(lists[0]) if lists else 64)
+    shape = dict(head_dim=head_dim, theta=args.theta, original_len=args.original_len)
+    length = args.length or (4 * args.original_len if "length" in entry.needs else None)
+    scaling = [call]
+    inv_freq, gain = positions.frequencies(scaling, **shape, length=length)
+    plain, _ = positions.frequencies([], **shape)
+    ratio = inv_freq.astype(float) / plain
+    head = ", ".join(f"{key} {value:g}" for key, value in (shape | ({"length": length} if length else {})).items())
+    lines = [f"Speed of each rotary plane relative to plain RoPE ({head}; gain {gain:.4g}):", ""]
+    shown = sorted({round(i * (len(ratio) - 1) / 15) for i in range(16)})
+    top = max(1.0, float(ratio.max()))
+    for plane in shown:
+        bar = "\u2588" * round(WIDTH * float(ratio[plane]) / top)
+        lines.append(
+            f"  plane {plane:>3}  wavelength {_wavelength(float(plain[plane]))} tokens  {ratio[plane]:7.4f}  {bar}"
+        )
+    if set(entry.needs) & {"positions", "key"}:
+        lines += ["", f"It changes more than frequencies: it reads {' and '.join(entry.needs)} inside the step."]
+    return "\n".join(lines)
+
+
+def _wavelength(inv_freq: float) -> str:
+    return f"{2 * math.pi / inv_freq:>12,.0f}"
+
+
+def _spelled(call: dict[str, Any]) -> str:
+    return f"dict({', '.join(f'{key}={value!r}' for key, value in call.items())})"

@@ -1,0 +1,26 @@
+"""Run an experiment: measure every variant on every task at every length, then write the report.
+
+  giraffe run experiments/quickstart --workdir=runs/quickstart
+
+What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
+variant added to the config costs only itself.
+"""
+
+import argparse
+from pathlib import Path
+
+from giraffe_jax.cli import configs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="FILE", help="an experiment's folder or config file, FILE[:ARG]")
+    configs.distributed_argument(parser)
+    parser.add_argument("--workdir", metavar="DIR", help="where results go; by default runs/<name of the experiment>")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = configs.load(args)
+    from giraffe_jax.experiment import run
+
+    workdir = args.workdir or Path("runs") / str(config.get("name") or Path(args.config.partition(":")[0]).stem)
+    return 1 if run(config, workdir).failures else 0

@@ -1,0 +1,25 @@
+"""Train a model as a config file says.
+
+  giraffe train --config=configs/llama2_7b_32k_tpu.py --config.steps=1000 --workdir=runs/llama2
+
+A new workdir gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. The same command with the same workdir
+continues from its last checkpoint, bit for bit as if it had never stopped.
+"""
+
+import argparse
+
+from giraffe_jax.cli import configs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configs.config_arguments(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = configs.load(args)
+    from giraffe_jax.train import train
+
+    train(config, args.workdir, quiet=args.quiet)
+    return 0

@@ -1,0 +1,216 @@
+"""Configs: small Python files that return a ConfigDict, built strictly into frozen, hashable dataclasses.
+
+A config file has one function, `get_config()` (optionally with one string argument), and every key in what it returns
+has a reader: an unknown key, a missing one or a wrong type raises here, before any device is touched.
+"""
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """The request itself is wrong: a key, a value, a file. The command line answers it with exit status 2."""
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def build(cls: type[T], values: Mapping[str, Any] | Any, where: str = "config") -> T:
+    """Returns the frozen dataclass `cls` made from nested mappings.
+
+    Args:
+      cls: a dataclass; its field types may be bool, int, float, str, Literal, other dataclasses, Mapping, tuples and
+        unions of these.
+      values: a mapping (ConfigDict or dict), or an instance of `cls`, which is returned as it is.
+      where: how the place is called in errors.
+
+    Raises:
+      ConfigError: unknown or missing keys, or values of the wrong type, each naming its place.
+    """
+    if isinstance(values, cls):
+        return values
+    if not _is_mapping(values):
+        raise ConfigError(f"{where}: expected the keys of {cls.__name__}, got {values!r}.")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    hints = _hints(cls)
+    given = {str(k): values[k] for k in values}
+    unknown = [k for k in given if k not in fields]
+    required = [k for k, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [k for k in required if k not in given]
+    if unknown or missing:
+        parts = [f"unknown {unknown}"] if unknown else []
+        parts += [f"missing {missing}"] if missing else []
+        hint = nearest(unknown[0], [k for k in fields if k not in given] or list(fields)) if unknown else ""
+        raise ConfigError(f"{where}: {', '.join(parts)}; {cls.__name__} takes {', '.join(fields)}.{hint}")
+    return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in given.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) or type(value).__name__ in ("ConfigDict", "FrozenConfigDict")
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return freeze(value)
+    if origin in (typing.Union, types.UnionType):
+        return _coerce_union(args, value, where)
+    if origin is Literal:
+        if value not in args:
+            hint_text = nearest(value, [str(a) for a in args]) if isinstance(value, str) else ""
+            raise ConfigError(f"{where}: got {value!r}; allowed are {', '.join(map(repr, args))}.{hint_text}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, collections.abc.Sequence):
+            raise ConfigError(f"{where}: expected a list, got {value!r}.")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_coerce(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}: {value!r}.")
+        return tuple(_coerce(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if origin in (collections.abc.Mapping, dict):
+        if not _is_mapping(value):
+            raise ConfigError(f"{where}: expected keys and values, got {value!r}.")
+        return freeze(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = hint if isinstance(hint, type) else origin or object
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, float)):
+        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}.")
+    return value
+
+
+def _coerce_union(args: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    errors = []
+    # An exact type wins, so that 1 stays an int under `int | float`.
+    for arg in sorted((a for a in args if a is not type(None)), key=lambda a: a is not type(value)):
+        try:
+            return _coerce(arg, value, where)
+        except ConfigError as e:
+            errors.append(str(e))
+    raise ConfigError(errors[0])
+
+
+class FrozenDict(Mapping):
+    """A hashable mapping, for parts of a config that a dataclass does not describe."""
+
+    def __init__(self, items: Any):
+        self._items = {k: freeze(items[k]) for k in items}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def freeze(value: Any) -> Any:
+    """Returns `value` with every mapping, list and set in it made hashable."""
+    if _is_mapping(value):
+        return value if isinstance(value, FrozenDict) else FrozenDict(value)
+    if isinstance(value, list | tuple):
+        return tuple(freeze(v) for v in value)
+    return value
+
+
+def to_dict(value: Any) -> Any:
+    """Returns what `json.dump` can write for a built config: dataclasses and mappings as dicts, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if _is_mapping(value):
+        return {str(k): to_dict(value[k]) for k in value}
+    if isinstance(value, list | tuple):
+        return [to_dict(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Returns the ConfigDict of a config file, with command-line overrides applied.
+
+    Args:
+      path: `file.py` or `file.py:argument`; a folder means its `config.py`.
+      overrides: flags as typed, `--config.optim.lr=1e-4`; list items too, `--config.model.positions[0].factor=8`.
+
+    Raises:
+      ConfigError: no such file, no `get_config`, an unknown key or a wrong type in an override.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    file, _, argument = str(path).partition(":")
+    if Path(file).is_dir():
+        file = str(Path(file) / "config.py")
+    if not Path(file).is_file():
+        raise ConfigError(f"--config: no such file: {file}.")
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            raise ConfigError(f"{flag}: not a flag of this command; config keys are set with --config.key=value.")
+    values = flags.FlagValues()
+    argv = ["giraffe", f"--config={file}" + (f":{argument}" if argument else ""), *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values["config"].value
+    except (flags.Error, AttributeError, KeyError, IndexError, TypeError) as e:
+        raise ConfigError(f"--config={path}: {e}") from e
+
+
+def describe(function: Callable) -> str:
+    """Returns the keyword-only parameters of a function as text: `factor: float, beta_fast: float = 32.0`."""
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parts = []
+    for p in keywords:
+        default = "" if p.default is p.empty else f" = {p.default!r}"
+        parts.append(f"{p.name}: {_type_name(p.annotation)}{default}")
+    return ", ".join(parts) or "no parameters"
+
+
+def _type_name(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        # Numbers that may also be arrays inside a step are floats in a config.
+        if typing.get_origin(args[0]) not in (typing.Union, types.UnionType):
+            return _type_name(args[0])
+        return "list[float]" if getattr(args[1], "many", False) else "float"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(a) for a in args)
+    if origin is Literal:
+        return " | ".join(map(repr, args))
+    if origin is not None and args:
+        return f"list[{_type_name(args[0])}]"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,81 @@
+"""A TensorFlow Datasets builder for local long documents, without TensorFlow: txt, jsonl or parquet -> array_record.
+
+Prepared once, a collection of documents has one shape whatever it came from, random access, and TFDS's own records of
+what it holds (`dataset_info.json`, features, checksums); it is read back through `tfds.data_source`.
+
+    path = prepare("text", "books/*.txt", data_dir="prepared")       # then: sources=(SourceConfig("tfds", path), )
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.source import FileKind, content_fingerprint, read_documents
+
+INFO = "dataset_info.json"
+FORMAT = "array_record"
+
+
+class LongDocuments(tfds.core.GeneratorBasedBuilder):
+    """Documents of local files, one example each: `text` and `id` (file name, with the line or row where it has many).
+
+    The name of the builder's config comes from the files' content, so that changed files are prepared anew and what was
+    prepared from the old ones is left as it is.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, kind: FileKind, path: str, data_dir: str):
+        self._kind: FileKind = kind
+        self._path = path
+        config = tfds.core.BuilderConfig(name=f"{kind}-{content_fingerprint(kind, path, 'prepare')[:16]}")
+        super().__init__(config=config, data_dir=data_dir, file_format=FORMAT)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, description=f"Local documents ({self._kind}).")
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number, document in enumerate(read_documents(self._kind, self._path, "prepare")):
+            yield number, {"id": document.id, "text": document.text}
+
+
+def prepare(kind: FileKind, path: str, data_dir: str) -> str:
+    """The directory of the prepared documents of `path`; they are prepared now if they have not been.
+
+    A crash leaves nothing that could be taken for a finished preparation: TFDS writes aside and renames.
+    """
+    if kind == "tfds":
+        raise ConfigError("prepare: kind 'tfds' is prepared already; allowed are 'text', 'jsonl', 'parquet'")
+    builder = LongDocuments(kind=kind, path=path, data_dir=str(Path(data_dir).expanduser().absolute()))
+    builder.download_and_prepare(file_format=FORMAT)
+    return str(builder.data_path)
+
+
+def open_documents(path: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of every prepared document, in TFDS's order, which is fixed once prepared.
+
+    path: what `prepare` gave, or a data directory with one prepared collection in it.
+    Raises FileNotFoundError where there is none, ConfigError where there are several.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"tfds source: nothing is at {path!r}")
+    found = sorted(info.parent for info in root.rglob(INFO) if not info.parent.name.startswith("incomplete"))
+    if len(found) != 1:
+        names = [str(directory.relative_to(root)) for directory in found]
+        raise ConfigError(f"tfds source: {path} holds {len(found)} prepared collections, one is needed: {names}")
+    builder: Any = tfds.builder_from_directory(found[0])
+    for example in builder.as_data_source(split="train"):
+        yield _text(example["id"]), _text(example["text"])
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else value

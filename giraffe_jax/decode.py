@@ -1,0 +1,287 @@
+"""A language model as evaluations and people use it: score tokens, generate tokens.
+
+The compiled functions are module-level and pure; what differs between position methods (frequencies, gain, length) are
+their arguments, so all methods that differ in numbers share one compilation. Shapes are bucketed for the same reason.
+
+Methods whose frequencies depend on the sequence length need to be told which length while text grows (`policy`):
+
+- "pinned": one length for the whole generation, by default prompt + n. Cached decoding equals a full forward pass.
+- "per_call": the length so far, while cached keys stay as they were rotated: what transformers does.
+- "running": the length so far, for old keys too: the cache holds raw keys and rotates them anew in every step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.loss import token_nll
+from giraffe_jax.model import Cache, Llama, ModelConfig, logits, unembedding
+from giraffe_jax.positions import Encoding
+
+Policy = Literal["pinned", "per_call", "running"]
+Tokens = Int[Array | np.ndarray, "B T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LM:
+    """A model with its parameters (in the dtype to compute in) and its tokenizer."""
+
+    config: ModelConfig
+    params: Any
+    tokenizer: Any
+
+
+def score(
+    lm: LM,
+    tokens: Tokens,
+    encoding: Encoding | None = None,
+    segments: Tokens | None = None,
+    positions: Float[Array | np.ndarray, "B T"] | None = None,
+) -> tuple[Float[Array, "B T-1"], Bool[Array, "B T-1"]]:
+    """Returns (nll in nats, whether it is the most likely token) of every token but the first of each row.
+
+    Args:
+      lm: the model.
+      tokens: input ids; rows may be padded on the right.
+      encoding: without positions; by default the config's own. Its length is the one it is bound with, else T.
+      segments: document of each token, 0 where there is padding; by default one document a row.
+      positions: tokens since the document's start; by default the index in the row.
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if positions is None:
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
+    segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
+    encoding = lm.config.bind() if encoding is None else encoding
+    return _score(_program(lm.config), lm.params, tokens, encoding.at(positions), segments)
+
+
+def prefill(
+    lm: LM,
+    tokens: Tokens,
+    lengths: Int[Array | np.ndarray, "B"],
+    encoding: Encoding,
+    *,
+    capacity: int,
+    raw: bool = False,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Returns the logits after each row's last token, and the cache that holds the rows.
+
+    Args:
+      lm: the model.
+      tokens: prompts, padded on the right.
+      lengths: tokens of each prompt.
+      encoding: with the positions of the tokens, or without them for 0, 1, 2, ...
+      capacity: tokens that the cache has room for, prompt and generated.
+      raw: keep keys unrotated: policy "running", and methods of several bands.
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if encoding.positions is None:
+        encoding = encoding.at(np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape))
+    lengths = jnp.asarray(lengths, jnp.int32)
+    return _prefill(_program(lm.config), lm.params, tokens, lengths, encoding, capacity=capacity, raw=raw)
+
+
+def decode_step(
+    lm: LM, token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Returns the logits after one more token in each row, and the cache with it.
+
+    `encoding` has the tokens' positions, `.at(cache.index[:, None])` where they count from 0, or gets these.
+    """
+    if encoding.positions is None:
+        encoding = encoding.at(cache.index[:, None])
+    return _step(_program(lm.config), lm.params, jnp.asarray(token, jnp.int32), encoding, cache)
+
+
+def generate(
+    lm: LM,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    encoding: Encoding | None = None,
+    *,
+    length: float | None = None,
+    policy: Policy = "pinned",
+    stop: Sequence[int] | None = None,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+    batch: int | None = None,
+    width: int | None = None,
+) -> list[list[int]]:
+    """Returns for each prompt up to `n` new tokens; a stop token ends a row and is left out.
+
+    A row's tokens do not depend on which other prompts are in the call, temperature 0 provided.
+
+    Args:
+      lm: the model.
+      prompts: token ids, of any lengths.
+      n: most tokens to generate.
+      encoding: without positions; by default the config's own.
+      length: sequence length in tokens for policy "pinned"; by default each prompt's own length plus n.
+      policy: which length methods read while text grows; see the module's docstring.
+      stop: ids that end a row; by default the tokenizer's end token.
+      temperature: of sampling; 0 takes the most likely token.
+      key: PRNG key, needed for a temperature above 0.
+      batch: prompts in one forward pass; by default all.
+      width: pad prompts to this many tokens, so that calls share a compilation; by default a bucket of their own.
+
+    Raises:
+      ConfigError: an empty prompt, a token outside the vocabulary, a temperature without a key, an unknown policy.
+    """
+    encoding = lm.config.bind() if encoding is None else encoding
+    _check(lm, prompts, n, policy, temperature, key)
+    dependent = any("length" in call.needs for call in encoding.pending)
+    if not dependent or (policy == "pinned" and length is not None):
+        encoding = encoding if length is None else encoding.replace(length=np.float32(length))
+        groups = {length: list(range(len(prompts)))}
+    else:
+        # One length argument serves a whole batch, so only prompts of the same length can share one.
+        groups = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(len(prompt), []).append(i)
+    ends = _stop(lm.tokenizer, stop)
+    longest = max(map(len, prompts), default=1)
+    width = max(longest, width or _bucket(longest))
+    settings = dict(policy=policy if dependent else "pinned", sample=temperature > 0, room=_bucket(n))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    for members in groups.values():
+        pinned = encoding
+        if dependent and policy == "pinned" and length is None:
+            pinned = encoding.replace(length=np.float32(len(prompts[members[0]]) + n))
+        size = batch or _bucket(len(members), least=1)
+        for start in range(0, len(members), size):
+            rows = members[start : start + size]
+            row_key = jax.random.key(0) if key is None else jax.random.fold_in(key, rows[0])
+            inputs = _pad([prompts[i] for i in rows], size, width)
+            out = _generate(lm, inputs, pinned, n, ends, temperature, row_key, settings)
+            for i, row in zip(rows, out, strict=False):
+                outputs[i] = row
+    return outputs
+
+
+def _generate(lm: LM, inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
+    tokens, lengths = inputs
+    raw = settings["policy"] == "running" or len(encoding.bands) > 1
+    capacity = tokens.shape[1] + settings["room"]
+    if settings["policy"] != "pinned":
+        encoding = encoding.replace(length=np.float32(lengths.max()))
+    elif encoding.length is None:
+        encoding = encoding.replace(length=np.float32(capacity))
+    first, cache = prefill(lm, tokens, np.maximum(lengths, 1), encoding, capacity=capacity, raw=raw)
+    inputs = (first, cache, encoding, n, stop, np.float32(temperature), key, lengths > 0)
+    out, count = _loop(_program(lm.config), lm.params, *inputs, **settings)
+    return [row[:k].tolist() for row, k in zip(np.asarray(out), np.asarray(count), strict=True)]
+
+
+# Compiled functions. `config` never holds the methods: they are in the encoding, or two methods would compile twice.
+
+
+def _program(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, positions=(), remat="none")
+
+
+def _forward(config: ModelConfig, params, *inputs) -> tuple[Any, Any]:
+    hidden, cache = Llama(config).apply({"params": params}, *inputs)
+    return hidden, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(config: ModelConfig, params, tokens, encoding: Encoding, segments):
+    hidden, _ = _forward(config, params, tokens, encoding, segments, None)
+    # All T tokens go in, since T is what divides into blocks; the last one's prediction is nobody's.
+    targets = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
+    nll, _, correct = token_nll(hidden, unembedding(params), targets)
+    return nll[:, :-1], correct[:, :-1]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "raw"))
+def _prefill(config: ModelConfig, params, tokens, lengths, encoding: Encoding, *, capacity: int, raw: bool):
+    batch, num_tokens = tokens.shape
+    segments = (jnp.arange(num_tokens) < lengths[:, None]).astype(jnp.int32)
+    cache = Cache.init(config, batch, capacity, raw=raw)
+    hidden, filled = _forward(config, params, tokens, encoding, segments, cache)
+    last_B1D = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+    # Slots past a row's length hold padding: they are written again before anything may attend to them.
+    return logits(params, last_B1D)[:, 0], dataclasses.replace(filled, index=lengths)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(config: ModelConfig, params, token, encoding: Encoding, cache: Cache):
+    hidden, longer = _forward(config, params, token[:, None], encoding, None, cache)
+    return logits(params, hidden)[:, 0], longer
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("policy", "sample", "room"))
+def _loop(
+    config, params, first, cache, encoding, n, stop, temperature, key, alive, *, policy: Policy, sample: bool, room: int
+):
+    """Returns (tokens [B room], how many of each row count)."""
+
+    def choose(scores_BV, key):
+        return jax.random.categorical(key, scores_BV / temperature) if sample else jnp.argmax(scores_BV, axis=-1)
+
+    def take(scores_BV, step, out, count, alive, key):
+        token = choose(scores_BV, jax.random.fold_in(key, step)).astype(jnp.int32)
+        alive &= ~jnp.isin(token, stop)
+        return token, out.at[:, step].set(token), count + alive.astype(jnp.int32), alive
+
+    def unfinished(state):
+        step, _, _, _, _, alive = state
+        return (step < n) & alive.any()
+
+    def body(state):
+        step, token, cache, out, count, alive = state
+        length = None if policy == "pinned" else jnp.max(jnp.where(alive, cache.index, 0)) + 1
+        here = encoding.at(cache.index[:, None], length=length)
+        scores_BV, cache = _step(config, params, token, here, cache)
+        token, out, count, alive = take(scores_BV, step, out, count, alive, key)
+        return step + 1, token, cache, out, count, alive
+
+    out, count = jnp.zeros((first.shape[0], room), jnp.int32), jnp.zeros(first.shape[0], jnp.int32)
+    token, out, count, alive = take(first, 0, out, count, alive, key)
+    state = jax.lax.while_loop(unfinished, body, (jnp.int32(1), token, cache, out, count, alive))
+    return state[3], state[4]
+
+
+def _bucket(n: int, least: int = 16) -> int:
+    """Returns the smallest of least, 1.5 least, 2 least, 3 least, 4 least, 6 least, ... that holds n: few shapes."""
+    size = least
+    while size < n:
+        if size % 2 == 0 and size * 3 // 2 >= n:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+def _pad(prompts: Sequence[Sequence[int]], size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
+    return tokens, lengths
+
+
+def _stop(tokenizer: Any, stop: Sequence[int] | None) -> np.ndarray:
+    ids = ([] if tokenizer.eos_id is None else [tokenizer.eos_id]) if stop is None else list(stop)
+    # Never empty, and of few sizes: -1 is nobody's id.
+    return np.array([*ids, *[-1] * (_bucket(max(1, len(ids)), least=4) - len(ids))], np.int32)
+
+
+def _check(lm: LM, prompts: Sequence[Sequence[int]], n: int, policy: str, temperature: float, key: Any) -> None:
+    if policy not in ("pinned", "per_call", "running"):
+        raise ConfigError(f"generate: policy must be 'pinned', 'per_call' or 'running', got {policy!r}.")
+    if n < 1:
+        raise ConfigError(f"generate: n must be at least 1, got {n}.")
+    if temperature < 0 or (temperature > 0 and key is None):
+        raise ConfigError(f"generate: temperature {temperature} must be 0 (most likely token), or positive with a key.")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ConfigError(f"generate: prompts[{i}] is empty; start it with the tokenizer's first token.")
+        wrong = [t for t in prompt if not 0 <= t < lm.config.vocab_size]
+        if wrong:
+            raise ConfigError(f"generate: prompts[{i}] has token {wrong[0]}; ids are 0 to {lm.config.vocab_size - 1}.")

@@ -1,0 +1,48 @@
+"""Evaluation tasks, one file each: the file's name is the task's name in a config, its dataclass holds the config's
+keys.
+
+A task module has `Task` (a frozen dataclass whose first field is `name`) and
+`rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples are a pure
+function of (task, tokenizer, length), so every model and method is asked exactly the same. Imports nothing heavy:
+reports use `stats` where JAX is not started.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from giraffe_jax import config
+
+# Modules of this folder that are not tasks: how rows are made, and what is made of them.
+_MACHINERY = ("run", "scoring", "stats")
+
+
+def names() -> list[str]:
+    """Returns the names of the tasks in this folder, sorted."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+
+
+def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:
+    """Returns the frozen dataclass of a task from its mapping, `dict(name="passkey", lengths=[512], ...)`.
+
+    ConfigError for a missing or unknown name (naming the nearest), for unknown keys and for wrong types.
+    """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        return values
+    name = getattr(values, "get", lambda key: None)("name")
+    if name not in names():
+        nearest = difflib.get_close_matches(str(name), names(), n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise config.ConfigError(f"{where}.name: got {name!r}; the tasks are {', '.join(names())}.{hint}")
+    task = config.build(importlib.import_module(f"{__name__}.{name}").Task, values, f"{where} ({name})")
+    if not task.lengths or min(task.lengths) < 2:
+        raise config.ConfigError(f"{where}.lengths: got {task.lengths}; expected token counts of 2 or more.")
+    return task
+
+
+def label(task: Any) -> str:
+    """Returns how rows name the task: its `label` where one is set (two tasks of one kind need it), else its name."""
+    return task.label or task.name

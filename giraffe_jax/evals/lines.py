@@ -1,0 +1,176 @@
+"""Line retrieval: a record of `line <key>: <number>`, then the question for one key's number (LongEval,
+LongChat-Lines).
+
+Style "longchat" is the published text to the letter, two-word keys included (LongEval's LRT-NL; Giraffe's
+LongChat-Lines are its files), filled with as many lines as `length` tokens hold. A base model is given LongEval's cue
+for models that only continue text, after which the number must follow; `cue=False` leaves the prompt as chat models
+get it, and then only generation can be scored. Keys are never repeated, which the published generator does not make
+sure of. Style "compact" is this project's own short text, for models of a few million parameters (see
+`data.synthetic`).
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data import synthetic
+from giraffe_jax.evals import scoring
+from giraffe_jax.evals.scoring import Example, Scoring
+
+HEADER = (
+    "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
+    "'<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, memorize its corresponding "
+    "<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the corresponding <REGISTER_CONTENT> of "
+    "a certain line index. Now the record start:\n\n"
+)
+LINE = "line {key}: REGISTER_CONTENT is <{value}>\n"
+QUESTION = "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {key}? I need the number."
+CUE = "Line <{key}>: <REGISTER_CONTENT> is"
+HIGHEST = 50_000
+
+# Our own words, so that prompts do not change with a word list's version.
+ADJECTIVES = tuple(
+    """
+    able acid aged airy ample amber ancient arid bald basic bitter bland blind blunt bold brave brief bright brisk broad
+    bumpy busy calm careful cheap clean clear clever clumsy coarse cold common cosy crisp crooked curious curly damp
+    dark deep dense dizzy double dry dull dusty eager early easy elastic empty equal even exact faint fair famous
+    fancy fast fierce final firm flat fluffy foggy fond formal fragile free fresh frosty full fuzzy gentle giant glad
+    glossy golden grand gray great green grim gritty handy happy hard harsh hasty heavy hidden high hollow honest huge
+    humble hungry icy idle jolly keen kind large late lazy lean light lively lone long loose loud loyal lucky mad
+    major mellow merry mild minor misty modern modest moist muddy narrow neat new noble noisy odd old open orange
+    outer pale patient plain polite proud pure quick quiet rapid rare raw ready rich ripe rough round royal rusty sad
+    safe salty sandy sharp shiny short shy silent silky simple sleepy slim slow small smart smooth soft solid sore
+    sour spare spicy stale steady steep stern stiff still strange strict strong sturdy sunny sweet swift tall tame
+    tart tender thick thin tidy tight tiny tough true upper urban useful vague vain vast vivid warm wary weak weary
+    wet white whole wide wild windy wise witty wooden young
+    """.split()
+)
+NOUNS = tuple(
+    """
+    acorn anchor apple apron arrow badge bakery balcony bamboo banjo barn barrel basin basket beacon beaver bench berry
+    blanket bottle boulder branch brick bridge broom bucket button cabin cactus camel candle canoe canyon carpet castle
+    cedar cellar chair cherry chimney circle clock cloud clover coast coin comet compass copper coral corner cotton
+    cradle crane crater cricket crown curtain daisy desert desk diary dolphin donkey door drum eagle easel elbow
+    engine fable falcon farmer feather fence ferry fiddle finch flag flame flute forest fossil fountain fox garden
+    garlic gate ginger glacier glove goat grape gravel guitar hammer harbor hazel hedge helmet heron hill honey
+    horizon island ivory jacket jasmine jungle kettle kitchen kite ladder lagoon lantern lemon letter library lily
+    lizard lobster lumber magnet mango maple marble market meadow melon mirror mitten monkey mosaic mountain museum
+    napkin needle nest oasis ocean olive onion orchard otter oven owl paddle palace panther paper parrot pasture peach
+    pebble pencil pepper piano pigeon pillow planet plateau pocket pony poplar prairie puddle puzzle quarry quilt
+    rabbit radio raven ribbon river robin rocket saddle salmon sandal saucer school shadow shelter shovel signal
+    spider spoon squash stable statue summit table teapot temple thimble thunder ticket tiger tunnel turnip valley
+    velvet village violin wagon walnut willow window winter zebra
+    """.split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """The keys of a line retrieval task; `n` examples for every length (and depth, where depths are set)."""
+
+    lengths: tuple[int, ...]
+    n: int = 50
+    depths: tuple[float, ...] | None = None  # None: the line asked for is drawn
+    style: Literal["longchat", "compact"] = "longchat"
+    scoring: tuple[Scoring, ...] = ("teacher",)
+    cue: bool = True  # longchat: end with the start of the answer
+    new_tokens: int = 16  # generated; part of the budget whatever the scoring. Giraffe: 35, LongEval: 100
+    bos: bool = False  # whether the tokenizer's first token goes before the prompt
+    seed: int = 0
+    name: Literal["lines"] = "lines"
+    label: str | None = None
+
+    def __post_init__(self):
+        scoring.check_retrieval(self)
+        if not self.cue and "teacher" in self.scoring and self.style == "longchat":
+            raise ConfigError("lines.scoring: 'teacher' needs cue=True; without it the answer's words are the model's.")
+
+
+Task = Lines
+
+
+def rows(task: Lines, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
+    yield from scoring.retrieval_rows(
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch
+    )
+
+
+def examples(task: Lines, tokenizer: Any, length: int) -> list[Example]:
+    """Returns n examples (per depth) in at most `length` tokens each, answer included.
+
+    Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
+    """
+    make = _longchat if task.style == "longchat" else _compact(task, tokenizer)
+    return [make(task, tokenizer, length, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
+
+
+def prompt(keys: Sequence[str], values: Sequence[int], target: int, *, trailing_space: bool = False) -> str:
+    """Returns the published prompt asking for line `target`; some of the published files end it with a space."""
+    record = "".join(LINE.format(key=k, value=v) for k, v in zip(keys, values, strict=True))
+    return HEADER + record + QUESTION.format(key=keys[target]) + " " * trailing_space
+
+
+def draw_keys(rng: random.Random, n: int) -> list[str]:
+    """Returns n different `adjective-noun` keys. ConfigError if there are not as many."""
+    most = len(ADJECTIVES) * len(NOUNS)
+    if n > most:
+        raise ConfigError(f"lines: {n} different keys wanted, there are {most}.")
+    return [f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}" for i in rng.sample(range(most), n)]
+
+
+def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
+    rng = random.Random(f"lines {task.seed} {length} {depth} {i}")
+    # More than can fit: no tokenizer makes less than six tokens of a line.
+    keys = draw_keys(rng, min(len(ADJECTIVES) * len(NOUNS), length // 6 + 16))
+    values = [rng.randint(1, HIGHEST) for _ in keys]
+    where = rng.random()
+    bos = scoring.bos(task, tokenizer)
+
+    def build(more: int) -> Example:
+        n = more + 1
+        target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
+        text = prompt(keys[:n], values[:n], target)
+        cue = " " + CUE.format(key=keys[target]) if task.cue else ""
+        # Without the closing bracket: what follows it is the tokenizer's and the model's habit, not retrieval.
+        before, answer = scoring.split(tokenizer, text + cue, f" <{values[target]}")
+        return Example(bos + before, answer, values[target], target / max(1, n - 1))
+
+    _, example = scoring.largest(
+        build,
+        cost=lambda e: len(e.prompt) + max(len(e.answer), task.new_tokens),
+        budget=length,
+        probe=8,
+        what=f"lines (longchat) at length {length}",
+    )
+    return example
+
+
+def _compact(task: Lines, tokenizer: Any):
+    encode = synthetic.piece_encoder(tokenizer)
+    bos = scoring.bos(task, tokenizer)
+
+    def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
+        rng = np.random.default_rng([task.seed, length, 0 if depth is None else 1 + round(depth * 1e6), i])
+        answer = synthetic.ANSWER.format(value=synthetic.TYPICAL_VALUE) + synthetic.ANSWER_END
+        spare = max(0, task.new_tokens - len(encode(answer)))
+        try:
+            document = synthetic.lines_document(
+                rng, length - len(bos) - spare, lambda text: len(encode(text)), queries=1, depth=depth
+            )
+        except ValueError as error:
+            raise ConfigError(f"lines (compact) at length {length}, {task.new_tokens} new tokens: {error}") from None
+        records = [piece.text for piece in document if piece.role == "record"]
+        asked = document[-2].text
+        target = next(k for k, text in enumerate(records) if asked == synthetic.line_query(_key(text)))
+        return scoring.from_pieces(document, encode, bos, target / max(1, len(records) - 1))
+
+    return make
+
+
+def _key(record: str) -> str:
+    return record.removeprefix("line ").rpartition(" ")[0]

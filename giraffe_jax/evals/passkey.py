@@ -1,0 +1,117 @@
+"""Passkey retrieval: one number hidden in filler, asked for at the end; by length and by depth.
+
+Style "landmark" is the published prompt to the letter (Mohtashami and Jaggi 2023, 2305.16300; as YaRN, LongLoRA and
+PoSE use it), with two changes that make a score mean something: the filler is cut so that prompt and answer fill
+`length` tokens of the model's own tokenizer, and depths are set, not drawn. The key always has five digits. Style
+"compact" is this project's own short text, for models of a few million parameters (see `data.synthetic`).
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data import synthetic
+from giraffe_jax.evals import scoring
+from giraffe_jax.evals.scoring import Example, Scoring
+
+INSTRUCTION = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there."
+)
+GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Passkey:
+    """The keys of a passkey task; `n` examples for every length and depth."""
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
+    n: int = 20
+    style: Literal["landmark", "compact"] = "landmark"
+    scoring: tuple[Scoring, ...] = ("teacher",)
+    new_tokens: int = 10  # generated; part of the budget whatever the scoring, so that prompts do not depend on it
+    bos: bool = False  # whether the tokenizer's first token goes before the prompt
+    seed: int = 0
+    name: Literal["passkey"] = "passkey"
+    label: str | None = None
+
+    def __post_init__(self):
+        scoring.check_retrieval(self)
+
+
+Task = Passkey
+
+
+def rows(task: Passkey, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example, depth by depth; the metrics are those of `scoring.retrieval_rows`."""
+    yield from scoring.retrieval_rows(
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch
+    )
+
+
+def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
+    """Returns n examples per depth in at most `length` tokens each, answer included.
+
+    Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
+    """
+    make = _landmark if task.style == "landmark" else _compact(task, tokenizer)
+    made: list[Example] = []
+    for depth in task.depths:
+        for i in range(task.n):
+            made.append(make(task, tokenizer, length, depth, i))
+    return made
+
+
+def prompt(key: int, filler: int, depth: float) -> str:
+    """Returns the published prompt with `filler` characters of filler, the share `depth` of them before the key.
+
+    Both stretches of filler start with the first sentence, as in the published code.
+    """
+    garbage = " ".join([GARBAGE] * (filler // (len(GARBAGE) + 1) + 1))
+    before = round(depth * filler)
+    information = INFORMATION.format(key=key)
+    return "\n".join([INSTRUCTION, garbage[:before], information, garbage[: filler - before], QUESTION])
+
+
+def _landmark(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
+    key = random.Random(f"passkey {task.seed} {length} {depth:.6f} {i}").randint(10_000, 99_999)
+    bos = scoring.bos(task, tokenizer)
+
+    def build(filler: int) -> Example:
+        before, answer = scoring.split(tokenizer, prompt(key, filler, depth), f" {key}")
+        return Example(bos + before, answer, key, depth)
+
+    _, example = scoring.largest(
+        build,
+        cost=lambda e: len(e.prompt) + max(len(e.answer), task.new_tokens),
+        budget=length,
+        probe=256,
+        what=f"passkey (landmark) at length {length}",
+    )
+    return example
+
+
+def _compact(task: Passkey, tokenizer: Any):
+    encode = synthetic.piece_encoder(tokenizer)
+    bos = scoring.bos(task, tokenizer)
+
+    def make(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
+        rng = np.random.default_rng([task.seed, length, round(depth * 1e6), i])
+        answer = synthetic.ANSWER.format(value=synthetic.TYPICAL_VALUE) + synthetic.ANSWER_END
+        spare = max(0, task.new_tokens - len(encode(answer)))
+        try:
+            document = synthetic.passkey_document(
+                rng, length - len(bos) - spare, lambda text: len(encode(text)), depth=depth
+            )
+        except ValueError as error:
+            raise ConfigError(f"passkey (compact) at length {length}, {task.new_tokens} new tokens: {error}") from None
+        return scoring.from_pieces(document, encode, bos, depth)
+
+    return make

@@ -1,0 +1,189 @@
+"""Perplexity by length, under one of three protocols that the literature calls by one name.
+
+- `truncated`: the first `length` tokens of every document in one pass (YaRN's tables and figure 1).
+- `strided`: a window of `length` tokens moved by `stride`; every window scores its last `stride` tokens, the first one
+  scores all it has. Positions restart in every window (Press et al. 2022; PI and LongLoRA with stride 256).
+- `chunked`: windows side by side, all tokens scored (most in-training evaluations). Pessimistic: a window's first
+  tokens have no context.
+
+A row is one window: mean loss, tokens scored, and the summed loss per bin of context length, the loss-by-position
+curve. How windows are averaged (token, window or document) is decided afterwards, by `stats.mean_nll`. Where the text
+comes from: every length of a task scores the same documents, those long enough for the longest.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import scoring
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """The keys of a perplexity task; `n` counts windows, taken one per document in turn, documents in sorted order."""
+
+    lengths: tuple[int, ...]
+    documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
+    protocol: Literal["strided", "truncated", "chunked"] = "truncated"
+    stride: int | None = None  # strided only; None: an eighth of the length
+    n: int | None = 16  # None: every window of every document
+    bos: Literal["document", "window", "none"] = "none"  # where the tokenizer's first token goes
+    bins: int = 16
+    bin_spacing: Literal["log", "uniform"] = "log"
+    name: Literal["perplexity"] = "perplexity"
+    label: str | None = None
+
+
+Task = Perplexity
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Tokens to score in one pass; targets before index `first` are context only."""
+
+    document: str
+    index: int
+    tokens: np.ndarray
+    first: int
+
+
+def rows(task: Perplexity, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per window: metrics nll (mean nats) and tokens; bins [low, high, summed nats, tokens]."""
+    windows = examples(task, lm.tokenizer, length)
+    edges = bin_edges(length, task.bins, task.bin_spacing)
+    size = scoring.batch_size(length, tokens_per_batch, len(windows))
+    scores = scoring.scores(lm, [w.tokens for w in windows], length, encoding, size)
+    for example, (window, (nll, _)) in enumerate(zip(windows, scores, strict=True)):
+        scored = np.asarray(nll, np.float64)[window.first - 1 :]
+        context = np.arange(window.first, length)
+        yield {
+            "example": example,
+            "metrics": {"nll": float(scored.mean()), "tokens": len(scored)},
+            "protocol": task.protocol,
+            "document": window.document,
+            "window": window.index,
+            "bins": _bins(scored, context, edges),
+        }
+
+
+def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
+    """Returns the windows of `length` tokens that the task scores.
+
+    ConfigError where a document is missing or none is long enough (naming the longest and its tokens), or the stride or
+    `bos` cannot be had.
+    """
+    stride = _stride(task, length)
+    bos = _bos(task, tokenizer)
+    inside = length - (task.bos == "window")  # document tokens per window
+    longest = max(task.lengths)
+    chosen: list[tuple[str, str]] = []
+    seen: list[tuple[int, str]] = []
+    for name, path in files(task.documents):
+        text = _read(path)
+        count = len(head(tokenizer, text, longest)) + len(bos)
+        seen.append((count, str(path)))
+        if count >= longest:
+            chosen.append((name, text))
+        if task.n is not None and len(chosen) == task.n:
+            break
+    if not chosen:
+        count, path = max(seen)
+        raise ConfigError(
+            f"perplexity.documents: none of {len(seen)} is {longest} tokens long, which the longest of lengths "
+            f"{task.lengths} needs; the longest is {path} with {count} tokens."
+        )
+    step = {"truncated": 0, "chunked": inside, "strided": stride}[task.protocol]
+    each = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
+    windows = []
+    for name, text in chosen:
+        tokens = head(tokenizer, text, None if each is None else inside + (each - 1) * step)
+        tokens = bos + tokens if task.bos == "document" else tokens
+        count = 1 if step == 0 else (len(tokens) - inside) // step + 1
+        for k in range(count if each is None else min(count, each)):
+            piece = tokens[k * step : k * step + inside]
+            piece = bos + piece if task.bos == "window" else piece
+            first = length - stride if task.protocol == "strided" and k > 0 else 1
+            windows.append(Window(name, k, np.asarray(piece, np.int32), first))
+    # One window of every document before the second of any: the first n are as many documents as there are.
+    windows.sort(key=lambda w: w.index)
+    return windows if task.n is None else windows[: task.n]
+
+
+def bin_edges(length: int, bins: int, spacing: str = "log") -> list[int]:
+    """Returns increasing edges from 1 to `length` of at most `bins` bins of context, tokens before the target."""
+    space = np.geomspace if spacing == "log" else np.linspace
+    return sorted({int(round(x)) for x in space(1, length, bins + 1)})
+
+
+def files(documents: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Returns (name, path) of the text files that `documents` names, in that order, a directory's own sorted."""
+    found: list[tuple[str, Path]] = []
+    for place in documents:
+        path = Path(place)
+        if not path.exists():
+            raise ConfigError(f"perplexity.documents: no such file or directory: {place}.")
+        inside = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
+        if path.is_dir() and not inside:
+            raise ConfigError(f"perplexity.documents: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
+        found.extend([(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(path.name, path)])
+    if not found:
+        raise ConfigError("perplexity.documents: the list is empty; name text files or directories of them.")
+    return found
+
+
+def head(tokenizer: Any, text: str, count: int | None) -> list[int]:
+    """Returns the first `count` tokens of a text (fewer if it has fewer; all if None) without reading much further.
+
+    Whole books are not tokenised for their first page: a prefix is, cut where a line ends, and twice as much if it
+    was too short. A line's end is where no tokenizer joins what is before it with what comes after.
+    """
+    if count is None:
+        return tokenizer.encode(text)
+    size = 4 * count + 1024
+    while True:
+        cut = text.rfind("\n", 0, size) if size < len(text) else len(text)
+        if cut > 0:
+            tokens = tokenizer.encode(text[:cut])
+            if len(tokens) >= count or cut == len(text):
+                return tokens[:count]
+        size *= 2
+
+
+def _bins(nll: np.ndarray, context: np.ndarray, edges: list[int]) -> list[list[float]]:
+    table: list[list[float]] = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = nll[(context >= low) & (context < high)]
+        if len(inside):
+            table.append([low, high, float(inside.sum()), len(inside)])
+    return table
+
+
+def _stride(task: Perplexity, length: int) -> int:
+    if task.stride is not None and task.protocol != "strided":
+        raise ConfigError(f"perplexity.stride: only 'strided' has one, got {task.stride} with {task.protocol!r}.")
+    stride = task.stride or max(1, length // 8)
+    if not 1 <= stride < length:
+        raise ConfigError(f"perplexity.stride: expected 1 to length - 1 = {length - 1}, got {stride}.")
+    return stride
+
+
+def _bos(task: Perplexity, tokenizer: Any) -> list[int]:
+    if task.bos == "none":
+        return []
+    if tokenizer.bos_id is None:
+        raise ConfigError(f"perplexity.bos: got {task.bos!r}, but the tokenizer has no first token; allowed is 'none'.")
+    return [tokenizer.bos_id]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"perplexity.documents: {path} is not UTF-8 text ({error}).") from None

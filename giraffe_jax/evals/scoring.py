@@ -1,0 +1,185 @@
+"""How examples become rows: fixed-shape batches through the model, and the two scorings of retrieval.
+
+Teacher-forced: prompt and answer in one forward pass; right when the most likely token is the answer's at every answer
+position, which is when greedy decoding would have said the answer. It needs no cache and moves before generation does
+(the answer's loss). Generated: greedy decoding from the prompt; the first whole number in the output must be the answer
+(Giraffe's rule), and whether the last one is (LongEval's rule) is recorded beside it.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+
+Scoring = Literal["generate", "teacher"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A question whose answer is a number: prompt and answer as tokens, so that prompt + answer is the whole text."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    expected: int
+    depth: float  # where in the record the answer stands, 0 the start, 1 the end
+
+
+def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns (prompt tokens, answer tokens) of the text prompt + answer, tokenised as one text.
+
+    A tokenizer may join the prompt's end with the answer's start; the split is then before the joined token, so the
+    model is never asked to continue from a cut that its training text does not have.
+    """
+    whole, alone = tokenizer.encode(prompt + answer), tokenizer.encode(prompt)
+    common = 0
+    while common < min(len(whole), len(alone)) and whole[common] == alone[common]:
+        common += 1
+    return tuple(whole[:common]), tuple(whole[common:])
+
+
+def from_pieces(document: Sequence[Any], encode: Callable[[str], Sequence[int]], bos: tuple[int, ...], depth: float):
+    """Returns the Example of a synthetic document that ends with its question and answer (see `data.synthetic`)."""
+    answer = document[-1].text.rstrip("\n")  # its space, if any, is part of what must be said
+    prompt = tuple(token for piece in document[:-1] for token in encode(piece.text))
+    return Example(bos + prompt, tuple(encode(answer)), int(answer), depth)
+
+
+def bos(task: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Returns the tokens before the prompt: the tokenizer's first token where the task wants it."""
+    if not task.bos:
+        return ()
+    if tokenizer.bos_id is None:
+        raise ConfigError(f"{task.name}.bos: got True, but the tokenizer has no first token; allowed is False.")
+    return (tokenizer.bos_id,)
+
+
+def check_retrieval(task: Any) -> None:
+    """Raises ConfigError where the numbers of a retrieval task are out of range."""
+    if not task.scoring:
+        raise ConfigError(f"{task.name}.scoring: the list is empty; allowed are 'generate', 'teacher' or both.")
+    if task.n < 1 or task.new_tokens < 1:
+        raise ConfigError(f"{task.name}: n and new_tokens must be at least 1, got {task.n} and {task.new_tokens}.")
+    outside = [d for d in task.depths or () if not 0 <= d <= 1]
+    if outside or task.depths == ():
+        raise ConfigError(f"{task.name}.depths: expected numbers from 0 to 1, got {task.depths}.")
+
+
+def largest(
+    build: Callable[[int], Any], cost: Callable[[Any], int], budget: int, probe: int, what: str
+) -> tuple[int, Any]:
+    """Returns (k, build(k)) with the largest k >= 0 whose cost is within the budget.
+
+    Args:
+      build: makes the example with k units of filler; its cost grows with k.
+      cost: tokens of an example.
+      budget: tokens allowed.
+      probe: units whose cost shows how cost grows; only the time depends on it.
+      what: for the ConfigError raised where not even k = 0 fits.
+    """
+    low, high, best = 0, None, build(0)
+    least = cost(best)
+    if least > budget:
+        raise ConfigError(f"{what}: {budget} tokens are not enough, the shortest prompt takes {least}.")
+    k = (budget - least) * probe // max(1, cost(build(probe)) - least)
+    step = 2
+    while high is None or high - low > 1:
+        k = max(k, low + 1) if high is None else min(max(k, low + 1), high - 1)
+        example = build(k)
+        if cost(example) <= budget:
+            low, best = k, example
+            k = k + step if high is None else max(k + step, 0) if high - k > 4 * step else (low + high) // 2
+        else:
+            high = k
+            k = k - step if k - low > 4 * step else (low + high) // 2
+        step *= 2
+    return low, best
+
+
+def scores(
+    lm: Any, rows: Sequence[Sequence[int] | np.ndarray], length: int, encoding: Any, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields per row (nll, correct) of its tokens from the second on, in order.
+
+    Every batch has the same shape, [size, length], short rows and short batches padded: methods share one compilation,
+    and tasks of one length and size do too.
+    """
+    from giraffe_jax import decode
+
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        tokens, segments = np.zeros((size, length), np.int32), np.zeros((size, length), np.int32)
+        for i, row in enumerate(batch):
+            tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+        nll, correct = decode.score(lm, tokens, encoding, segments)
+        nll, correct = np.asarray(nll), np.asarray(correct)
+        for i, row in enumerate(batch):
+            yield nll[i, : len(row) - 1], correct[i, : len(row) - 1]
+
+
+def retrieval_rows(
+    lm: Any,
+    examples: Sequence[Example],
+    length: int,
+    encoding: Any,
+    *,
+    task: Any,
+    tokens_per_batch: int,
+) -> Iterator[dict[str, Any]]:
+    """Yields one row per example, scored as `task.scoring` says: metrics generate, generate_last, teacher (0 or 1)
+    and answer_nll (mean nats per token).
+
+    `prompt` in a row is a hash of the prompt's tokens: equal for every model and method that was asked the same.
+    """
+    from giraffe_jax import decode
+
+    size = batch_size(length, tokens_per_batch, len(examples))
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        metrics: list[dict[str, float]] = [{} for _ in batch]
+        outputs: list[str | None] = [None] * len(batch)
+        if "teacher" in task.scoring:
+            whole = [e.prompt + e.answer for e in batch]
+            for m, e, (nll, correct) in zip(metrics, batch, scores(lm, whole, length, encoding, size), strict=True):
+                m["teacher"] = int(correct[-len(e.answer) :].all())
+                m["answer_nll"] = float(np.mean(nll[-len(e.answer) :], dtype=np.float64))
+        if "generate" in task.scoring:
+            prompts = [list(e.prompt) for e in batch]
+            generated = decode.generate(lm, prompts, task.new_tokens, encoding, length=length, batch=size, width=length)
+            for i, (m, e, tokens) in enumerate(zip(metrics, batch, generated, strict=True)):
+                outputs[i] = text = lm.tokenizer.decode(tokens)
+                m["generate"] = int(first_number(text) == e.expected)
+                m["generate_last"] = int(last_number(text) == e.expected)
+        for i, (m, e, text) in enumerate(zip(metrics, batch, outputs, strict=True)):
+            yield {
+                "example": start + i,
+                "depth": e.depth,
+                "metrics": m,
+                "prompt_tokens": len(e.prompt),
+                "prompt": hashlib.sha256(np.asarray(e.prompt, "<i4").tobytes()).hexdigest()[:16],
+                "expected": e.expected,
+            } | ({} if text is None else {"output": text})
+
+
+def batch_size(length: int, tokens_per_batch: int, examples: int) -> int:
+    """Returns rows in a batch: as many as the tokens allow, one at least, and no more than hold the examples.
+
+    For few examples it is a power of two, so that tasks with about as many share a compilation.
+    """
+    return max(1, min(tokens_per_batch // length, 1 << max(0, examples - 1).bit_length()))
+
+
+def first_number(text: str) -> int | None:
+    """Returns the first run of digits in a text as an integer, or None."""
+    numbers = re.findall(r"[0-9]+", text)
+    return int(numbers[0]) if numbers else None
+
+
+def last_number(text: str) -> int | None:
+    """Returns the last run of digits in a text as an integer, or None."""
+    numbers = re.findall(r"[0-9]+", text)
+    return int(numbers[-1]) if numbers else None

@@ -1,0 +1,419 @@
+"""An experiment: variants x (training, where a variant has it) x tasks x lengths -> rows, then the report.
+
+The workdir holds everything: `experiment.json` (config, source, versions), `results.jsonl` (one row per example),
+`train/` (a run per trained variant) and the report's files. Stopped anywhere and started again it goes on with the
+first cell that is not finished, where a cell is one task at one length for one variant. Variants, tasks and lengths may
+be added to a config between two runs; what was measured must mean the same.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from giraffe_jax import evals, positions, records, report
+from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.report.scores import MANIFEST, RESULTS, Results
+
+EMPTY: Mapping[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to read positions, measured as it is or after training with it."""
+
+    name: str
+    positions: tuple[Mapping[str, Any], ...] = ()  # in training, and in evaluation unless eval_positions says otherwise
+    eval_positions: tuple[Mapping[str, Any], ...] | None = None
+    train: Mapping[str, Any] | None = None  # TrainConfig without source, model and positions; None measures the source
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """What is asked, of which weights, with which variants, by which tasks."""
+
+    name: str
+    source: str  # Hugging Face directory, GGUF file, workdir of a training run, or a packaged model's name
+    variants: tuple[Variant, ...]
+    tasks: tuple[Mapping[str, Any], ...]  # dict(name="passkey", lengths=[...], ...), see giraffe_jax.evals
+    title: str = ""
+    question: str = ""
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
+    original_len: int | None = None  # trained length of the source in tokens, where its config does not say it
+    tokens_per_batch: int = 8192  # in one forward pass of the evaluation
+    seeds: tuple[int, ...] = (0,)  # added to the seeds of training and of tasks that draw their examples
+
+    def __post_init__(self):
+        for field in ("variants", "tasks", "seeds"):
+            if not getattr(self, field):
+                raise ConfigError(f"config.{field}: the list is empty.")
+        names = [v.name for v in self.variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"config.variants: {names.count(name)} are called {name!r}; names must differ.")
+        if "positions" in self.model:
+            raise ConfigError("config.model.positions: set by each variant's own positions, not here.")
+
+
+class Cell(NamedTuple):
+    """One task at one length for one variant: what is measured, and recorded as done, in one piece."""
+
+    variant: Variant
+    task: Any
+    length: int
+    seed: int
+    key: str
+
+
+class Outcome(NamedTuple):
+    """What a run leaves: its results, its page, and how many cells failed and will be tried again by the next run."""
+
+    results: Results
+    page: Path
+    failures: int
+
+
+def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[str], None] | None = None) -> Outcome:
+    """Measures what is not measured yet, writes the report and returns the outcome.
+
+    Args:
+      config: ExperimentConfig or the ConfigDict of a config file.
+      workdir: local directory, new or of this experiment.
+      say: takes lines of progress; prints them by default.
+
+    Raises:
+      ConfigError: a wrong config, or a workdir of another experiment (naming the first key that differs).
+    """
+    config = build(ExperimentConfig, config)
+    tasks = check(config)
+    workdir, say = Path(workdir), say or (lambda line: print(line, flush=True))
+    base = _base(config)
+    manifest = claim(config, tasks, workdir, lambda: base().model.original_len)
+    todo = cells(config, tasks, manifest["source"]["fingerprint"])
+    finished = done_keys(workdir / RESULTS)
+    left = [cell for cell in todo if cell.key not in finished]
+    if left:
+        say(f"{config.name}: {len(left)} of {len(todo)} cells to measure, in {workdir}")
+        _measure(config, workdir, left, base, say)
+    return finish(workdir, say)
+
+
+def check(config: ExperimentConfig) -> list[Any]:
+    """Returns the built tasks, after everything that can be wrong before a device is touched has been looked at."""
+    tasks = [evals.build(dict(task), f"config.tasks[{i}]") for i, task in enumerate(config.tasks)]
+    from giraffe_jax.evals.run import check_labels
+
+    check_labels(tasks)
+    for i, variant in enumerate(config.variants):
+        positions.check(variant.positions, f"config.variants[{i}].positions")
+        if variant.eval_positions is not None:
+            positions.check(variant.eval_positions, f"config.variants[{i}].eval_positions")
+        if variant.train is not None:
+            train_config(config, variant, config.seeds[0], where=f"config.variants[{i}].train")
+    return tasks
+
+
+def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where: str = "train") -> Any:
+    """Returns the TrainConfig of a variant: its own keys on the experiment's source and model."""
+    from giraffe_jax.train import TrainConfig
+
+    values = to_dict(variant.train or EMPTY)
+    taken = [key for key in ("source", "model") if key in values]
+    if taken:
+        raise ConfigError(f"{where}: {taken} are the experiment's own; set them once, beside the variants.")
+    model = _overrides(config) | {"positions": variant.positions}
+    whole = {"source": config.source, "model": model} | values
+    return build(TrainConfig, whole | {"seed": values.get("seed", 0) + seed}, where)
+
+
+def cells(config: ExperimentConfig, tasks: list[Any], fingerprint: str) -> list[Cell]:
+    """Returns all cells in the order they are measured; what no seed can change is there for the first one only."""
+    out = []
+    for seed in config.seeds:
+        for variant in config.variants:
+            for task in tasks:
+                if seed != config.seeds[0] and variant.train is None and not hasattr(task, "seed"):
+                    continue
+                seeded = dataclasses.replace(task, seed=task.seed + seed) if hasattr(task, "seed") else task
+                for length in task.lengths:
+                    about = [
+                        variant.name,
+                        _about_variant(variant),
+                        evals.label(task),
+                        _about_task(seeded),
+                        length,
+                        seed,
+                    ]
+                    about += [fingerprint, _overrides(config)]
+                    out.append(Cell(variant, seeded, length, seed, _digest(about)))
+    return out
+
+
+def done_keys(path: Path) -> set[str]:
+    """Returns the keys of finished cells: those whose "done" row has been written."""
+    if not path.is_file():
+        return set()
+    return {row["key"] for row in records.read_rows(path) if row.get("kind") == "done"}
+
+
+def claim(
+    config: ExperimentConfig, tasks: list[Any], workdir: Path, length_of_source: Callable[[], int]
+) -> dict[str, Any]:
+    """Writes the workdir's manifest and returns it; ConfigError where the workdir holds another experiment."""
+    original_len = config.original_len
+    fingerprint = source_fingerprint(config.source)
+    identity = {
+        "name": config.name,
+        "source": {"name": config.source, "fingerprint": fingerprint},
+        "model": to_dict(_overrides(config)),
+        "variants": {variant.name: _about_variant(variant) for variant in config.variants},
+        "tasks": {evals.label(task): _about_task(task) for task in tasks},
+    }
+    path = workdir / MANIFEST
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+            differs = _first_difference(old["identity"], json.loads(json.dumps(identity)), "config")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"workdir: {path} is not an experiment's manifest ({error!r}); choose another.") from None
+        original_len = original_len or old.get("original_len")
+        if differs:
+            raise ConfigError(
+                f"workdir: {workdir} holds another experiment: {differs}. Choose another workdir, or delete this one."
+            )
+        for group in ("variants", "tasks"):  # what an earlier run measured stays part of what the workdir holds
+            identity[group] = old["identity"][group] | identity[group]
+    elif (workdir / RESULTS).is_file():
+        raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
+    manifest = {
+        "config": to_dict(config),
+        "identity": identity,
+        "source": identity["source"],
+        "original_len": original_len or length_of_source(),
+        "versions": versions(),
+    }
+    if _first_process():
+        records.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
+    """Writes the report of what is there and says where it is and what the main table holds."""
+    results = report.read([workdir])
+    page = report.write([workdir], workdir)
+    say("")
+    say(report.main_table(results))
+    if results.failures:
+        say(f"{len(results.failures)} cells failed; the same command tries them again:")
+        for row in results.failures:
+            say(f"  {row['variant']}, {row['task']}, {row['length']}: {row['error']}")
+    say(f"report: {page}")
+    return Outcome(results, page, len(results.failures))
+
+
+def _base(config: ExperimentConfig) -> Any:
+    """Returns a function that loads the source once and keeps it until its `cache_clear`."""
+
+    @functools.cache
+    def base() -> Any:
+        from giraffe_jax.train import load
+
+        return load(config.source, _overrides(config))
+
+    return base
+
+
+def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: Any, say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    rows = records.Rows(workdir / RESULTS) if _first_process() else None
+    done = 0
+    try:
+        for (variant, seed), group in _by_model(left):
+            try:
+                lm, encoding_for = _prepare(config, variant, seed, workdir, base, say)
+            except (ConfigError, OSError):
+                raise
+            except Exception as error:
+                for cell in group:
+                    _record(rows, cell, failure=error)
+                done += len(group)
+                say(f"  {variant.name}: failed before it could be measured: {_message(error)}")
+                continue
+            for cell in group:
+                done += 1
+                line = _measure_cell(config, cell, lm, encoding_for, rows)
+                pace = (time.monotonic() - began) / done
+                rest = records.duration(pace * (len(left) - done)) + " left" if done < len(left) else "done"
+                say(f"  {done}/{len(left)}  {line}  {rest}")
+    finally:
+        if rows is not None:
+            rows.close()
+
+
+def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
+    from giraffe_jax.evals.run import evaluate
+
+    label, began, found = evals.label(cell.task), time.monotonic(), []
+    about = f"{cell.variant.name:<22} {label:<12} {cell.length:>7,}"
+    try:
+        stream = evaluate(
+            lm, [cell.task], encoding_for, tokens_per_batch=config.tokens_per_batch, variant=cell.variant.name,
+            skip=lambda _, length: length != cell.length,
+        )  # fmt: skip
+        for row in stream:
+            found.append(row)
+            _record(rows, cell, row=row)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        _record(rows, cell, failure=error)
+        return f"{about}  failed: {_message(error)}"
+    seconds = time.monotonic() - began
+    _record(rows, cell, done={"rows": len(found), "seconds": round(seconds, 3)})
+    return f"{about}  {report.brief(found):<34} {records.duration(seconds):>6}"
+
+
+def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure: Exception | None = None) -> None:
+    if rows is None:
+        return
+    head = {"variant": cell.variant.name, "task": evals.label(cell.task), "length": cell.length}
+    tail = {"trained": cell.variant.train is not None, "seed": cell.seed, "key": cell.key}
+    if failure is not None:
+        rows.append({"kind": "failure"} | head | tail | {"error": _message(failure)})
+    elif done is not None:
+        rows.append({"kind": "done"} | head | tail | done)
+        rows.sync()
+    else:
+        rows.append(row | tail)
+
+
+def _prepare(
+    config: ExperimentConfig, variant: Variant, seed: int, workdir: Path, base: Any, say: Callable[[str], None]
+) -> tuple[Any, Callable[[int], Any]]:
+    """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
+    from giraffe_jax.decode import LM
+    from giraffe_jax.train import train
+
+    if variant.train is None:
+        loaded = base()
+    else:
+        base.cache_clear()  # training loads its own copy; one in memory is enough
+        where = workdir / "train" / slug(variant.name, seed if len(config.seeds) > 1 else None)
+        trained = train_config(config, variant, seed)
+        say(f"  training {variant.name}: {trained.steps} steps, in {where}")
+        loaded = train(trained, where)
+    model = dataclasses.replace(loaded.model, positions=())
+    scaling = variant.positions if variant.eval_positions is None else variant.eval_positions
+
+    def encoding_for(length: int) -> Any:
+        return model.bind(length, scaling=scaling)
+
+    return LM(model, loaded.params, loaded.tokenizer), encoding_for
+
+
+def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
+    """Cells that are measured on the same weights with the same positions, together."""
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in left:
+        groups.setdefault((cell.variant.name, cell.seed), []).append(cell)
+    for group in groups.values():
+        yield (group[0].variant, group[0].seed), group
+
+
+def _overrides(config: ExperimentConfig) -> dict[str, Any]:
+    model = to_dict(config.model)
+    return model if config.original_len is None else model | {"original_len": config.original_len}
+
+
+def _about_variant(variant: Variant) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(variant).items() if key != "name"}
+
+
+def _about_task(task: Any) -> dict[str, Any]:
+    """What a task's examples depend on; documents are chosen by the longest length, so that one belongs to it."""
+    about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
+    return about | ({"longest": max(task.lengths)} if hasattr(task, "documents") else {})
+
+
+def source_fingerprint(source: str) -> str:
+    """Returns a hash of the source's files: whole small files, and of large ones size, start and end."""
+    from giraffe_jax.hf.load import locate
+
+    path = locate(source)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name} {size}\n".encode())
+        with open(file, "rb") as stream:
+            digest.update(stream.read(1 << 24))
+            if size > 1 << 25:
+                stream.seek(-(1 << 24), os.SEEK_END)
+            digest.update(stream.read(1 << 24))
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Returns what the numbers were made with: packages, Python, machine and devices."""
+    import jax
+
+    found = {"python": platform.python_version()}
+    for package in ("giraffe-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return found | {
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "system": f"{sys.platform} {platform.machine()}",
+    }
+
+
+def slug(name: str, seed: int | None = None) -> str:
+    """Returns a directory's name for a variant; different names give different ones."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
+    exact = plain if plain == name else f"{plain}-{_digest([name])[:6]}"
+    return exact if seed is None else f"{exact}-seed{seed}"
+
+
+def _first_difference(old: Any, new: Any, where: str) -> str | None:
+    """Returns "key was X, now Y" for the first difference; variants and tasks may come and go, but not change."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        growing = where in ("config.variants", "config.tasks")
+        keys = [key for key in new if key in old] if growing else list(dict.fromkeys([*old, *new]))
+        for key in keys:
+            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}")
+            if found:
+                return found
+        return None
+    return None if old == new else f"{where} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _message(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _first_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0

@@ -1,0 +1,187 @@
+"""To a Hugging Face directory that transformers and vLLM load: exact, or refused with the reason.
+
+Both rope schemas are written: a transformers 4 that finds only `rope_parameters` silently runs with base 10000 and no
+scaling. Everything is written beside the target and renamed into place.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError, to_dict
+from giraffe_jax.hf import names
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.sharding import paths
+from giraffe_jax.tokenizer import Tokenizer
+
+_NATIVE = ("linear", "dynamic", "yarn", "llama3", "longrope")
+_SHARD_BYTES = 5_000_000_000
+
+
+def save(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    directory: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    max_len: int | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+) -> Path:
+    """Returns the directory written: config.json, generation_config.json, safetensors and the tokenizer's files.
+
+    Args:
+      params: the parameter tree of the config's model.
+      directory: must not exist, or be empty; it appears complete or not at all.
+      dtype: "bfloat16", "float16" or "float32"; numbers are rounded to it.
+      max_len: max_position_embeddings to write; by default what the scaling reaches.
+      shard_bytes: weights beyond this go into several files with an index.
+
+    Raises:
+      ConfigError: positions that Hugging Face's Llama cannot compute, parameters that do not fit the config, or a
+        directory that already holds something.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory}: exists already; nothing is overwritten. Give a new directory.")
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise ConfigError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}.")
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {config.vocab_size}.")
+    values = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len)
+    flat = _checked(params, config)
+    part = directory.parent / f".{directory.name}.writing-{os.getpid()}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir()
+    try:
+        ids = {k: values[k] for k in ("bos_token_id", "eos_token_id") if k in values}
+        _write_json(part / "config.json", values)
+        _write_json(part / "generation_config.json", {"_from_model_config": True, **ids})
+        for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
+            (part / name).write_bytes(content)
+        _write_tensors(part, flat, config, dtype, shard_bytes)
+        part.rename(directory)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return directory
+
+
+def config_to_json(
+    config: ModelConfig, tokenizer: Tokenizer | None = None, *, dtype: str = "bfloat16", max_len: int | None = None
+) -> dict[str, Any]:
+    """Returns the config.json of a model, readable by transformers 4 and 5."""
+    rope, reach = _rope(config)
+    if max_len is not None and rope["rope_type"] == "dynamic" and max_len != config.original_len:
+        raise ConfigError(f"max_len must be {config.original_len}: transformers takes it as dynamic's original length.")
+    values: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_mlp,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": max_len or reach,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None,
+        "rope_parameters": rope,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+    if rope["rope_type"] != "default":
+        values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    for name, i in (("bos", tokenizer and tokenizer.bos_id), ("eos", tokenizer and tokenizer.eos_id)):
+        values[f"{name}_token_id"] = i
+    return values
+
+
+def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
+    """Returns (rope_parameters, the length they reach), for positions that Hugging Face's Llama computes exactly."""
+    calls = [dict(to_dict(p)) for p in config.positions]
+    theta, length = float(config.theta), config.original_len
+    if not calls:
+        return {"rope_type": "default", "rope_theta": theta}, length
+    listed = ", ".join(str(c["name"]) for c in calls)
+    if len(calls) > 1:
+        raise ConfigError(f"model.positions: {listed}: Hugging Face's Llama takes one method, not several composed.")
+    call = {k: v for k, v in calls[0].items() if v is not None}
+    name = call.pop("name")
+    if name == "ntk":
+        theta *= float(call["factor"]) ** (config.head_dim / (config.head_dim - 2))
+        return {"rope_type": "default", "rope_theta": theta}, int(length * call["factor"])
+    if name not in _NATIVE:
+        raise ConfigError(
+            f"model.positions: {name} cannot be exported: Hugging Face's Llama has no such method; it has ntk (as"
+            f" rope_theta), {', '.join(_NATIVE)}."
+        )
+    call = {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in call.items()}
+    rope = {"rope_type": name, "rope_theta": theta, **call}
+    if name == "longrope":  # transformers would derive a gain from max_position_embeddings where we have 1
+        rope["attention_factor"] = float(config.bind(length).gain)
+    if name in ("yarn", "llama3", "longrope"):
+        rope["original_max_position_embeddings"] = length
+        return rope, max(length, int(length * call.get("factor", 1.0)))
+    return rope, length
+
+
+def _checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    flat = paths(params)
+    size = names.sizes(config)
+    want = {n.path: (config.num_layers,) * n.stacked + names.our_shape(n.layout, size) for n in names.names(config)}
+    got = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    wrong = sorted(p for p in want.keys() | got.keys() if want.get(p) != got.get(p))
+    if wrong:
+        p = wrong[0]
+        raise ConfigError(f"params: {p} has shape {got.get(p, 'missing')}, the config says {want.get(p, 'no such')}.")
+    return flat
+
+
+def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig, dtype: str, shard_bytes: int) -> None:
+    """Writes the weights in files of at most `shard_bytes`, holding one file's tensors in memory at a time."""
+    import jax.numpy as jnp
+    from safetensors.numpy import save_file
+
+    size, kind = names.sizes(config), jnp.dtype(dtype)
+    rows = names.names(config)
+    plan = [(n, i) for n in rows if not n.stacked for i in [0]]
+    plan += [(n, i) for i in range(config.num_layers) for n in rows if n.stacked]
+    shards: list[list[tuple[names.Name, int]]] = [[]]
+    used = 0
+    for row, i in plan:
+        count = int(np.prod(names.file_shape(row.layout, size))) * kind.itemsize
+        if shards[-1] and used + count > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append((row, i))
+        used += count
+    where, total = {}, 0
+    for k, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for row, i in shard:
+            parameter = flat[row.path][i] if row.stacked else flat[row.path]
+            array = names.to_file(np.asarray(parameter), row.layout, size).astype(kind)
+            tensors[row.hf.format(i=i)] = np.ascontiguousarray(array)
+            total += array.nbytes
+        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        _write_json(directory / "model.safetensors.index.json", index)
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

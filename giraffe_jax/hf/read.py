@@ -1,0 +1,242 @@
+"""Reading safetensors one tensor at a time, and assembling our stacked parameters from any such source.
+
+Everything that can be wrong is found before a large array is made: the header against the file's size, then every name
+and shape. After that a parameter is filled layer by layer: beside the model, one stacked parameter is held.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.hf import names
+
+_WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+
+
+class Tensor(NamedTuple):
+    """A tensor that can be read: its shape and file are known, its numbers are not in memory yet."""
+
+    shape: tuple[int, ...]
+    file: Path
+    read: Callable[[], np.ndarray]
+
+
+def safetensors_directory(directory: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a directory's model.safetensors, or of the shards that its index names.
+
+    Raises:
+      ConfigError: no safetensors (pickled weights are refused with the reason), a shard missing, a file truncated or
+        corrupted, an index that does not describe its shards.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return safetensors_file(single)
+    if index.is_file():
+        return _sharded(index)
+    files = sorted(p.name for p in directory.iterdir())
+    pickled = [n for n in files if n.endswith((".bin", ".pt", ".pth", ".ckpt")) and not n.startswith("training_args")]
+    if pickled:
+        raise ConfigError(
+            f"{directory}: weights are in {pickled[0]}, a pickle: loading one can run any code it contains, so it is"
+            " refused. Convert it to safetensors where you trust it (transformers: save_pretrained)."
+        )
+    raise ConfigError(
+        f"{directory}: no model.safetensors or model.safetensors.index.json; it holds"
+        f" {', '.join(files[:20]) or 'nothing'}."
+    )
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    from giraffe_jax.tokenizer import read_json
+
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
+        raise ConfigError(f"{index}: expected 'weight_map', from tensor names to file names.")
+    shards = {}
+    for name in sorted(set(where.values())):
+        file = index.parent / name
+        if Path(name).name != name or not file.is_file():
+            raise ConfigError(f"{index}: names the shard {name!r}, which is not in {index.parent}.")
+        shards[name] = safetensors_file(file)
+    found = {tensor: name for name, shard in shards.items() for tensor in shard}
+    wrong = [t for t in sorted(where.keys() | found.keys()) if where.get(t) != found.get(t)]
+    if wrong:
+        t = wrong[0]
+        raise ConfigError(f"{index}: says {t} is in {where.get(t, 'no shard')}, it is in {found.get(t, 'none')}.")
+    return {t: shards[name][t] for t, name in where.items()}
+
+
+def safetensors_file(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors of one safetensors file, its header checked against its size."""
+    from safetensors import SafetensorError, safe_open
+
+    header = _header(file)
+    try:
+        handle = safe_open(str(file), framework="numpy")
+        names_ = set(handle.keys())
+    except (SafetensorError, OSError) as e:
+        raise ConfigError(f"{file}: corrupted safetensors file ({e}).") from e
+    if names_ != set(header):
+        raise ConfigError(f"{file}: corrupted safetensors file: its header names a tensor twice.")
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            try:
+                return handle.get_tensor(name)
+            except (SafetensorError, OSError) as e:
+                raise ConfigError(f"{file}: {name}: {e}.") from e
+
+        return read
+
+    return {name: Tensor(shape, file, reader(name)) for name, shape in header.items()}
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        start = f.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if len(start) < 8 or length < 2 or length > min(size - 8, _MAX_HEADER):
+            raise ConfigError(
+                f"{file}: not a safetensors file, or a damaged one: it says its header is {length} bytes long, the file"
+                f" has {size} bytes."
+            )
+        text = f.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"))
+        entries = {k: v for k, v in header.items() if k != "__metadata__"}
+        shapes = {}
+        end = 0
+        for name, entry in entries.items():
+            shape, (low, high) = tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+            if entry["dtype"] not in _WIDTH:
+                raise ConfigError(f"{file}: {name} has type {entry['dtype']}; allowed are {', '.join(_WIDTH)}.")
+            count = 1
+            for n in shape:
+                count *= n
+            if min(shape, default=1) < 0 or not 0 <= low <= high or high - low != count * _WIDTH[entry["dtype"]]:
+                raise ConfigError(
+                    f"{file}: {name}: {entry['dtype']} of shape {list(shape)} cannot lie in bytes {low} to {high}."
+                )
+            shapes[name], end = shape, max(end, high)
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ConfigError(f"{file}: corrupted safetensors header ({type(e).__name__}: {e}).") from e
+    if 8 + length + end != size:
+        raise ConfigError(
+            f"{file}: truncated or corrupted: the header describes {8 + length + end} bytes, the file has {size}."
+        )
+    return shapes
+
+
+def expected(config: Any, column: str) -> dict[str, tuple[names.Name, int]]:
+    """Returns {tensor name: (row, layer)} of all tensors a model must have; `column` is "hf" or "gguf"."""
+    layers = range(config.num_layers)
+    return {
+        getattr(row, column).format(i=i): (row, i)
+        for row in names.names(config)
+        for i in (layers if row.stacked else [0])
+    }
+
+
+def check(tensors: Mapping[str, Tensor], config: Any, column: str, where: Path) -> None:
+    """Raises ConfigError unless the tensors are exactly those of the model, each of the right shape."""
+    if config.num_layers > len(tensors):  # before anything is made for each layer of a damaged number
+        raise ConfigError(f"{where}: {config.num_layers} layers, but only {len(tensors)} tensors.")
+    want, size = expected(config, column), names.sizes(config)
+    missing = sorted(want.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - want.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = f" Found instead: {extra[0]}." if extra else ""
+        raise ConfigError(f"{where}: missing tensor {missing[0]}{more}.{hint}")
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise ConfigError(
+            f"{tensors[extra[0]].file}: unexpected tensor {extra[0]} {list(tensors[extra[0]].shape)}{more}: a Llama"
+            f" with {config.num_layers} layers has no place for it.{nearest(extra[0], sorted(want))}"
+        )
+    for name, (row, _) in want.items():
+        shape = names.file_shape(row.layout, size)
+        if tensors[name].shape != shape:
+            raise ConfigError(
+                f"{tensors[name].file}: {name} has shape {list(tensors[name].shape)}, config says {list(shape)}"
+                f" ({row.layout.split(' -> ')[0]})."
+            )
+
+
+def assemble(
+    tensors: Mapping[str, Tensor], config: Any, *, column: str, where: Path, mesh: Any = None
+) -> dict[str, Any]:
+    """Returns our parameter tree, read tensor by tensor and placed on the mesh, if one is given, as it is read."""
+    import jax
+    import jax.numpy as jnp
+
+    check(tensors, config, column, where)
+    size, dtype = names.sizes(config), jnp.dtype(config.param_dtype)
+    flat: dict[str, Any] = {}
+    rows = {row.path: row for row in names.names(config)}
+    shapes = {
+        path: (config.num_layers,) * row.stacked + names.our_shape(row.layout, size) for path, row in rows.items()
+    }
+    placed = _shardings(shapes, dtype, mesh) if mesh is not None else {}
+    for path, row in rows.items():
+
+        def part(index: Any, path: str = path, row: names.Name = row) -> np.ndarray:
+            """Returns a slab of the stacked parameter: the only place where numbers are read."""
+            layers = range(*index[0].indices(config.num_layers)) if row.stacked else [0]
+            inner = index[1:] if row.stacked else index
+            extent = [len(range(*s.indices(n))) for s, n in zip(index, shapes[path], strict=True)]
+            out = np.empty(extent, dtype)
+            for k, i in enumerate(layers):
+                tensor = tensors[getattr(row, column).format(i=i)]
+                values = names.from_file(_finite(tensor, row, column, i), row.layout, size)[inner]
+                if row.stacked:
+                    out[k] = values
+                else:
+                    out[...] = values
+            return out
+
+        everything = tuple(slice(0, n) for n in shapes[path])
+        if mesh is None:
+            flat[path] = jax.device_put(part(everything))
+        else:
+            flat[path] = jax.make_array_from_callback(shapes[path], placed[path], part)
+    return nest(flat)
+
+
+def _finite(tensor: Tensor, row: names.Name, column: str, layer: int) -> np.ndarray:
+    values = tensor.read()
+    if not np.isfinite(values.astype(np.float32, copy=False)).all():
+        name = getattr(row, column).format(i=layer)
+        raise ConfigError(f"{tensor.file}: {name} holds numbers that are not finite: the file is damaged.")
+    return values
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested dict from one with paths like "layers/attention/q/kernel"."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for p in parents:
+            node = node.setdefault(p, {})
+        node[last] = value
+    return tree
+
+
+def _shardings(shapes: Mapping[str, tuple[int, ...]], dtype: Any, mesh: Any) -> dict[str, Any]:
+    import jax
+
+    from giraffe_jax.model import PARAM_AXES
+    from giraffe_jax.sharding import paths, shardings
+
+    tree = nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()})
+    return paths(shardings(tree, PARAM_AXES, mesh))

@@ -1,0 +1,292 @@
+"""Llama in Flax Linen: a pure function of (params, tokens, encoding).
+
+Positions come in as an Encoding, so the model knows no context-extension method. Axes: B batch, T query tokens, S key
+tokens, D model, N query heads, K key heads, H head width, R = H / 2 rotary planes, F MLP, V vocabulary, L layers.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from giraffe_jax import positions
+from giraffe_jax.attention import Implementation, attend
+from giraffe_jax.config import ConfigError
+from giraffe_jax.positions import Encoding, Scaling
+from giraffe_jax.sharding import constrain
+
+# Every parameter's logical axes: sharding, conversion, adapters and checkpoints all read this table.
+PARAM_AXES: dict[str, tuple[str, ...]] = {
+    "embed/embedding": ("vocab", "embed"),
+    "layers/attention_norm/scale": ("layers", "features"),
+    "layers/attention/q/kernel": ("layers", "embed", "heads", "head_dim"),
+    "layers/attention/k/kernel": ("layers", "embed", "kv_heads", "head_dim"),
+    "layers/attention/v/kernel": ("layers", "embed", "kv_heads", "head_dim"),
+    "layers/attention/o/kernel": ("layers", "heads", "head_dim", "embed"),
+    "layers/mlp_norm/scale": ("layers", "features"),
+    "layers/mlp/gate/kernel": ("layers", "embed", "mlp"),
+    "layers/mlp/up/kernel": ("layers", "embed", "mlp"),
+    "layers/mlp/down/kernel": ("layers", "mlp", "embed"),
+    "norm/scale": ("features",),
+    "lm_head/kernel": ("embed", "vocab"),
+}
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a Llama, and how it reads positions."""
+
+    vocab_size: int
+    d_model: int
+    d_mlp: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    theta: float = 10000.0  # RoPE base
+    original_len: int = 2048  # pretraining context, tokens
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
+    attention: Implementation = "auto"
+    block_size: int = 512  # tokens of a block of blockwise attention
+    remat: Literal["none", "full"] = "none"  # "full" keeps only each layer's input for the backward pass
+    dtype: Dtype = "float32"  # of activations
+    param_dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "original_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"model.num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}.")
+        self.bind()
+
+    def bind(self, length: int | float | None = None, *, scaling: Scaling | None = None) -> Encoding:
+        """Returns the Encoding of the config's positions, bound on the host; see positions.bind.
+
+        Args:
+          length: sequence length in tokens where it is known.
+          scaling: other methods than the config's: evaluated positions may differ from trained ones.
+        """
+        scaling = self.positions if scaling is None else scaling
+        return positions.bind(
+            scaling, head_dim=self.head_dim, theta=self.theta, original_len=self.original_len, length=length
+        )
+
+
+def num_params(config: ModelConfig) -> int:
+    """Returns the number of parameters."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("k", "v", "index", "positions"), meta_fields=("raw",))
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values so far; `raw` caches hold unrotated keys, for methods whose rotation changes as they grow."""
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    index: Int[Array, "B"]  # slots filled in each row; a row's next token goes there
+    positions: Float[Array, "B S"]  # of the cached keys, which raw caches rotate by
+    raw: bool = False
+
+    @classmethod
+    def init(cls, config: ModelConfig, batch: int, capacity: int, dtype: Any = None, raw: bool = False) -> "Cache":
+        """Returns an empty cache of `capacity` tokens for each of `batch` rows."""
+        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, dtype or config.dtype)
+        return cls(zeros, zeros, jnp.zeros(batch, jnp.int32), jnp.zeros((batch, capacity)), raw)
+
+
+class Einsum(nn.Module):
+    """A linear map without bias, kernel of any shape; `fan_in` of its axes are contracted."""
+
+    equation: str
+    shape: tuple[int, ...]
+    fan_in: int
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        scale = math.prod(self.shape[: self.fan_in]) ** -0.5
+        kernel = self.param("kernel", nn.initializers.truncated_normal(scale), self.shape, self.config.param_dtype)
+        return jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        x32 = x.astype(jnp.float32)
+        x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, segments, cache):
+        """Returns (out [B T D], this layer's cache or None).
+
+        Args:
+          tables, key_tables: one positions.Rotation per band, for these tokens and (raw caches) for the cached keys.
+          cache: None, or this layer's (k, v [B S K H], slots [B T], raw).
+        """
+        c = self.config
+        D, N, K, H = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
+        q = constrain(Einsum("btd,dnh->btnh", (D, N, H), 1, c, name="q")(x), "batch", "tokens", "heads", None)
+        k = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="k")(x), "batch", None, "kv_heads", None)
+        v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
+        q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
+        settings = dict(bands=encoding.bands, bias=encoding.bias, length=encoding.length)
+        settings |= dict(implementation=c.attention, block_size=c.block_size)
+        if cache is None or x.shape[1] > 1:
+            k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
+            out = attend(q_bands, k_bands, v, segments=segments, **settings)
+        if cache is not None:
+            cached_k, cached_v, slots, raw = cache
+            stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
+            rows = jnp.arange(x.shape[0])[:, None]
+            cached_k = cached_k.at[rows, slots].set(stored.astype(cached_k.dtype))
+            cached_v = cached_v.at[rows, slots].set(v.astype(cached_v.dtype))
+            if x.shape[1] == 1:
+                k_bands = (cached_k.astype(k.dtype),)
+                if raw:
+                    k_bands = tuple(positions.rotate(k_bands[0], t.k_cos, t.k_sin) for t in key_tables)
+                out = attend(q_bands, k_bands, cached_v.astype(v.dtype), q_index=slots, **settings)
+            cache = (cached_k, cached_v)
+        return Einsum("btnh,nhd->btd", (N, H, D), 2, c, name="o")(out), cache
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        gate = Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="gate")(x)
+        up = Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="up")(x)
+        hidden = constrain(nn.silu(gate) * up, "batch", "tokens", "mlp")
+        return Einsum("btf,fd->btd", (c.d_mlp, c.d_model), 1, c, name="down")(hidden)
+
+
+class Block(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], layer, shared):
+        tables, key_tables, cached = layer
+        shared_tables, shared_key_tables, encoding, segments, slots, raw = shared
+        tables = shared_tables if tables is None else tables
+        key_tables = shared_key_tables if key_tables is None else key_tables
+        cache = None if cached is None else (*cached, slots, raw)
+        attention = Attention(self.config, name="attention")
+        out, cached = attention(
+            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, segments, cache
+        )
+        x = constrain(x + out, "batch", "tokens", None)
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return constrain(x, "batch", "tokens", None), cached
+
+
+class Llama(nn.Module):
+    """Token embeddings, L scanned blocks, a final norm. The unembedding is applied by the loss, in chunks."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        encoding: Encoding,
+        segments: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Returns the final hidden states and the updated cache.
+
+        Args:
+          tokens: input ids.
+          encoding: positions of these tokens, `config.bind(...).at(positions)`.
+          segments: document of each token (0 padding); tokens attend within their document. None: one document a row.
+          cache: with T > 1 the prompt fills an empty cache; with T = 1 one more token is decoded. Rows of different
+            lengths are padded on the right; set `cache.index` to their lengths after the prompt.
+        """
+        c = self.config
+        embedding = self.param(
+            "embed",
+            lambda key: {"embedding": nn.initializers.normal(0.02)(key, (c.vocab_size, c.d_model), c.param_dtype)},
+        )["embedding"]
+        if not c.tie_embeddings:
+            shape = (c.d_model, c.vocab_size)
+            init = nn.initializers.truncated_normal(c.d_model**-0.5)
+            self.param("lm_head", lambda key: {"kernel": init(key, shape, c.param_dtype)})
+        x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
+
+        layer, shared, slots = self._inputs(encoding, segments, cache)
+        block = nn.remat(Block, prevent_cse=False) if c.remat == "full" else Block
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=cast(Any, (0, nn.broadcast)),
+            length=c.num_layers,
+        )
+        x, cached = scanned(c, name="layers")(x, layer, shared)
+        if cache is not None and cached is not None:
+            rows = jnp.arange(tokens.shape[0])[:, None]
+            index = cache.index + tokens.shape[1]
+            kept = cache.positions.at[rows, slots].set(encoding.positions)
+            cache = dataclasses.replace(cache, k=cached[0], v=cached[1], index=index, positions=kept)
+        return RMSNorm(c, name="norm")(x), cache
+
+    def _inputs(self, encoding: Encoding, segments, cache: Cache | None):
+        """Returns what the scan hands to each layer, what all layers share, and the cache slots of these tokens."""
+        tables, key_tables, slots = positions.rotations(encoding), None, None
+        if cache is not None:
+            if len(encoding.bands) > 1 and not cache.raw:
+                raise ConfigError("several bands rotate a key in several ways: they need Cache.init(..., raw=True).")
+            slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])
+            if cache.raw:
+                rows = jnp.arange(slots.shape[0])[:, None]
+                key_positions = cache.positions.at[rows, slots].set(encoding.positions)
+                key_tables = positions.rotations(encoding.replace(positions=key_positions, query_scale=None))
+        # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
+        per_layer = tables[0].q_cos.ndim == 4
+        cached = None if cache is None else (cache.k, cache.v)
+        layer = (tables, key_tables, cached) if per_layer else (None, None, cached)
+        shared_tables = (None, None) if per_layer else (tables, key_tables)
+        raw = cache is not None and cache.raw
+        light = encoding.replace(positions=None, query_scale=None)
+        return layer, (*shared_tables, light, segments, slots, raw), slots
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Returns freshly initialised parameters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    encoding = config.bind(length=2).at(jnp.arange(2.0)[None])
+    return dict(Llama(config).init(key, tokens, encoding)["params"])
+
+
+def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+    """Returns the matrix from hidden states to logits."""
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
+
+
+def logits(params: Mapping[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Returns float32 logits of every token; for short rows, since this is the one array that grows with T times V."""
+    return jnp.einsum(
+        "btd,dv->btv", hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,241 @@
+"""From a config's list of methods to an Encoding: look up, check, compose left to right, round once.
+
+Binding has two stages. Whatever is known before the step (frequencies, gain, and length where it is pinned) is
+evaluated once on the host in float64 and rounded once to float32. What depends on positions, on a traced length or on
+a key stays pending and runs inside the step, in float32, with its parameters as arguments of the compiled step.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+
+from giraffe_jax.config import ConfigError, describe, nearest
+from giraffe_jax.positions.encoding import Encoding
+
+Scaling = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The range of a method's parameter, as the metadata of Annotated; `low` itself is allowed unless `above`."""
+
+    low: int | float
+    above: bool = False
+    many: bool = False  # a list of such numbers
+
+    def __contains__(self, value: int | float) -> bool:
+        return value > self.low if self.above else value >= self.low
+
+    def __str__(self) -> str:
+        return f"{'>' if self.above else '>='} {self.low:g}"
+
+
+# A config says float; a method may also meet a float64 array while binding, or a traced one inside a step.
+Number = float | np.ndarray | jax.Array
+Factor = Annotated[Number, Bound(1.0)]
+Positive = Annotated[Number, Bound(0.0, above=True)]
+NonNegative = Annotated[Number, Bound(0.0)]
+Divisors = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("function", "choices", "needs")
+)
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A method with its parameters: numbers are data, choices (bool, int, str, None) are part of the program."""
+
+    function: Callable
+    numbers: dict[str, Any]
+    choices: tuple[tuple[str, Any], ...]
+    needs: tuple[str, ...]
+
+    def __call__(self, encoding: Encoding) -> Encoding:
+        return self.function(encoding, **self.numbers, **dict(self.choices))
+
+
+def names() -> list[str]:
+    """Returns the names of the catalogued methods: the files of positions/methods."""
+    from giraffe_jax.positions import methods
+
+    return sorted(m.name for m in pkgutil.iter_modules(methods.__path__))
+
+
+def lookup(name: str | Callable, where: str = "positions") -> Callable:
+    """Returns the method of a catalogue name, of a dotted path to a function, or the function itself."""
+    if callable(name):
+        return name
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: 'name' must be a method's name or a function, got {name!r}.")
+    if "." not in name:
+        if name not in names():
+            raise ConfigError(
+                f"{where}: unknown method {name!r}; there are {', '.join(names())}.{nearest(name, names())}"
+            )
+        return getattr(importlib.import_module(f"giraffe_jax.positions.methods.{name}"), name)
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"{where}: cannot import {name!r}: {e}.") from e
+
+
+def check(scaling: Any, where: str = "model.positions") -> tuple[Call, ...]:
+    """Returns the calls of a config's list of methods.
+
+    Args:
+      scaling: `[dict(name="linear", factor=4.0), ...]`, applied left to right; empty for plain RoPE.
+      where: how the list is called in errors.
+
+    Raises:
+      ConfigError: naming the item, what is unknown or missing or out of range, and what the method takes.
+    """
+    if isinstance(scaling, Mapping) or not isinstance(scaling, Sequence) or isinstance(scaling, str):
+        raise ConfigError(f"{where}: expected a list of dicts like dict(name='linear', factor=4.0), got {scaling!r}.")
+    return tuple(_check_one(item, f"{where}[{i}]") for i, item in enumerate(scaling))
+
+
+def _check_one(item: Mapping[str, Any], where: str) -> Call:
+    if not isinstance(item, Mapping) or "name" not in item:
+        raise ConfigError(f"{where}: expected a dict with 'name', got {item!r}.")
+    function = lookup(item["name"], where)
+    where = f"{where} ({item['name'] if isinstance(item['name'], str) else function.__name__})"
+    given = {k: v for k, v in item.items() if k != "name"}
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    allowed = [p.name for p in keywords]
+    unknown = [k for k in given if k not in allowed]
+    missing = [p.name for p in keywords if p.default is p.empty and p.name not in given]
+    if unknown or missing:
+        parts = [f"unknown {unknown}"] if unknown else []
+        parts += [f"missing {missing}"] if missing else []
+        hint = nearest(unknown[0], allowed) if unknown else ""
+        raise ConfigError(f"{where}: {', '.join(parts)}; it takes {describe(function)}.{hint}")
+    hints = typing.get_type_hints(function, include_extras=True)
+    values = {p.name: p.default for p in keywords} | given
+    values = {k: _coerce(v, hints.get(k, Any), f"{where}: {k}") for k, v in values.items()}
+    numbers = {k: v for k, v in values.items() if isinstance(v, float | np.ndarray)}
+    choices = tuple((k, v) for k, v in values.items() if k not in numbers)
+    needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
+    return Call(function, numbers, choices, tuple(needs))
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Returns a parameter as its annotation wants it: numbers as float, lists as float64 arrays, choices as they
+    are."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType) and type(None) in args:
+        rest = [a for a in args if a is not type(None)]
+        return None if value is None else _coerce(value, rest[0] if len(rest) == 1 else Number, where)
+    bound = None
+    if origin is Annotated:
+        hint, bound = args
+        if bound.many:
+            if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
+                raise ConfigError(f"{where} must be a list of numbers, got {value!r}.")
+            one = Annotated[Number, dataclasses.replace(bound, many=False)]
+            return np.array([_coerce(v, one, f"{where}[{i}]") for i, v in enumerate(value)], np.float64)
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is float or hint == Number:
+        if not number:
+            raise ConfigError(f"{where} must be a number, got {value!r}.")
+        value = float(value)
+    elif hint is int:
+        if not number or int(value) != value:
+            raise ConfigError(f"{where} must be an integer, got {value!r}.")
+        value = int(value)
+    elif hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{where} must be True or False, got {value!r}.")
+    elif origin is Literal and value not in args:
+        raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}.")
+    if bound is not None and value not in bound:
+        raise ConfigError(f"{where} must be {bound}, got {value:g}.")
+    return value
+
+
+def bind(
+    scaling: Scaling | tuple[Call, ...],
+    *,
+    head_dim: int,
+    theta: int | float,
+    original_len: int | float,
+    length: int | float | None = None,
+    where: str = "model.positions",
+) -> Encoding:
+    """Returns the Encoding of composed methods, without positions: float32 numpy arrays, ready to be step arguments.
+
+    Args:
+      scaling: the config's list of dicts, or its checked calls.
+      head_dim: width of a head; there are head_dim / 2 rotary planes.
+      theta: RoPE base.
+      original_len: pretraining context, tokens.
+      length: sequence length in tokens where it is known (policy `pinned`); None leaves length-dependent methods, and
+      what
+        follows them, to the step.
+    """
+    e = _bind64(scaling, head_dim, theta, original_len, length, where)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), e)
+
+
+def _bind64(
+    scaling, head_dim: int, theta: int | float, original_len: int | float, length: int | float | None, where: str
+) -> Encoding:
+    """Returns what `bind` does before rounding: float64, pending calls included."""
+    calls = scaling if scaling and all(isinstance(c, Call) for c in scaling) else check(scaling, where)
+    if head_dim < 2 or head_dim % 2:
+        raise ConfigError(f"head_dim must be even and at least 2, got {head_dim}.")
+    planes = np.arange(head_dim // 2, dtype=np.float64)
+    e = Encoding(
+        inv_freq=np.float64(theta) ** (-2 * planes / head_dim),
+        gain=np.float64(1.0),
+        theta=np.float64(theta),
+        original_len=np.float64(original_len),
+        length=None if length is None else np.float64(length),
+    )
+    pending: list[Call] = []
+    for i, call in enumerate(calls):
+        waits_for_length = "length" in call.needs and length is None
+        follows_one = any("length" in p.needs for p in pending)
+        if waits_for_length or follows_one or "positions" in call.needs or "key" in call.needs:
+            pending.append(call)
+            continue
+        try:
+            e = call(e)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{where}[{i}] ({call.function.__name__}): {error}") from error
+    return e.replace(pending=tuple(pending))
+
+
+def frequencies(
+    scaling: Scaling, *, head_dim: int, theta: int | float, original_len: int | float, length: int | float | None = None
+) -> tuple[np.ndarray, float]:
+    """Returns (inv_freq, gain): float32 [head_dim / 2] radians per token, and the multiplier of cos and sin.
+
+    Args:
+      scaling: list of dicts like dict(name="yarn", factor=4.0), applied left to right.
+      head_dim: width of a head.
+      theta: RoPE base.
+      original_len: pretraining context, tokens.
+      length: sequence length in tokens for length-dependent methods; by default original_len.
+    """
+    length = original_len if length is None else length
+    e = _bind64(scaling, head_dim, theta, original_len, length, "scaling")
+    return np.asarray(e.inv_freq, np.float32), float(e.gain)
+
+
+def length_dependent(scaling: Scaling) -> bool:
+    """Returns whether keys rotated at one length are wrong at another, so that a growing cache must hold raw keys."""
+    return any("length" in call.needs for call in check(scaling))

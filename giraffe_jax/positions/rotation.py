@@ -1,0 +1,55 @@
+"""Rotation tables and the rotation itself. Half-split layout (Hugging Face's): plane r pairs channels r and r + R.
+
+Angles, cosines and sines are float32 whatever the model computes in: bfloat16 cannot tell position 257 from 256.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from giraffe_jax.positions.encoding import Encoding
+
+
+class Rotation(NamedTuple):
+    """cos and sin for the queries and keys of one band, [B T R] each (with a leading L where layers differ).
+
+    Gain, xPos decay and query scale are folded in, so that rotating is all that attention has to do.
+    """
+
+    q_cos: Array
+    q_sin: Array
+    k_cos: Array
+    k_sin: Array
+
+
+def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
+    """Returns one Rotation per band, computed once per forward pass for all layers."""
+    if encoding.positions is None:
+        raise ValueError("this Encoding has no positions: call encoding.at(positions) first.")
+    return tuple(_rotation(encoding, band) for band in encoding.bands)
+
+
+def _rotation(e: Encoding, band) -> Rotation:
+    inv_freq = jnp.expand_dims(e.inv_freq, (-3, -2))  # [.. 1 1 R]
+    tables = []
+    for sign, band_positions in ((1.0, band.q_pos), (-1.0, band.k_pos)):
+        p_BT1 = band_positions(e.positions, e.length)[..., None]
+        angle = p_BT1 * inv_freq
+        scale = e.gain
+        if e.log_decay is not None:
+            # Centred, since only differences matter and exp() of a whole position would overflow early.
+            scale = scale * jnp.exp(sign * (p_BT1 - e.original_len / 2) * e.log_decay)
+        if e.query_scale is not None and sign > 0:
+            scale = scale * e.query_scale[..., None]
+        tables += [jnp.cos(angle) * scale, jnp.sin(angle) * scale]
+    return Rotation(*tables)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
+) -> Float[Array, "B T N H"]:
+    """Returns x with every plane (r, r + R) turned by its angle, computed in float32 and cast back to x's dtype."""
+    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,76 @@
+"""The report: rows -> tables (Markdown, CSV), plots (PNG, SVG) and one self-contained HTML page.
+
+    page = report.write(["runs/quickstart"])        # results.csv, tables.md, plots/, report.html
+
+The same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from giraffe_jax import records
+from giraffe_jax.report import page, plots, style, tables
+from giraffe_jax.report.scores import (
+    Results,
+    Row,
+    estimate,
+    is_loss,
+    is_share,
+    metrics,
+    read,
+    score_all,
+    score_positions,
+)
+
+__all__ = ["Results", "brief", "main_table", "read", "score_all", "write"]
+
+
+def write(directories: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of one or more work directories and return the path of its page.
+
+    Args:
+      directories: each with a results.jsonl; several are shown side by side.
+      out: directory for results.csv, tables.md, plots/ and report.html; by default the first of `directories`.
+    """
+    results = read(directories)
+    out = Path(directories[0] if out is None else out)
+    found = score_all(results)
+    made, positions = tables.tables(results, found), []
+    for task in results.tasks:
+        pieces = score_positions(results, task) if is_loss(results.of(task)) else []
+        if pieces:
+            made.append(tables.by_position(results, pieces, task))
+            positions += [score for _, _, score in pieces]
+    looks = style.looks(results)
+    drawn = plots.draw(results, found, looks)
+    records.write_atomically(out / "results.csv", tables.as_csv(results, found + positions))
+    records.write_atomically(out / "tables.md", tables.all_markdown(results, made))
+    for plot in drawn:
+        records.write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
+        records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)
+    path = out / "report.html"
+    records.write_atomically(path, page.render(results, found, made, drawn, looks))
+    return path
+
+
+def main_table(results: Results) -> str:
+    """The table to read first, as Markdown: perplexity where it was measured, else the first task."""
+    made = tables.tables(results, score_all(results))
+    if not made:
+        return "no results yet"
+    first = next((table for table in made if table.metric == "perplexity"), made[0])
+    return f"{first.title}, by length in tokens\n\n{tables.markdown(first)}"
+
+
+def brief(rows: Sequence[Row]) -> str:
+    """The score of one cell's rows in a few words, for progress lines."""
+    if not rows:
+        return "no examples"
+    metric = metrics(rows)[0]
+    share = metric != "perplexity" and is_share(rows, metric)
+    e = estimate(rows, metric, share)
+    span = tables.interval(e, share)
+    name = "ppl" if metric == "perplexity" else metric
+    return f"{name} {tables.number(e.value, share)}" + (f" ({span})" if span else "") + f" n={e.n}"

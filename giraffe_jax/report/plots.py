@@ -1,0 +1,278 @@
+"""Results -> figures: perplexity against length, loss against position, retrieval against length and by depth.
+
+Each function returns a matplotlib figure or None where the rows do not hold what it shows. `draw` makes all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from giraffe_jax.report import style
+from giraffe_jax.report.scores import PERPLEXITY, Results, Score, depth_grid, is_loss, is_share, loss_curve, metrics
+from giraffe_jax.report.tables import metric_name, number, task_name
+
+Looks = Mapping[str, style.Look]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A finished plot: `kind` says which explanation belongs to it."""
+
+    name: str
+    kind: str
+    task: str
+    title: str
+    svg: str
+    png: bytes
+
+
+def draw(results: Results, scores: Sequence[Score], looks: Looks) -> list[Plot]:
+    """Every plot the rows allow, in the order of the page."""
+    out = []
+    for task in results.tasks:
+        rows = results.of(task)
+        if is_loss(rows):
+            out.append(
+                _plot("perplexity", task, "by length", lambda plt, t=task: by_length(plt, results, scores, looks, t))
+            )
+            out.append(
+                _plot("position", task, "loss by position", lambda plt, t=task: by_position(plt, results, looks, t))
+            )
+            continue
+        for metric in metrics(rows):
+            if is_share(rows, metric):
+                what = metric_name(metric)
+                line = lambda plt, t=task, m=metric: by_length(plt, results, scores, looks, t, m)  # noqa: E731
+                out.append(_plot("retrieval", task, what, line, metric))
+                heat = lambda plt, t=task, m=metric: by_depth(plt, results, t, m)  # noqa: E731
+                out.append(_plot("depth", task, f"{what}, by depth", heat, metric))
+    return [plot for plot in out if plot is not None]
+
+
+def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "") -> Plot | None:
+    name = "-".join(
+        part for part in (task, metric, {"perplexity": "length", "retrieval": "length"}.get(kind, kind)) if part
+    )
+    with style.drawing(name) as plt:
+        figure = make(plt)
+        if figure is None:
+            return None
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    return Plot(name, kind, task, f"{task_name(task)}, {what}", svg.getvalue(), png.getvalue())
+
+
+def by_length(
+    plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: str = PERPLEXITY
+) -> Any:
+    """A line per variant over lengths with its 95% band; perplexity on a log scale, shares from 0 to 100%."""
+    own = [s for s in scores if (s.task, s.metric) == (task, metric)]
+    lengths = sorted({s.length for s in own})
+    figure, axes = _figure(plt, 4.7 if metric == PERPLEXITY else 4.2, results)
+    ends = []
+    for variant in results.variants:
+        points = [s for s in own if s.variant == variant and math.isfinite(s.estimate.value)]
+        if not points:
+            continue
+        look = looks[variant]
+        x, y = [s.length for s in points], [s.estimate.value for s in points]
+        axes.plot(x, y, **look.line, zorder=3 if look.trained else 2.5, clip_on=False)
+        banded = [s for s in points if math.isfinite(s.estimate.low) and math.isfinite(s.estimate.high)]
+        low, high = [s.estimate.low for s in banded], [s.estimate.high for s in banded]
+        axes.fill_between([s.length for s in banded], low, high, color=look.colour, alpha=0.10, linewidth=0, zorder=1)
+        ends.append((x[-1], y[-1], variant, look))
+    if not ends:
+        return None
+    _length_axis(axes, lengths)
+    if metric == PERPLEXITY:
+        axes.set_yscale("log")
+        _log_ticks(axes)
+        axes.set_ylabel("perplexity (log scale, lower is better)")
+    else:
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
+        axes.set_ylabel("answers right")
+    axes.set_xlabel("length, tokens")
+    _trained_length(axes, results.original_len)
+    _label_ends(axes, ends)
+    return figure
+
+
+def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
+    """Mean loss against the number of tokens before, in one pass of the task's longest length."""
+    length = max(results.lengths(task))
+    figure, axes = _figure(plt, 4.7, results)
+    ends, middles, even = [], [], False
+    for variant in results.variants:
+        bins = loss_curve(results.of(task, variant, length))
+        even = bool(bins) and bins[-1][1] - bins[-1][0] < 4 * (bins[0][1] - bins[0][0])  # uniform bins, even axis
+        curve = [((low + high) / 2 if even else (low * high) ** 0.5, e) for low, high, e in bins if e.value == e.value]
+        curve = [(x, e) for x, e in curve if x >= 16] or curve  # the first tokens say nothing about length
+        if len(curve) < 2:
+            continue
+        look = looks[variant]
+        x, y = [x for x, _ in curve], [e.value for _, e in curve]
+        axes.plot(x, y, **(look.line | {"marker": "", "linewidth": look.line["linewidth"] * 0.85}))
+        banded = [(x, e) for x, e in curve if math.isfinite(e.low)]
+        axes.fill_between(
+            [x for x, _ in banded], [e.low for _, e in banded], [e.high for _, e in banded],
+            color=look.colour, alpha=0.08, linewidth=0,
+        )  # fmt: skip
+        ends.append((x[-1], y[-1], variant, look))
+        middles += x
+    if not ends:
+        return None
+    low = 0 if even else min(middles)
+    if even:
+        ticks = [length * k // 8 for k in range(9)]
+    else:
+        axes.set_xscale("log", base=2)
+        ticks = [2**k for k in range(math.ceil(math.log2(max(low, 1))), int(math.log2(length)) + 1)]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlim(low, max(*middles, *ticks))
+    axes.set_xlabel(f"tokens before the predicted one, in passes of {length:,} tokens")
+    axes.set_ylabel("loss, nats a token (lower is better)")
+    _trained_length(axes, results.original_len)
+    _label_ends(axes, ends)
+    return figure
+
+
+def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
+    """A small heat map per variant: length across, depth of the answer down, the share answered right in each cell."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    depths, lengths, _ = depth_grid(results.of(task), metric)
+    if len(depths) < 2:
+        return None
+    variants = [v for v in results.variants if results.of(task, v)]
+    columns = min(4, len(variants))
+    count = math.ceil(len(variants) / columns)
+    size = 0.36 + 0.22 * len(depths)
+    figure, grid = plt.subplots(
+        count, columns, figsize=(9, 0.45 + count * (size + 0.55)), squeeze=False, sharex=True, sharey=True
+    )
+    colours = LinearSegmentedColormap.from_list("right", ["#f4ead7", "#9cc7ae", "#2f8a87", "#0b4a5e"])
+    for axes in grid.flat[len(variants) :]:
+        axes.set_visible(False)
+    for i, variant in enumerate(variants):
+        axes = grid.flat[i]
+        _, _, cells = depth_grid(results.of(task, variant), metric)
+        table = [[cells[d, n].value if (d, n) in cells else math.nan for n in lengths] for d in depths]
+        axes.pcolormesh(table, cmap=colours, vmin=0, vmax=1, edgecolors=style.CARD, linewidth=1.2)
+        for row, values in enumerate(table):
+            for column, value in enumerate(values):
+                if math.isfinite(value):
+                    ink = "#fefefe" if value > 0.55 else "#26303a"
+                    text = f"{100 * value:.0f}"
+                    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
+        axes.set_title(variant, fontsize=9, pad=5)
+        axes.set_xticks([k + 0.5 for k in range(len(lengths))], [_short(n) for n in lengths], fontsize=8)
+        axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{100 * d:.0f}%" for d in depths], fontsize=8)
+        axes.invert_yaxis() if not axes.yaxis_inverted() else None
+        axes.tick_params(length=0, labelbottom=i + columns >= len(variants))
+        axes.grid(False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if results.original_len in lengths and results.original_len != lengths[-1]:
+            edge = lengths.index(results.original_len) + 1
+            axes.axvline(edge, color=style.INK, linewidth=2)
+    height = figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.085, right=0.995, top=1 - 0.32 / height, bottom=0.5 / height, wspace=0.09, hspace=0.42 / size
+    )
+    figure.supxlabel("length, tokens", fontsize=9, color=style.MUTED, y=0.06 / height)
+    figure.supylabel("depth of the answer", fontsize=9, color=style.MUTED, x=0.003)
+    return figure
+
+
+def _figure(plt: Any, height: float, results: Results) -> tuple[Any, Any]:
+    """A figure whose right margin holds the longest name."""
+    figure, axes = plt.subplots(figsize=(9, height))
+    names = max(len(variant) for variant in results.variants)
+    right = max(0.5, 0.93 - 0.0086 * names)
+    figure.subplots_adjust(left=0.085, right=right, top=1 - 0.32 / height, bottom=0.55 / height)
+    return figure, axes
+
+
+def _short(length: int) -> str:
+    return f"{length / 1024:g}k" if length >= 1024 and length % 512 == 0 else f"{length:,}"
+
+
+def _length_axis(axes: Any, lengths: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    margin = (max(lengths) / min(lengths)) ** 0.02 if len(lengths) > 1 else 1.5
+    axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
+
+
+def _log_ticks(axes: Any) -> None:
+    """Ticks people can read on a log axis: 1, 2, 5, 10, ... or powers of ten where the range is wide."""
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high / low < 2000 else (1,)
+    if high / low < 4:
+        steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+    axes.set_yticks(ticks, [f"{tick:,.6g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(low, high)
+
+
+def _trained_length(axes: Any, original_len: int | None) -> None:
+    low, high = axes.get_xlim()
+    if original_len is None or not low <= original_len <= high:
+        return
+    axes.axvline(original_len, color=style.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+    axes.annotate(
+        f"trained length {original_len:,}", (original_len, 1), xycoords=("data", "axes fraction"), xytext=(4, 3),
+        textcoords="offset points", fontsize=8.5, color=style.MUTED, va="bottom",
+    )  # fmt: skip
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, style.Look]]) -> None:
+    """Each line's name beside its last point, moved as little as keeps the names apart, led to by a hairline."""
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _, _ in ends]
+    gap = 14.0 / (axes.get_window_extent().height / axes.figure.dpi * 72)
+    places = spread(heights, gap)
+    for (x, y, variant, look), place in zip(ends, places, strict=True):
+        weight = "bold" if look.contrast and look.trained else "normal"
+        hairline = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4}
+        axes.annotate(
+            variant, (x, y), xytext=(1.055, place), textcoords="axes fraction", va="center", fontsize=9,
+            color=look.colour, fontweight=weight, annotation_clip=False, arrowprops=hairline,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved as little as possible (least squares) so that any two are `gap` apart, order kept.
+
+    Pools neighbours that would overlap around their mean, as isotonic regression does.
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    blocks: list[list[float]] = []  # [sum of targets, count]
+    for rank, i in enumerate(order):
+        blocks.append([heights[i] - rank * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    out = [0.0] * len(heights)
+    rank = 0
+    for total, count in blocks:
+        for _ in range(int(count)):
+            out[order[rank]] = total / count + rank * gap
+            rank += 1
+    return out
+
+
+def describe(results: Results, task: str) -> str:
+    """One line of text for a screen reader: the range of the plot's values."""
+    lengths = results.lengths(task)
+    return (
+        f"{task_name(task)} of {len(results.variants)} variants at {number(lengths[0])} to {number(lengths[-1])} tokens"
+    )

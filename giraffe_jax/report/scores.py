@@ -1,0 +1,279 @@
+"""Rows -> scores: which rows count, what they say about each variant, task and length, and in what order.
+
+A `Results` is all that tables, plots and the page read. Every score is an `Estimate` of `evals.stats`, so no number
+reaches a reader without its n and its interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax import records
+from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import stats
+from giraffe_jax.evals.stats import Estimate
+
+RESULTS = "results.jsonl"
+MANIFEST = "experiment.json"
+PERPLEXITY = "perplexity"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of the report: a metric of a variant on a task at a length."""
+
+    variant: str
+    task: str
+    metric: str
+    length: int
+    estimate: Estimate
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of an experiment and what is known about them; orders are those of the config, else of appearance."""
+
+    rows: tuple[Row, ...]
+    failures: tuple[Row, ...] = ()
+    seconds: float = 0.0
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def original_len(self) -> int | None:
+        return self.manifest.get("original_len")
+
+    @property
+    def variants(self) -> list[str]:
+        configured = [v["name"] for v in self.manifest.get("config", {}).get("variants", ())]
+        seen = dict.fromkeys(row["variant"] for row in self.rows)
+        return [v for v in configured if v in seen] + [v for v in seen if v not in configured]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(row["task"] for row in self.rows))
+
+    @property
+    def trained(self) -> dict[str, bool]:
+        flags = {v: False for v in self.variants}
+        for row in self.rows:
+            flags[row["variant"]] |= bool(row.get("trained"))
+        return flags
+
+    def positions(self, variant: str) -> list[Any] | None:
+        """The variant's list of position methods, None where the manifest does not say."""
+        for entry in self.manifest.get("config", {}).get("variants", ()):
+            if entry["name"] == variant:
+                return list(entry.get("positions", []))
+        return None
+
+    @property
+    def baseline(self) -> str | None:
+        """Plain RoPE without training: the variant that everything is measured against."""
+        untrained = [v for v in self.variants if not self.trained[v]]
+        for variant in untrained:
+            if self.positions(variant) == [] or (
+                self.positions(variant) is None and variant.lower() in ("plain", "rope")
+            ):
+                return variant
+        return None
+
+    def of(self, task: str, variant: str | None = None, length: int | None = None) -> list[Row]:
+        """The rows of a task, of one variant and length where given."""
+        return [
+            row
+            for row in self.rows
+            if row["task"] == task
+            and (variant is None or row["variant"] == variant)
+            and (length is None or row["length"] == length)
+        ]
+
+    def lengths(self, task: str) -> list[int]:
+        return sorted({row["length"] for row in self.of(task)})
+
+
+def read(directories: Sequence[str | Path]) -> Results:
+    """The results of one or more work directories: each has a results.jsonl and, from `giraffe run`, a manifest.
+
+    Where directories share a variant's name, the directory's name is added to it. FileNotFoundError without rows' file.
+    """
+    parts = [_read_one(Path(directory)) for directory in directories]
+    if len(parts) == 1:
+        return parts[0]
+    names = [name for part in parts for name in part.variants]
+    clashing = {name for name in names if names.count(name) > 1}
+    rows, failures, variants = [], [], []
+    for directory, part in zip(directories, parts, strict=True):
+        rename = {v: f"{v} ({Path(directory).name})" if v in clashing else v for v in part.variants}
+        rows += [{**row, "variant": rename[row["variant"]]} for row in part.rows]
+        failures += part.failures
+        for entry in part.manifest.get("config", {}).get("variants", ()):
+            variants.append({**entry, "name": rename.get(entry["name"], entry["name"])})
+    manifest = dict(parts[0].manifest)
+    manifest["config"] = {**manifest.get("config", {}), "variants": variants}
+    if any(part.original_len != parts[0].original_len for part in parts):
+        manifest.pop("original_len", None)
+    return Results(tuple(rows), tuple(failures), float(sum(part.seconds for part in parts)), manifest)
+
+
+def _read_one(directory: Path) -> Results:
+    path = directory / RESULTS if directory.is_dir() else directory
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: no {RESULTS} there; `giraffe run` and `giraffe evaluate` write one")
+    manifest_path = path.parent / MANIFEST
+    manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    results = collect(records.read_rows(path), manifest)
+    if not results.rows and not results.failures:
+        raise ConfigError(f"{path}: no results in it yet")
+    return results
+
+
+def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> Results:
+    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time.
+
+    Rows of an experiment carry the "key" of their cell and count once its "done" row has come; a "failure" row counts
+    until its cell is done. Rows without a key (from `giraffe evaluate`) all count.
+    """
+    loose: list[Row] = []
+    pending: dict[str, list[Row]] = {}
+    done: dict[str, tuple[Row, list[Row]]] = {}
+    failed: dict[str, Row] = {}
+    for row in rows:
+        kind, key = row.get("kind"), row.get("key")
+        if kind == "done" and key is not None:
+            count = row["rows"]
+            done[key] = (row, pending.pop(key, [])[-count:] if count else [])
+            failed.pop(key, None)
+        elif kind == "failure":
+            pending.pop(key or "", None)
+            failed[key or str(len(failed))] = row
+        elif kind is None:
+            (loose if key is None else pending.setdefault(key, [])).append(row)
+    kept = loose + [row for _, cell in done.values() for row in cell]
+    seconds = float(sum(marker.get("seconds") or 0.0 for marker, _ in done.values()))
+    return Results(tuple(kept), tuple(failed.values()), seconds, dict(manifest or {}))
+
+
+def is_loss(rows: Sequence[Row]) -> bool:
+    """Whether these are perplexity rows: a mean loss over a number of tokens."""
+    return bool(rows) and all("nll" in row["metrics"] and "tokens" in row["metrics"] for row in rows)
+
+
+def metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics of a task's rows, the one that headlines use first: perplexity, else shares before means."""
+    if is_loss(rows):
+        return [PERPLEXITY]
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    shares = [name for name in names if is_share(rows, name)]
+    shares.sort(key=lambda name: name != "teacher")
+    return shares + [name for name in names if name not in shares]
+
+
+def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]:
+    """Perplexity by position in passes of a task's longest length: (low, high, score) in at most eight pieces."""
+    length, out = max(results.lengths(task)), []
+    for variant in results.variants:
+        rows = results.of(task, variant, length)
+        for low, high, mean in loss_curve(rows, pieces=8):
+            tokens = sum(n for row in rows for a, b, _, n in row["bins"] if low <= a and b <= high)
+            value, below, above = (math.exp(min(x, 700.0)) for x in mean[:3])
+            out.append(
+                (
+                    low,
+                    high,
+                    Score(
+                        variant,
+                        task,
+                        f"{PERPLEXITY} {low}-{high}",
+                        length,
+                        Estimate(value, below, above, mean.n),
+                        tokens,
+                    ),
+                )
+            )
+    return out
+
+
+def is_share(rows: Sequence[Row], metric: str) -> bool:
+    """Whether a metric is right or wrong (0 or 1) in every row, so that its mean is a share of examples."""
+    values = [row["metrics"].get(metric) for row in rows]
+    known = [value for value in values if value is not None]
+    return bool(known) and all(value in (0, 1) for value in known)
+
+
+def estimate(rows: Sequence[Row], metric: str, share: bool) -> Estimate:
+    """The value of a metric over rows with its 95% interval: perplexity, a share or a mean."""
+    if metric == PERPLEXITY:
+        return stats.perplexity(rows)
+    if share:
+        return stats.share(rows, metric)
+    values = [row["metrics"][metric] for row in rows if row["metrics"].get(metric) is not None]
+    return stats.normal_mean(values)
+
+
+def score_all(results: Results) -> list[Score]:
+    """Every score of the results: tasks, their metrics, variants and lengths in order."""
+    out = []
+    for task in results.tasks:
+        rows = results.of(task)
+        cells: dict[tuple[str, int], list[Row]] = {}
+        for row in rows:
+            cells.setdefault((row["variant"], row["length"]), []).append(row)
+        for metric in metrics(rows):
+            share = metric != PERPLEXITY and is_share(rows, metric)
+            for variant in results.variants:
+                for length in results.lengths(task):
+                    cell = cells.get((variant, length))
+                    if cell:
+                        tokens = sum(row["metrics"]["tokens"] for row in cell) if metric == PERPLEXITY else None
+                        out.append(Score(variant, task, metric, length, estimate(cell, metric, share), tokens))
+    return out
+
+
+def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int, int, Estimate]]:
+    """Loss against position: (low, high, mean nats with its interval over documents or windows) per bin, high excluded.
+
+    With `pieces`, neighbouring bins are joined, as many at a time as leave at most that many.
+    """
+    edges = sorted({(low, high) for row in rows for low, high, _, _ in row.get("bins", ())})
+    join = 1 if pieces is None else -(-len(edges) // pieces)
+    groups = [edges[i : i + join] for i in range(0, len(edges), join)]
+    place = {edge: (group[0][0], group[-1][1]) for group in groups for edge in group}
+    bins: dict[tuple[int, int], dict[str, list[float]]] = {}
+    documents = {str(row.get("document", i)) for i, row in enumerate(rows)}
+    for i, row in enumerate(rows):
+        unit = str(row.get("document", i)) if len(documents) > 1 else str(i)
+        for low, high, total, n in row.get("bins", ()):
+            entry = bins.setdefault(place[low, high], {}).setdefault(unit, [0.0, 0.0])
+            entry[0] += float("nan") if total is None else total
+            entry[1] += n
+    curve = []
+    for (low, high), units in sorted(bins.items()):
+        mean = stats.bootstrap_mean([t for t, _ in units.values()], [w for _, w in units.values()])
+        curve.append((low, high, mean))
+    return curve
+
+
+def depth_grid(rows: Sequence[Row], metric: str) -> tuple[list[float], list[int], dict[tuple[float, int], Estimate]]:
+    """Shares by depth and length: (depths ascending, lengths ascending, estimate per (depth, length)).
+
+    Depths are gathered into fifths where rows have more than eleven different ones.
+    """
+    rows = [row for row in rows if row.get("depth") is not None and row["metrics"].get(metric) is not None]
+    exact = sorted({round(float(row["depth"]), 4) for row in rows})
+
+    def place(depth: float) -> float:
+        return round(depth, 4) if len(exact) <= 11 else (min(int(depth * 5), 4) + 0.5) / 5
+
+    cells: dict[tuple[float, int], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((place(float(row["depth"])), row["length"]), []).append(row)
+    depths = sorted({depth for depth, _ in cells})
+    return depths, sorted({n for _, n in cells}), {key: stats.share(cell, metric) for key, cell in cells.items()}

@@ -1,0 +1,204 @@
+"""Text to token ids and back: tokenizer.json, SentencePiece models, the vocabulary inside a GGUF file, plain bytes.
+
+None of these adds begin or end tokens by itself: where a document starts is the data's business, and a tokenizer that
+adds them silently makes packed documents and perplexities differ between tools.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from giraffe_jax.config import ConfigError
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer.
+
+    `fingerprint` is a sha256 of what decides the ids of a text; `files()` is what a Hugging Face directory has of it.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Any) -> str: ...
+
+    def files(self) -> dict[str, bytes]: ...
+
+
+class ByteTokenizer:
+    """Bytes of UTF-8 as ids 0..255, then `<s>` 256 and `</s>` 257: no files, no training, any text."""
+
+    vocab_size: int = 258
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"giraffe bytes 258").hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="surrogatepass"))
+
+    def decode(self, ids: Any) -> str:
+        return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode("utf-8", errors="replace")
+
+    def files(self) -> dict[str, bytes]:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        from giraffe_jax.tokenizer.gguf import BYTE_CHARACTERS
+
+        tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(BYTE_CHARACTERS)}, merges=[]))
+        tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tok.decoder = decoders.ByteLevel()
+        tok.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+        return JsonTokenizer(tok, bos="<s>", eos="</s>").files()
+
+
+class JsonTokenizer:
+    """A `tokenizers.Tokenizer` (the content of a tokenizer.json), whatever it was read from.
+
+    `decode` keeps special tokens visible: what the model wrote is what is shown.
+    """
+
+    def __init__(
+        self, tok: Any, *, bos: str | None = None, eos: str | None = None, config: dict[str, Any] | None = None
+    ):
+        tok.no_truncation()
+        tok.no_padding()
+        self._tok = tok
+        vocab = tok.get_vocab(with_added_tokens=True)
+        for name, token in (("bos_token", bos), ("eos_token", eos)):
+            if token is not None and token not in vocab:
+                raise ConfigError(f"tokenizer: {name} is {token!r}, which is not in its vocabulary of {len(vocab)}.")
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self.bos_id = None if bos is None else vocab[bos]
+        self.eos_id = None if eos is None else vocab[eos]
+        tokens = {"bos_token": bos, "eos_token": eos}
+        tokens = {k: v for k, v in tokens.items() if v is not None}
+        self._config = config or {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+
+    @property
+    def fingerprint(self) -> str:
+        parts = json.loads(self._tok.to_str())
+        kept = {k: parts.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tok.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Any) -> str:
+        return self._tok.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def files(self) -> dict[str, bytes]:
+        config = json.dumps(self._config, indent=2, ensure_ascii=False)
+        return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode()}
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece .model file, through the `sentencepiece` library."""
+
+    def __init__(self, path: str | Path):
+        try:
+            import sentencepiece
+        except ImportError as e:
+            raise ConfigError(f"{path}: reading a SentencePiece model needs `pip install sentencepiece`.") from e
+        self._bytes = Path(path).read_bytes()
+        self._sp = sentencepiece.SentencePieceProcessor()
+        try:
+            self._sp.LoadFromSerializedProto(self._bytes)
+        except Exception as e:
+            raise ConfigError(f"{path}: not a SentencePiece model, or a truncated one ({e}).") from e
+        self.vocab_size = self._sp.GetPieceSize()
+        self.bos_id = self._sp.bos_id() if self._sp.bos_id() >= 0 else None
+        self.eos_id = self._sp.eos_id() if self._sp.eos_id() >= 0 else None
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self._sp.Encode(text)
+
+    def decode(self, ids: Any) -> str:
+        return self._sp.Decode([int(i) for i in ids])
+
+    def files(self) -> dict[str, bytes]:
+        config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+        for name, i in (("unk_token", self._sp.unk_id()), ("bos_token", self.bos_id), ("eos_token", self.eos_id)):
+            if i is not None and i >= 0:
+                config[name] = self._sp.IdToPiece(i)
+        return {"tokenizer.model": self._bytes, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Returns the tokenizer of a Hugging Face directory, a tokenizer.json, a SentencePiece .model or a .gguf file.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ConfigError: there is something, and it is not a tokenizer this reads; the message names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"tokenizer: no such file or directory: {path}.")
+    if path.is_dir():
+        for name in ("tokenizer.json", "tokenizer.model"):
+            if (path / name).is_file():
+                return load_tokenizer(path / name)
+        names = ", ".join(sorted(p.name for p in path.iterdir())[:20]) or "nothing"
+        raise ConfigError(f"{path}: no tokenizer.json or tokenizer.model in it; it holds {names}.")
+    if path.suffix == ".json":
+        return _load_json(path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".gguf":
+        from giraffe_jax.tokenizer import gguf
+
+        return gguf.tokenizer(gguf.open_file(path))
+    raise ConfigError(f"{path}: not a tokenizer; allowed are tokenizer.json, a SentencePiece .model, a .gguf file.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the mapping a JSON file holds; the error names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ConfigError(f"{path}: not valid JSON ({e}).") from e
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _load_json(path: Path) -> JsonTokenizer:
+    from tokenizers import Tokenizer
+
+    read_json(path)
+    try:
+        tok = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises bare Exception
+        raise ConfigError(f"{path}: the tokenizers library cannot read it: {e}.") from e
+    beside = path.parent / "tokenizer_config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    bos, eos = (_special(tok, path.parent, config, name) for name in ("bos", "eos"))
+    return JsonTokenizer(tok, bos=bos, eos=eos, config=config)
+
+
+def _special(tok: Any, directory: Path, config: dict[str, Any], name: str) -> str | None:
+    """Returns the begin or end token: tokenizer_config.json has it, else config.json by id (the first of several)."""
+    token = config.get(f"{name}_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is not None or f"{name}_token" in config:
+        return token
+    if not (directory / "config.json").is_file():
+        return None
+    ids = read_json(directory / "config.json").get(f"{name}_token_id")
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    return tok.id_to_token(first) if isinstance(first, int) and first >= 0 else None

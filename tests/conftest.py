@@ -1,0 +1,21 @@
+"""What every test runs under: eight CPU devices, no network, compilations shared between workers."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything reads them: tests never ask a hub, and draw without a screen.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+
+# Programs that two workers, or two runs, compile alike are compiled once.
+CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -1,0 +1,179 @@
+"""The pipeline: batches are a function of (config, step), shared by processes row by row, mixed as weighed."""
+
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.data import DataConfig, SourceConfig, SyntheticConfig, make_pipeline
+from giraffe_jax.data.synthetic import KINDS, synthetic_document, text_of
+from giraffe_jax.tokenizer import ByteTokenizer, JsonTokenizer
+
+QUESTIONS = rb"(?m)^(line|ask|set|get) |pass key|grass"
+ASKING = ("records", "lines", "passkey")
+KEYS = {"tokens": np.int32, "targets": np.int32, "segments": np.int32, "weights": np.float32, "positions": np.float32}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        words = rng.integers(0, 1000, size=int(rng.integers(5, 120)))
+        (tmp_path / f"{i}.txt").write_text(f"doc {i}: " + " ".join(f"w{w}" for w in words))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def small_bpe():
+    """A byte-level BPE with single digits, trained on synthetic documents."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = np.random.default_rng(0)
+    made = [text_of(synthetic_document(rng, KINDS[i % 3], 2000, len)) for i in range(120)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<|bos|>", "<|eos|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(made, trainer)
+    return JsonTokenizer(tokenizer, bos="<|bos|>", eos="<|eos|>")
+
+
+def config_of(texts, **changes):
+    sources = (
+        SourceConfig("text", str(texts), weight=1.0),
+        SourceConfig("synthetic", weight=3.0, synthetic=SyntheticConfig(kinds=ASKING, min_len=80, answer_weight=2.0)),
+    )
+    return dataclasses.replace(DataConfig(sources=sources, seq_len=160, batch_size=8), **changes)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_shapes_and_types(texts):
+    batch = make_pipeline(config_of(texts), ByteTokenizer()).batch(3)
+    assert {name: array.dtype for name, array in batch.items()} == {k: np.dtype(v) for k, v in KEYS.items()}
+    assert all(array.shape == (8, 160) for array in batch.values())
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_a_batch_depends_on_the_step_alone(texts, packing):
+    config = config_of(texts, packing=packing)
+    forward = make_pipeline(config, ByteTokenizer())
+    batches = [forward.batch(step) for step in range(12)]
+    backward = make_pipeline(config, ByteTokenizer())
+    for step in reversed(range(12)):
+        assert equal(backward.batch(step), batches[step])
+    assert not equal(batches[0], batches[1])
+    ahead = itertools.islice(make_pipeline(config, ByteTokenizer()).iterate(5), 7)
+    for got, want in zip(ahead, batches[5:], strict=True):
+        assert equal(got, want)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_share_the_global_batch(texts, processes):
+    config = config_of(texts)
+    whole = make_pipeline(config, ByteTokenizer()).batch(4)
+    parts = [make_pipeline(config, ByteTokenizer(), process=(i, processes)).batch(4) for i in range(processes)]
+    assert equal({k: np.concatenate([part[k] for part in parts]) for k in whole}, whole)
+    rows = make_pipeline(config, ByteTokenizer()).batch(4, rows=range(2, 5))
+    assert equal(rows, {k: v[2:5] for k, v in whole.items()})
+
+
+def test_mixture_follows_the_weights_and_an_epoch_reads_everything_once(texts):
+    pipeline = make_pipeline(config_of(texts, batch_size=4), ByteTokenizer())
+    batches = [pipeline.batch(step) for step in range(40)]
+    text_rows = [
+        row for b in batches for row, segments in zip(b["tokens"], b["segments"], strict=True)
+        if not re.search(QUESTIONS, bytes(row[segments > 0][row[segments > 0] < 256].astype(np.uint8)))
+    ]  # fmt: skip
+    assert len(text_rows) == 40 * 4 // 4
+
+    alone = config_of(texts, batch_size=1, sources=(SourceConfig("text", str(texts)),))
+    total = sum(len(path.read_bytes()) + 1 for path in texts.glob("*.txt"))
+    epoch = -(-total // 160)
+    pipeline = make_pipeline(alone, ByteTokenizer())
+    for start in (0, epoch):
+        rows = [pipeline.batch(step) for step in range(start, start + epoch)]
+        held = np.sort(np.concatenate([row["tokens"][row["segments"] > 0] for row in rows]))
+        raw = b"".join(path.read_bytes() for path in texts.glob("*.txt"))
+        assert np.array_equal(held, np.sort(np.concatenate([np.frombuffer(raw, np.uint8), [257] * 7])))
+    assert not equal(pipeline.batch(0), pipeline.batch(epoch)), "the second epoch has another order"
+
+
+def synthetic_only(tokenizer, **options):
+    config = SyntheticConfig(**options)
+    return make_pipeline(DataConfig((SourceConfig("synthetic", synthetic=config),), 256, 4), tokenizer)
+
+
+def test_synthetic_rows_are_the_tokenizers_tokens_with_weighted_answers(small_bpe):
+    pipeline = synthetic_only(small_bpe, kinds=ASKING, min_len=50, answer_weight=5.0, record_weight=0.25)
+    answers = 0
+    for step in range(6):
+        batch = pipeline.batch(step)
+        for row in range(4):
+            segments = batch["segments"][row]
+            for segment in sorted(set(segments.tolist()) - {0}):
+                here = segments == segment
+                ids, weights = batch["tokens"][row][here], batch["weights"][row][here]
+                assert ids[-1] == small_bpe.eos_id and weights[-1] == 0
+                text = small_bpe.decode(ids[:-1])
+                assert small_bpe.encode(text) == ids[:-1].tolist()
+                assert np.array_equal(batch["targets"][row][here][:-1], ids[1:])
+                assert np.array_equal(batch["positions"][row][here], np.arange(here.sum()))
+                heavy = small_bpe.decode(ids[1:][weights[:-1] == 5.0])
+                asked = re.findall(r"(?:^ask|^get|\?).*( \d+\n)", text, re.M)
+                assert heavy == "".join(asked)
+                answers += len(asked)
+    assert answers > 100
+
+
+def test_ramp_grows_documents_with_the_step(small_bpe):
+    pipeline = synthetic_only(small_bpe, min_len=32, ramp_steps=100)
+    longest = [int(pipeline.batch(step)["positions"].max()) + 1 for step in (0, 50, 100)]
+    assert longest[0] <= 34 < longest[1] <= 145 < longest[2] <= 256
+    lengths = [pipeline.batch(step)["positions"].max(axis=1) + 1 for step in range(100, 110)]
+    assert np.mean(np.concatenate(lengths) > 240) > 0.3, "many documents reach across the window"
+
+
+def test_fingerprint_changes_with_the_batches_only(texts, tmp_path_factory):
+    config = config_of(texts)
+    fingerprint = make_pipeline(config, ByteTokenizer()).fingerprint
+    cached = dataclasses.replace(config, cache_dir=str(tmp_path_factory.mktemp("cache")), prefetch=9)
+    assert make_pipeline(cached, ByteTokenizer()).fingerprint == fingerprint
+    assert equal(make_pipeline(cached, ByteTokenizer()).batch(7), make_pipeline(config, ByteTokenizer()).batch(7))
+    for changes in ({"seed": 1}, {"seq_len": 161}, {"packing": "document"}, {"batch_size": 4}):
+        assert make_pipeline(config_of(texts, **changes), ByteTokenizer()).fingerprint != fingerprint
+    (texts / "0.txt").write_text("another text")
+    assert make_pipeline(config, ByteTokenizer()).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (dict(kind="text"), r"data\.sources\[0\]\.path: missing"),
+        (dict(kind="synthetic", path="x"), "made, not read"),
+        (dict(kind="text", path="x", synthetic=dict(min_len=40)), "only read by kind 'synthetic'"),
+        (dict(kind="text", path="x", weight=0.0), "weight: got 0.0"),
+        (dict(kind="synthetic", synthetic=dict(min_len=300)), "min_len <= max_len <= data.seq_len"),
+        (dict(kind="synthetic", synthetic=dict(min_len=20)), r"min_len: got 20; .* take at least \d+ tokens"),
+        (dict(kind="synthetic", synthetic=dict(kinds=())), "at least one kind"),
+        (dict(kind="txt", path="x"), "'text'"),
+    ],
+)
+def test_wrong_requests_are_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        config = build(DataConfig, dict(sources=[source], seq_len=128, batch_size=4), "data")
+        make_pipeline(config, ByteTokenizer())
+
+
+def test_batches_that_cannot_be_shared_are_refused(texts):
+    with pytest.raises(ConfigError, match="8 rows cannot be shared evenly by 3"):
+        make_pipeline(config_of(texts), ByteTokenizer(), process=(0, 3))

@@ -1,0 +1,124 @@
+"""Scoring against models whose answers are known by construction; the largest prompt against counting up."""
+
+import types
+
+import numpy as np
+import pytest
+
+from giraffe_jax import decode, evals
+from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import passkey, run, scoring
+from giraffe_jax.tokenizer import ByteTokenizer
+
+
+class Joining(ByteTokenizer):
+    """A tokenizer that joins 'is 1' into one token, as BPE merges may across any cut."""
+
+    def encode(self, text):
+        ids = []
+        while text:
+            ids, text = (ids + [300], text[4:]) if text.startswith("is 1") else (ids + [ord(text[0])], text[1:])
+        return ids
+
+
+def test_split_never_cuts_a_joined_token():
+    tokenizer = Joining()
+    prompt, answer = scoring.split(tokenizer, "key is", " 123")
+    assert list(prompt + answer) == tokenizer.encode("key is 123")
+    assert answer[0] == 300
+    assert scoring.split(tokenizer, "key is", " 923") == (tuple(b"key is"), tuple(b" 923"))
+
+
+@pytest.mark.parametrize("probe", [1, 7, 42, 1000])
+@pytest.mark.parametrize("budget", [3, 4, 5, 40, 87, 88, 5000])
+def test_largest_is_what_counting_up_finds(probe, budget):
+    for cost in (lambda s: 3 + len(s) * 2, lambda s: 3 + len(s) // 3, lambda s: 3 + int(len(s) ** 1.5)):
+        best = max(k for k in range(16_000) if cost(range(k)) <= budget)
+        assert scoring.largest(range, cost, budget, probe, "here") == (best, range(best))
+
+
+def test_largest_looks_at_few():
+    looked = []
+    scoring.largest(lambda k: looked.append(k) or k, lambda k: 40 + k // 4, 16_384, 256, "here")
+    assert len(looked) < 12
+
+
+def test_largest_raises_where_nothing_fits():
+    with pytest.raises(ConfigError, match="here: 2 tokens are not enough, the shortest prompt takes 3"):
+        scoring.largest(lambda k: "x" * k, lambda s: 3 + len(s), 2, 10, "here")
+
+
+def test_batches_are_as_full_as_they_can_be():
+    assert scoring.batch_size(256, 8192, 1000) == 32
+    assert [scoring.batch_size(256, 8192, n) for n in (1, 2, 3, 5, 32, 33)] == [1, 2, 4, 8, 32, 32]
+    assert scoring.batch_size(16384, 8192, 10) == 1
+
+
+def test_first_and_last_number():
+    text = "The <REGISTER_CONTENT> in line 3a is <2416>, not 99."
+    assert (scoring.first_number(text), scoring.last_number(text)) == (3, 99)
+    assert scoring.first_number("none") is None and scoring.last_number("") is None
+
+
+def fake_decode(monkeypatch, say):
+    """Replaces the model: it says `say(example)` and is sure of every token of it."""
+    tokenizer = ByteTokenizer()
+    task = evals.build(dict(name="passkey", lengths=[400], n=3, scoring=["generate", "teacher"], depths=[0.5]))
+    examples = {e.prompt: e for e in passkey.examples(task, tokenizer, 400)}
+
+    def score(lm, tokens, encoding, segments):
+        nll, correct = np.full(tokens[:, 1:].shape, 2.0, np.float32), np.zeros(tokens[:, 1:].shape, bool)
+        for row, prompt_len in enumerate(len(p) for p in examples):
+            if row < len(tokens):
+                said_all = say(examples[tuple(tokens[row, :prompt_len].tolist())]).encode()
+                for k, said in enumerate(said_all[: tokens.shape[1] - prompt_len]):
+                    hit = tokens[row, prompt_len + k] == said
+                    correct[row, prompt_len + k - 1], nll[row, prompt_len + k - 1] = hit, 0.1 if hit else 5.0
+        return nll, correct
+
+    def generate(lm, prompts, n, encoding, **_):
+        return [list(say(examples[tuple(p)]).encode()) for p in prompts]
+
+    monkeypatch.setattr(decode, "score", score)
+    monkeypatch.setattr(decode, "generate", generate)
+    lm = types.SimpleNamespace(tokenizer=tokenizer)
+    return list(run.evaluate(lm, [task], lambda length: None, tokens_per_batch=3 * 400))
+
+
+def test_a_model_that_knows_scores_one(monkeypatch):
+    for row in fake_decode(monkeypatch, lambda e: f" {e.expected}"):
+        assert row["metrics"] == {
+            "generate": 1,
+            "generate_last": 1,
+            "teacher": 1,
+            "answer_nll": pytest.approx(0.1, abs=1e-6),
+        }
+
+
+def test_a_model_that_rambles_is_right_by_the_first_number_only(monkeypatch):
+    for row in fake_decode(monkeypatch, lambda e: f" {e.expected}. 7 is"):
+        assert (row["metrics"]["generate"], row["metrics"]["generate_last"]) == (1, 0)
+
+
+def test_every_answer_token_counts_for_the_teacher(monkeypatch):
+    for row in fake_decode(monkeypatch, lambda e: f":{e.expected}"):
+        assert (row["metrics"]["generate"], row["metrics"]["teacher"]) == (1, 0)
+
+
+def test_one_wrong_digit_is_wrong(monkeypatch):
+    for row in fake_decode(monkeypatch, lambda e: f" {e.expected // 10}{(e.expected + 1) % 10}"):
+        assert (row["metrics"]["generate"], row["metrics"]["teacher"]) == (0, 0)
+        assert row["metrics"]["answer_nll"] == pytest.approx((5 * 0.1 + 5.0) / 6, abs=1e-5)
+
+
+def test_teacher_forcing_agrees_with_generating(tiny):
+    # A model that has to be right sometimes: the answers are what it says itself.
+    lm, encoding = tiny, tiny.config.bind(length=64)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 256, 40).tolist() for _ in range(6)]
+    said = decode.generate(lm, prompts, 5, encoding, length=64, stop=())
+    wrong = [[*row[:4], (row[4] + 1) % 256] for row in said]
+    for answers, right in ((said, True), (wrong, False)):
+        rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+        for _, correct in scoring.scores(lm, rows, 64, encoding, 4):
+            assert bool(correct[-5:].all()) is right

@@ -1,0 +1,83 @@
+"""Out and in again, bit for bit, complete or not at all."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hf_models import random_tensors, write
+
+from giraffe_jax import hf
+from giraffe_jax.config import ConfigError
+from giraffe_jax.tokenizer import ByteTokenizer
+
+BYTES = dict(
+    model_type="llama", vocab_size=258, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
+)  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return hf.load(write(tmp_path / "in", random_tensors()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shard_bytes", [10**9, 10_000])
+def test_out_and_in_again_bit_for_bit(tmp_path, checkpoint, dtype, shard_bytes):
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), checkpoint.params)
+    out = hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "out", dtype=dtype, shard_bytes=shard_bytes)
+    again = hf.load(out)
+    assert again.config == checkpoint.config and again.tokenizer is None
+    jax.tree.map(np.testing.assert_array_equal, rounded, again.params)
+    assert (out / "model.safetensors.index.json").is_file() == (shard_bytes < 10**9)
+
+
+def test_file_holds_exactly_the_tensors_it_came_from(tmp_path, checkpoint):
+    from safetensors.numpy import load_file
+
+    out = hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "out", dtype="float32")
+    written, original = load_file(out / "model.safetensors"), random_tensors()
+    assert written.keys() == original.keys()
+    for name in original:
+        np.testing.assert_array_equal(written[name], original[name])
+    config = json.loads((out / "config.json").read_text())
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e4} and config["rope_theta"] == 1e4
+
+
+def test_the_tokenizer_goes_with_it(tmp_path):
+    c = hf.load(write(tmp_path / "in", random_tensors(c=BYTES), BYTES))
+    out = hf.save(c.params, c.config, ByteTokenizer(), tmp_path / "out")
+    again = hf.load(out)
+    assert again.tokenizer is not None
+    assert again.tokenizer.encode("Zürich 🦒") == list("Zürich 🦒".encode())
+    assert (again.tokenizer.bos_id, again.tokenizer.eos_id) == (256, 257)
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 257
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path, checkpoint, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out: exists already; nothing is overwritten"):
+        hf.save(checkpoint.params, checkpoint.config, None, target)
+    assert [p.name for p in target.iterdir()] == ["precious.txt"]
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_parameters_that_do_not_fit_the_config_are_named(tmp_path, checkpoint):
+    params = jax.tree.map(lambda x: x, checkpoint.params)
+    params["norm"]["scale"] = jnp.zeros(31)
+    with pytest.raises(ConfigError, match=r"params: norm/scale has shape \(31,\), the config says \(32,\)"):
+        hf.save(params, checkpoint.config, None, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"dtype must be bfloat16, float16 or float32, got 'int8'"):
+        hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "out", dtype="int8")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,311 @@
+"""The report says what the rows say: its numbers are computed again here with numpy, from rows made up for it."""
+
+import csv
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from giraffe_jax import records, report
+from giraffe_jax.config import ConfigError
+from giraffe_jax.report import findings, plots, scores, style, tables
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fabricate  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    directory = fabricate.write(tmp_path_factory.mktemp("experiment"))
+    report.write([directory])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def rows(made):
+    return list(records.read_rows(made / "results.jsonl"))
+
+
+def scores_of(made):
+    with open(made / "results.csv") as file:
+        return {(r["variant"], r["task"], r["metric"], int(r["length"])): r for r in csv.DictReader(file)}
+
+
+def test_perplexity_is_exp_of_the_token_weighted_mean(made, rows):
+    found = scores_of(made)
+    for variant in ("plain", "yarn 4 + training"):
+        for length in fabricate.LENGTHS:
+            own = [r for r in rows if (r["variant"], r["task"], r["length"]) == (variant, "perplexity", length)]
+            nll, tokens = np.array([(r["metrics"]["nll"], r["metrics"]["tokens"]) for r in own]).T
+            score = found[variant, "perplexity", "perplexity", length]
+            np.testing.assert_allclose(float(score["value"]), np.exp(np.average(nll, weights=tokens)), rtol=1e-12)
+            # All documents have the same number of tokens, so the interval is that of a plain mean.
+            spread = 1.96 * nll.std(ddof=1) / math.sqrt(len(nll))
+            assert math.log(float(score["high"]) / float(score["low"])) == pytest.approx(2 * spread, rel=0.25)
+            assert int(score["n"]) == 8 and int(score["tokens"]) == tokens.sum()
+
+
+def test_shares_and_their_intervals(made, rows):
+    found = scores_of(made)
+    for variant in ("plain", "ntk 8", "linear 4 + training"):
+        own = [r for r in rows if (r["variant"], r["task"], r["length"]) == (variant, "lines", 1024)]
+        right = np.array([r["metrics"]["teacher"] for r in own])
+        score = found[variant, "lines", "teacher", 1024]
+        n, p, z = len(right), right.mean(), 1.959964
+        assert float(score["value"]) == pytest.approx(p)
+        # Wilson's interval is where |p - q| = z sqrt(q (1 - q) / n): its bounds solve that equation.
+        for bound in (float(score["low"]), float(score["high"])):
+            assert abs(p - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
+        assert int(score["n"]) == 100 and score["tokens"] == ""
+        mean = np.mean([r["metrics"]["answer_nll"] for r in own])
+        assert float(found[variant, "lines", "answer_nll", 1024]["value"]) == pytest.approx(mean)
+
+
+def test_known_values():
+    def row(variant, length, metrics, **rest):
+        return {"variant": variant, "task": "perplexity", "length": length, "metrics": metrics} | rest
+
+    made_up = [
+        row("plain", 4, {"nll": math.log(8.0), "tokens": 10}),
+        row("plain", 4, {"nll": math.log(2.0), "tokens": 10}),
+        row("plain", 8, {"nll": None, "tokens": 10}),
+        row("b", 4, {"nll": math.log(3.0), "tokens": 1}),
+    ]
+    results = scores.collect(made_up, {"original_len": 4})
+    found = scores.score_all(results)
+    values = {(s.variant, s.length): s.estimate.value for s in found}
+    assert (
+        values["plain", 4] == pytest.approx(4.0)
+        and math.isnan(values["plain", 8])
+        and values["b", 4] == pytest.approx(3)
+    )
+    (table,) = tables.tables(results, found)
+    assert tables.markdown(table).splitlines() == [
+        "| | 4 (1×) | 8 (2×, n=1) |",
+        "|---|---:|---:|",
+        "| plain | 4.00 (2.00–8.00, n=2) | not finite |",
+        "| b | **3.00** (n=1) |  |",
+    ]
+
+
+def test_loss_by_position_pools_documents():
+    first = {"document": "a", "bins": [[1, 4, 6.0, 3], [4, 16, 12.0, 12]]}
+    second = {"document": "b", "bins": [[1, 4, 12.0, 3], [4, 16, None, 12]]}
+    (low, high, early), (_, _, late) = scores.loss_curve([first, second])
+    assert (low, high) == (1, 4) and early.value == 3.0 and (early.low, early.high) == (2.0, 4.0) and early.n == 2
+    assert math.isnan(late.value)
+    ((low, high, whole),) = scores.loss_curve([first], pieces=1)
+    assert (low, high) == (1, 16) and whole.value == pytest.approx(18 / 15)
+
+
+def test_perplexity_by_position(made, rows):
+    found = scores_of(made)
+    own = [r for r in rows if (r["variant"], r["task"], r["length"]) == ("plain", "perplexity", 2048)]
+    names = [metric for variant, _, metric, _ in found if variant == "plain" and metric.startswith("perplexity ")]
+    assert len(names) == 8 and names[0].startswith("perplexity 1-") and names[-1].endswith("-2048")
+    low, high = map(int, names[-1].split()[1].split("-"))
+    inside = np.array([b for r in own for b in r["bins"] if low <= b[0] and b[1] <= high])
+    score = found["plain", "perplexity", names[-1], 2048]
+    assert float(score["value"]) == pytest.approx(np.exp(inside[:, 2].sum() / inside[:, 3].sum()))
+    assert int(score["tokens"]) == inside[:, 3].sum() == 8 * (high - low)
+    assert "Perplexity by position, in passes of 2,048 tokens" in (made / "tables.md").read_text()
+
+
+def test_depths_are_gathered_into_fifths():
+    made_up = [{"length": 8, "depth": i / 99, "metrics": {"teacher": int(i < 20)}} for i in range(100)]
+    depths, lengths, cells = scores.depth_grid(made_up, "teacher")
+    assert lengths == [8] and depths == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert [cells[d, 8].value for d in depths] == [1, 0, 0, 0, 0] and cells[depths[0], 8].n == 20
+    depths, _, _ = scores.depth_grid([r | {"depth": i % 3 / 2} for i, r in enumerate(made_up)], "teacher")
+    assert depths == [0.0, 0.5, 1.0]
+
+
+def test_unfinished_and_repeated_cells():
+    def row(example, value):
+        return {"key": "k", "variant": "a", "task": "t", "length": 1, "example": example, "metrics": {"teacher": value}}
+
+    done = {"kind": "done", "key": "k", "rows": 2, "seconds": 1.5}
+    failure = {"kind": "failure", "key": "k", "error": "x"}
+    torn = [row(0, 0), row(0, 1), row(1, 1)]
+    assert scores.collect(torn).rows == ()
+    assert [r["metrics"]["teacher"] for r in scores.collect([*torn, done]).rows] == [1, 1]
+    assert scores.collect([row(0, 0), failure]).failures == (failure,)
+    again = scores.collect([row(0, 0), failure, row(0, 1), row(1, 1), done])
+    assert again.failures == () and len(again.rows) == 2 and again.seconds == 1.5
+
+
+def test_findings_are_computed_from_the_rows(made, rows):
+    results = report.read([made])
+    found = findings.findings(results, tables.tables(results, report.score_all(results)))
+    assert [f.task for f in found] == ["Perplexity", "Line retrieval", "Passkey retrieval"]
+    means = {}
+    for row in rows:
+        if row["task"] == "perplexity" and row["length"] == 2048:
+            means.setdefault(row["variant"], []).append(row["metrics"]["nll"])
+    ppl = {v: math.exp(np.mean(x)) for v, x in means.items()}
+    best = min(ppl, key=lambda v: ppl[v])
+    assert found[0].figure == f"{ppl['plain'] / ppl[best]:.0f}×"
+    assert best in found[0].sentence and "Best without training: yarn 4" in found[0].sentence
+    assert results.baseline == "plain"
+
+
+def test_several_directories_side_by_side(tmp_path):
+    one, two = fabricate.write(tmp_path / "one", examples=1), fabricate.write(tmp_path / "two", seed=1, examples=1)
+    results = report.read([one, two])
+    assert len(results.variants) == 20 and "plain (one)" in results.variants and "plain (two)" in results.variants
+    assert results.original_len == 256
+
+
+def test_missing_and_empty_results_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no results\.jsonl"):
+        report.write([tmp_path])
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="no results in it yet"):
+        report.write([tmp_path])
+
+
+def test_rows_of_an_evaluation_without_a_manifest(tmp_path):
+    made_up = [
+        {"variant": "", "task": "lines", "length": 64, "example": i, "metrics": {"teacher": i % 2}} for i in range(4)
+    ]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in made_up))
+    assert "50%" in report.write([tmp_path]).read_text()
+
+
+def test_the_same_rows_give_the_same_bytes(made, tmp_path):
+    for name in ("results.jsonl", "experiment.json"):
+        shutil.copy(made / name, tmp_path / name)
+    report.write([tmp_path])
+    names = sorted(p.relative_to(made) for p in made.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert len(names) > 12
+    for name in names:
+        assert (made / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+class Page(html.parser.HTMLParser):
+    """Tags balanced, identifiers unique, references inside the page only."""
+
+    VOID = {"meta", "link", "br", "img", "path", "use", "rect", "line"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [v for k, v in attrs.items() if k in ("href", "xlink:href", "src") and v]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_alone(made):
+    text = (made / "report.html").read_text()
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    for link in page.links:
+        assert link == "data:," or (link.startswith("#") and link[1:] in page.ids), link
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+    assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
+    said = "".join(page.text)
+    for variant in report.read([made]).variants:
+        assert variant in said
+    assert "0123456789abcdef" in said and "95% interval" in said
+    assert not {light for light in style.VARIABLES if light in re.sub(r":root \{.*?\}", "", text)}, (
+        "a fixed colour is left"
+    )
+
+
+def test_names_are_escaped(tmp_path):
+    made_up = [{"variant": "<b>|x", "task": "a&b", "length": 8, "example": 0, "metrics": {"teacher": 1}}]
+    (tmp_path / "results.jsonl").write_bytes(records.encode(made_up[0]))
+    text = report.write([tmp_path]).read_text()
+    assert "<b>|x" not in text and "&lt;b&gt;|x" in text and "a&amp;b" in text.lower()
+    Page(text)
+    assert "<b>\\|x" in (tmp_path / "tables.md").read_text()
+
+
+def test_looks_follow_the_method(made):
+    results = report.read([made])
+    looks = style.looks(results)
+    assert looks["yarn 4"].colour == looks["yarn 4 + training"].colour != looks["linear 4"].colour
+    assert looks["plain"].colour == style.PLAIN[0]
+    assert len({look.colour for look in looks.values()}) == 8
+    assert looks["yarn 4"].line["linestyle"] != looks["yarn 4 + training"].line["linestyle"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_are_spread_as_little_as_possible(seed):
+    heights = list(np.random.default_rng(seed).uniform(0, 1, 9))
+    places = plots.spread(heights, 0.08)
+    order = np.argsort(heights)
+    gaps = np.diff(np.array(places)[order])
+    assert (gaps >= 0.08 - 1e-9).all()
+    # Optimal in least squares: no feasible point near by costs less.
+    cost = np.sum((np.array(places) - heights) ** 2)
+    rng = np.random.default_rng(seed + 100)
+    for _ in range(300):
+        other = np.sort(np.array(places)[order] + rng.normal(0, 0.02, 9))
+        other = np.maximum.accumulate(other - np.arange(9) * 0.08) + np.arange(9) * 0.08
+        assert np.sum((other - np.array(heights)[order]) ** 2) >= cost - 1e-12
+    assert plots.spread([0.1, 0.9], 0.05) == [0.1, 0.9]
+
+
+def test_numbers_as_people_read_them():
+    shown = [tables.number(x) for x in (2.345, 23.45, 234.5, 23456.0, math.inf, math.nan)]
+    assert shown == ["2.35", "23.4", "234", "23,456", "> 10⁹", "not finite"]
+    assert tables.number(0.987, True) == "99%"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_chromium_draws_the_page(made, tmp_path):
+    from PIL import Image
+
+    picture, net = tmp_path / "page.png", tmp_path / "net.json"
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+    ]
+    command += ["--enable-logging=stderr", "--v=0", f"--log-net-log={net}", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--screenshot={picture}", "--window-size=1200,3000", f"file://{made / 'report.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr
+    image = np.asarray(Image.open(picture).convert("RGB"), np.int32)
+    assert image.shape[:2] == (3000, 1200)
+    colours, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    assert counts.max() < 0.95 * counts.sum() and len(colours) > 200
+    # The palette's blue and vermillion are there: the plots were drawn, in their colours.
+    for colour in ("#0072b2", "#d55e00"):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(colours - rgb).sum(axis=1) < 12).any(), colour
+    log = json.loads(net.read_text())
+    asked = [e["params"] for e in log["events"] if "url" in e.get("params", {})]
+    # The browser's own requests have no page as their initiator.
+    assert [p["url"] for p in asked if p.get("initiator") not in (None, "not an origin")] == []

@@ -1,0 +1,167 @@
+"""Cached decoding against the full forward pass; the full forward pass is the oracle everywhere in this file."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from giraffe_jax import decode
+from giraffe_jax.config import ConfigError
+from giraffe_jax.model import Llama, ModelConfig, init_params, logits
+from giraffe_jax.tokenizer import ByteTokenizer
+
+CONFIG = ModelConfig(
+    vocab_size=258, d_model=32, d_mlp=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, original_len=16
+)
+METHODS = {
+    "plain": [],
+    "linear": [dict(name="linear", factor=4.0)],
+    "yarn": [dict(name="yarn", factor=4.0)],
+    "dynamic": [dict(name="dynamic", factor=2.0)],
+    "xpos": [dict(name="xpos")],
+}
+
+
+@functools.cache
+def make_lm(num_layers=2):
+    config = dataclasses.replace(CONFIG, num_layers=num_layers)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
+    # Larger than at initialisation: attention must matter for a mistake in positions to show.
+    params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
+    return decode.LM(config, params, ByteTokenizer())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config, params, tokens, encoding):
+    hidden, _ = Llama(config).apply({"params": params}, tokens, encoding)
+    return logits(params, hidden)[0]
+
+
+def full_logits(lm, tokens, encoding, length=None):
+    # Zeros on the right, which no token before them can see, keep all forwards at one shape.
+    padded = jnp.zeros((1, 48), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens, jnp.int32))
+    at = encoding.at(jnp.arange(48.0)[None], length=length)
+    return np.asarray(forward(lm.config, lm.params, padded, at))[: len(tokens)]
+
+
+def generate(lm, prompts, n, encoding=None, **keys: Any):
+    """`decode.generate` at one shape, so that this file compiles few programs."""
+    return decode.generate(lm, prompts, n, encoding, batch=4, width=24, **keys)
+
+
+def draw(length, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cached_decode_equals_full_forward_token_by_token(name):
+    lm, rows, total = make_lm(), [draw(30, 1), draw(30, 2)], 30
+    encoding = lm.config.bind(length=total, scaling=METHODS[name])
+    starts = [20, 13]  # rows of different lengths in one right-padded batch
+    tokens = np.zeros((2, 24), np.int32)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        tokens[i, :start] = row[:start]
+    want = [full_logits(lm, row, encoding) for row in rows]
+    got, cache = decode.prefill(lm, tokens, np.array(starts), encoding, capacity=total)
+    for step in range(10):
+        for i, start in enumerate(starts):
+            np.testing.assert_allclose(got[i], want[i][start + step - 1], atol=2e-4, rtol=1e-4)
+        fed = np.array([row[start + step] for row, start in zip(rows, starts, strict=True)])
+        got, cache = decode.decode_step(lm, fed, encoding, cache)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_greedy_is_the_argmax_of_repeated_full_forwards_and_rows_are_independent(name):
+    lm, n = make_lm(), 8
+    prompts = [draw(5, 3), draw(17, 4), draw(11, 5), draw(1, 6)]
+    scaling = METHODS[name]
+    together = generate(lm, prompts, n, lm.config.bind(scaling=scaling), stop=())
+    for prompt, got in zip(prompts, together, strict=True):
+        encoding = lm.config.bind(length=len(prompt) + n, scaling=scaling)
+        tokens = list(prompt)
+        for _ in range(n):
+            tokens.append(int(full_logits(lm, tokens, encoding)[-1].argmax()))
+        assert got == tokens[len(prompt) :]
+        assert generate(lm, [prompt], n, lm.config.bind(scaling=scaling), stop=()) == [got]
+
+
+def test_running_length_rotates_old_keys_anew():
+    # One layer: keys are then a function of their token alone, so a full forward at the length so far is the oracle.
+    lm, prompt, n = make_lm(1), draw(20, 7), 12
+    encoding = lm.config.bind(scaling=METHODS["dynamic"])
+    tokens = list(prompt)
+    for _ in range(n):
+        tokens.append(int(full_logits(lm, tokens, encoding, length=len(tokens))[-1].argmax()))
+    running = generate(lm, [prompt], n, encoding, policy="running", stop=())[0]
+    assert running == tokens[len(prompt) :]
+
+
+def test_policies_differ_for_dynamic_methods_and_agree_for_others():
+    lm, prompt = make_lm(), draw(20, 8)
+    step = {}
+    for policy in ("pinned", "per_call", "running"):
+        dynamic = generate(lm, [prompt], 16, lm.config.bind(scaling=METHODS["dynamic"]), policy=policy, stop=())
+        yarn = generate(lm, [prompt], 16, lm.config.bind(scaling=METHODS["yarn"]), policy=policy, stop=())
+        step[policy] = (dynamic, yarn)
+    assert step["pinned"][1] == step["per_call"][1] == step["running"][1]
+    assert len({str(s[0]) for s in step.values()}) > 1
+
+
+def test_stop_ends_a_row_and_is_left_out():
+    lm, prompts = make_lm(), [draw(9, 9), draw(14, 10)]
+    free = generate(lm, prompts, 10, stop=())
+    stop = free[0][4]
+    stopped = generate(lm, prompts, 10, stop=[stop])
+    for a, b in zip(free, stopped, strict=True):
+        assert b == (a[: a.index(stop)] if stop in a else a)
+    assert [len(row) for row in generate(lm, prompts, 1, stop=())] == [1, 1]
+
+
+def test_sampling_needs_a_key_and_repeats_with_it():
+    lm, prompt = make_lm(), draw(9, 11)
+    with pytest.raises(ConfigError, match="temperature"):
+        decode.generate(lm, [prompt], 4, temperature=1.0)
+    draws = [generate(lm, [prompt], 12, temperature=2.0, key=jax.random.key(k), stop=())[0] for k in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    cold = generate(lm, [prompt], 12, temperature=1e-4, key=jax.random.key(0), stop=())
+    assert cold == generate(lm, [prompt], 12, stop=())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_score_is_the_softmax_of_full_logits(name):
+    lm, rows = make_lm(), np.array([draw(24, 12), draw(24, 13)])
+    encoding = lm.config.bind(length=24, scaling=METHODS[name])
+    nll, correct = decode.score(lm, rows, encoding)
+    for i, row in enumerate(rows):
+        full = full_logits(lm, row, encoding).astype(np.float64)
+        want = np.log(np.exp(full - full.max(-1, keepdims=True)).sum(-1)) + full.max(-1)
+        np.testing.assert_allclose(nll[i], (want - full[np.arange(24), np.roll(row, -1)])[:-1], atol=1e-4)
+        np.testing.assert_array_equal(correct[i], full[:-1].argmax(-1) == row[1:])
+
+
+def test_padding_does_not_change_a_row():
+    lm, row = make_lm(), draw(13, 14)
+    tokens, segments = np.zeros((1, 24), np.int32), np.zeros((1, 24), np.int32)
+    tokens[0, :13], segments[0, :13] = row, 1
+    encoding = lm.config.bind(length=24)
+    padded, _ = decode.score(lm, tokens, encoding, segments)
+    alone, _ = decode.score(lm, np.array([row]), encoding)
+    np.testing.assert_allclose(padded[0, :12], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "prompts, match", [([[1], []], r"prompts\[1\] is empty"), ([[1, 258]], r"token 258; ids are 0 to 257")]
+)
+def test_bad_prompts_are_named(prompts, match):
+    with pytest.raises(ConfigError, match=match):
+        decode.generate(make_lm(), prompts, 4)
+
+
+def test_buckets_hold_what_they_are_for_and_are_few():
+    sizes = [decode._bucket(n) for n in range(1, 4097)]
+    assert all(n <= size <= max(16, 1.5 * n) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 20

@@ -1,0 +1,226 @@
+"""An experiment resumes, keeps what failed apart, and refuses what is not its own. Model and evaluation are fakes."""
+
+import json
+import types
+
+import pytest
+
+from giraffe_jax import evals, experiment, records
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.model import ModelConfig
+
+TASKS = [
+    {"name": "passkey", "lengths": [128, 256], "n": 2, "depths": [0.0, 1.0], "style": "compact"},
+    {"name": "lines", "lengths": [128], "n": 3, "style": "compact"},
+]
+
+
+def config(**changes):
+    values = {
+        "name": "test",
+        "source": "somewhere",
+        "original_len": 128,
+        "variants": [{"name": "plain"}, {"name": "linear 4", "positions": [{"name": "linear", "factor": 4.0}]}],
+        "tasks": TASKS,
+    }
+    return build(experiment.ExperimentConfig, values | changes)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Fakes of loading, training, evaluating and drawing; `calls` says what was done, `broken` which cells raise."""
+    calls, broken = [], set()
+
+    names = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    model = build(ModelConfig, dict.fromkeys(names, 8) | {"original_len": 128})
+
+    def load(source, overrides):
+        calls.append(("load", source))
+        return types.SimpleNamespace(model=model, params={}, tokenizer=None)
+
+    def train(settings, workdir):
+        calls.append(("train", settings.seed, str(workdir.name)))
+        return load(settings.source, {})
+
+    def evaluate(lm, tasks, encoding_for, *, tokens_per_batch, variant, skip):
+        for task in tasks:
+            for length in task.lengths:
+                if skip(evals.label(task), length):
+                    continue
+                calls.append((variant, evals.label(task), length, float(encoding_for(length).inv_freq[0])))
+                for i in range(task.n):
+                    if (variant, evals.label(task), length) in broken and i == 1:
+                        raise RuntimeError("out of memory\nat great length")
+                    metrics = {"teacher": (i + length + task.seed) % 2, "answer_nll": 0.5}
+                    yield {
+                        "variant": variant,
+                        "task": evals.label(task),
+                        "length": length,
+                        "example": i,
+                        "metrics": metrics,
+                    }
+
+    monkeypatch.setattr("giraffe_jax.train.load", load)
+    monkeypatch.setattr("giraffe_jax.train.train", train)
+    monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
+    monkeypatch.setattr(experiment, "source_fingerprint", lambda source: "f" * 16)
+    monkeypatch.setattr("giraffe_jax.decode.LM", lambda config, params, tokenizer: None)
+    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_: [])
+    return types.SimpleNamespace(calls=calls, broken=broken)
+
+
+def run(settings, where):
+    said = []
+    outcome = experiment.run(settings, where, say=said.append)
+    return outcome, said
+
+
+def evaluated(world):
+    return [call[:3] for call in world.calls if call[0] not in ("load", "train")]
+
+
+def test_everything_is_measured_once(world, tmp_path):
+    outcome, said = run(config(), tmp_path)
+    cells = [(v, t, n) for v in ("plain", "linear 4") for t, n in (("passkey", 128), ("passkey", 256), ("lines", 128))]
+    assert evaluated(world) == cells
+    assert [call[3] for call in world.calls if call[0] == "linear 4"] == [0.25] * 3
+    assert outcome.failures == 0 and outcome.page == tmp_path / "report.html" and outcome.page.is_file()
+    for name in ("results.csv", "tables.md", "experiment.json"):
+        assert (tmp_path / name).exists()
+    assert len(outcome.results.rows) == 2 * (2 + 2 + 3)
+    assert all(row["trained"] is False and row["key"] for row in outcome.results.rows)
+    assert any(line.endswith("done") for line in said) and str(outcome.page) in said[-1]
+    world.calls.clear()
+    page = outcome.page.read_bytes()
+    run(config(), tmp_path)
+    assert world.calls == [], "a finished experiment loads and measures nothing"
+    assert outcome.page.read_bytes() == page
+
+
+def test_an_unfinished_cell_is_done_again_and_its_rows_count_once(world, tmp_path):
+    run(config(), tmp_path)
+    lines = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
+    last = [i for i, line in enumerate(lines) if json.loads(line).get("kind") == "done"][-1]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines[: last - 1]) + lines[last - 1][:10])
+    world.calls.clear()
+    outcome, _ = run(config(), tmp_path)
+    assert evaluated(world) == [("linear 4", "lines", 128)]
+    examples = [(row["variant"], row["task"], row["length"], row["example"]) for row in outcome.results.rows]
+    assert len(examples) == len(set(examples)) == 14
+
+
+def test_failures_are_rows_and_are_tried_again(world, tmp_path):
+    world.broken.add(("plain", "passkey", 256))
+    outcome, said = run(config(), tmp_path)
+    assert outcome.failures == 1
+    (failure,) = outcome.results.failures
+    assert failure["error"] == "RuntimeError: out of memory" and failure["length"] == 256
+    assert "out of memory" in outcome.page.read_text() and any("out of memory" in line for line in said)
+    assert not [r for r in outcome.results.rows if (r["variant"], r["task"], r["length"]) == ("plain", "passkey", 256)]
+    world.broken.clear()
+    world.calls.clear()
+    outcome, _ = run(config(), tmp_path)
+    assert evaluated(world) == [("plain", "passkey", 256)] and outcome.failures == 0
+    assert "out of memory" not in outcome.page.read_text()
+
+
+def test_more_variants_tasks_and_lengths_may_come(world, tmp_path):
+    run(config(), tmp_path)
+    world.calls.clear()
+    longer = [dict(TASKS[0], lengths=[128, 256, 512]), TASKS[1]]
+    outcome, _ = run(config(variants=[{"name": "plain"}, {"name": "new"}], tasks=longer), tmp_path)
+    assert evaluated(world) == [("plain", "passkey", 512)] + [
+        ("new", t, n) for t, n in (("passkey", 128), ("passkey", 256), ("passkey", 512), ("lines", 128))
+    ]
+    assert set(outcome.results.variants) == {"plain", "new", "linear 4"}
+    with pytest.raises(ConfigError, match="another experiment"):
+        run(config(variants=[{"name": "linear 4", "positions": [{"name": "linear", "factor": 2.0}]}]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "other"}, r"config\.name was \"test\", now \"other\""),
+        ({"source": "elsewhere"}, r"config\.source\.name was \"somewhere\", now \"elsewhere\""),
+        ({"model": {"dtype": "bfloat16"}}, r"config\.model\.dtype was null, now \"bfloat16\""),
+        ({"original_len": 64}, r"config\.model\.original_len was 128, now 64"),
+        ({"tasks": [dict(TASKS[0], n=3)]}, r"config\.tasks\.passkey\.n was 2, now 3"),
+    ],
+)
+def test_another_experiments_workdir_is_refused(world, tmp_path, changes, message):
+    run(config(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=message):
+        run(config(**changes), tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_rows_without_a_manifest_are_not_touched(world, tmp_path):
+    records.write_atomically(tmp_path / "results.jsonl", '{"a":1}\n')
+    with pytest.raises(ConfigError, match="not an experiment's"):
+        run(config(), tmp_path)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(ConfigError, match="not an experiment's manifest"):
+        run(config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"variants": []}, r"config\.variants: the list is empty"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, r"2 are called 'a'"),
+        ({"variants": [{"name": "a", "positions": [{"name": "linaer"}]}]}, r"config\.variants\[0\]\.positions"),
+        (
+            {"variants": [{"name": "a", "eval_positions": [{"name": "linear"}]}]},
+            r"variants\[0\]\.eval_positions.*factor",
+        ),
+        ({"variants": [{"name": "a", "train": {"source": "x"}}]}, r"variants\[0\]\.train: \['source'\]"),
+        ({"variants": [{"name": "a", "train": {"stesp": 3}}]}, r"variants\[0\]\.train: unknown \['stesp'\]"),
+        ({"tasks": [{"name": "pass"}]}, r"config\.tasks\[0\]"),
+        ({"tasks": [TASKS[0], TASKS[0]]}, r"2 are called 'passkey'"),
+        ({"model": {"positions": []}}, r"config\.model\.positions"),
+    ],
+)
+def test_wrong_configs_are_refused_before_anything_is_written(world, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(config(**changes), tmp_path / "new")
+    assert world.calls == [] and not (tmp_path / "new").exists()
+
+
+def test_trained_variants_and_seeds(world, tmp_path):
+    train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
+    variants = [
+        {"name": "plain"},
+        {"name": "Plain, trained", "train": train, "eval_positions": [{"name": "linear", "factor": 2.0}]},
+    ]
+    outcome, _ = run(config(variants=variants, tasks=TASKS[1:], seeds=[0, 7]), tmp_path)
+    trainings = [call for call in world.calls if call[0] == "train"]
+    assert [seed for _, seed, _ in trainings] == [0, 7] and len({where for _, _, where in trainings}) == 2
+    assert [call[3] for call in world.calls if call[0] == "Plain, trained"] == [0.5] * 2
+    flags = {(row["variant"], row["seed"], row["trained"]) for row in outcome.results.rows}
+    assert flags == {("plain", 0, False), ("plain", 7, False), ("Plain, trained", 0, True), ("Plain, trained", 7, True)}
+
+
+def test_a_training_that_fails_does_not_stop_the_rest(world, tmp_path, monkeypatch):
+    def diverge(settings, workdir):
+        raise FloatingPointError("step 3: loss is nan")
+
+    monkeypatch.setattr("giraffe_jax.train.train", diverge)
+    train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
+    outcome, _ = run(config(variants=[{"name": "bad", "train": train}, {"name": "plain"}]), tmp_path)
+    assert outcome.failures == 3 and outcome.results.variants == ["plain"]
+
+
+def test_slugs_differ():
+    names = ["yarn 4", "yarn-4", "Yarn 4", "yarn 4!", "+"]
+    assert len({experiment.slug(name) for name in names}) == len(names)
+    assert experiment.slug("yarn-4") == "yarn-4"
+    assert all(set(experiment.slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+
+
+def test_source_fingerprint_sees_content(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "w.bin").write_bytes(b"\0" * 100)
+    one = experiment.source_fingerprint(str(tmp_path))
+    (tmp_path / "w.bin").write_bytes(b"\0" * 99 + b"\1")
+    assert experiment.source_fingerprint(str(tmp_path)) != one

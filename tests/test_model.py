@@ -1,0 +1,164 @@
+"""The Llama: against a float64 numpy Llama written from the papers, in every configuration that changes its program."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, logits, num_params
+from giraffe_jax.sharding import paths
+
+TINY = ModelConfig(
+    vocab_size=48, d_model=16, d_mlp=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, original_len=16
+)
+TOKENS = jax.random.randint(jax.random.key(1), (2, 12), 0, 48)
+
+
+def forward(config, params, tokens=TOKENS, positions=None, segments=None):
+    positions = (
+        jnp.tile(jnp.arange(tokens.shape[1], dtype=jnp.float32), (tokens.shape[0], 1))
+        if positions is None
+        else positions
+    )
+    hidden, _ = Llama(config).apply({"params": params}, tokens, config.bind().at(positions), segments)
+    return logits(params, hidden)
+
+
+def by_hand(config, params, tokens):
+    """RMSNorm, rotary GQA attention and SwiGLU, one token at a time."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    d = config.head_dim
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean() + config.norm_eps) * scale
+
+    def rotate(x, position):
+        out = np.empty(d)
+        for r in range(d // 2):
+            angle = position * config.theta ** (-2 * r / d)
+            out[r] = x[r] * math.cos(angle) - x[r + d // 2] * math.sin(angle)
+            out[r + d // 2] = x[r] * math.sin(angle) + x[r + d // 2] * math.cos(angle)
+        return out
+
+    x = p["embed"]["embedding"][np.asarray(tokens)]
+    layers = p["layers"]
+    for a in range(config.num_layers):
+        h = np.stack([norm(t, layers["attention_norm"]["scale"][a]) for t in x])
+        w = {name: layers["attention"][name]["kernel"][a] for name in "qkvo"}
+        q, k, v = (np.einsum("td,dnh->tnh", h, w[name]) for name in "qkv")
+        mixed = np.zeros_like(q)
+        for i in range(len(x)):
+            for n in range(config.num_heads):
+                g = n // (config.num_heads // config.num_kv_heads)
+                scores = np.array([rotate(q[i, n], i) @ rotate(k[j, g], j) / math.sqrt(d) for j in range(i + 1)])
+                weights = np.exp(scores - scores.max())
+                mixed[i, n] = weights / weights.sum() @ v[: i + 1, g]
+        x = x + np.einsum("tnh,nhd->td", mixed, w["o"])
+        h = np.stack([norm(t, layers["mlp_norm"]["scale"][a]) for t in x])
+        gate, up = h @ layers["mlp"]["gate"]["kernel"][a], h @ layers["mlp"]["up"]["kernel"][a]
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ layers["mlp"]["down"]["kernel"][a]
+    x = np.stack([norm(t, p["norm"]["scale"]) for t in x])
+    return x @ (p["embed"]["embedding"].T if config.tie_embeddings else p["lm_head"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": True}, {"attention": "blockwise", "block_size": 4}, {"remat": "full", "theta": 5e5}],
+)
+def test_equals_a_llama_written_by_hand(changes):
+    config = dataclasses.replace(TINY, **changes)
+    params = init_params(config, jax.random.key(0))
+    np.testing.assert_allclose(forward(config, params)[0], by_hand(config, params, TOKENS[0]), atol=1e-5)
+
+
+def test_packed_documents_are_as_if_alone():
+    params = init_params(TINY, jax.random.key(0))
+    segments = jnp.array([[1] * 5 + [2] * 7])
+    positions = jnp.concatenate([jnp.arange(5.0), jnp.arange(7.0)])[None]
+    packed = forward(TINY, params, TOKENS[:1], positions, segments)
+    np.testing.assert_allclose(packed[:, :5], forward(TINY, params, TOKENS[:1, :5]), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 5:], forward(TINY, params, TOKENS[:1, 5:]), atol=1e-5)
+
+
+def test_each_layer_may_have_its_own_frequencies():
+    params = init_params(TINY, jax.random.key(0))
+    positions = jnp.arange(12.0)[None]
+    e = TINY.bind().at(positions)
+
+    def hidden(e):
+        return Llama(TINY).apply({"params": params}, TOKENS[:1], e)[0]
+
+    same = e.replace(inv_freq=jnp.stack([e.inv_freq] * 2))
+    np.testing.assert_allclose(hidden(same), hidden(e), atol=1e-6)
+    # With one layer's frequencies changed, the other layer still reads its own: compare with a one-layer model.
+    changed = e.replace(inv_freq=jnp.stack([e.inv_freq * 3, e.inv_freq]))
+    first = dataclasses.replace(TINY, num_layers=1)
+    cut = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
+    tripled = e.replace(inv_freq=e.inv_freq * 3)
+    want = Llama(first).apply({"params": cut}, TOKENS[:1], tripled)[0]
+    zeroed = jax.tree.map(lambda x: x, params)
+    zeroed["layers"]["attention"]["o"]["kernel"] = zeroed["layers"]["attention"]["o"]["kernel"].at[1].set(0)
+    zeroed["layers"]["mlp"]["down"]["kernel"] = zeroed["layers"]["mlp"]["down"]["kernel"].at[1].set(0)
+    got = Llama(TINY).apply({"params": zeroed}, TOKENS[:1], changed)[0]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_gradients_reach_the_frequencies():
+    """Learned and searched interpolation come for free: d loss / d inv_freq against a finite difference."""
+    params = init_params(TINY, jax.random.key(0))
+    positions = jnp.arange(12.0)[None]
+    e = TINY.bind().at(positions)
+
+    def loss(inv_freq):
+        hidden, _ = Llama(TINY).apply({"params": params}, TOKENS[:1], e.replace(inv_freq=inv_freq))
+        return jnp.mean(jax.nn.logsumexp(logits(params, hidden) * 3, axis=-1))
+
+    gradient = jax.grad(loss)(e.inv_freq)
+    step = 1e-2
+    for r in (0, 2):
+        bump = jnp.zeros_like(e.inv_freq).at[r].set(step)
+        slope = (loss(e.inv_freq + bump) - loss(e.inv_freq - bump)) / (2 * step)
+        np.testing.assert_allclose(gradient[r], slope, rtol=5e-2, atol=2e-4)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits():
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    params = init_params(config, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    got = forward(config, params)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, forward(TINY, params), atol=0.15)
+
+
+def test_every_parameter_has_logical_axes():
+    shapes = jax.eval_shape(lambda: init_params(TINY, jax.random.key(0)))
+    assert set(paths(shapes)) == set(PARAM_AXES)
+    assert all(len(PARAM_AXES[name]) == len(leaf.shape) for name, leaf in paths(shapes).items())
+
+
+def test_number_of_parameters_of_llama_2_7b():
+    llama2 = dict(
+        vocab_size=32000, d_model=4096, d_mlp=11008, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128
+    )
+    assert num_params(ModelConfig(**llama2)) == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_kv_heads=3), "model.num_kv_heads 3 does not divide num_heads 4"),
+        (dict(num_layers=0), "model.num_layers must be at least 1, got 0"),
+        (dict(d_modell=3), "unknown ['d_modell']"),
+        (dict(attention="flash"), "allowed are 'auto', 'dense', 'blockwise'"),
+        (dict(positions=[dict(name="linear", scale=2)]), "model.positions[0] (linear): unknown ['scale']"),
+        (dict(head_dim=7), "head_dim must be even"),
+    ],
+)
+def test_wrong_configs_say_so_before_anything_is_traced(changes, message):
+    with pytest.raises(ConfigError) as error:
+        build(ModelConfig, dataclasses.asdict(TINY) | changes, "model")
+    assert message in str(error.value)

@@ -1,0 +1,47 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.optim import OptimConfig, decay_mask, learning_rate, optimizer
+
+PARAMS = {"q": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.array([3.0])}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "halfway", "end"), [("constant", 1e-2, 1e-2), ("linear", 5.5e-3, 1e-3), ("cosine", 5.5e-3, 1e-3)]
+)
+def test_schedules(schedule, halfway, end):
+    lr = learning_rate(OptimConfig(lr=1e-2, schedule=schedule, warmup_steps=10, final_lr=1e-3), 110)
+    np.testing.assert_allclose([lr(i) for i in range(10)], [1e-2 * (i + 1) / 10 for i in range(10)], rtol=1e-5)
+    np.testing.assert_allclose([lr(10), lr(60), lr(110)], [1e-2, halfway, end], rtol=1e-5)
+
+
+def test_cosine_is_a_cosine():
+    lr = learning_rate(OptimConfig(lr=1.0, schedule="cosine", warmup_steps=0), 100)
+    np.testing.assert_allclose(
+        [lr(i) for i in (25, 75)], [(1 + math.cos(math.pi * x)) / 2 for x in (0.25, 0.75)], rtol=1e-5
+    )
+
+
+def test_one_adamw_step_by_hand():
+    """First step of Adam moves by lr * g / (|g| + eps), after clipping; decay applies to kernels alone."""
+    config = OptimConfig(lr=0.1, warmup_steps=0, weight_decay=0.5, clip=1.0, eps=1e-3)
+    tx = optimizer(config, 10)
+    grads = {"q": {"kernel": jnp.array([3.0, 0.0])}, "norm": {"scale": jnp.array([4.0])}}
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    clipped = [3 / 5, 0.0, 4 / 5]  # norm 5, clipped to 1
+    moves = [-0.1 * g / (abs(g) + 1e-3) for g in clipped]
+    np.testing.assert_allclose(updates["q"]["kernel"], [moves[0] - 0.1 * 0.5 * 1, moves[1] + 0.1 * 0.5 * 2], rtol=1e-4)
+    np.testing.assert_allclose(updates["norm"]["scale"], [moves[2]], rtol=1e-4)
+
+
+def test_norms_are_not_decayed():
+    assert decay_mask(PARAMS) == {"q": {"kernel": True}, "norm": {"scale": False}}
+
+
+def test_a_learning_rate_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="lr must be > 0"):
+        OptimConfig(lr=0.0)

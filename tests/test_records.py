@@ -1,0 +1,187 @@
+"""Rows survive what kills the process that writes them, and say nothing that is not strict JSON."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from giraffe_jax import records
+
+
+def lines(path):
+    return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text().splitlines()]
+
+
+def test_rows_come_back(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    with records.Rows(path) as rows:
+        rows.append({"step": 1, "loss": np.float32(1.5), "bins": np.arange(3), "ok": True, "text": "é\n"})
+        rows.append({"step": 2, "nested": {"nan": float("nan"), "inf": -np.inf}, "list": [np.nan, 2]})
+    expected = [
+        {"step": 1, "loss": 1.5, "bins": [0, 1, 2], "ok": True, "text": "é\n"},
+        {"step": 2, "nested": {"nan": None, "inf": None}, "list": [None, 2]},
+    ]
+    assert lines(path) == expected == list(records.read_rows(path))
+
+
+def test_floats_come_back_bit_for_bit(tmp_path):
+    values = np.random.default_rng(0).normal(size=100).astype(np.float32) * np.float32(1e-7)
+    with records.Rows(tmp_path / "r") as rows:
+        for value in values:
+            rows.append({"v": value})
+    read = np.array([row["v"] for row in records.read_rows(tmp_path / "r")], np.float32)
+    assert (read.view(np.int32) == values.view(np.int32)).all()
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step":3}', b"x" * 200_000])
+def test_a_torn_last_line_is_left_out_and_then_removed(tmp_path, torn):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step":1}\n{"step":2}\n' + torn)
+    assert [row["step"] for row in records.read_rows(path)] == [1, 2]
+    with records.Rows(path) as rows:
+        rows.append({"step": 3})
+    assert path.read_bytes() == b'{"step":1}\n{"step":2}\n{"step":3}\n'
+
+
+def test_a_file_with_only_a_torn_line_becomes_empty(tmp_path):
+    (tmp_path / "r").write_bytes(b'{"a"')
+    records.Rows(tmp_path / "r").close()
+    assert (tmp_path / "r").read_bytes() == b""
+
+
+def test_kill_leaves_whole_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    code = (
+        "import sys; from giraffe_jax.records import Rows\nrows = Rows(sys.argv[1])\n"
+        "for i in range(10**9):\n rows.append({'i': i, 'pad': 'x' * 1000})\n if i == 50: print('go', flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env=os.environ) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"go\n"
+        child.send_signal(signal.SIGKILL)
+    read = [row["i"] for row in records.read_rows(path)]
+    assert len(read) > 50 and read == list(range(len(read)))
+
+
+def test_bad_lines_are_named(tmp_path):
+    (tmp_path / "r").write_text('{"a":1}\nnope\n')
+    with pytest.raises(ValueError, match=r"r, line 2: not JSON"):
+        list(records.read_rows(tmp_path / "r"))
+    (tmp_path / "r").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"line 1: expected a JSON object, got list"):
+        list(records.read_rows(tmp_path / "r"))
+    with pytest.raises(ValueError, match=r"row\.a\.b: cannot write object as JSON"):
+        records.encode({"a": {"b": object()}})
+
+
+def test_truncate_after(tmp_path):
+    with records.Rows(tmp_path / "r") as rows:
+        for step in range(1, 8):
+            rows.append({"step": step})
+        rows.append({"note": "no step"})
+        assert rows.truncate_after(4) == 3
+        assert rows.truncate_after(4) == 0
+        rows.append({"step": 5, "again": True})
+    assert [row.get("step") for row in records.read_rows(tmp_path / "r")] == [1, 2, 3, 4, None, 5]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    rows = records.Rows(tmp_path / "r")
+    rows.append({"a": 1})
+    real = os.write
+    calls = []
+
+    def short(fd, data):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real(fd, data[:3])
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(OSError, match="No space"):
+        rows.append({"b": 2})
+    monkeypatch.undo()
+    rows.append({"c": 3})
+    rows.close()
+    assert lines(tmp_path / "r") == [{"a": 1}, {"c": 3}]
+
+
+def test_remote_paths_are_refused_and_not_made_into_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/run/rows.jsonl: .* local"):
+        records.Rows("gs://bucket/run/rows.jsonl")
+    with pytest.raises(ValueError, match="local"):
+        records.TrainLog(records.Path("gs://bucket/run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    records.write_atomically(tmp_path / "f", "old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_atomically(tmp_path / "f", "new, and longer")
+    assert (tmp_path / "f").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_train_log_resumes_where_training_does(tmp_path):
+    out = io.StringIO()
+    with records.TrainLog(tmp_path, total_steps=4, file=out, every=0) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": 3.0 / step, "tokens_per_second": 1234.0, "eval": {"nll": 2.0}})
+    with records.TrainLog(tmp_path, total_steps=4, start=2, file=out, every=0) as log:
+        for step in (3, 4):
+            log.write(step, {"loss": 10.0 + step})
+    rows = list(records.read_rows(tmp_path / "metrics.jsonl"))
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 3.0), (2, 1.5), (3, 13.0), (4, 14.0)]
+    shown = out.getvalue().splitlines()
+    assert shown[0].startswith("1/4  loss 3.0000  1,234 tokens/s") and shown[0].endswith("left")
+    assert shown[-1].startswith("4/4  loss 14.0000")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with records.TrainLog(tmp_path / "w", process=3) as log:
+        log.write(1, {"loss": 1.0})
+    assert not (tmp_path / "w").exists()
+
+
+def test_progress_time_left():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    now = [0.0]
+    plain_out, terminal = io.StringIO(), Terminal()
+    for out in (plain_out, terminal):
+        now[0] = 0.0
+        progress = records.Progress(110, start=10, every=10.0, file=out, clock=lambda: now[0])
+        for step in range(11, 111):
+            now[0] += 1.0
+            progress.update(step, "x")
+        progress.close()
+    assert plain_out.getvalue().splitlines()[:2] == ["11/110  x  1m39s left", "21/110  x  1m29s left"]
+    assert plain_out.getvalue().splitlines()[-1] == "110/110  x  1m40s"
+    assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 100
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(7.6, "8s"), (200, "3m20s"), (7500, "2h05m"), (100_800, "1d04h"), (float("inf"), "?")]
+)
+def test_duration(seconds, text):
+    assert records.duration(seconds) == text
+
+
+def test_imports_no_jax():
+    code = (
+        "import sys, giraffe_jax.records; assert not {'jax', 'flax', 'tensorboardX', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,85 @@
+"""One device against eight: the same loss and the same gradient, whatever the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.loss import token_nll
+from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
+from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths, shardings
+
+SHAPE = dict(vocab_size=32, d_model=32, d_mlp=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+TOKENS = np.random.default_rng(0).integers(0, 32, (8, 33)).astype(np.int32)
+# Two documents to a row, at another place in each row.
+SEGMENTS = (np.arange(32)[None] >= np.arange(4, 28, 3)[:, None]).astype(np.int32) + 1
+POSITIONS = np.where(SEGMENTS == 1, np.arange(32), np.arange(32) - np.arange(4, 28, 3)[:, None]).astype(np.float32)
+
+
+def loss_and_gradient(config, mesh):
+    def loss(params, tokens, targets, positions, segments, encoding):
+        hidden, _ = Llama(config).apply({"params": params}, tokens, encoding.at(positions), segments)
+        return token_nll(hidden, unembedding(params), targets, chunk=16)[0].mean()
+
+    params = init_params(config, jax.random.key(0))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, shardings(params, PARAM_AXES, mesh))
+        batch = (TOKENS[:, :-1], TOKENS[:, 1:], POSITIONS, SEGMENTS)
+        batch = tuple(jax.device_put(x, batch_sharding(mesh)) for x in batch)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params, *batch, config.bind())
+        return float(value), jax.tree.map(np.asarray, gradient)
+
+
+@pytest.mark.parametrize("attention", ["dense", "blockwise"])
+def test_meshes_agree_with_one_device(attention):
+    config = ModelConfig(**SHAPE, original_len=16, attention=attention, block_size=8, remat="full",
+                         positions=(dict(name="yarn", factor=2.0),))  # fmt: skip
+    want, want_gradient = loss_and_gradient(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    meshes = [MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2), MeshConfig(2, 1, 2, 2)]
+    for sizes in meshes:
+        got, gradient = loss_and_gradient(config, make_mesh(sizes))
+        np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=str(sizes))
+        for name, leaf in paths(gradient).items():
+            np.testing.assert_allclose(leaf, paths(want_gradient)[name], atol=1e-6, err_msg=f"{sizes} {name}")
+
+
+def test_parameters_are_really_split():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    shapes = jax.eval_shape(lambda: init_params(ModelConfig(**SHAPE), jax.random.key(0)))
+    found = paths(shardings(shapes, PARAM_AXES, mesh))
+    assert found["layers/attention/q/kernel"].spec == P(None, "fsdp", "tensor", None)
+    assert found["layers/mlp/down/kernel"].spec == P(None, "tensor", "fsdp")
+    assert found["embed/embedding"].spec == P("tensor", "fsdp")
+    assert found["norm/scale"].spec == P(None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (MeshConfig(data=3), "data=3 x fsdp=-1 x context=1 x tensor=1 does not divide the 8 devices here"),
+        (MeshConfig(data=2, fsdp=2), "takes 4 devices, not the 8 devices here"),
+        (MeshConfig(data=0), "sizes are positive"),
+        (MeshConfig(data=-1, fsdp=-1), "one of them may be -1"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(sizes)
+
+
+def test_a_head_count_that_the_mesh_does_not_divide_is_named():
+    mesh = make_mesh(MeshConfig(tensor=4, fsdp=2))
+    params = init_params(ModelConfig(**SHAPE), jax.random.key(0))
+    with pytest.raises(
+        ConfigError, match="tensor=4 does not divide axis 'kv_heads' of layers/attention/k/kernel, which has 2"
+    ):
+        shardings(params, PARAM_AXES, mesh)
+
+
+def test_constrain_without_a_mesh_changes_nothing():
+    from giraffe_jax.sharding import constrain
+
+    x = jnp.ones((2, 3))
+    assert constrain(x, "batch", "tokens") is x

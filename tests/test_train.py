@@ -1,0 +1,191 @@
+"""Training: a step against optax by hand, resuming bit for bit, and what a wrong request is told."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from giraffe_jax import checkpoint
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.loss import token_nll
+from giraffe_jax.model import Llama, ModelConfig, unembedding
+from giraffe_jax.optim import optimizer
+from giraffe_jax.sharding import MeshConfig, paths
+from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.train import TrainConfig, init_state, load, losses, train, train_step
+
+MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+             original_len=64, attention="dense")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name, content in ByteTokenizer().files().items():
+        (folder / name).write_bytes(content)
+    return str(folder / "tokenizer.json")
+
+
+def settings(path, **changes):
+    positions = [dict(name="linear", factor=2.0), dict(name="randomize")]
+    data = dict(seq_len=128, batch_size=8, sources=[dict(kind="synthetic", synthetic=dict(min_len=120))])
+    base = dict(tokenizer=path, model=MODEL | dict(positions=positions), data=data, steps=6, save_every=2)
+    return base | dict(optim=dict(lr=1e-2, warmup_steps=2)) | changes
+
+
+def batch(rows=4, seq_len=16):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 258, (rows, seq_len + 1)).astype(np.int32)
+    weights = rng.uniform(size=(rows, seq_len)).astype(np.float32)
+    positions = np.tile(np.arange(seq_len, dtype=np.float32), (rows, 1))
+    one = np.ones((rows, seq_len), np.int32)
+    arrays = dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights, positions=positions, segments=one)
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
+    config = build(TrainConfig, settings(tokenizer))
+    model = build(ModelConfig, MODEL)
+    from giraffe_jax.model import init_params
+
+    params = init_params(model, jax.random.key(0))
+    data = batch()
+
+    def loss(params):
+        e = model.bind().at(data["positions"])
+        hidden, _ = Llama(model).apply({"params": params}, data["tokens"], e)
+        nll = token_nll(hidden, unembedding(params), data["targets"])[0]
+        return jnp.sum(nll * data["weights"]) / data["weights"].sum()
+
+    want_loss, grads = jax.value_and_grad(loss)(params)
+    tx = optimizer(config.optim, config.steps)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    want = optax.apply_updates(params, updates)
+    state = init_state(jax.tree.map(jnp.copy, params), config)
+    state, metrics = train_step(
+        state, data, model.bind(), model=model, optim=config.optim, steps=config.steps, accumulate=accumulate
+    )
+    np.testing.assert_allclose(metrics["loss"], want_loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
+    moved = paths(jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, want))
+    # Adam's first step divides the gradient by its own size, so where that is nearly zero rounding decides the sign.
+    assert np.median(list(moved.values())) < 1e-6
+    assert int(state.step) == 1
+
+
+def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, tokenizer):
+    config = settings(tokenizer)
+    whole = train(config, tmp_path / "whole", quiet=True)
+    assert [s for s, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
+    # Stop after the save of step 4, as a kill would: later rows are on disk, the checkpoint of step 6 is not.
+    run = tmp_path / "killed"
+    train(config, run, quiet=True)
+    with checkpoint.manager(run, keep=2) as checkpoints:
+        checkpoints.delete(6)
+    resumed = train(config, run, quiet=True)
+    assert list(losses(run)) == list(losses(tmp_path / "whole"))
+    for name, leaf in paths(resumed.params).items():
+        np.testing.assert_array_equal(leaf, paths(whole.params)[name])
+    with checkpoint.manager(run, keep=2) as checkpoints:
+        assert checkpoints.all_steps() == [4, 6]
+        about = checkpoint.read_about(checkpoints, 6)
+    assert about["next_step"] == 6 and about["model"]["positions"][0]["factor"] == 2.0
+
+
+def test_a_workdir_is_a_source_and_its_checkpoint_moves_to_another_mesh(tmp_path, tokenizer):
+    data = settings(tokenizer)["data"]
+    first = train(settings(tokenizer, steps=2), tmp_path / "one", quiet=True)
+    loaded = load(str(tmp_path / "one"), dict(positions=[]))
+    assert loaded.model.positions == () and first.model.positions != ()
+    for name, leaf in paths(loaded.params).items():
+        np.testing.assert_array_equal(leaf, paths(first.params)[name])
+    again = dict(source=str(tmp_path / "one"), data=data, steps=1, mesh=dict(data=2, fsdp=4))
+    moved = train(again, tmp_path / "two", quiet=True)
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(moved.params))
+
+
+def test_best_checkpoint_by_held_out_loss_is_kept(tmp_path, tokenizer):
+    data = settings(tokenizer)["data"]
+    diverging = dict(lr=1.0, warmup_steps=0)  # so that the first checkpoint is the best
+    config = settings(tokenizer, steps=6, keep=1, save_every=2, eval_every=2, eval_batches=1, optim=diverging)
+    train(config | dict(eval_data=data | dict(seed=9)), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    best = min(scores, key=scores.__getitem__)
+    with checkpoint.manager(tmp_path, keep=1, best="eval_loss") as checkpoints:
+        assert set(checkpoints.all_steps()) == {best, 6}
+    assert best != 6
+
+
+def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer):
+    train(settings(tokenizer, steps=1), tmp_path, quiet=True)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=r"holds another run: config.optim.lr was 0.01, now 0.5"):
+        train(settings(tokenizer, steps=1, optim=dict(lr=0.5, warmup_steps=2)), tmp_path, quiet=True)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, tokenizer):
+    with pytest.raises(FloatingPointError, match=r"step 2: loss is (nan|inf)"):
+        train(settings(tokenizer, steps=4, optim=dict(lr=1e38, warmup_steps=0, clip=None)), tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(stpes=3), "unknown ['stpes']"),
+        (dict(accumulate=3), "config.accumulate 3 does not divide batch_size 8"),
+        (dict(steps=0), "config.steps must be at least 1, got 0"),
+        (dict(tokenizer=""), "a run without a source needs a tokenizer's path"),
+        (dict(mesh=dict(tensor=3)), "does not divide the 8 devices"),
+        (dict(model=MODEL | dict(vocab_size=100)), "model.vocab_size 100 is less than the tokenizer's 258"),
+        (dict(model=MODEL | dict(positions=[dict(name="yran", factor=2)])), "unknown method 'yran'"),
+        (dict(source="nowhere/at/all"), "nowhere/at/all"),
+    ],
+)
+def test_wrong_requests_are_refused_before_the_workdir_is_touched(tmp_path, tokenizer, changes, message):
+    with pytest.raises((ConfigError, FileNotFoundError)) as error:
+        train(settings(tokenizer, **changes), tmp_path / "run", quiet=True)
+    assert message in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_checkpoint_of_another_model_lists_the_difference(tmp_path, tokenizer):
+    train(settings(tokenizer, steps=1), tmp_path, quiet=True)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        saved = checkpoint.saved_tree(checkpoints, 1)["params"]
+        want = {**saved, "lm_head": {"weight": jax.ShapeDtypeStruct((3, 3), jnp.float32)}}
+        want["norm"] = {"scale": jax.ShapeDtypeStruct((99,), jnp.float32)}
+        lines = checkpoint.compare_trees(saved, want)
+    assert lines == [
+        "  missing: lm_head/weight (3, 3)",
+        "  extra:   lm_head/kernel (16, 258)",
+        "  shape:   norm/scale is (16,), wanted (99,)",
+    ]
+
+
+def test_one_compilation_for_all_frequency_methods():
+    model = build(ModelConfig, MODEL)
+    config = build(TrainConfig, dict(data=dict(sources=[dict(kind="synthetic")], seq_len=16, batch_size=4), steps=5))
+    from giraffe_jax.model import init_params
+
+    before = train_step._cache_size()
+    for scaling in (
+        [],
+        [dict(name="linear", factor=2.0)],
+        [dict(name="yarn", factor=4.0)],
+        [dict(name="ntk", factor=2.0)],
+    ):
+        state = init_state(init_params(model, jax.random.key(0)), config)
+        train_step(state, batch(), model.bind(scaling=scaling), model=model, optim=config.optim, steps=5)
+    assert train_step._cache_size() == before + 1
+
+
+def test_mesh_config_is_part_of_the_config():
+    assert build(TrainConfig, dict(data=dict(sources=[], seq_len=1, batch_size=1), steps=1)).mesh == MeshConfig()
+    assert dataclasses.asdict(MeshConfig()) == dict(data=1, fsdp=-1, context=1, tensor=1)
