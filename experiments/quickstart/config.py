@@ -69,9 +69,9 @@ def get_config() -> ConfigDict:
             lengths=LENGTHS,
             documents=[str(STDLIB / name) for name in HELDOUT],
             protocol="strided",
-            n=15,
+            n=5,
         ),
-        dict(name="lines", lengths=LENGTHS, n=32, style="compact"),
+        dict(name="lines", lengths=LENGTHS, n=16, style="compact"),
         dict(name="passkey", lengths=LENGTHS, n=4, style="compact"),
     ]
     c.tokens_per_batch = 8192
