@@ -149,7 +149,8 @@ def to_dict(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if _is_mapping(value):
-        return {str(k): to_dict(value[k]) for k in value}
+        items: Any = value
+        return {str(k): to_dict(items[k]) for k in items}
     if isinstance(value, list | tuple):
         return [to_dict(v) for v in value]
     if isinstance(value, Path):
