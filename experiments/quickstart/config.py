@@ -4,8 +4,9 @@
 
 giraffe-mini (1.3 million parameters, inside the package) is measured at 1, 2, 4 and 8 times its trained length with
 plain RoPE and seven other ways to read positions, as it is; then twice more after a short fine-tuning at 4 times the
-length. Takes about five minutes on two CPU cores and writes runs/quickstart/report.html. Expect plain RoPE's perplexity
-to break past 256 tokens, and the fine-tuned variants to answer line retrieval at 1,024 tokens nearly always. See
+length. Takes about five minutes on two CPU cores and writes runs/quickstart/report.html. Expect passkey
+retrieval at 1,024 tokens near 0% for plain RoPE and near 100% for yarn 4, both untrained; line retrieval is not to be
+expected of this giraffe-mini yet. See
 README.md beside this file.
 """
 
@@ -35,8 +36,8 @@ METHODS = {
 def fine_tuning() -> ConfigDict:
     """Returns a short training at four times the trained length: retrieval documents, and text so as to keep it."""
     c = ConfigDict()
-    c.steps = 60
-    c.save_every = 60
+    c.steps = 30
+    c.save_every = 30
     c.keep = 1
     c.data = ConfigDict()
     c.data.seq_len = 4 * TRAINED_LEN
