@@ -12,6 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Programs that two workers, or two runs, compile alike are compiled once.
 CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
@@ -19,3 +20,21 @@ CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """`traces(module, name)` returns a list that grows whenever a program that calls `module.name` is traced anew."""
+    jax.clear_caches()
+
+    def watch(module, name):
+        seen, function = [], getattr(module, name)
+
+        def watched(*args, **keys):
+            seen.append(name)
+            return function(*args, **keys)
+
+        monkeypatch.setattr(module, name, watched)
+        return seen
+
+    return watch

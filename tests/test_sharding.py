@@ -10,6 +10,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths, shardings
+from tests.close import close
 
 SHAPE = dict(vocab_size=32, d_model=32, d_mlp=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 TOKENS = np.random.default_rng(0).integers(0, 32, (8, 33)).astype(np.int32)
@@ -40,9 +41,9 @@ def test_meshes_agree_with_one_device(attention):
     meshes = [MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2), MeshConfig(2, 1, 2, 2)]
     for sizes in meshes:
         got, gradient = loss_and_gradient(config, make_mesh(sizes))
-        np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=str(sizes))
+        close(got, want, what=sizes)
         for name, leaf in paths(gradient).items():
-            np.testing.assert_allclose(leaf, paths(want_gradient)[name], atol=1e-6, err_msg=f"{sizes} {name}")
+            close(leaf, paths(want_gradient)[name], ulps=1024, what=f"{sizes} {name}")
 
 
 def test_parameters_are_really_split():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.loss import token_nll
@@ -17,6 +18,7 @@ from giraffe_jax.optim import optimizer
 from giraffe_jax.sharding import MeshConfig, paths
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.train import TrainConfig, init_state, load, losses, train, train_step
+from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
              original_len=64, attention="dense")  # fmt: skip
@@ -70,11 +72,13 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
     state, metrics = train_step(
         state, data, model.bind(), model=model, optim=config.optim, steps=config.steps, accumulate=accumulate
     )
-    np.testing.assert_allclose(metrics["loss"], want_loss, rtol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
-    moved = paths(jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, want))
-    # Adam's first step divides the gradient by its own size, so where that is nearly zero rounding decides the sign.
-    assert np.median(list(moved.values())) < 1e-6
+    close(metrics["loss"], want_loss)
+    close(metrics["grad_norm"], optax.global_norm(grads), ulps=1024)
+    for name, leaf in paths(state.params).items():
+        # Adam's first step divides the gradient by its own size: where that is nearly zero, rounding decides the sign.
+        gradient = np.abs(paths(grads)[name])
+        clear = gradient > 1e-2 * gradient.max()
+        assert np.abs(leaf - paths(want)[name])[clear].max() < 1e-3 * float(metrics["lr"]), name
     assert int(state.step) == 1
 
 
@@ -109,17 +113,19 @@ def test_a_workdir_is_a_source_and_its_checkpoint_moves_to_another_mesh(tmp_path
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(moved.params))
 
 
-def test_best_checkpoint_by_held_out_loss_is_kept(tmp_path, tokenizer):
+@pytest.mark.parametrize("best", [2, 4, 6])
+def test_best_checkpoint_by_held_out_loss_is_kept(best, tmp_path, tokenizer, monkeypatch):
+    def held_out_loss(config, model, state, *_):
+        return 3.0 if int(state.step) == best else 5.0
+
+    monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", held_out_loss)  # how a run goes is nothing to rest on
     data = settings(tokenizer)["data"]
-    diverging = dict(lr=1.0, warmup_steps=0)  # so that the first checkpoint is the best
-    config = settings(tokenizer, steps=6, keep=1, save_every=2, eval_every=2, eval_batches=1, optim=diverging)
+    config = settings(tokenizer, steps=6, keep=1, save_every=2, eval_every=2, eval_batches=1)
     train(config | dict(eval_data=data | dict(seed=9)), tmp_path, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    scores = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
-    best = min(scores, key=scores.__getitem__)
+    assert {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}[best] == 3.0
     with checkpoint.manager(tmp_path, keep=1, best="eval_loss") as checkpoints:
         assert set(checkpoints.all_steps()) == {best, 6}
-    assert best != 6
 
 
 def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer):
@@ -169,12 +175,12 @@ def test_checkpoint_of_another_model_lists_the_difference(tmp_path, tokenizer):
     ]
 
 
-def test_one_compilation_for_all_frequency_methods():
+def test_one_compilation_for_all_frequency_methods(traces):
     model = build(ModelConfig, MODEL)
     config = build(TrainConfig, dict(data=dict(sources=[dict(kind="synthetic")], seq_len=16, batch_size=4), steps=5))
     from giraffe_jax.model import init_params
 
-    before = train_step._cache_size()
+    seen, counts = traces(giraffe_jax.train, "Llama"), []
     for scaling in (
         [],
         [dict(name="linear", factor=2.0)],
@@ -183,7 +189,8 @@ def test_one_compilation_for_all_frequency_methods():
     ):
         state = init_state(init_params(model, jax.random.key(0)), config)
         train_step(state, batch(), model.bind(scaling=scaling), model=model, optim=config.optim, steps=5)
-    assert train_step._cache_size() == before + 1
+        counts.append(len(seen))
+    assert set(counts) == {1}
 
 
 def test_mesh_config_is_part_of_the_config():

@@ -175,9 +175,9 @@ def sharding(args: argparse.Namespace) -> int:
         difference = (
             max(abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (gradient, other)), strict=True)) / scale
         )
-        worst = max(worst, difference, abs(other_loss - loss))
+        worst = max(worst, difference, abs(other_loss - loss) / abs(loss))
         print(f"{name:<22} loss {other_loss:.7f}   gradient differs by at most {difference:.1e} of its largest value")
-    print(f"largest difference {worst:.1e}, allowed {TOLERANCE:.0e}")
+    print(f"largest relative difference {worst:.1e}, allowed {TOLERANCE:.0e}")
     return 0 if worst <= TOLERANCE else 1
 
 

@@ -1,7 +1,6 @@
 """Running tasks: one compilation for all frequency methods, the same prompts for all, rows in order."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +8,8 @@ import pytest
 from giraffe_jax import config, decode, evals
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import run
+from tests.close import ULP, decided
+from tests.forward import full_logits
 
 FACTORS = (np.linspace(1.0, 4.0, 4)).tolist()
 METHODS = {
@@ -30,35 +31,29 @@ def rows_of(lm, tasks, scaling, **keys):
     return list(run.evaluate(lm, tasks, lm.config.bind, **keys))
 
 
-def compiled(function: Any) -> Any:
-    """The jitted function, with the cache that its type does not tell of."""
-    return function
-
-
-def test_all_frequency_methods_share_one_compilation(tiny, tmp_path):
+def test_all_frequency_methods_share_one_compilation(tiny, tmp_path, traces):
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 20)
     tasks = [
         dict(name="perplexity", lengths=[128], documents=[str(tmp_path)], n=2, protocol="chunked"),
         dict(name="passkey", lengths=[128], style="compact", n=2, depths=[0.5], scoring=["teacher"]),
         dict(name="lines", lengths=[128], style="compact", n=2),
     ]
-    compiled(decode._score).clear_cache()
-    losses = {}
+    seen, losses = traces(decode, "Llama"), {}
     for name, scaling in METHODS.items():
         rows = rows_of(tiny, tasks, scaling, tokens_per_batch=256, variant=name)
         losses[name] = tuple(r["metrics"].get("nll", r["metrics"].get("answer_nll")) for r in rows)
-    assert compiled(decode._score)._cache_size() == 1
+    assert len(seen) == 1
     assert len(set(losses.values())) == len(METHODS)  # and each was its own method all the same
 
 
-def test_generation_compiles_once_for_all_frequency_methods(tiny):
+def test_generation_compiles_once_for_all_frequency_methods(tiny, traces):
     task = dict(name="lines", lengths=[96], style="compact", n=2, scoring=["generate"], new_tokens=8)
-    functions = [compiled(decode._prefill), compiled(decode._loop)]
-    for function in functions:
-        function.clear_cache()
+    seen = traces(decode, "Llama")
+    counts = []
     for scaling in METHODS.values():
         rows_of(tiny, [task], scaling, tokens_per_batch=192)
-    assert [function._cache_size() for function in functions] == [1, 1]
+        counts.append(len(seen))
+    assert counts[0] > 0 and set(counts) == {counts[0]}
 
 
 def test_every_method_is_asked_the_same(tiny):
@@ -70,12 +65,23 @@ def test_every_method_is_asked_the_same(tiny):
     assert asked[0] == asked[1] and len(set(asked[0])) == 4
 
 
-def test_batch_size_does_not_change_scores(tiny):
+def test_batch_size_does_not_change_scores(tiny, monkeypatch):
+    said, generate = {}, decode.generate
+
+    def listen(lm, prompts, *args, **keys):
+        said.update(zip(map(tuple, prompts), found := generate(lm, prompts, *args, **keys), strict=True))
+        return found
+
+    monkeypatch.setattr(decode, "generate", listen)
     task = dict(name="lines", lengths=[96], style="compact", n=3, scoring=["generate", "teacher"], new_tokens=8)
     one, many = (rows_of(tiny, [task], METHODS["yarn"], tokens_per_batch=t) for t in (96, 192))
-    for a, b in zip(one, many, strict=True):
-        assert a["output"] == b["output"] and a["prompt"] == b["prompt"]
-        assert a["metrics"]["answer_nll"] == pytest.approx(b["metrics"]["answer_nll"], abs=1e-4)
+    encoding = tiny.config.bind(length=96.0, scaling=METHODS["yarn"])
+    assert len(said) == 3
+    for a, b, (prompt, answer) in zip(one, many, said.items(), strict=True):
+        assert a["prompt"] == b["prompt"]
+        assert a["metrics"]["answer_nll"] == pytest.approx(b["metrics"]["answer_nll"], rel=256 * ULP)
+        scores = full_logits(tiny, [*prompt, *answer], encoding, width=128)[len(prompt) - 1 : -1]
+        assert a["output"] == b["output"] or not decided(scores).all()
 
 
 def test_cells_that_are_done_are_skipped(tiny):

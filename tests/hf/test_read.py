@@ -15,6 +15,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
 from giraffe_jax.model import PARAM_AXES
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
+from tests.close import close
 
 
 def test_table_agrees_with_the_model():
@@ -41,10 +42,10 @@ def test_every_number_lands_where_the_formula_says(tmp_path):
         for ours, theirs, n in (("q", "q_proj", heads), ("k", "k_proj", key_heads), ("v", "v_proj", key_heads)):
             kernel = np.asarray(layers["attention"][ours]["kernel"][i])
             expected = (tensors[f"{name}self_attn.{theirs}.weight"] @ x).reshape(n, h)
-            np.testing.assert_allclose(np.einsum("d,dnh->nh", x, kernel), expected, rtol=1e-4, atol=1e-5)
+            close(np.einsum("d,dnh->nh", x, kernel), expected)
         y = rng.standard_normal((heads, h)).astype(np.float32)
         out = np.einsum("nh,nhd->d", y, np.asarray(layers["attention"]["o"]["kernel"][i]))
-        np.testing.assert_allclose(out, tensors[name + "self_attn.o_proj.weight"] @ y.ravel(), rtol=1e-4, atol=1e-5)
+        close(out, tensors[name + "self_attn.o_proj.weight"] @ y.ravel())
         for ours in ("gate", "up", "down"):
             expected = tensors[f"{name}mlp.{ours}_proj.weight"].T
             np.testing.assert_array_equal(layers["mlp"][ours]["kernel"][i], expected)
