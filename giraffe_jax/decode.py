@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Cache, Llama, ModelConfig, logits, unembedding
-from giraffe_jax.positions import Encoding
+from giraffe_jax.positions import Encoding, length_dependent, needs_raw_keys
 
 Policy = Literal["pinned", "per_call", "running"]
 Tokens = Int[Array | np.ndarray, "B T"]
@@ -82,6 +82,7 @@ def prefill(
       raw: keep keys unrotated: policy "running", and methods of several bands.
     """
     tokens = jnp.asarray(tokens, jnp.int32)
+    check_cache(encoding, raw)
     if encoding.positions is None:
         encoding = encoding.at(np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape))
     lengths = jnp.asarray(lengths, jnp.int32)
@@ -95,9 +96,21 @@ def decode_step(
 
     `encoding` has the tokens' positions, `.at(cache.index[:, None])` where they count from 0, or gets these.
     """
+    check_cache(encoding, cache.raw)
     if encoding.positions is None:
         encoding = encoding.at(cache.index[:, None])
     return _step(_program(lm.config), lm.params, jnp.asarray(token, jnp.int32), encoding, cache)
+
+
+def check_cache(encoding: Encoding, raw: bool) -> None:
+    """Raises ConfigError where keys that are cached rotated would be wrong for the tokens that follow."""
+    if not raw and length_dependent(encoding):
+        raise ConfigError(
+            "cache: its keys are rotated once, and these methods rotate them anew as the sequence grows. Pin the "
+            "length (bind(..., length=tokens)), or keep raw keys: prefill(..., raw=True), policy 'running'."
+        )
+    if not raw and needs_raw_keys(encoding):
+        raise ConfigError("cache: several bands rotate a key in several ways; keep raw keys: prefill(..., raw=True).")
 
 
 def generate(
@@ -136,7 +149,11 @@ def generate(
     """
     encoding = lm.config.bind() if encoding is None else encoding
     _check(lm, prompts, n, policy, temperature, key)
-    dependent = any("length" in call.needs for call in encoding.pending)
+    dependent = length_dependent(encoding)
+    if dependent and policy == "per_call" and needs_raw_keys(encoding.replace(length=np.float32(1))):
+        raise ConfigError(
+            "generate: policy must be 'pinned' or 'running' where several bands rotate keys, got 'per_call'."
+        )
     if not dependent or (policy == "pinned" and length is not None):
         encoding = encoding if length is None else encoding.replace(length=np.float32(length))
         groups = {length: list(range(len(prompts)))}
@@ -167,15 +184,15 @@ def generate(
 
 def _generate(lm: LM, inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
     tokens, lengths = inputs
-    raw = settings["policy"] == "running" or len(encoding.bands) > 1
     capacity = tokens.shape[1] + settings["room"]
     if settings["policy"] != "pinned":
         encoding = encoding.replace(length=np.float32(lengths.max()))
     elif encoding.length is None:
         encoding = encoding.replace(length=np.float32(capacity))
+    raw = settings["policy"] == "running" or needs_raw_keys(encoding)
     first, cache = prefill(lm, tokens, np.maximum(lengths, 1), encoding, capacity=capacity, raw=raw)
     inputs = (first, cache, encoding, n, stop, np.float32(temperature), key, lengths > 0)
-    out, count = _loop(_program(lm.config), lm.params, *inputs, **settings)
+    out, count = loop(_program(lm.config), lm.params, *inputs, **settings)
     return [row[:k].tolist() for row, k in zip(np.asarray(out), np.asarray(count), strict=True)]
 
 
@@ -218,10 +235,15 @@ def _step(config: ModelConfig, params, token, encoding: Encoding, cache: Cache):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("policy", "sample", "room"))
-def _loop(
+def loop(
     config, params, first, cache, encoding, n, stop, temperature, key, alive, *, policy: Policy, sample: bool, room: int
 ):
-    """Returns (tokens [B room], how many of each row count)."""
+    """Returns (tokens [B room], how many of each row count): what `generate` runs after the prompt.
+
+    Args:
+      first: [B V] logits after the prompts, which `cache` holds; both of `prefill`.
+      n: most tokens; `stop`: ids that end a row; `alive` [B]: rows that are no padding.
+    """
 
     def choose(scores_BV, key):
         return jax.random.categorical(key, scores_BV / temperature) if sample else jnp.argmax(scores_BV, axis=-1)

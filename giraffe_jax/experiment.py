@@ -312,7 +312,8 @@ def _prepare(
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
     model = dataclasses.replace(loaded.model, positions=())
-    scaling = variant.positions if variant.eval_positions is None else variant.eval_positions
+    own = variant.positions if variant.train is None else loaded.model.positions  # training may have learned others
+    scaling = own if variant.eval_positions is None else variant.eval_positions
 
     def encoding_for(length: int) -> Any:
         return model.bind(length, scaling=scaling)

@@ -1,8 +1,17 @@
-"""Next-token loss in chunks of tokens, so that the [B, T, V] logits never exist."""
+"""Next-token loss in chunks of tokens, so that the [B, T, V] logits never exist, forward or backward.
+
+Axes: n chunks of t tokens of each device, P and C the mesh's parts of batch and tokens (see sharding.local_chunks).
+"""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
+
+from giraffe_jax.sharding import constrain, copies, local_chunks
 
 
 def token_nll(
@@ -15,33 +24,92 @@ def token_nll(
     """Returns (nll in nats, log-normaliser, whether the target is the argmax) of each token, float32.
 
     Args:
-      chunk: tokens of a row whose logits exist at once; the backward pass recomputes them.
+      chunk: tokens of a row on one device whose logits exist at once; the backward pass recomputes them.
     """
-    batch, num_tokens = targets.shape
-    unembedding = unembedding.astype(hidden.dtype)
+    hidden_chunks, _ = local_chunks(hidden, chunk)
+    target_chunks, restore = local_chunks(targets, chunk)
+    unembedding = constrain(unembedding.astype(hidden.dtype), None, "vocab")
 
-    def one(chunk_inputs):
-        hidden_BtD, targets_Bt = chunk_inputs
-        logits_BtV = jnp.einsum("btd,dv->btv", hidden_BtD, unembedding, preferred_element_type=jnp.float32)
-        norm_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-        target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
-        return norm_Bt - target_Bt, norm_Bt, jnp.argmax(logits_BtV, axis=-1) == targets_Bt
+    @jax.checkpoint
+    def one(part):
+        hidden, targets = part
+        logits, norm, target, _ = _logits(hidden, targets, unembedding)
+        return norm - target, norm, jnp.argmax(logits, axis=-1) == targets
 
-    if num_tokens <= chunk:
-        return one((hidden, targets))
-    padding = -num_tokens % chunk
-
-    def split(x):  # [B T ...] -> [T/chunk B chunk ...]
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
-
-    chunks = jax.lax.map(jax.checkpoint(one), (split(hidden), split(targets)))
-    nll, norm, correct = (jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :num_tokens] for x in chunks)
-    return nll, norm, correct
+    nll, norm, correct = jax.lax.map(one, (hidden_chunks, target_chunks))
+    return restore(nll), restore(norm), restore(correct)
 
 
-def weighted_loss(
-    nll: Float[Array, "B T"], norm: Float[Array, "B T"], weights: Float[Array, "B T"], *, z_loss: float = 0.0
-) -> Float[Array, ""]:
-    """Returns the sum over tokens of weight * (nll + z_loss * log-normaliser^2); divide by the sum of weights."""
-    return jnp.sum(weights * (nll + z_loss * norm**2))
+def next_token_loss(
+    hidden: Float[Array, "B T D"],
+    unembedding: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    z_loss: float = 0.0,
+    chunk: int = 1024,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns (sum of weight * (nll + z_loss * log-normaliser^2), sum of weight * nll), float32; only the first has a
+    gradient.
+
+    The gradient is made while the logits of a chunk exist, so they are computed once. The unembedding's is summed over
+    chunks in float32 on each device, and over devices once; it is left out where nothing reads it.
+
+    Args:
+      chunk: tokens of a row on one device whose logits exist at once.
+    """
+    total: Any = _loss(z_loss, chunk, hidden, unembedding, targets, weights)
+    loss, nats = total
+    return loss, jax.lax.stop_gradient(nats)
+
+
+def _logits(hidden_PCbtD, targets_PCbt, unembedding):
+    """Returns (logits, their logsumexp, the target's logit, where the target is) of a chunk, float32."""
+    logits = jnp.einsum("pcbtd,dv->pcbtv", hidden_PCbtD, unembedding, preferred_element_type=jnp.float32)
+    # A comparison and a sum: taking elements along a vocabulary that is split over devices would gather the logits.
+    hit = jnp.arange(unembedding.shape[1]) == targets_PCbt[..., None]
+    return logits, jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), hit
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(z_loss, chunk, hidden, unembedding, targets, weights):
+    nll, norm, _ = token_nll(hidden, unembedding, targets, chunk=chunk)
+    return jnp.sum(weights * (nll + z_loss * norm**2)), jnp.sum(weights * nll)
+
+
+def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
+    learns, dtype = unembedding.perturbed, unembedding.value.dtype
+    hidden, unembedding, targets, weights = hidden.value, unembedding.value, targets.value, weights.value
+    matrix = constrain(unembedding.astype(hidden.dtype), None, "vocab")
+    chunks = [local_chunks(x, chunk)[0] for x in (hidden, targets, weights)]
+    restore_hidden, restore = local_chunks(hidden, chunk)[1], local_chunks(targets, chunk)[1]
+
+    def one(d_matrix, part):
+        hidden, targets, weights = part
+        logits, norm, target, hit = _logits(hidden, targets, matrix)
+        scale = weights * (1 + 2 * z_loss * norm)
+        d_logits = scale[..., None] * jnp.exp(logits - norm[..., None]) - jnp.where(hit, weights[..., None], 0.0)
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden = jnp.einsum("pcbtv,dv->pcbtd", d_logits, matrix)
+        if learns:
+            d_matrix += jnp.einsum("pcbtd,pcbtv->pcdv", hidden, d_logits, preferred_element_type=jnp.float32)
+        return d_matrix, (norm - target, norm, d_hidden)
+
+    start = copies(jnp.zeros(matrix.shape, jnp.float32), hidden) if learns else None
+    d_matrix, (nll, norm, d_hidden) = jax.lax.scan(one, start, tuple(chunks))
+    if d_matrix is not None:
+        d_matrix = constrain(d_matrix.sum((0, 1)), "embed", "vocab").astype(dtype)
+    nll, per_token = restore(nll), restore(nll + z_loss * norm**2)
+    out = jnp.sum(weights * per_token), jnp.sum(weights * nll)
+    return out, (restore_hidden(d_hidden), d_matrix, per_token)
+
+
+def _loss_backward(z_loss, chunk, saved, cotangents):
+    del z_loss, chunk
+    d_hidden, d_matrix, per_token = saved
+    g: Any = 0.0 if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
+    d_matrix = None if d_matrix is None else (g * d_matrix).astype(d_matrix.dtype)
+    return (g * d_hidden).astype(d_hidden.dtype), d_matrix, None, g * per_token
+
+
+_loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)

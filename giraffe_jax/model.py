@@ -7,15 +7,18 @@ tokens, D model, N query heads, K key heads, H head width, R = H / 2 rotary plan
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from giraffe_jax import positions
+from giraffe_jax import positions, sharding
 from giraffe_jax.attention import Implementation, attend
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import Encoding, Scaling
@@ -29,6 +32,8 @@ PARAM_AXES: dict[str, tuple[str, ...]] = {
     "layers/attention/k/kernel": ("layers", "embed", "kv_heads", "head_dim"),
     "layers/attention/v/kernel": ("layers", "embed", "kv_heads", "head_dim"),
     "layers/attention/o/kernel": ("layers", "heads", "head_dim", "embed"),
+    "layers/attention/q_norm/scale": ("layers", "features"),
+    "layers/attention/k_norm/scale": ("layers", "features"),
     "layers/mlp_norm/scale": ("layers", "features"),
     "layers/mlp/gate/kernel": ("layers", "embed", "mlp"),
     "layers/mlp/up/kernel": ("layers", "embed", "mlp"),
@@ -36,8 +41,28 @@ PARAM_AXES: dict[str, tuple[str, ...]] = {
     "norm/scale": ("features",),
     "lm_head/kernel": ("embed", "vocab"),
 }
+# Low-rank adapters (giraffe_jax/lora.py) lie beside the kernel whose input and output axes they share.
+PARAM_AXES |= {
+    f"{path.removesuffix('kernel')}lora/{leaf}": leaf_axes
+    for path, (_, *axes) in PARAM_AXES.items()
+    if path.startswith("layers/") and path.endswith("/kernel")
+    for fan_in in (2 if path.endswith("o/kernel") else 1,)
+    for leaf, leaf_axes in {
+        "a": ("layers", *axes[:fan_in], "rank"),
+        "b": ("layers", "rank", *axes[fan_in:]),
+        "scale": ("layers",),
+    }.items()
+}
 
 Dtype = Literal["float32", "bfloat16"]
+
+# What a layer keeps for its backward pass, by the names given with checkpoint_name: (on the device, on the host).
+REMAT: dict[str, tuple[list[str], list[str]]] = {
+    "full": (["residual"], []),
+    "save_attention": (["residual", "attention_out", "attention_lse"], []),
+    "offload": ([], ["residual"]),
+    "offload_attention": ([], ["residual", "attention_out", "attention_lse"]),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +80,15 @@ class ModelConfig:
     original_len: int = 2048  # pretraining context, tokens
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    qk_norm: bool = False  # normalise queries and keys of each head before they are rotated
     positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
     attention: Implementation = "auto"
-    block_size: int = 512  # tokens of a block of blockwise attention
-    remat: Literal["none", "full"] = "none"  # "full" keeps only each layer's input for the backward pass
+    block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
+    remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
+    # "none" keeps all that a layer's backward pass reads. "full" keeps the layer's input and runs the layer again;
+    # "save_attention" keeps attention's output and log-sum-exp too, so that all but attention is run again. The two
+    # offloads keep the same in the host's pinned memory.
+    mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them
     dtype: Dtype = "float32"  # of activations
     param_dtype: Dtype = "float32"
 
@@ -79,7 +109,12 @@ class ModelConfig:
         """
         scaling = self.positions if scaling is None else scaling
         return positions.bind(
-            scaling, head_dim=self.head_dim, theta=self.theta, original_len=self.original_len, length=length
+            scaling,
+            head_dim=self.head_dim,
+            theta=self.theta,
+            original_len=self.original_len,
+            length=length,
+            num_layers=self.num_layers,
         )
 
 
@@ -117,17 +152,41 @@ class Einsum(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+    def weights(self) -> dict[str, Any]:
+        """Returns the kernel and, where giraffe_jax.lora has added one, its adapter."""
         scale = math.prod(self.shape[: self.fan_in]) ** -0.5
         kernel = self.param("kernel", nn.initializers.truncated_normal(scale), self.shape, self.config.param_dtype)
-        return jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        adapter = {"lora": self.get_variable("params", "lora")} if self.has_variable("params", "lora") else {}
+        return {"kernel": kernel, **adapter}
+
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        return linear(self.equation, x, self.weights())
+
+
+def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]) -> Float[Array, "B T ..."]:
+    """Returns x W, plus scale * (x A) B where the weights have a low-rank adapter: W A B is never made.
+
+    Args:
+      equation: of x and W, like "btd,dnh->btnh".
+      x: input.
+      weights: {"kernel": W}, and maybe {"lora": {"a": A, "b": B, "scale": []}}.
+    """
+    out = jnp.einsum(equation, x, weights["kernel"].astype(x.dtype))
+    if "lora" not in weights:
+        return out
+    adapter = weights["lora"]
+    inputs, _, outputs = re.split(",|->", equation)
+    read, written = inputs[2:], outputs[2:]
+    low_BTr = jnp.einsum(f"{inputs},{read}r->btr", x, adapter["a"].astype(x.dtype))
+    low_BTr *= adapter["scale"].astype(x.dtype)
+    return out + jnp.einsum(f"btr,r{written}->{outputs}", low_BTr, adapter["b"].astype(x.dtype))
 
 
 class RMSNorm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T *D"]) -> Float[Array, "B T *D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
         x32 = x.astype(jnp.float32)
         x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
@@ -138,11 +197,12 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, segments, cache):
+    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, local, segments, cache):
         """Returns (out [B T D], this layer's cache or None).
 
         Args:
           tables, key_tables: one positions.Rotation per band, for these tokens and (raw caches) for the cached keys.
+          local: None, or this layer's window and chunk.
           cache: None, or this layer's (k, v [B S K H], slots [B T], raw).
         """
         c = self.config
@@ -150,8 +210,17 @@ class Attention(nn.Module):
         q = constrain(Einsum("btd,dnh->btnh", (D, N, H), 1, c, name="q")(x), "batch", "tokens", "heads", None)
         k = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="k")(x), "batch", None, "kv_heads", None)
         v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        if encoding.log_n is not None:
+            start = 1 / jnp.log(encoding.original_len)
+            scale = self.param("ssmax", lambda key: {"scale": jnp.full(N, start, c.param_dtype)})["scale"]
+            q = q * (encoding.log_n[:, :, None] * scale.astype(jnp.float32))[..., None].astype(q.dtype)
+        bias = encoding.bias
+        if hasattr(bias, "with_params"):
+            bias = bias.with_params(lambda name, init: self.param(name, lambda key: init(key, N)))
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
-        settings = dict(bands=encoding.bands, bias=encoding.bias, length=encoding.length)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, length=encoding.length, local=local)
         settings |= dict(implementation=c.attention, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
@@ -163,7 +232,7 @@ class Attention(nn.Module):
             cached_k = cached_k.at[rows, slots].set(stored.astype(cached_k.dtype))
             cached_v = cached_v.at[rows, slots].set(v.astype(cached_v.dtype))
             if x.shape[1] == 1:
-                k_bands = (cached_k.astype(k.dtype),)
+                k_bands = (cached_k.astype(k.dtype),) * len(tables)
                 if raw:
                     k_bands = tuple(positions.rotate(k_bands[0], t.k_cos, t.k_sin) for t in key_tables)
                 out = attend(q_bands, k_bands, cached_v.astype(v.dtype), q_index=slots, **settings)
@@ -177,10 +246,32 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
-        gate = Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="gate")(x)
-        up = Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="up")(x)
-        hidden = constrain(nn.silu(gate) * up, "batch", "tokens", "mlp")
-        return Einsum("btf,fd->btd", (c.d_mlp, c.d_model), 1, c, name="down")(hidden)
+        weights = {
+            "gate": Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="gate").weights(),
+            "up": Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="up").weights(),
+            "down": Einsum("btf,fd->btd", (c.d_mlp, c.d_model), 1, c, name="down").weights(),
+        }
+        if not 0 < c.mlp_chunk < x.shape[1]:
+            return gated(x, weights, "batch", "tokens")
+        return _gated_in_chunks(x, weights, c.mlp_chunk)
+
+
+def gated(x: Float[Array, "B T D"], weights: Mapping[str, Any], *axes: str | None) -> Float[Array, "B T D"]:
+    """Returns down(silu(gate(x)) * up(x)); `axes` are the logical axes of B and T."""
+    hidden_BTF = nn.silu(linear("btd,df->btf", x, weights["gate"])) * linear("btd,df->btf", x, weights["up"])
+    return linear("btf,fd->btd", constrain(hidden_BTF, *axes, "mlp"), weights["down"])
+
+
+def _gated_in_chunks(x: Float[Array, "B T D"], weights: Mapping[str, Any], chunk: int) -> Float[Array, "B T D"]:
+    """Returns `gated` of `chunk` tokens of each device at a time; the backward pass runs each chunk again.
+
+    Each device has its own copy of the weights before the loop: they are gathered once, and their gradients are summed
+    over chunks on each device, in float32, and over devices once.
+    """
+    chunks, restore = sharding.local_chunks(x, chunk)
+    copies = jax.tree.map(lambda w: sharding.copies(w.astype(x.dtype), x).astype(jnp.float32), weights)
+    each = jax.vmap(jax.vmap(lambda x, w: gated(x, w, None, None)))
+    return restore(jax.lax.map(jax.checkpoint(lambda part: each(part, copies)), chunks))
 
 
 class Block(nn.Module):
@@ -188,18 +279,33 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], layer, shared):
-        tables, key_tables, cached = layer
+        x = checkpoint_name(x, "residual")
+        tables, key_tables, local, cached = layer
         shared_tables, shared_key_tables, encoding, segments, slots, raw = shared
         tables = shared_tables if tables is None else tables
         key_tables = shared_key_tables if key_tables is None else key_tables
         cache = None if cached is None else (*cached, slots, raw)
         attention = Attention(self.config, name="attention")
         out, cached = attention(
-            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, segments, cache
+            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, local, segments, cache
         )
         x = constrain(x + out, "batch", "tokens", None)
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
         return constrain(x, "batch", "tokens", None), cached
+
+
+def _remat(block: Any, how: str) -> Any:
+    """Returns the layer that keeps what REMAT says for its backward pass."""
+    if how == "none":
+        return block
+    kept, offloaded = REMAT[how]
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=kept,
+        names_which_can_be_offloaded=offloaded,
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return nn.remat(block, prevent_cse=False, policy=policy)
 
 
 class Llama(nn.Module):
@@ -225,10 +331,7 @@ class Llama(nn.Module):
             lengths are padded on the right; set `cache.index` to their lengths after the prompt.
         """
         c = self.config
-        embedding = self.param(
-            "embed",
-            lambda key: {"embedding": nn.initializers.normal(0.02)(key, (c.vocab_size, c.d_model), c.param_dtype)},
-        )["embedding"]
+        embedding = self.param("embed", lambda key: {"embedding": _init_embedding(key, c)})["embedding"]
         if not c.tie_embeddings:
             shape = (c.d_model, c.vocab_size)
             init = nn.initializers.truncated_normal(c.d_model**-0.5)
@@ -236,9 +339,8 @@ class Llama(nn.Module):
         x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
 
         layer, shared, slots = self._inputs(encoding, segments, cache)
-        block = nn.remat(Block, prevent_cse=False) if c.remat == "full" else Block
         scanned = nn.scan(
-            block,
+            _remat(Block, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=cast(Any, (0, nn.broadcast)),
@@ -256,7 +358,7 @@ class Llama(nn.Module):
         """Returns what the scan hands to each layer, what all layers share, and the cache slots of these tokens."""
         tables, key_tables, slots = positions.rotations(encoding), None, None
         if cache is not None:
-            if len(encoding.bands) > 1 and not cache.raw:
+            if positions.needs_raw_keys(encoding) and not cache.raw:
                 raise ConfigError("several bands rotate a key in several ways: they need Cache.init(..., raw=True).")
             slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])
             if cache.raw:
@@ -264,13 +366,29 @@ class Llama(nn.Module):
                 key_positions = cache.positions.at[rows, slots].set(encoding.positions)
                 key_tables = positions.rotations(encoding.replace(positions=key_positions, query_scale=None))
         # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
-        per_layer = tables[0].q_cos.ndim == 4
+        per_layer, per_layer_keys = (t is not None and t[0].q_cos.ndim == 4 for t in (tables, key_tables))
         cached = None if cache is None else (cache.k, cache.v)
-        layer = (tables, key_tables, cached) if per_layer else (None, None, cached)
-        shared_tables = (None, None) if per_layer else (tables, key_tables)
+        local = None
+        if encoding.window is not None or encoding.chunk is not None:
+            sizes = [jnp.inf if size is None else size for size in (encoding.window, encoding.chunk)]
+            local = tuple(jnp.broadcast_to(jnp.asarray(s, jnp.float32), self.config.num_layers) for s in sizes)
+        layer = (tables if per_layer else None, key_tables if per_layer_keys else None, local, cached)
+        shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
         light = encoding.replace(positions=None, query_scale=None)
         return layer, (*shared_tables, light, segments, slots, raw), slots
+
+
+def _init_embedding(key: jax.Array, config: ModelConfig) -> Float[Array, "V D"]:
+    """Returns Gaussian embeddings around one random vector that all tokens share.
+
+    Projections have no bias, so without a shared part no head can attend by distance alone, to the previous token say,
+    and a model has to grow one before it can copy (LOG.md, 2026-11-23). Tied logits all move by the same amount, which
+    the softmax does not see.
+    """
+    shared, own = jax.random.split(key)
+    centre = jax.random.rademacher(shared, (config.d_model,), config.param_dtype)
+    return 0.04 * centre + 0.02 * jax.random.normal(own, (config.vocab_size, config.d_model), config.param_dtype)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
@@ -278,6 +396,19 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     tokens = jnp.zeros((1, 2), jnp.int32)
     encoding = config.bind(length=2).at(jnp.arange(2.0)[None])
     return dict(Llama(config).init(key, tokens, encoding)["params"])
+
+
+def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
+    """Returns the parameters of the config's model: those given, and fresh ones where it has more.
+
+    A model that takes up a learned bias, SSMax or normalised queries and keys has parameters that its source had not;
+    one that gives them up drops them.
+    """
+    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))
+    given = traverse_util.flatten_dict(params)
+    # Compiled, so that what is not asked for is not made.
+    fresh = jax.jit(lambda: {k: traverse_util.flatten_dict(init_params(config, key))[k] for k in shapes.keys() - given})
+    return traverse_util.unflatten_dict({k: v for k, v in (dict(given) | fresh()).items() if k in shapes})
 
 
 def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:

@@ -3,10 +3,11 @@ it."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from giraffe_jax.config import ConfigError
@@ -22,6 +23,7 @@ RULES: dict[str, Any] = {
     "mlp": "tensor",
     "head_dim": None,
     "layers": None,
+    "rank": None,
     # activations
     "batch": ("data", "fsdp"),
     "tokens": "context",
@@ -106,9 +108,79 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch", "tokens")))
 
 
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """Returns (i, n): this process holds part i of n equal parts of a batch's rows.
+
+    Processes that hold other tokens of the same rows, or other parts of the vocabulary, have the same part.
+
+    Raises:
+      ConfigError: a mesh whose order of devices gives this process rows that are no such part.
+    """
+    held = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    mine = [i for i, row in enumerate(held) if any(d.process_index == jax.process_index() for d in row)]
+    count = len(held) // len(mine)
+    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or len(held) % len(mine):
+        raise ConfigError(f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of the batch.")
+    return mine[0] // len(mine), count
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Returns x with its sharding fixed by logical axes under the current mesh; x itself where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def _parts(axis: str, size: int) -> int:
+    """Returns into how many parts the current mesh splits an axis of `size`; 1 where it does not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = RULES[axis] if isinstance(RULES[axis], tuple) else (RULES[axis],)
+    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+    return 1 if size % count else count
+
+
+def _spread(x: jax.Array, first: int) -> jax.Array:
+    """Returns x with axes `first` and `first + 1` over the mesh as batch and tokens are, the others left to XLA."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    axes: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    for at, axis in ((first, "batch"), (first + 1, "tokens")):
+        axes[at] = RULES[axis] if x.shape[at] > 1 else None
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def local_chunks(x: jax.Array, chunk: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """Returns x [B T ...] as [n P C b t ...] with t <= chunk, and the function that puts such an array together again.
+
+    P and C are the mesh's parts of batch and tokens: chunk i holds t tokens of each device's rows, so that a loop over
+    chunks moves no tokens between devices.
+    """
+    rows, tokens = x.shape[:2]
+    P, C = _parts("batch", rows), _parts("tokens", tokens)
+    mine = tokens // C
+    count = -(-mine // chunk)
+    size = -(-mine // count)
+
+    def split(x):
+        x = x.reshape(P, rows // P, C, mine, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0),) * 3 + ((0, count * size - mine),) + ((0, 0),) * (x.ndim - 4))
+        x = x.reshape(*x.shape[:3], count, size, *x.shape[4:])
+        return _spread(jnp.moveaxis(x, (3, 0, 2, 1), (0, 1, 2, 3)), 1)
+
+    def restore(x):
+        x = jnp.moveaxis(x, (0, 1, 2, 3), (3, 0, 2, 1))
+        x = x.reshape(*x.shape[:3], count * size, *x.shape[5:])[:, :, :, :mine]
+        return constrain(x.reshape(rows, tokens, *x.shape[4:]), "batch", "tokens", *[None] * (x.ndim - 4))
+
+    return split(x), restore
+
+
+def copies(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns weight as [P C ...], a copy for each part of x [B T ...]: whole on each device, but for the tensor axis.
+
+    What a loop reads from copies is gathered once, before it; the gradient is summed over devices once, after it.
+    """
+    shape = (_parts("batch", x.shape[0]), _parts("tokens", x.shape[1]), *weight.shape)
+    return _spread(jnp.broadcast_to(weight, shape), 0)

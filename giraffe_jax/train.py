@@ -22,17 +22,20 @@ import numpy as np
 from jaxtyping import Array, Float
 from optax import global_norm
 
-from giraffe_jax import checkpoint, hf, sharding
+from giraffe_jax import checkpoint, hf, lora, sharding
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-from giraffe_jax.loss import token_nll, weighted_loss
-from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
-from giraffe_jax.optim import OptimConfig, learning_rate, optimizer
-from giraffe_jax.positions import Encoding
+from giraffe_jax.lora import LoraConfig, with_lr_ratio
+from giraffe_jax.loss import next_token_loss, token_nll
+from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, fit_params, init_params, unembedding
+from giraffe_jax.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
+from giraffe_jax.positions import Encoding, learned_entries, turned
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
 from giraffe_jax.tokenizer import Tokenizer, load_tokenizer
 
+POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
+STATE_AXES = PARAM_AXES | {"positions/log_ratio": ("features",)}  # what a run may train besides the model's own
 TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
 
 
@@ -48,6 +51,8 @@ class TrainConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
     tokenizer: str = ""  # path; "" takes the source's
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig | None = None  # low-rank adapters on a frozen source; None trains all parameters
+    frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
     mesh: MeshConfig = MeshConfig()
     accumulate: int = 1  # micro-batches to a step
     z_loss: float = 0.0
@@ -65,6 +70,11 @@ class TrainConfig:
                 raise ConfigError(f"config.{name} must be at least 1, got {getattr(self, name)}.")
         if self.data.batch_size % self.accumulate:
             raise ConfigError(f"config.accumulate {self.accumulate} does not divide batch_size {self.data.batch_size}.")
+        alone = self.frequencies is not None and self.frequencies.train == "alone"
+        if alone and (self.optim.muon_lr is not None or self.optim.weight_decay):
+            raise ConfigError(
+                "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
+            )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
@@ -78,14 +88,34 @@ class TrainState:
     key: Any  # raw PRNG key data, uint32 [2]; leaves are arrays, or their shapes or shardings
 
 
+def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencies: FrequencyConfig | None) -> Any:
+    """Returns True for each parameter that training moves, in a tree like params."""
+    chosen = lora.trainable(params, adapters)
+    if frequencies is None:
+        return chosen
+    alone = frequencies.train == "alone"
+    return {
+        name: jax.tree.map(lambda yes, name=name: name == "positions" or (yes and not alone), tree)
+        for name, tree in chosen.items()
+    }
+
+
+def _optimizer(optim: OptimConfig, steps: int, adapters: LoraConfig | None, frequencies: FrequencyConfig | None):
+    moves = optimizer(optim, steps, frequencies)
+    return moves if adapters is None else with_lr_ratio(moves, adapters)
+
+
 def init_state(params: Any, config: TrainConfig) -> TrainState:
     """Returns the state before the first step."""
-    opt_state = optimizer(config.optim, config.steps).init(params)
+    moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
+    opt_state = _optimizer(config.optim, config.steps, config.lora, config.frequencies).init(moving)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "optim", "steps", "accumulate", "z_loss", "chunk"), donate_argnums=0
+    jax.jit,
+    static_argnames=("model", "optim", "adapters", "frequencies", "steps", "accumulate", "z_loss", "chunk"),
+    donate_argnums=0,
 )
 def train_step(
     state: TrainState,
@@ -95,6 +125,8 @@ def train_step(
     model: ModelConfig,
     optim: OptimConfig,
     steps: int,
+    adapters: LoraConfig | None = None,
+    frequencies: FrequencyConfig | None = None,
     accumulate: int = 1,
     z_loss: float = 0.0,
     chunk: int = 1024,
@@ -106,31 +138,36 @@ def train_step(
       batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
       encoding: bound positions; its numbers are arguments, so methods that differ in numbers share one compilation.
       model: architecture; its own `positions` are not read.
+      adapters: TrainConfig.lora; what it freezes has neither gradient nor optimizer state.
     """
+    moving, frozen = lora.split(state.params, trainable(state.params, adapters, frequencies))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
 
-    def loss_fn(params, part, key):
-        e = encoding.at(part["positions"], key=key)
+    def loss_fn(moving, part, key):
+        params = lora.join(moving, frozen)
+        e = turned(encoding.at(part["positions"], key=key), params)
         hidden, _ = Llama(model).apply({"params": params}, part["tokens"], e, part["segments"])
-        nll, norm, _ = token_nll(hidden, unembedding(params), part["targets"], chunk=chunk)
-        nats = jnp.sum(part["weights"] * nll) / total_weight
-        return weighted_loss(nll, norm, part["weights"], z_loss=z_loss) / total_weight, nats
+        weights = part["weights"] / total_weight
+        loss, nats = next_token_loss(hidden, unembedding(params), part["targets"], weights, z_loss=z_loss, chunk=chunk)
+        if frequencies is not None:
+            loss += frequencies.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
+        return loss, nats
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
-        (_, loss), grads = grad_fn(state.params, batch, key)
+        (_, loss), grads = grad_fn(moving, batch, key)
     else:
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
         def add(carry, part_and_key):
-            (_, nats), grads = grad_fn(state.params, *part_and_key)
+            (_, nats), grads = grad_fn(moving, *part_and_key)
             return jax.tree.map(jnp.add, carry, (nats, grads)), None
 
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
-    updates, opt_state = optimizer(optim, steps).update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+    updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
+    params = lora.join(jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates), frozen)
     lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)
     metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
     return TrainState(params, opt_state, state.step + 1, state.key), metrics
@@ -139,7 +176,7 @@ def train_step(
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, model: ModelConfig, chunk: int = 1024):
     """Returns (sum of weighted nll, sum of weights) of a batch."""
-    e = encoding.at(batch["positions"])
+    e = turned(encoding.at(batch["positions"]), params)
     hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])
     nll, _, _ = token_nll(hidden, unembedding(params), batch["targets"], chunk=chunk)
     return jnp.sum(batch["weights"] * nll), batch["weights"].sum()
@@ -154,39 +191,77 @@ class Loaded:
     tokenizer: Tokenizer
 
 
-def load(source: str, overrides: Mapping[str, Any] = {}, *, tokenizer: str = "", step: int | None = None) -> Loaded:
+def load(
+    source: str,
+    overrides: Mapping[str, Any] = {},
+    *,
+    tokenizer: str = "",
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
     """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
 
     Args:
       source: where; see TrainConfig.source.
       overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
       tokenizer: path of another tokenizer; "" takes the source's.
-      step: which checkpoint of a workdir; None takes the latest.
+      step: which checkpoint of a workdir; None takes the latest. Adapters are merged into their kernels.
+      mesh: devices that share the parameters: each receives its own part alone. None takes one device.
     """
     if checkpoint.is_workdir(source):
-        return _load_workdir(source, overrides, tokenizer, step)
-    found = hf.load(source)
+        return _load_workdir(source, overrides, tokenizer, step, mesh)
+    model = override(hf.read_config(source), overrides)  # before anything large is read
+    found = hf.load(source, param_dtype=model.param_dtype, mesh=mesh)
     words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
     if words is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
-    model = override(found.config, overrides)
-    dtype = jnp.dtype(model.param_dtype)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), found.params)
-    return Loaded(model, params, words)
+    return Loaded(model, fit_params(model, found.params, jax.random.key(0)), words)
 
 
-def _load_workdir(source: str, overrides: Mapping[str, Any], tokenizer: str, step: int | None) -> Loaded:
-    checkpoints = checkpoint.manager(source)
-    step = checkpoints.latest_step() if step is None else step
-    if step is None or step not in checkpoints.all_steps():
-        raise ConfigError(f"source: {source} holds no checkpoint{'' if step is None else f' {step}'} to start from.")
-    about = checkpoint.read_about(checkpoints, step)
-    model = override(build(ModelConfig, about["model"], "model"), overrides)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=single), shapes)
-    params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
+def _load_workdir(source: str, overrides: Mapping[str, Any], tokenizer: str, step: int | None, mesh: Any) -> Loaded:
+    with checkpoint.manager(source) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None or step not in checkpoints.all_steps():
+            raise ConfigError(
+                f"source: {source} holds no checkpoint{'' if step is None else f' {step}'} to start from."
+            )
+        about = checkpoint.read_about(checkpoints, step)
+        saved = build(ModelConfig, about["model"], "model")
+        model = override(saved, overrides)
+        saved = dataclasses.replace(saved, param_dtype=model.param_dtype)
+        adapters = build(LoraConfig, about["lora"], "lora") if about.get("lora") else None
+
+        def start(key):
+            params = init_params(saved, key)
+            return params if adapters is None else lora.add(params, adapters, key)
+
+        like = jax.eval_shape(start, jax.random.key(0))
+        # Learned frequencies are in `model.positions` already; they are restored since a part of a tree cannot be.
+        if "positions" in checkpoint.saved_tree(checkpoints, step)["params"]:
+            learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
+            like = like | {"positions": {"log_ratio": learned}}
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like, _placement(like, mesh)
+        )
+        params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
+    params.pop("positions", None)
+    if adapters is not None:
+
+        def merged(params):
+            return jax.tree.map(lambda x: x.astype(model.param_dtype), lora.merge(params))
+
+        where = _placement(jax.eval_shape(merged, params), mesh)
+        params = jax.jit(merged, out_shardings=where)(params)
+    params = fit_params(model, params, jax.random.key(0))
     return Loaded(model, params, load_tokenizer(tokenizer or Path(source) / TOKENIZER))
+
+
+def _placement(shapes: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Returns a sharding for each array: by STATE_AXES on a mesh, or one device of this process."""
+    if mesh is not None:
+        return sharding.shardings(shapes, STATE_AXES, mesh)
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: single, shapes)
 
 
 def override(model: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -217,9 +292,9 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
             f"--workdir: {workdir} is not a folder of this machine or of a file system that is mounted here."
         )
     mesh = sharding.make_mesh(config.mesh)
-    loaded = _start(config)
-    share = (jax.process_index(), jax.process_count())
-    pipeline = make_pipeline(config.data, loaded.tokenizer, share)
+    loaded = _start(config, mesh)
+    _check_skip(config, loaded.model)
+    pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
     resolved = to_dict(config) | {"model": to_dict(loaded.model), "data_fingerprint": pipeline.fingerprint}
     claim(Path(workdir), resolved, loaded.tokenizer)
     if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
@@ -231,22 +306,52 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         best = "eval_loss" if config.eval_data is not None else None
         checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best))
         state = place(config, loaded, mesh)
+        loaded = dataclasses.replace(loaded, params=None)  # the state has them: the source's are not held beside it
         if checkpoints.latest_step() is not None:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            del state
             state = checkpoint.restore(checkpoints, checkpoints.latest_step(), like)
         shown = io.StringIO() if quiet else None
         process, start = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
-        about = {"model": resolved["model"], "data": pipeline.fingerprint}
-        state = _loop(config, loaded, mesh, state, pipeline, checkpoints, log, about)
+        about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
+        with _naming_the_process(checkpoints):
+            state = _loop(config, loaded, mesh, state, pipeline, checkpoints, log, about)
         checkpoints.wait_until_finished()
-    return dataclasses.replace(loaded, params=state.params)
+        model = learned_model(loaded.model, state.params)
+        if config.frequencies is not None:
+            text = json.dumps(to_dict(model.positions))
+            if process == 0:
+                write_atomically(Path(workdir) / POSITIONS, text + "\n")
+            if not quiet:
+                print(f"learned, for any config: positions = {text}", flush=True)
+        params = {name: value for name, value in state.params.items() if name != "positions"}
+        params = jax.jit(lora.merge)(params) if config.lora else params
+        return dataclasses.replace(loaded, model=model, params=params)
 
 
-def _start(config: TrainConfig) -> Loaded:
-    """Returns the source's weights, or a fresh model."""
+def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
+    """Returns the model config whose positions are what a run has made of `model.positions`."""
+    if "positions" not in params:
+        return model
+    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
+    ratio = np.asarray(params["positions"]["log_ratio"])
+    entries = learned_entries(model.positions, ratio, **about, num_layers=model.num_layers)
+    return override(model, {"positions": entries})
+
+
+def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
+    moved = [str(p["name"]) for p in model.positions if p["name"] in ("cream", "pose", "randomize")]
+    if config.data.skip is not None and moved:
+        raise ConfigError(
+            f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
+        )
+
+
+def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> Loaded:
+    """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
-        return load(config.source, config.model, tokenizer=config.tokenizer)
+        return load(config.source, config.model, tokenizer=config.tokenizer, mesh=mesh)
     if not config.tokenizer:
         raise ConfigError("config.tokenizer: a run without a source needs a tokenizer's path.")
     model = build(ModelConfig, config.model, "model")
@@ -257,21 +362,35 @@ def _start(config: TrainConfig) -> Loaded:
 
 
 def place(config: TrainConfig, loaded: Loaded, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the state before the first step, every array on the mesh by PARAM_AXES."""
+    """Returns the state before the first step, every array on the mesh by STATE_AXES."""
 
     def fresh(params):
+        if config.lora is not None:
+            params = lora.add(params, config.lora, jax.random.key(config.seed))
+        if config.frequencies is not None:
+            params = params | {"positions": {"log_ratio": jnp.zeros(loaded.model.head_dim // 2)}}
         return init_state(params, config)
 
     if loaded.params is None:
         start = functools.partial(init_params, loaded.model)
         shapes = jax.eval_shape(lambda key: fresh(start(key)), jax.random.key(config.seed))
-        where = sharding.shardings(shapes, PARAM_AXES, mesh)
+        where = sharding.shardings(shapes, STATE_AXES, mesh)
         return jax.jit(lambda key: fresh(start(key)), out_shardings=where)(jax.random.key(config.seed))
     shapes = jax.eval_shape(fresh, loaded.params)
-    where = sharding.shardings(shapes, PARAM_AXES, mesh)
-    params = jax.device_put(loaded.params, where.params)
+    where = sharding.shardings(shapes, STATE_AXES, mesh)
+    params = jax.tree.map(_put, loaded.params, sharding.shardings(loaded.params, PARAM_AXES, mesh))
     # A copy: the step donates its state, and the caller may still hold the loaded weights.
     return jax.jit(lambda p: fresh(jax.tree.map(jnp.copy, p)), out_shardings=where)(params)
+
+
+def _put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
+    """Returns an array that is placed so already, or that this process holds whole and places its own part of."""
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
+        return x
+    if jax.process_count() == 1:
+        return jax.device_put(x, where)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda at: host[at])
 
 
 def claim(workdir: Path, resolved: dict, tokenizer: Tokenizer) -> None:
@@ -294,9 +413,10 @@ def claim(workdir: Path, resolved: dict, tokenizer: Tokenizer) -> None:
         return
     if (workdir / checkpoint.FOLDER).exists():
         raise ConfigError(f"--workdir: {workdir} has checkpoints but no config.json: not a run that can be continued.")
-    for name, content in tokenizer.files().items():
-        write_atomically(workdir / TOKENIZER / name, content)
-    write_atomically(file, json.dumps(resolved, indent=2) + "\n")
+    if jax.process_index() == 0:
+        for name, content in tokenizer.files().items():
+            write_atomically(workdir / TOKENIZER / name, content)
+        write_atomically(file, json.dumps(resolved, indent=2) + "\n")
 
 
 def _differences(old: Any, new: Any, where: str = "config") -> dict[str, tuple]:
@@ -312,9 +432,11 @@ def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline
     encoding = loaded.model.bind()
     model = dataclasses.replace(loaded.model, positions=())
     settings = dict(model=model, optim=config.optim, steps=config.steps, accumulate=config.accumulate)
-    settings |= dict(z_loss=config.z_loss, chunk=config.loss_chunk)
-    share = (jax.process_index(), jax.process_count())
-    held_out = None if config.eval_data is None else make_pipeline(config.eval_data, loaded.tokenizer, share)
+    settings |= dict(adapters=config.lora, z_loss=config.z_loss, chunk=config.loss_chunk)
+    settings |= dict(frequencies=config.frequencies)
+    held_out = None
+    if config.eval_data is not None:
+        held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
     began = time.perf_counter()
@@ -337,7 +459,8 @@ def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline
         waiting = (step + 1, metrics)
         done = step + 1
         evaluate = held_out is not None and (done % config.eval_every == 0 or done == config.steps)
-        save = done % config.save_every == 0 or done == config.steps
+        preempted = checkpoints.reached_preemption(done)
+        save = done % config.save_every == 0 or done == config.steps or preempted
         if not (evaluate or save):
             continue
         write(*waiting)
@@ -347,8 +470,27 @@ def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline
             scores = {"eval_loss": _held_out_loss(config, model, state, held_out, encoding, mesh)}
             log.write(done, scores)
         if save:
-            checkpoint.save(checkpoints, done, state, about | {"next_step": done}, scores)
+            now = {"model": to_dict(learned_model(loaded.model, state.params)), "next_step": done}
+            checkpoint.save(checkpoints, done, state, about | now, scores)
+        if preempted and done < config.steps:
+            checkpoints.wait_until_finished()
+            raise KeyboardInterrupt(f"told to end after step {done}, which is saved")
     return state
+
+
+@contextlib.contextmanager
+def _naming_the_process(checkpoints) -> Iterator[None]:
+    """Says, where a step fails in a job of several processes, what most likely happened and how to go on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise ConnectionError(
+            f"process {jax.process_index()} of {jax.process_count()} has lost another one: the reason is in that one's "
+            f"output. Start all of them again: they go on from checkpoint {checkpoints.latest_step()}. JAX said: "
+            + str(error).split("\n")[0]
+        ) from error
 
 
 def _held_out_loss(config: TrainConfig, model: ModelConfig, state: TrainState, pipeline, encoding, mesh) -> float:
@@ -361,9 +503,19 @@ def _held_out_loss(config: TrainConfig, model: ModelConfig, state: TrainState, p
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Array]:
-    """Returns the global sharded batch of which each process holds its own rows."""
-    where = sharding.batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()}
+    """Returns the global sharded batch of which each process holds its own rows, by sharding.process_rows."""
+    where, (index, count) = sharding.batch_sharding(mesh), sharding.process_rows(mesh)
+
+    def whole(rows):
+        first, num_rows = index * len(rows), count * len(rows)
+
+        def part(at):
+            start, stop, _ = at[0].indices(num_rows)
+            return rows[start - first : stop - first, *at[1:]]
+
+        return jax.make_array_from_callback((num_rows, *rows.shape[1:]), where, part)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 def losses(workdir: str | Path) -> Iterator[tuple[int, float]]:

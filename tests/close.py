@@ -11,14 +11,18 @@ import numpy as np
 ULP = 2.0**-23  # spacing of float32 numbers, relative to the number
 
 
-def close(got, want, ulps: float = 64, what: object = "") -> None:
-    """Asserts max |got - want| <= ulps * 2^-23 * max |want|: same shape, both finite."""
+def close(got, want, ulps: float = 64, what: object = "", scale: float = 0.0) -> None:
+    """Asserts max |got - want| <= ulps * 2^-23 * max |want|: both finite, of one shape unless `want` is one number.
+
+    scale: of the terms that were summed, where they cancel and the sum is much smaller than they are.
+    """
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    want = np.broadcast_to(want, got.shape) if want.ndim == 0 else want
     assert got.shape == want.shape, f"{what} shapes {got.shape} and {want.shape}"
     assert np.isfinite(got).all() and np.isfinite(want).all(), f"{what} not finite"
     if want.size == 0:
         return
-    scale, difference = np.abs(want).max(), np.abs(got - want)
+    scale, difference = max(scale, np.abs(want).max()), np.abs(got - want)
     worst = np.unravel_index(difference.argmax(), difference.shape)
     assert difference[worst] <= ulps * ULP * scale, (
         f"{what} differ by {difference[worst]:.3g} at {tuple(map(int, worst))} (got {got[worst]:.9g}, wanted "

@@ -38,3 +38,14 @@ def traces(monkeypatch):
         return seen
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """The path of a byte tokenizer's file."""
+    from giraffe_jax.tokenizer import ByteTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name, content in ByteTokenizer().files().items():
+        (folder / name).write_bytes(content)
+    return str(folder / "tokenizer.json")

@@ -26,7 +26,7 @@ def poisoned(tmp_path: Path, *words: str) -> subprocess.CompletedProcess:
         (folder / name / "__init__.py").write_text(f"raise SystemExit('{name} was imported')")
     env = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "giraffe_jax.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=600)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods"], *[[verb, "--help"] for verb in VERBS]])
@@ -97,7 +97,8 @@ def test_overrides_reach_items_of_lists(tmp_path):
 def argparse_namespace(config: str, overrides: list[str]):
     import argparse
 
-    return argparse.Namespace(config=config, overrides=overrides, distributed=False)
+    flags = dict(distributed=False, coordinator=None, processes=None, process_id=None)
+    return argparse.Namespace(config=config, overrides=overrides, **flags)
 
 
 def test_split_overrides():
@@ -223,3 +224,21 @@ def test_import_overwrites_nothing(tmp_path, capsys):
     assert main(["import", str(source), str(tmp_path / "ours")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "ours").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("found", [(2e-4, 0.0, 0.0), (0.0, 2e-5, 0.0), (0.0, 0.0, 2e-5)])
+def test_check_methods_fails_where_too_much_differs(capsys, monkeypatch, found):
+    from giraffe_jax.cli import check_methods
+
+    monkeypatch.setattr(check_methods, "differences", lambda name, program: found)
+    assert main(["check", "methods", "rerope", "dca"]) == 1
+    monkeypatch.setattr(check_methods, "differences", lambda name, program: (9e-5, 9e-6, 9e-6))
+    assert main(["check", "methods", "rerope", "dca"]) == 0
+    assert main(["check", "methods", "rerop"]) == 2
+    assert "rerope" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_check_methods_measures(capsys):
+    assert main(["check", "methods", "rerope"]) == 0
+    assert "largest of 1 methods: decoding " in capsys.readouterr().out

@@ -15,7 +15,7 @@ LADDER = [
     {"model", "data"},
     {"loss", "checkpoint", "decode", "lora", "hf"},
     {"train", "plan", "evals"},
-    {"experiment", "report"},
+    {"experiment", "report", "bench", "search"},
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
@@ -23,6 +23,7 @@ LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
 SHARED = {"config"}
 NEIGHBOURS = {
     ("decode", "loss"),  # scoring is the loss without its sum
+    ("positions", "attention"),  # positions.distances probes the attention that models run
     ("experiment", "report"),  # an experiment ends in its report
 }
 

@@ -1,9 +1,15 @@
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from giraffe_jax.loss import token_nll, weighted_loss
+from giraffe_jax.loss import next_token_loss, token_nll
+from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.close import close, decided
 
 HIDDEN = jax.random.normal(jax.random.key(0), (2, 21, 8))
@@ -38,12 +44,95 @@ def test_gradient_does_not_depend_on_the_chunk():
         close(a, b, ulps=1024)
 
 
+WEIGHTS = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 21)), jnp.float32)
+
+
 def test_weights_and_z_loss():
-    weights = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 21)), jnp.float32)
-    nll, norm, _ = token_nll(HIDDEN, UNEMBEDDING, TARGETS)
-    want_nll, want_norm, _ = by_hand()
-    want = (np.asarray(weights, np.float64) * (want_nll + 1e-3 * want_norm**2)).sum()
-    close(weighted_loss(nll, norm, weights, z_loss=1e-3), want)
+    loss, nats = next_token_loss(HIDDEN, UNEMBEDDING, TARGETS, WEIGHTS, z_loss=1e-3, chunk=4)
+    nll, norm, _ = by_hand()
+    weights = np.asarray(WEIGHTS, np.float64)
+    close(loss, (weights * (nll + 1e-3 * norm**2)).sum())
+    close(nats, (weights * nll).sum())
+
+
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_gradient_is_the_formulas(chunk):
+    """softmax - one-hot, weighted, plus the z-loss's 2 z norm softmax, in float64."""
+    z = 1e-2
+
+    def loss(hidden, unembedding, weights):
+        return 3 * next_token_loss(hidden, unembedding, TARGETS, weights, z_loss=z, chunk=chunk)[0]
+
+    got = jax.jit(jax.grad(loss, (0, 1, 2)))(HIDDEN, UNEMBEDDING, WEIGHTS)
+    hidden, matrix, weights = (np.asarray(x, np.float64) for x in (HIDDEN, UNEMBEDDING, WEIGHTS))
+    nll, norm, _ = by_hand()
+    probs = np.exp(hidden @ matrix - norm[..., None])
+    one_hot = np.eye(30)[np.asarray(TARGETS)]
+    d_logits = 3 * weights[..., None] * (probs * (1 + 2 * z * norm[..., None]) - one_hot)
+    want = (d_logits @ matrix.T, np.einsum("btd,btv->dv", hidden, d_logits), 3 * (nll + z * norm**2))
+    for a, b in zip(got, want, strict=True):
+        close(a, b, ulps=256)
+
+
+def loops(text):
+    """Bodies of the while loops of an optimised program, by the calls that lead to them."""
+    found = {m[1]: m[0] for m in re.finditer(r"^%?(\S+) \(.*?^}", text, re.M | re.S)}
+    return [found[name] for name in set(re.findall(r"body=%?([\w.-]+)", text)) if name in found]
+
+
+def sharded(loss, mesh, batch=8, tokens=512, d_model=16, vocab=1024):
+    """The compiled gradient of a loss over a mesh, and its largest array on one device, in elements."""
+    where = {"hidden": P(("data", "fsdp"), "context"), "matrix": P("fsdp", "tensor")}
+    shape = {"hidden": (batch, tokens, d_model), "matrix": (d_model, vocab)}
+    args = {n: jax.ShapeDtypeStruct(shape[n], jnp.float32, sharding=NamedSharding(mesh, where[n])) for n in shape}
+    args["targets"] = jax.ShapeDtypeStruct((batch, tokens), jnp.int32, sharding=batch_sharding(mesh))
+    args["weights"] = jax.ShapeDtypeStruct((batch, tokens), jnp.float32, sharding=batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss, (0, 1))).lower(*args.values()).compile().as_text()
+    sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
+    return text, max(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 8, 1)])
+def test_a_split_loss_holds_one_chunk_and_moves_no_gradient_inside_its_loop(sizes):
+    def loss(hidden, matrix, targets, weights):
+        return next_token_loss(hidden, matrix, targets, weights, chunk=16)[0]
+
+    data, fsdp, context, tensor = sizes
+    text, largest = sharded(loss, make_mesh(MeshConfig(*sizes)))
+    rows, vocab = 8 // (data * fsdp), 1024 // tensor
+    assert largest == max(rows * 16 * vocab, 16 * vocab, 8 * 512 // (data * fsdp * context) * 16)
+    for body in loops(text):
+        moved = re.findall(r"f32\[([\d,]*)\]\S* (?:all-reduce|all-gather|reduce-scatter|collective-permute)", body)
+        # Only the log-sum-exp's maximum and sum and the target's logit, over a split vocabulary.
+        assert all(math.prod(map(int, dims.split(","))) <= rows * 16 * 16 for dims in moved if dims), moved
+        assert tensor > 1 or not moved
+
+
+def test_one_device_and_eight_agree():
+    def loss(hidden, matrix, targets, weights):
+        return next_token_loss(hidden, matrix, targets, weights, z_loss=1e-3, chunk=3)[0]
+
+    rng = np.random.default_rng(1)
+    args = (rng.normal(size=(4, 24, 8)), rng.normal(size=(8, 32)))
+    args = (*(jnp.asarray(x, jnp.float32) for x in args), jnp.asarray(rng.integers(0, 32, (4, 24))))
+    args = (*args, jnp.asarray(rng.uniform(size=(4, 24)), jnp.float32))
+    want = jax.grad(loss, (0, 1))(*args)
+    for sizes in ((1, 4, 2, 1), (2, 1, 2, 2)):
+        with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
+            got = jax.jit(jax.grad(loss, (0, 1)))(*args)
+        for a, b in zip(got, want, strict=True):
+            close(a, b, ulps=1024)
+
+
+def test_a_frozen_unembedding_costs_no_gradient():
+    def loss(hidden, matrix):
+        return next_token_loss(hidden, matrix, TARGETS, WEIGHTS, chunk=4)[0]
+
+    def dots(grad):
+        return str(jax.make_jaxpr(grad)(HIDDEN, UNEMBEDDING)).count("dot_general")
+
+    assert dots(jax.grad(loss, (0, 1))) == 3 and dots(jax.grad(loss)) == 2
 
 
 def test_the_logits_of_a_long_row_never_exist():

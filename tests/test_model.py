@@ -137,8 +137,19 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
 
 def test_every_parameter_has_logical_axes():
     shapes = jax.eval_shape(lambda: init_params(TINY, jax.random.key(0)))
-    assert set(paths(shapes)) == set(PARAM_AXES)
-    assert all(len(PARAM_AXES[name]) == len(leaf.shape) for name, leaf in paths(shapes).items())
+    normed = jax.eval_shape(lambda: init_params(dataclasses.replace(TINY, qk_norm=True), jax.random.key(0)))
+    adapted = {path for path in PARAM_AXES if "/lora/" in path}
+    assert set(paths(shapes)) < set(paths(normed)) == set(PARAM_AXES) - adapted
+    assert {path.split("/lora/")[0] + "/kernel" for path in adapted} < set(paths(shapes))
+    assert all(len(PARAM_AXES[name]) == len(leaf.shape) for name, leaf in paths(normed).items())
+
+
+def test_fresh_embeddings_share_one_direction():
+    """The part that all tokens have, 0.04 in every feature, is what heads can attend by distance with."""
+    config = dataclasses.replace(TINY, vocab_size=4096)
+    embedding = np.asarray(init_params(config, jax.random.key(0))["embed"]["embedding"])
+    np.testing.assert_allclose(np.abs(embedding.mean(0)), 0.04, atol=0.0015)
+    np.testing.assert_allclose((embedding - embedding.mean(0)).std(), 0.02, rtol=0.02)
 
 
 def test_number_of_parameters_of_llama_2_7b():

@@ -45,3 +45,28 @@ def test_norms_are_not_decayed():
 def test_a_learning_rate_of_zero_is_refused():
     with pytest.raises(ConfigError, match="lr must be > 0"):
         OptimConfig(lr=0.0)
+
+
+@pytest.mark.parametrize(("name", "shape", "rows"), [("q", (2, 6, 2, 4), 6), ("o", (2, 2, 4, 6), 8)])
+def test_muon_moves_each_layers_matrix_by_its_orthogonal_factor(name, shape, rows):
+    """With G = U S V^T the first step is along U V^T, its singular values near 1 (five Newton-Schulz steps)."""
+    params = {"layers": {name: {"kernel": jnp.zeros(shape)}}, "embed": {"embedding": jnp.ones((4, 3))}}
+    grads = {
+        "layers": {name: {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)}},
+        "embed": {"embedding": jnp.full((4, 3), 0.5)},
+    }
+    tx = optimizer(OptimConfig(lr=0.1, muon_lr=0.02, warmup_steps=0, clip=None), 10)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for layer in range(2):
+        moved = np.asarray(updates["layers"][name]["kernel"][layer]).reshape(rows, -1)
+        u, _, vt = np.linalg.svd(np.asarray(grads["layers"][name]["kernel"][layer]).reshape(rows, -1), False)
+        along = np.diag(u.T @ moved @ vt.T) / -0.02
+        assert (along > 0.6).all() and (along < 1.4).all(), along
+        np.testing.assert_allclose(moved, u @ np.diag(-0.02 * along) @ vt, atol=2e-4)
+    nesterov = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # Adam's first step is 1, looking ahead adds b1 m / (1 - b1^2)
+    np.testing.assert_allclose(updates["embed"]["embedding"], -0.1 * nesterov, rtol=1e-4)
+
+
+def test_a_muon_rate_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="muon_lr must be > 0"):
+        OptimConfig(muon_lr=0.0)

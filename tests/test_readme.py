@@ -17,8 +17,22 @@ def test_the_first_screen_has_exactly_the_two_commands_that_ci_runs():
 
 
 def test_the_table_of_methods_is_the_catalogue():
-    table = README[README.index("## Methods") : README.index("They compose")]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == [entry.name for entry in methods.catalogue()]
+    section = README[README.index("## Methods") : README.index("[docs/methods.md]")]
+    rows = {
+        kind: re.findall(r"`(\w+)`", names) for kind, names in re.findall(r"^\| (\w+): .+? \| (.+) \|", section, re.M)
+    }
+    want = {kind: [entry.name for entry in methods.catalogue() if entry.kind == kind] for kind in methods.KINDS}
+    assert rows == want
+
+
+def test_the_field_guide_is_what_the_methods_say_of_themselves():
+    from giraffe_jax.cli.field_guide import page_text
+
+    page = Path(__file__).parent.parent / "docs" / "methods.md"
+    assert page.read_text(encoding="utf-8") == page_text(methods.catalogue(), "methods"), (
+        "giraffe methods --page=docs/methods.md"
+    )
+    assert {file.stem for file in page.with_suffix("").glob("*.svg")} == {entry.name for entry in methods.catalogue()}
 
 
 def test_every_verb_is_described():

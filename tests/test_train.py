@@ -15,21 +15,12 @@ from giraffe_jax.config import ConfigError, build
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
-from giraffe_jax.sharding import MeshConfig, paths
-from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, init_state, load, losses, train, train_step
+from giraffe_jax.sharding import MeshConfig, make_mesh, paths
+from giraffe_jax.train import TrainConfig, init_state, load, losses, place, train, train_step
 from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
              original_len=64, attention="dense")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    for name, content in ByteTokenizer().files().items():
-        (folder / name).write_bytes(content)
-    return str(folder / "tokenizer.json")
 
 
 def settings(path, **changes):
@@ -111,6 +102,37 @@ def test_a_workdir_is_a_source_and_its_checkpoint_moves_to_another_mesh(tmp_path
     again = dict(source=str(tmp_path / "one"), data=data, steps=1, mesh=dict(data=2, fsdp=4))
     moved = train(again, tmp_path / "two", quiet=True)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(moved.params))
+
+
+def test_what_a_model_learns_anew_starts_beside_the_weights_of_its_source(tmp_path, tokenizer):
+    plain = train(build(TrainConfig, settings(tokenizer, steps=2)), tmp_path, quiet=True)
+    tokens = jnp.arange(24)[None]
+
+    def hidden(loaded):
+        e = loaded.model.bind(24.0).at(jnp.arange(24.0)[None])
+        return Llama(loaded.model).apply({"params": loaded.params}, tokens, e)[0]
+
+    # T5's biases start at zero, so the model is the same function until it is trained.
+    richer = load(str(tmp_path), dict(positions=[*plain.model.positions, dict(name="t5")]))
+    added = paths(richer.params).keys() - paths(plain.params).keys()
+    assert added and all("t5" in name or "bias" in name for name in added)
+    close(hidden(richer), hidden(plain), ulps=256)
+    assert paths(load("giraffe-mini", dict(qk_norm=True)).params).keys() > paths(load("giraffe-mini").params).keys()
+
+
+@pytest.mark.parametrize("muon_lr", [None, pytest.param(1e-2, marks=pytest.mark.slow)], ids=["adamw", "muon"])
+def test_a_split_optimizer_moves_as_one_device_does(muon_lr, tmp_path, tokenizer):
+    # A large eps makes Adam's step as smooth in the gradient as the gradient is in the order of its sums.
+    optim = dict(lr=1e-1, muon_lr=muon_lr, warmup_steps=0, eps=1.0)
+    config = settings(tokenizer, steps=2, optim=optim)
+    one = train(config | dict(mesh=dict(data=8, fsdp=1)), tmp_path / "replicated", quiet=True)
+    split = train(config | dict(mesh=dict(fsdp=8)), tmp_path / "split", quiet=True)
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    moments = paths(place(build(TrainConfig, config), split, mesh).opt_state)
+    kernels = {name: x for name, x in moments.items() if name.endswith("/kernel")}
+    assert kernels and not any(x.sharding.is_fully_replicated for x in kernels.values())
+    for name, leaf in paths(split.params).items():
+        close(leaf, paths(one.params)[name], ulps=1024, what=name)
 
 
 @pytest.mark.parametrize("best", [2, 4, 6])

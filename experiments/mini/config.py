@@ -1,18 +1,19 @@
 """giraffe-mini: a Llama of 1.3 million parameters, trained on 256 tokens, that answers retrieval questions inside them.
 
     python experiments/mini/prepare.py mini_data
-    giraffe train --config=experiments/mini/config.py:mini_data --workdir=mini_1
-    giraffe train --config=experiments/mini/config.py:mini_data,mini_1 --workdir=mini_2
+    python experiments/mini/start.py mini_data mini_start
+    giraffe train --config=experiments/mini/config.py:mini_data,mini_start --workdir=mini
+    giraffe train --config=experiments/mini/config.py:mini_data,mini,passkeys --workdir=mini_passkeys
 
-The argument is the folder that prepare.py wrote and, for the second stage, the workdir of the first. A quarter of the
-rows is text (Shakespeare, the King James Bible, Python's standard library), the rest synthetic. The first stage learns
-to copy; the second starts again from two records to a document and learns to look them up, longer and longer. See
-README.md beside this file for the time it took and the numbers to expect.
+The argument is the folder that prepare.py wrote and the weights to start from, those that start.py made at first. Text
+(Shakespeare, the King James Bible, Python's standard library), line retrieval and passkeys of 28 to 256 tokens are
+mixed throughout; the second, short run has more passkeys. See README.md beside this file for the time it took and the
+numbers to expect.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
-from giraffe_jax.data.synthetic import KINDS
+from ml_collections import ConfigDict
 
 
 def architecture() -> ConfigDict:
@@ -26,42 +27,36 @@ def architecture() -> ConfigDict:
     model.head_dim = 32
     model.original_len = 256
     model.tie_embeddings = True
-    model.attention = "blockwise"  # on a CPU its backward pass is the faster one even at 256 tokens
-    model.block_size = 128
     return model
 
 
-def get_config(where: str = "mini_data") -> ConfigDict:
-    data, _, first = where.partition(",")
+def get_config(where: str = "mini_data,mini_start") -> ConfigDict:
+    data, source, *more = where.split(",")
+    passkeys = more == ["passkeys"]
     c = ConfigDict()
-    c.tokenizer = f"{data}/tokenizer.json"
-    c.source = first
-    c.seed = 1 if first else 0
-    c.steps = 1800 if first else 1000
+    c.source = source
+    c.steps = 500 if passkeys else 2600
     c.save_every = 200
     c.keep = 2
-
-    if not first:
-        c.model = architecture()
+    c.model = dict(attention="blockwise")  # on a CPU its backward pass is the faster one even here
 
     c.optim = ConfigDict()
-    c.optim.lr = 2.5e-3 if first else 3e-3
+    c.optim.lr = 5e-4 if passkeys else 1.5e-3
     c.optim.schedule = "linear"
-    c.optim.warmup_steps = 50 if first else 100
-    c.optim.final_lr = 2e-5 if first else 2.19e-3
+    c.optim.warmup_steps = 20 if passkeys else 200
+    c.optim.final_lr = 2e-5
     c.optim.weight_decay = 0.1
 
     c.data = ConfigDict()
     c.data.seq_len = 256
     c.data.batch_size = 8
+    c.data.seed = int(passkeys)
     c.data.cache_dir = f"{data}/cache"
-    c.data.seed = c.seed
-    kinds = ["lines", "records", "lines", "records", "passkey", "copy"] if first else list(KINDS)
-    ramp_steps = 900 if first else 1400
-    synthetic = dict(kinds=kinds, min_len=28, ramp_steps=ramp_steps, answer_weight=3.0)
+    kinds = ("lines", "passkey", "passkey") if passkeys else ("lines", "lines", "passkey")
+    retrieval: dict[str, Any] = dict(kinds=kinds, min_len=28, answer_weight=8.0 if passkeys else 4.0)
     c.data.sources = [
-        dict(kind="text", path=f"{data}/train", weight=0.25),
-        dict(kind="synthetic", weight=0.75, synthetic=synthetic),
+        dict(kind="synthetic", weight=0.5, synthetic=retrieval),
+        dict(kind="text", path=f"{data}/train", weight=0.5),
     ]
 
     c.eval_data = ConfigDict()
@@ -69,7 +64,7 @@ def get_config(where: str = "mini_data") -> ConfigDict:
     c.eval_data.batch_size = 16
     c.eval_data.cache_dir = f"{data}/cache"
     # What counts is whether questions are answered: records and their random numbers have no weight here.
-    questions = dict(kinds=["lines", "passkey"], min_len=250, record_weight=0.0)
+    questions: dict[str, Any] = dict(kinds=("lines", "passkey"), min_len=250, record_weight=0.0)
     c.eval_data.sources = [
         dict(kind="text", path=f"{data}/heldout", weight=0.5),
         dict(kind="synthetic", weight=0.5, synthetic=questions),

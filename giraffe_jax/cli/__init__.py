@@ -21,11 +21,13 @@ VERBS = {
     "methods": "the catalogue of position methods; with a name, one of them drawn and explained",
     "train": "train a model; the same command again continues where it stopped",
     "evaluate": "measure one model on tasks x lengths",
+    "search": "the frequencies that carry a model furthest, by evolution",
     "run": "an experiment: all its variants, then the report",
     "report": "results of experiments -> tables, plots and one HTML page",
     "import": "a Hugging Face directory or a GGUF file -> a checkpoint",
     "generate": "continue a prompt",
-    "check": "prove on this machine that a run resumes bit for bit, or that sharding changes nothing",
+    "bench": "time and peak memory on this machine, beside transformers",
+    "check": "prove on this machine that runs resume bit for bit, that sharding changes nothing, that methods agree",
 }
 
 EPILOG = """exit status: 0 done, 1 the work failed, 2 the request was wrong.
@@ -68,12 +70,16 @@ def _run(words: list[str]) -> int:
     if not words[0].startswith("-") and words[0] not in VERBS:
         parser.error(f"unknown verb {words[0]!r}; there are {', '.join(VERBS)}.{nearest(words[0], list(VERBS))}")
     try:
-        args = parser.parse_args(words)
+        args, more = parser.parse_known_args(words)
+        if more and words[0] != "methods":
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
     except SystemExit as done:  # --help and --version have been answered
         return int(done.code or 0)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{overrides[0]}: `giraffe {words[0]}` reads no config.")
     args.overrides = overrides
+    if words[0] == "methods":  # whose parameters may be written as flags
+        args.parameters += [word.removeprefix("--") for word in more]
     return _module(words[0]).run(args) or DONE
 
 

@@ -1,9 +1,11 @@
 """Prove on this machine what the numbers rest on.
 
-  giraffe check resume      kill -9 at random moments of a run, saves included: every loss identical, bit for bit
-  giraffe check sharding    loss and gradient on one device and on meshes of eight: equal
+  giraffe check resume       kill -9 at random moments of a run, saves included: every loss identical, bit for bit
+  giraffe check sharding     loss and gradient on one device and on meshes of eight: equal
+  giraffe check methods      every position method: decoding equals prefill, blockwise attention equals dense
+  giraffe check frequencies  our frequencies equal transformers', over a grid of models, lengths and factors
 
-Both take a small Llama with random weights, or what you name: --config, --source.
+The first two take a small Llama with random weights, or what you name: --config, --source.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from giraffe_jax.cli import check_frequencies, check_methods
 
 # A run of a few seconds whose saves take a good part of the time, so that kills hit them too.
 RESUME_CONFIG = """
@@ -49,10 +53,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sharding_parser = what.add_parser("sharding", help="meshes of eight devices", description=sharding.__doc__)
     sharding_parser.add_argument("--source", help="weights to take; by default a small Llama with random ones")
     sharding_parser.add_argument("--tokens", type=int, default=128, help="of each of the batch's eight rows (128)")
+    methods = what.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
+    methods.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
+    what.add_parser("frequencies", help="those of transformers", description=check_frequencies.__doc__)
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"resume": resume, "sharding": sharding}[args.what](args)
+    proofs = dict(resume=resume, sharding=sharding, methods=check_methods.run, frequencies=check_frequencies.run)
+    return proofs[args.what](args)
 
 
 def resume(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from giraffe_jax.cli import distributed
+
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --config, --config.key=value and --distributed to a verb's parser."""
@@ -24,9 +26,7 @@ def distributed_argument(parser: argparse.ArgumentParser) -> None:
         metavar="VALUE",
         help="set one key of the config; items of lists too: --config.model.positions[0].factor=8",
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="this process is one of several: a TPU pod, a GPU cluster"
-    )
+    distributed.arguments(parser)
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -37,10 +37,7 @@ def load(args: argparse.Namespace) -> Any:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     values = config.load(args.config, args.overrides)
-    if args.distributed:
-        import jax
-
-        jax.distributed.initialize()
+    distributed.join(args)
     return values
 
 

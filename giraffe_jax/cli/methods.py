@@ -2,7 +2,8 @@
 
 giraffe methods
 giraffe methods yarn
-giraffe methods yarn factor=8 --head-dim=128 --theta=500000 --original-len=8192
+giraffe methods yarn --factor=8 --head-dim=128 --theta=5e5 --original-len=8192 --out=yarn.svg
+giraffe methods --page=docs/methods.md
 """
 
 import argparse
@@ -14,7 +15,19 @@ from pathlib import Path
 from typing import Any
 
 WIDTH = 48  # characters of the longest bar
+KINDS = {
+    "frequencies": "how fast each plane turns",
+    "length": "frequencies that follow the length of the sequence",
+    "training": "positions that differ while training",
+    "bands": "distances that are true nearby and something else far away",
+    "temperature": "what multiplies logits",
+    "decay": "attention that fades with distance",
+    "mask": "which keys are seen",
+    "layers": "what differs between layers",
+    "bias": "what is added to logits",
+}
 RANGES = {"Factor": "float >= 1", "Positive": "float > 0", "NonNegative": "float >= 0"}  # of positions/compose.py
+LISTS = {"Divisors": "list of float > 0", "Positives": "list of float > 0", "Choices": "list of lists of methods"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +41,53 @@ class Entry:
     about: str  # the function's docstring
     example: dict[str, Any]
     needs: tuple[str, ...]
+    kind: str  # what it changes
+    training_free: bool
+    export: str  # "native" or "longrope" of a Hugging Face config, "custom" code, or "weights only"
+    cache: str  # of keys: "rotated", or "raw" where they must be rotated anew
+    test: str = ""  # whose file holds its closed form; its own by default
+
+    @property
+    def closed_form(self) -> str:
+        """The test, in tests/positions, that compares it with its formula in float64."""
+        return f"test_{self.test or self.name}.py"
+
+    @property
+    def paper(self) -> str:
+        """arXiv number of the first source named, or what the text calls it."""
+        found = re.search(r"arXiv:(\d{4}\.\d{4,5})|kexue\.fm (\d+)|(bloc97|meta-llama|OpenReview)", self.text)
+        if not found:
+            return "-"
+        return found[1] or (f"kexue {found[2]}" if found[2] else found[3])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a method")
-    parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="its parameters; by default its example's")
-    parser.add_argument("--head-dim", type=int, help="width of a head (64, or what a list of its parameters fits)")
+    parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE",
+                        help="its parameters, --KEY=VALUE too; by default its example's")  # fmt: skip
+    parser.add_argument(
+        "--head-dim", "--head_dim", type=int, help="width of a head (64, or what a list of its parameters fits)"
+    )
     parser.add_argument("--theta", type=float, default=10000.0, help="RoPE base (10000)")
-    parser.add_argument("--original-len", type=int, default=2048, help="pretraining context in tokens (2048)")
+    parser.add_argument(
+        "--original-len", "--original_len", type=int, default=2048, help="pretraining context in tokens (2048)"
+    )
     parser.add_argument("--length", type=int, help="sequence length in tokens, for methods that depend on it")
+    parser.add_argument("--out", help="draw wavelengths, distances and temperature to this file too (.svg, .png)")
+    parser.add_argument("--page", help="write the whole catalogue as a Markdown page, with a plot of each method")
 
 
 def run(args: argparse.Namespace) -> int:
     from giraffe_jax.config import ConfigError, nearest
 
     entries = {entry.name: entry for entry in catalogue()}
+    if args.page:
+        from giraffe_jax.cli.field_guide import write_page
+
+        print(f"{write_page(list(entries.values()), Path(args.page))}: {len(entries)} methods")
+        return 0
     if args.name is None:
-        width = max(map(len, entries))
-        for entry in entries.values():
-            print(f"{entry.name:<{width}}  {entry.summary}\n{'':<{width}}    {entry.parameters or 'no parameters'}")
+        print(listing(list(entries.values())))
         return 0
     if args.name not in entries:
         raise ConfigError(
@@ -56,8 +97,42 @@ def run(args: argparse.Namespace) -> int:
     call = {"name": entry.name, **entry.example, **parse_parameters(args.parameters)}
     picture = draw(call, args, entry)  # first: it may refuse the parameters
     print(f"{entry.name}: {entry.text}\n\n{entry.name}({entry.parameters})\n\n    {entry.about}\n")
+    print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.export}.")
+    print(f"Its closed form: tests/positions/{entry.closed_form}")
     print(f"In a config: c.model.positions = [{_spelled(call)}]\n\n{picture}")
+    if args.out:
+        from giraffe_jax.cli.field_guide import draw_method
+
+        model = shape(call, args)
+        print(f"\n{draw_method(call, Path(args.out), length=args.length, **model)}")
     return 0
+
+
+def _needs_training(entry: Entry) -> str:
+    return "needs no training" if entry.training_free else "trained with"
+
+
+def listing(entries: list[Entry]) -> str:
+    """Returns the catalogue by what methods change, with what one needs to choose among them."""
+    width = max(len(entry.name) for entry in entries)
+    tests = max(len(entry.closed_form) for entry in entries)
+    head = f"{'':<{width}}  {'paper':<11} {'training':<8} {'keys':<8} {'export':<12} {'closed form':<{tests}}"
+    lines = [
+        f"{len(entries)} methods. training: whether one comes before use; keys: how a cache holds them; closed form: "
+        "the test in tests/positions that writes the formula out in float64.",
+        "",
+        head.rstrip(),
+    ]
+    for kind in dict.fromkeys(sorted((entry.kind for entry in entries), key=list(KINDS).index)):
+        lines += ["", f"{kind}: {KINDS[kind]}"]
+        for entry in entries:
+            if entry.kind == kind:
+                training = "free" if entry.training_free else "needed"
+                facts = (
+                    f"{entry.paper:<11} {training:<8} {entry.cache:<8} {entry.export:<12} {entry.closed_form:<{tests}}"
+                )
+                lines.append(f"{entry.name:<{width}}  {facts} {entry.summary}")
+    return "\n".join(lines)
 
 
 def catalogue() -> list[Entry]:
@@ -89,6 +164,7 @@ def read_entry(file: Path) -> Entry:
         about=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
         example=dict(constants.get("EXAMPLE") or {}),
         needs=tuple(constants.get("NEEDS", ())),
+        **constants["ABOUT"],
     )
 
 
@@ -97,7 +173,7 @@ def _type(annotation: str) -> str:
     annotation = re.sub(r"Annotated\[(\w+), Bound\((.+?)\)\]", r"\1 >= \2", annotation)
     annotation = re.sub(r"Sequence\[(.+?)\]", r"list of \1", annotation)
     annotation = re.sub(r"Literal\[(.+?)\]", lambda m: m[1].replace(", ", " | "), annotation)
-    return re.sub(r"\w+", lambda m: RANGES.get(m[0], m[0]), annotation)
+    return re.sub(r"\w+", lambda m: (RANGES | LISTS).get(m[0], m[0]), annotation)
 
 
 def _constants(module: ast.Module) -> dict[str, Any]:
@@ -136,15 +212,15 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
     """Returns each rotary plane's speed relative to plain RoPE, as bars of text."""
     from giraffe_jax import positions
 
-    lists = [value for value in call.values() if isinstance(value, list | tuple)]  # one value for each rotary plane
-    head_dim = args.head_dim or (2 * len(lists[0]) if lists else 64)
-    shape = dict(head_dim=head_dim, theta=args.theta, original_len=args.original_len)
-    length = args.length or (4 * args.original_len if "length" in entry.needs else None)
+    model = shape(call, args)
+    length = args.length or (4 * args.original_len if entry.kind == "length" else None)
+    if entry.kind == "layers":
+        return "Layers differ: see its text."
     scaling = [call]
-    inv_freq, gain = positions.frequencies(scaling, **shape, length=length)
-    plain, _ = positions.frequencies([], **shape)
+    inv_freq, gain = positions.frequencies(scaling, **model, length=length)
+    plain, _ = positions.frequencies([], **model)
     ratio = inv_freq.astype(float) / plain
-    head = ", ".join(f"{key} {value:g}" for key, value in (shape | ({"length": length} if length else {})).items())
+    head = ", ".join(f"{key} {value:g}" for key, value in (model | ({"length": length} if length else {})).items())
     lines = [f"Speed of each rotary plane relative to plain RoPE ({head}; gain {gain:.4g}):", ""]
     shown = sorted({round(i * (len(ratio) - 1) / 15) for i in range(16)})
     top = max(1.0, float(ratio.max()))
@@ -156,6 +232,13 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
     if set(entry.needs) & {"positions", "key"}:
         lines += ["", f"It changes more than frequencies: it reads {' and '.join(entry.needs)} inside the step."]
     return "\n".join(lines)
+
+
+def shape(call: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the model that a method is drawn for; a list among its parameters has one value per rotary plane."""
+    lists = [value for key, value in call.items() if key in ("short_factor", "long_factor")]
+    head_dim = args.head_dim or (2 * len(lists[0]) if lists else 64)
+    return dict(head_dim=head_dim, theta=args.theta, original_len=args.original_len)
 
 
 def _wavelength(inv_freq: float) -> str:

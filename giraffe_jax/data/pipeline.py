@@ -16,11 +16,11 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Packing, Plan, empty_row, plan, window
+from giraffe_jax.data.skip import ENDLESS, SkipConfig, SkipRows
 from giraffe_jax.data.source import Tokens, load_tokens
 from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_length, synthetic_document
 
-FORMAT = 1  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
-ENDLESS = 1 << 40
+FORMAT = 3  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 Batch = dict[str, np.ndarray]
 
 
@@ -29,8 +29,9 @@ class SyntheticConfig:
     """Retrieval documents (giraffe_jax/data/synthetic.py), several to a window.
 
     Lengths are drawn between min_len and max_len (None: the window); over the first ramp_steps steps the longest grows
-    from min_len to max_len. Weights of the loss: answer_weight for answers, record_weight for records, whose keys and
-    values are random and cannot be learned.
+    from min_len to max_len, by the same factor in every step. Weights of the loss: answer_weight for answers,
+    record_weight for records and questions, whose keys and values are random and cannot be learned, filler_weight for
+    everything else.
     """
 
     kinds: tuple[Kind, ...] = KINDS
@@ -39,6 +40,7 @@ class SyntheticConfig:
     ramp_steps: int = 0
     answer_weight: float = 1.0
     record_weight: float = 0.1
+    filler_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,17 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. `batch_size` counts rows of all processes together; `cache_dir` keeps tokens between runs."""
+    """What a run reads. `batch_size` counts rows of all processes together; `cache_dir` keeps tokens between runs.
+
+    With `skip` a row of text is one document's stretches that lie apart (data/skip.py) instead of a packed window.
+    """
 
     sources: tuple[SourceConfig, ...]
     seq_len: int
     batch_size: int
     seed: int = 0
     packing: Packing = "concat"
+    skip: SkipConfig | None = None
     cache_dir: str = ""
     prefetch: int = 4
 
@@ -104,7 +110,8 @@ class SyntheticRows(Sequence):
             raise ConfigError(f"data.sources: {e}") from e
         self.eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.max_len = config.max_len or seq_len
-        self.weight_of = {"answer": config.answer_weight, "record": config.record_weight, "query": 1.0, "filler": 1.0}
+        drawn, rest = config.record_weight, config.filler_weight
+        self.weight_of = {"answer": config.answer_weight, "record": drawn, "query": drawn, "filler": rest}
         need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.eos)
         if config.min_len < need:
             kinds = ", ".join(config.kinds)
@@ -122,7 +129,7 @@ class SyntheticRows(Sequence):
     def __getitem__(self, index: Any) -> Batch:
         rng = np.random.default_rng((*self.seed, int(index)))
         ramp = min(1.0, int(index) / self.ramp_rows) if self.ramp_rows else 1.0
-        longest = self.config.min_len + ramp * (self.max_len - self.config.min_len)
+        longest = self.config.min_len * (self.max_len / self.config.min_len) ** ramp
         row, at, segment = empty_row(self.seq_len), 0, 1
         while (room := self.seq_len - at) >= self.config.min_len:
             # Half of the documents are as long as may be: drawn lengths alone would hardly ever span the window.
@@ -141,7 +148,7 @@ class SyntheticRows(Sequence):
             tokens.extend(ids)
             weights.extend([self.weight_of[piece.role]] * len(ids))
         tokens.extend(self.eos)
-        weights.extend([1.0] * len(self.eos))
+        weights.extend([self.weight_of["filler"]] * len(self.eos))
         n = len(tokens)
         row["tokens"][at : at + n] = tokens
         row["targets"][at : at + n - 1] = tokens[1:]
@@ -198,7 +205,11 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
         else:
             tokens, content = load_tokens(source.kind, source.path, tokenizer, config.cache_dir, where)
             contents.append(content)
-            rows = TextRows(tokens, config.seq_len, config.packing, (config.seed, i))
+            seed = (config.seed, i)
+            if config.skip is not None:
+                rows = SkipRows(tokens, config.seq_len, config.skip, seed)
+            else:
+                rows = TextRows(tokens, config.seq_len, config.packing, seed)
         datasets.append(grain.MapDataset.source(rows))
     mixed = datasets[0]
     if len(datasets) > 1:
@@ -212,6 +223,8 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:
             raise ConfigError(f"data.{name}: got {getattr(config, name)}; at least 1 is needed")
+    if config.skip is not None:
+        _check_skip(config, config.skip)
     index, processes = process
     if config.batch_size % processes or not 0 <= index < processes:
         raise ConfigError(f"data.batch_size: {config.batch_size} rows cannot be shared evenly by {processes} processes")
@@ -227,6 +240,19 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
             raise ConfigError(f"{where}.path: missing; {source.kind!r} needs a file, a directory or a glob pattern")
 
 
+def _check_skip(config: DataConfig, skip: SkipConfig) -> None:
+    if config.packing != "concat":
+        raise ConfigError(f"data.packing: got {config.packing!r}, but with data.skip a row holds one document")
+    factor, rest = divmod(skip.target_len, config.seq_len)
+    if factor < 1 or (skip.kind == "cream" and (factor < 2 or rest)):
+        allowed = "2, 3, ... times" if skip.kind == "cream" else "at least"
+        raise ConfigError(
+            f"data.skip.target_len: got {skip.target_len}; {skip.kind} takes {allowed} seq_len {config.seq_len}"
+        )
+    if skip.reach < 1 or not skip.sigma > 0:
+        raise ConfigError(f"data.skip: needs reach >= 1 and sigma > 0, got {skip.reach} and {skip.sigma}")
+
+
 def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> None:
     if source.path:
         raise ConfigError(f"{where}.path: got {source.path!r}, but synthetic documents are made, not read")
@@ -236,14 +262,15 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
             f"{where}.synthetic: needs 1 <= min_len <= max_len <= data.seq_len, got "
             f"{synthetic.min_len}, {synthetic.max_len}, {config.seq_len}"
         )
-    if not synthetic.kinds or synthetic.ramp_steps < 0 or synthetic.answer_weight < 0 or synthetic.record_weight < 0:
+    weights = (synthetic.answer_weight, synthetic.record_weight, synthetic.filler_weight)
+    if not synthetic.kinds or synthetic.ramp_steps < 0 or min(weights) < 0:
         raise ConfigError(f"{where}.synthetic: needs at least one kind, and no number below 0; got {synthetic}")
 
 
 def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) -> str:
     """sha256 of all that decides the batches. Paths do not: the same files elsewhere are the same data."""
     made: Mapping[str, Any] = asdict(config)
-    decides = {k: v for k, v in made.items() if k not in ("cache_dir", "prefetch")}
+    decides = {k: v for k, v in made.items() if k not in ("cache_dir", "prefetch") and (k, v) != ("skip", None)}
     for source in decides["sources"]:
         source.pop("path")
     text = json.dumps([FORMAT, decides, contents, tokenizer.fingerprint, tokenizer.eos_id], sort_keys=True)

@@ -31,7 +31,6 @@ FILLER = (
 )
 VALUE_DIGITS = 2
 TYPICAL_VALUE = "48"  # what is counted where the length of a value is asked for
-PASSKEY_DIGITS = 3
 
 # Common short words, frequent in the corpora a small tokenizer is trained on, so that each is one token after a space.
 WORDS = tuple(
@@ -81,13 +80,8 @@ def line_query(key: str) -> str:
 
 
 def draw_keys(rng: np.random.Generator, n: int) -> list[str]:
-    """`n` different keys: single words while the list of words lasts, pairs of words beyond."""
-    if n <= len(WORDS):
-        return [WORDS[i] for i in rng.permutation(len(WORDS))[:n]]
-    if n > len(WORDS) ** 2:
-        raise ValueError(f"draw_keys: {n} different keys wanted, at most {len(WORDS) ** 2} exist")
-    picks = rng.choice(len(WORDS) ** 2, size=n, replace=False)
-    return [f"{WORDS[i // len(WORDS)]} {WORDS[i % len(WORDS)]}" for i in picks]
+    """`n` different words, at most as many as there are."""
+    return [WORDS[i] for i in rng.permutation(len(WORDS))[:n]]
 
 
 def draw_values(rng: np.random.Generator, n: int, digits: int = VALUE_DIGITS) -> list[str]:
@@ -112,6 +106,9 @@ def lines_document(
     query: str = LINE_QUERY,
 ) -> list[Piece]:
     """Record lines, then queries of them, in at most `length` tokens (less than one record or sentence short of it).
+
+    A word is the key of one record at most: where a document is longer than records of all words and the questions
+    asked of it, filler follows the records.
 
     queries: how many questions at the end; None draws how much of the document asks (40% to 80% of its tokens).
     depth: with a number in [0, 1], every question is for the record at that place (0 the first, 1 the last).
@@ -140,7 +137,10 @@ def lines_document(
         targets = rng.integers(n, size=queries)
     if depth is not None:
         targets = np.full_like(targets, round(depth * (n - 1)))
-    between = _filler(rng, min(int(gap * room), length - used - promised), count) if gap > 0 else []
+    spare = length - used - promised
+    if queries is None or n < len(WORDS):
+        spare = min(int(gap * room), spare)
+    between = _filler(rng, spare, count) if spare > 0 else []
     used += sum(count(piece.text) for piece in between)
     tail: list[Piece] = []
     for target in targets:
@@ -177,7 +177,7 @@ def passkey_document(
     queries: how often it is asked, with filler between the questions; None draws 1 to 6.
     Raises ValueError when pass key and questions do not fit.
     """
-    value = draw_values(rng, 1, PASSKEY_DIGITS)[0]
+    value = draw_values(rng, 1)[0]
     key = Piece(PASSKEY_RECORD.format(value=value), "record")
     ask = [Piece(PASSKEY_QUERY, "query"), Piece(ANSWER.format(value=value) + ANSWER_END, "answer")]
     ask_cost = sum(count(piece.text) for piece in ask)
@@ -200,10 +200,10 @@ def passkey_document(
 
 
 def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[Piece]:
-    """Random words and numbers, then the same again and again, in at most `length` tokens: all but the first is an
-    answer.
+    """Random words and numbers, then the same again and again, in at most `length` tokens.
 
-    It asks for nothing but copying what followed the same word before, in every token, and so teaches that soonest.
+    It asks for nothing but copying what followed the same word before, in every token. Those tokens are filler, not
+    answers: they are many, and would drown the questions of other documents.
     """
     once = max(2, int(rng.uniform(0.1, 0.5) * length))
     items: list[str] = []
@@ -214,7 +214,7 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
         items.append(item)
     document: list[Piece] = []
     while (length := length - count(item := items[len(document) % len(items)])) >= 0:
-        document.append(Piece(item, "record" if len(document) < len(items) else "answer"))
+        document.append(Piece(item, "record" if len(document) < len(items) else "filler"))
     return document
 
 
@@ -234,7 +234,7 @@ def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count:
 def shortest_length(kind: Kind, count: Count) -> int:
     """How many tokens a document of `kind` needs at least, whatever its keys: one record and one question."""
     if kind == "passkey":
-        value = "0" * PASSKEY_DIGITS
+        value = "0" * VALUE_DIGITS
         answer = ANSWER.format(value=value) + ANSWER_END
         return sum(count(text) for text in (PASSKEY_RECORD.format(value=value), PASSKEY_QUERY, answer))
     record, query = (LINE_RECORD, LINE_QUERY) if kind == "lines" else (PAIR_RECORD, PAIR_QUERY)
@@ -268,8 +268,7 @@ def piece_encoder(tokenizer) -> Callable[[str], tuple[int, ...]]:
 def _records_that_fit(rng: np.random.Generator, room: int, count: Count, record: str) -> tuple[list[str], list[str]]:
     """Keys and values of as many records as `room` tokens hold."""
     estimate = room // count(record.format(key=WORDS[0], value=TYPICAL_VALUE))
-    drawn = 2 * estimate + 2
-    keys = draw_keys(rng, min(drawn, len(WORDS)) if estimate <= len(WORDS) else drawn)
+    keys = draw_keys(rng, 2 * estimate + 2)
     values = draw_values(rng, len(keys))
     for n, (key, value) in enumerate(zip(keys, values, strict=True)):
         room -= count(record.format(key=key, value=value))

@@ -7,6 +7,7 @@ Example:
 
 from giraffe_jax.hf.config import config_from_json
 from giraffe_jax.hf.export import config_to_json, save
-from giraffe_jax.hf.load import Checkpoint, find_gguf, load, locate
+from giraffe_jax.hf.load import Checkpoint, find_gguf, load, locate, read_config
 
-__all__ = ["Checkpoint", "config_from_json", "config_to_json", "find_gguf", "load", "locate", "save"]
+__all__ = ["Checkpoint", "config_from_json", "config_to_json", "find_gguf", "load", "locate",
+           "read_config", "save"]  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.hf import names
 from giraffe_jax.model import ModelConfig
+from giraffe_jax.positions import check, largest_factor, longrope_entry, one_table
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import Tokenizer
 
@@ -76,6 +77,8 @@ def config_to_json(
     config: ModelConfig, tokenizer: Tokenizer | None = None, *, dtype: str = "bfloat16", max_len: int | None = None
 ) -> dict[str, Any]:
     """Returns the config.json of a model, readable by transformers 4 and 5."""
+    if config.qk_norm:
+        raise ConfigError("model.qk_norm: Hugging Face's Llama does not normalise queries and keys; not exported.")
     rope, reach = _rope(config)
     if max_len is not None and rope["rope_type"] == "dynamic" and max_len != config.original_len:
         raise ConfigError(f"max_len must be {config.original_len}: transformers takes it as dynamic's original length.")
@@ -109,24 +112,25 @@ def config_to_json(
 
 
 def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
-    """Returns (rope_parameters, the length they reach), for positions that Hugging Face's Llama computes exactly."""
+    """Returns (rope_parameters, the length they reach), for positions that Hugging Face's Llama computes exactly.
+
+    What it has no name for, but is a table of frequencies and a gain, is written as `longrope` with equal lists.
+    """
     calls = [dict(to_dict(p)) for p in config.positions]
+    calls = [c for c, bound in zip(calls, check(config.positions), strict=True) if "key" not in bound.needs]
     theta, length = float(config.theta), config.original_len
     if not calls:
         return {"rope_type": "default", "rope_theta": theta}, length
-    listed = ", ".join(str(c["name"]) for c in calls)
-    if len(calls) > 1:
-        raise ConfigError(f"model.positions: {listed}: Hugging Face's Llama takes one method, not several composed.")
     call = {k: v for k, v in calls[0].items() if v is not None}
     name = call.pop("name")
-    if name == "ntk":
-        theta *= float(call["factor"]) ** (config.head_dim / (config.head_dim - 2))
-        return {"rope_type": "default", "rope_theta": theta}, int(length * call["factor"])
-    if name not in _NATIVE:
-        raise ConfigError(
-            f"model.positions: {name} cannot be exported: Hugging Face's Llama has no such method; it has ntk (as"
-            f" rope_theta), {', '.join(_NATIVE)}."
-        )
+    if name in ("ntk", "abf") and len(calls) == 1:
+        factor = float(call.get("factor", 1.0))
+        theta = float(call.get("theta", theta)) * factor ** (config.head_dim / (config.head_dim - 2))
+        return {"rope_type": "default", "rope_theta": theta}, int(length * factor)
+    if name not in _NATIVE or len(calls) > 1:
+        return _table(config, calls)
+    if name == "llama3":  # whose bands have defaults here and none there
+        call = check(calls)[0].numbers | call
     call = {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in call.items()}
     rope = {"rope_type": name, "rope_theta": theta, **call}
     if name == "longrope":  # transformers would derive a gain from max_position_embeddings where we have 1
@@ -135,6 +139,25 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
         rope["original_max_position_embeddings"] = length
         return rope, max(length, int(length * call.get("factor", 1.0)))
     return rope, length
+
+
+def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """Returns rope_parameters of type longrope whose two lists are the methods' frequencies, whatever their formula."""
+    model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
+    found = one_table(calls, **model, num_layers=config.num_layers)
+    if found is None:
+        listed = ", ".join(str(c["name"]) for c in calls)
+        raise ConfigError(
+            f"model.positions: {listed} cannot be exported: Hugging Face's Llama knows frequencies and a gain that are "
+            f"the same in every layer and at every length. It has ntk and abf (as rope_theta), {', '.join(_NATIVE)}, "
+            "and, as longrope, every method that `giraffe methods` lists so, composed or alone."
+        )
+    (inv_freq, gain), factor, theta = found, largest_factor(calls), float(config.theta)
+    entry = longrope_entry(inv_freq, gain, head_dim=config.head_dim, theta=theta, factor=factor)
+    rope = {"rope_type": entry.pop("name"), "rope_theta": theta, **entry}
+    rope["original_max_position_embeddings"] = config.original_len
+    rope |= {"short_mscale": gain, "long_mscale": gain}  # vLLM reads the gain here
+    return rope, max(config.original_len, int(config.original_len * factor))
 
 
 def _checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:

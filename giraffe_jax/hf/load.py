@@ -47,6 +47,17 @@ def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) 
     return Checkpoint(config, params, tokenizer, str(source))
 
 
+def read_config(source: str | Path) -> ModelConfig:
+    """Returns the ModelConfig of what a source names, without reading its weights."""
+    path = locate(source)
+    if path.is_file():
+        file = gguf_file.open_file(path)
+        return gguf.config(file, gguf.tensors(file))
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path}: no config.json in it, so not a Hugging Face directory.")
+    return config_from_json(read_json(path / "config.json"), str(path / "config.json"))
+
+
 def locate(source: str | Path) -> Path:
     """Returns the directory or .gguf file that a source names."""
     if str(source) == _PACKAGED:

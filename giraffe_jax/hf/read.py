@@ -188,27 +188,30 @@ def assemble(
     }
     placed = _shardings(shapes, dtype, mesh) if mesh is not None else {}
     for path, row in rows.items():
+        shape = shapes[path]
 
-        def part(index: Any, path: str = path, row: names.Name = row) -> np.ndarray:
-            """Returns a slab of the stacked parameter: the only place where numbers are read."""
-            layers = range(*index[0].indices(config.num_layers)) if row.stacked else [0]
-            inner = index[1:] if row.stacked else index
-            extent = [len(range(*s.indices(n))) for s, n in zip(index, shapes[path], strict=True)]
-            out = np.empty(extent, dtype)
-            for k, i in enumerate(layers):
-                tensor = tensors[getattr(row, column).format(i=i)]
-                values = names.from_file(_finite(tensor, row, column, i), row.layout, size)[inner]
-                if row.stacked:
-                    out[k] = values
-                else:
-                    out[...] = values
-            return out
+        def extent(index: Any, shape: tuple[int, ...] = shape) -> tuple[tuple[int, int], ...]:
+            return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
-        everything = tuple(slice(0, n) for n in shapes[path])
+        whole = tuple(slice(0, n) for n in shape)
+        wanted = placed[path].addressable_devices_indices_map(shape).values() if mesh is not None else [whole]
+        # One slab for each part that a device of this process holds; each tensor is read once, for all of them.
+        slabs = {extent(i): np.empty([stop - start for start, stop in extent(i)], dtype) for i in wanted}
+        for layer in range(config.num_layers) if row.stacked else [0]:
+            tensor = tensors[getattr(row, column).format(i=layer)]
+            values = names.from_file(_finite(tensor, row, column, layer), row.layout, size)
+            for part, slab in slabs.items():
+                inside = tuple(slice(*ends) for ends in part[row.stacked :])
+                if not row.stacked:
+                    slab[...] = values[inside]
+                elif part[0][0] <= layer < part[0][1]:
+                    slab[layer - part[0][0]] = values[inside]
         if mesh is None:
-            flat[path] = jax.device_put(part(everything))
+            flat[path] = jax.device_put(slabs[extent(whole)])
         else:
-            flat[path] = jax.make_array_from_callback(shapes[path], placed[path], part)
+            flat[path] = jax.make_array_from_callback(
+                shape, placed[path], lambda i, slabs=slabs, extent=extent: slabs[extent(i)]
+            )
     return nest(flat)
 
 

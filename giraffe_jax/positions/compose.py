@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax.config import ConfigError, describe, nearest
@@ -34,12 +35,19 @@ class Bound:
     low: int | float
     above: bool = False
     many: bool = False  # a list of such numbers
+    high: int | float = math.inf
 
     def __contains__(self, value: int | float) -> bool:
-        return value > self.low if self.above else value >= self.low
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        return f"{'>' if self.above else '>='} {self.low:g}"
+        upper = "" if self.high == math.inf else f" and <= {self.high:g}"
+        return f"{'>' if self.above else '>='} {self.low:g}{upper}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """Metadata of a parameter that is itself a list of lists of methods."""
 
 
 # A config says float; a method may also meet a float64 array while binding, or a traced one inside a step.
@@ -47,6 +55,9 @@ Number = float | np.ndarray | jax.Array
 Factor = Annotated[Number, Bound(1.0)]
 Positive = Annotated[Number, Bound(0.0, above=True)]
 NonNegative = Annotated[Number, Bound(0.0)]
+Fraction = Annotated[Number, Bound(0.0, above=True, high=1.0)]
+Positives = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
+Choices = Annotated[Sequence[Any], Nested()]
 Divisors = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
 
 
@@ -64,6 +75,12 @@ class Call:
 
     def __call__(self, encoding: Encoding) -> Encoding:
         return self.function(encoding, **self.numbers, **dict(self.choices))
+
+
+def scale_queries(e: Encoding, scale) -> Encoding:
+    """Returns the encoding with the logits of each query times `scale`, [B T] or a number, after what was there."""
+    scale = scale + 0 * e.positions
+    return e.replace(query_scale=scale if e.query_scale is None else e.query_scale * scale)
 
 
 def names() -> list[str]:
@@ -125,10 +142,14 @@ def _check_one(item: Mapping[str, Any], where: str) -> Call:
     hints = typing.get_type_hints(function, include_extras=True)
     values = {p.name: p.default for p in keywords} | given
     values = {k: _coerce(v, hints.get(k, Any), f"{where}: {k}") for k, v in values.items()}
-    numbers = {k: v for k, v in values.items() if isinstance(v, float | np.ndarray)}
+    numbers = {k: v for k, v in values.items() if isinstance(v, float | np.ndarray) or _is_nested(hints.get(k))}
     choices = tuple((k, v) for k, v in values.items() if k not in numbers)
     needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
     return Call(function, numbers, choices, tuple(needs))
+
+
+def _is_nested(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated and isinstance(typing.get_args(hint)[1], Nested)
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -139,13 +160,14 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         rest = [a for a in args if a is not type(None)]
         return None if value is None else _coerce(value, rest[0] if len(rest) == 1 else Number, where)
     bound = None
+    if _is_nested(hint):
+        if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or len(value) < 2:
+            raise ConfigError(f"{where} must be two lists of methods or more, got {value!r}.")
+        return tuple(check(item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Annotated:
         hint, bound = args
         if bound.many:
-            if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) == 0:
-                raise ConfigError(f"{where} must be a list of numbers, got {value!r}.")
-            one = Annotated[Number, dataclasses.replace(bound, many=False)]
-            return np.array([_coerce(v, one, f"{where}[{i}]") for i, v in enumerate(value)], np.float64)
+            return _coerce_list(value, dataclasses.replace(bound, many=False), where)
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not math.isnan(value)
     if hint is float or hint == Number:
         if not number:
@@ -164,6 +186,22 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
+def _coerce_list(value: Any, bound: Bound, where: str) -> np.ndarray:
+    """Returns a list of numbers, or of equally long lists of them, as float64."""
+
+    def is_list(x):
+        return isinstance(x, Sequence | np.ndarray) and not isinstance(x, str) and len(x) > 0
+
+    if not is_list(value):
+        raise ConfigError(f"{where} must be a list of numbers, got {value!r}.")
+    if is_list(value[0]):
+        rows = [_coerce_list(v, bound, f"{where}[{i}]") for i, v in enumerate(value)]
+        if {row.shape for row in rows} != {rows[0].shape} or rows[0].ndim > 1:
+            raise ConfigError(f"{where} must be lists of one length, got {[row.shape[0] for row in rows]}.")
+        return np.stack(rows)
+    return np.array([_coerce(v, Annotated[Number, bound], f"{where}[{i}]") for i, v in enumerate(value)], np.float64)
+
+
 def bind(
     scaling: Scaling | tuple[Call, ...],
     *,
@@ -171,6 +209,7 @@ def bind(
     theta: int | float,
     original_len: int | float,
     length: int | float | None = None,
+    num_layers: int | None = None,
     where: str = "model.positions",
 ) -> Encoding:
     """Returns the Encoding of composed methods, without positions: float32 numpy arrays, ready to be step arguments.
@@ -181,15 +220,21 @@ def bind(
       theta: RoPE base.
       original_len: pretraining context, tokens.
       length: sequence length in tokens where it is known (policy `pinned`); None leaves length-dependent methods, and
-      what
-        follows them, to the step.
+        what follows them, to the step.
+      num_layers: layers of the model, for methods that treat them differently.
     """
-    e = _bind64(scaling, head_dim, theta, original_len, length, where)
+    e = _bind64(scaling, head_dim, theta, original_len, length, where, num_layers)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), e)
 
 
 def _bind64(
-    scaling, head_dim: int, theta: int | float, original_len: int | float, length: int | float | None, where: str
+    scaling,
+    head_dim: int,
+    theta: int | float,
+    original_len: int | float,
+    length: int | float | None,
+    where: str,
+    num_layers: int | None = None,
 ) -> Encoding:
     """Returns what `bind` does before rounding: float64, pending calls included."""
     calls = scaling if scaling and all(isinstance(c, Call) for c in scaling) else check(scaling, where)
@@ -202,21 +247,69 @@ def _bind64(
         theta=np.float64(theta),
         original_len=np.float64(original_len),
         length=None if length is None else np.float64(length),
+        num_layers=num_layers,
     )
-    pending: list[Call] = []
+    _check_kinds(calls, where)
+    pending: list[tuple[int, Call]] = []
     for i, call in enumerate(calls):
         waits_for_length = "length" in call.needs and length is None
-        follows_one = any("length" in p.needs for p in pending)
+        follows_one = any("length" in p.needs for _, p in pending)
+        # Bands turn nothing themselves, and their defaults are shares of original_len, which no step may look into.
+        follows_one &= _kind(call) != "bands"
         if waits_for_length or follows_one or "positions" in call.needs or "key" in call.needs:
-            pending.append(call)
-            continue
+            pending.append((i, call))
+        else:
+            e = apply(e, [call], where, i)
+    if e.limits is not None and length is not None:
+        e = e.choose(int(np.sum(length > e.limits)))
+    if pending:
+        jax.eval_shape(functools.partial(_run_pending, e, pending, where))
+    return e.replace(pending=tuple(call for _, call in pending))
+
+
+_ONCE = {
+    "training": "positions are drawn anew while training",
+    "length": "frequencies follow the length",
+}
+_TABLES = {"longrope"}  # divisors of whatever was there: what is learned or searched comes on top of any method
+
+
+def _kind(call: Call) -> str | None:
+    return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get("kind")
+
+
+def _check_kinds(calls: Sequence[Call], where: str) -> None:
+    """Raises ConfigError where two methods answer what only one can."""
+    seen: dict[str, str] = {}
+    for i, call in enumerate(calls):
+        name = call.function.__name__
+        kind = _kind(call)
+        if kind in _ONCE and kind in seen and name not in _TABLES:
+            raise ConfigError(f"{where}[{i}] ({name}): {seen[kind]} already says how {_ONCE[kind]}; only one may.")
+        if kind:
+            seen.setdefault(kind, name)
+
+
+def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Encoding:
+    """Returns the encoding after these calls; ConfigError names the one that refuses, counted from `first`."""
+    for i, call in enumerate(calls, first):
         try:
             e = call(e)
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(f"{where}[{i}] ({call.function.__name__}): {error}") from error
-    return e.replace(pending=tuple(pending))
+    return e
+
+
+def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -> Any:
+    """Returns what a step will make of the pending calls, so that one that refuses does so when a config is built."""
+    positions = jnp.zeros((1, 1))
+    e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
+    e = e.replace(positions=positions, length=positions[0, 0] + 2.0, key=jax.random.key(0))
+    for i, call in pending:
+        e = apply(e, [call], where, i)
+    return e.inv_freq
 
 
 def frequencies(
@@ -236,6 +329,13 @@ def frequencies(
     return np.asarray(e.inv_freq, np.float32), float(e.gain)
 
 
-def length_dependent(scaling: Scaling) -> bool:
-    """Returns whether keys rotated at one length are wrong at another, so that a growing cache must hold raw keys."""
-    return any("length" in call.needs for call in check(scaling))
+def length_dependent(encoding: Encoding) -> bool:
+    """Returns whether the encoding, bound without a length, is another one at every length."""
+    waits = any("length" in call.needs for call in encoding.pending) or any(b.by_length for b in encoding.bands)
+    return (waits or encoding.limits is not None) and encoding.length is None
+
+
+def needs_raw_keys(encoding: Encoding) -> bool:
+    """Returns whether a cache must hold unrotated keys: several bands rotate a key in several ways (unless they all do
+    it alike), or its rotation follows a length that is not pinned."""
+    return len({band.k_pos for band in encoding.bands}) > 1 or length_dependent(encoding)

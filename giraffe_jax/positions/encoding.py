@@ -13,22 +13,34 @@ import numpy as np
 class Band:
     """One range of query-key pairs and the positions that its rotation uses.
 
-    mask(i, j, length) -> bool: whether the pair belongs to the band. i and j are token indices (int32), never
-    positions;
-      causality and document boundaries are applied on top, so a mask says only what is special about the band.
+    mask(i, j, length) -> bool: whether the pair belongs to the band. i and j are the tokens' indices in their document
+      (int32), never positions; causality and document boundaries are applied on top, so a mask says only what is
+      special about the band. With a method `blocks((i_low, i_high), (j_low, j_high), length) -> (any, all)`, whether it
+      can hold for any pair of two ranges and whether it must for all, blockwise attention skips what is empty.
     q_pos(positions, length), k_pos(positions, length) -> float32: the positions to rotate queries and keys by.
 
-    The masks of an Encoding's bands must be disjoint. A pair that no band covers is not attended to.
+    The masks of an Encoding's bands must be disjoint. A pair that no band covers is not attended to. All three are
+    compared when a step is looked up among the compiled ones: dataclasses (positions/bands.py) compare equal where
+    their parameters do, lambdas never.
     """
 
     mask: Callable[[Any, Any, Any], Any]
     q_pos: Callable[[Any, Any], Any]
     k_pos: Callable[[Any, Any], Any]
+    by_length: bool = False  # whether any of them reads the length
 
 
-def _everything(i, j, length):
-    del length
-    return (i >= j) | (i < j)
+@dataclasses.dataclass(frozen=True)
+class Everywhere:
+    """A mask that holds for every pair."""
+
+    def __call__(self, i, j, length):
+        del length
+        return (i >= j) | (i < j)
+
+    def blocks(self, i, j, length):
+        del i, j, length
+        return True, True
 
 
 def _unchanged(positions, length):
@@ -36,7 +48,17 @@ def _unchanged(positions, length):
     return positions
 
 
-CAUSAL = Band(mask=_everything, q_pos=_unchanged, k_pos=_unchanged)
+CAUSAL = Band(mask=Everywhere(), q_pos=_unchanged, k_pos=_unchanged)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """First tokens of a document that turn as they did before a method (LongRoPE's n-hat)."""
+
+    tokens: Any  # [], how many
+    stretch: Any  # [R] or [L R], multiplies their inv_freq
+    gain: Any  # [], multiplies their gain
 
 
 @jax.tree_util.register_dataclass
@@ -48,19 +70,26 @@ class Encoding:
     host, while methods are bound, they are float64 numpy; inside a step they are float32.
     """
 
-    inv_freq: Any  # [R] or [L R], radians per token of each rotary plane
-    gain: Any  # [], multiplies cos and sin, so logits get its square
+    inv_freq: Any  # [R] or [L R], radians per token of each rotary plane; chosen for each token [B T R] or [L B T R]
+    gain: Any  # [] or [B T], multiplies cos and sin, so logits get its square
     theta: Any  # [], RoPE base
     original_len: Any  # [], pretraining context, tokens
     positions: Any = None  # [B T], tokens since the document's start; never used for masking
     length: Any = None  # [], current sequence length, tokens: what length-dependent methods read
     log_decay: Any = None  # [R], xPos: queries get exp(+p log_decay), keys exp(-p log_decay)
     query_scale: Any = None  # [B T] or [L B T], multiplies queries
+    log_n: Any = None  # [B T], logarithm of how many keys a query sees: SSMax multiplies it by a learned number
+    window: Any = None  # [] or [L], keys less than so many tokens back are seen; None for all
+    chunk: Any = None  # [] or [L], keys of the same chunk of so many tokens are seen; None for all
+    start: Start | None = None
+    limits: Any = None  # [K - 1], longest document of all but the last choice, where K are stacked in inv_freq and gain
     key: Any = None  # PRNG key while training; None elsewhere
     pending: tuple = ()  # calls that need positions, length or key, in order
     bands: tuple[Band, ...] = dataclasses.field(default=(CAUSAL,), metadata={"static": True})
-    bias: Callable | None = dataclasses.field(default=None, metadata={"static": True})
-    # bias(i, j, num_heads) -> [N, T, S], evaluated block by block on token indices
+    num_layers: int | None = dataclasses.field(default=None, metadata={"static": True})
+    bias: Any = None
+    # bias(i, j, num_heads) -> [#B N T S], evaluated block by block on indices in the document, [#B 1 T 1] and
+    # [#B 1 1 S]; a pytree, whose arrays are differentiated: jax.tree_util.Partial(function), or a dataclass
 
     @property
     def head_dim(self) -> int:
@@ -79,14 +108,24 @@ class Encoding:
     def replace(self, **changes) -> "Encoding":
         return dataclasses.replace(self, **changes)
 
-    def at(self, positions, *, length=None, key=None) -> "Encoding":
+    def choose(self, index) -> "Encoding":
+        """Returns the encoding with one of its K stacked choices: of all tokens, or of each, index [] or [B T]."""
+        xp = self.xp
+        inv_freq = xp.take(self.inv_freq, index, axis=0)
+        if inv_freq.ndim == 4:  # [B T L R]
+            inv_freq = jnp.moveaxis(inv_freq, 2, 0)
+        return self.replace(inv_freq=inv_freq, gain=xp.take(self.gain, index, axis=0), limits=None)
+
+    def at(self, positions, *, length=None, key=None, choice=None) -> "Encoding":
         """Returns the encoding of these positions, with every pending method applied.
 
         Args:
           positions: [B T], tokens since the document's start.
           length: current sequence length in tokens; by default the one given when binding, else max(positions) + 1.
           key: PRNG key of a training step; None turns training-time methods off.
+          choice: [B], which choice of `mixed` each row reads; by default each document's own, or that of `length`.
         """
+        given = length is not None or self.length is not None
         e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.replace(pending=(), key=None))
         positions = jnp.asarray(positions, jnp.float32)
         if length is None:
@@ -94,4 +133,20 @@ class Encoding:
         e = e.replace(positions=positions, length=jnp.asarray(length, jnp.float32), key=key)
         for i, call in enumerate(self.pending):
             e = call(e if key is None else e.replace(key=jax.random.fold_in(key, i)))
+        if choice is not None and e.limits is None:
+            raise ValueError("a choice is given, but there is nothing to choose from: `mixed` is what has choices.")
+        if e.limits is not None:
+            size = e.length if given else document_sizes(positions)
+            index = jnp.sum(size[..., None] > e.limits, axis=-1) if choice is None else jnp.asarray(choice)[:, None]
+            e = e.choose(index if choice is None else jnp.broadcast_to(index, positions.shape))
         return e.replace(key=None)
+
+
+def document_sizes(positions):
+    """Returns for each token where its document ends, [B T]: the largest position plus one; documents start at 0."""
+
+    def row(positions_T):
+        document_T = jnp.cumsum(positions_T == 0)
+        return jax.ops.segment_max(positions_T, document_T, len(positions_T) + 1)[document_T] + 1
+
+    return jax.vmap(row)(positions)

@@ -31,19 +31,30 @@ def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
 
 
 def _rotation(e: Encoding, band) -> Rotation:
-    inv_freq = jnp.expand_dims(e.inv_freq, (-3, -2))  # [.. 1 1 R]
+    inv_freq = _per_token(e.inv_freq)  # [.. B T R] or [.. 1 1 R]
+    gain = e.gain[..., None]
+    if e.start is not None:
+        early_BT1 = e.positions[..., None] < e.start.tokens
+        inv_freq = jnp.where(early_BT1, inv_freq * _per_token(e.start.stretch), inv_freq)
+        gain = jnp.where(early_BT1, gain * e.start.gain, gain)
     tables = []
     for sign, band_positions in ((1.0, band.q_pos), (-1.0, band.k_pos)):
         p_BT1 = band_positions(e.positions, e.length)[..., None]
         angle = p_BT1 * inv_freq
-        scale = e.gain
+        scale = gain
         if e.log_decay is not None:
             # Centred, since only differences matter and exp() of a whole position would overflow early.
             scale = scale * jnp.exp(sign * (p_BT1 - e.original_len / 2) * e.log_decay)
         if e.query_scale is not None and sign > 0:
             scale = scale * e.query_scale[..., None]
         tables += [jnp.cos(angle) * scale, jnp.sin(angle) * scale]
-    return Rotation(*tables)
+    # Only queries may differ between layers; a scan wants all or none of a band's tables to.
+    shape = jnp.broadcast_shapes(*(table.shape for table in tables))
+    return Rotation(*(jnp.broadcast_to(table, shape) for table in tables))
+
+
+def _per_token(x):
+    return jnp.expand_dims(x, (-3, -2)) if x.ndim < 3 else x
 
 
 def rotate(

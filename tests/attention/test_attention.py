@@ -1,5 +1,6 @@
 """Attention against float64 numpy written from the definition, and blockwise against dense, gradients included."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.attention import attend
+from giraffe_jax.attention import attend, place_of_rows
+from giraffe_jax.attention.blockwise import _walk
 from giraffe_jax.positions import CAUSAL, Band
+from giraffe_jax.positions.bands import Apart
+from giraffe_jax.positions.methods.lampe import Middle, Span, Tail
 from tests.close import close
 
 B, T, N, K, H = 2, 37, 4, 2, 8
@@ -21,6 +25,7 @@ def inputs(num_bands=1, seed=0):
     return q, k, jax.random.normal(keys[-1], (B, T, K, H))
 
 
+SPAN = Span(head=5, tail=8, longest=24, a=0.05, b=-1.0)
 SEGMENTS = jnp.array([[1] * 20 + [2] * 17, [1] * 5 + [2] * 30 + [0] * 2], jnp.int32)
 
 
@@ -67,7 +72,9 @@ def slope_bias(i, j, num_heads):
 @pytest.mark.parametrize(("implementation", "block_size"), IMPLEMENTATIONS)
 def test_bands_and_bias(implementation, block_size):
     q, k, v = inputs(num_bands=2)
-    settings = dict(implementation=implementation, block_size=block_size, bands=(NEAR, FAR), bias=slope_bias)
+    settings = dict(
+        implementation=implementation, block_size=block_size, bands=(NEAR, FAR), bias=jax.tree_util.Partial(slope_bias)
+    )
     got = attend(q, k, v, segments=SEGMENTS, **settings)
     masks = (lambda i, j: i - j < 5, lambda i, j: 5 <= i - j < 20)
     want = by_hand(q, k, v, np.asarray(SEGMENTS), masks, lambda i, j, n: -(2.0 ** -(n + 1)) * (i - j))
@@ -86,6 +93,47 @@ def test_gradients_of_blockwise_are_those_of_dense(bands):
     got = jax.grad(loss, (0, 1, 2))(q, k, v, implementation="blockwise", block_size=16)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         close(a, b, ulps=1024)
+
+
+def test_bands_count_from_the_start_of_each_document():
+    q, k, v = inputs()
+    chunked = (Band(lambda i, j, length: i // 6 == j // 6, CAUSAL.q_pos, CAUSAL.k_pos),)
+    start = np.where(np.asarray(SEGMENTS) == 1, 0, np.argmax(np.asarray(SEGMENTS) == 2, axis=1)[:, None])
+    start[1, 35:] = 35
+    for implementation, block_size in IMPLEMENTATIONS:
+        settings = dict(implementation=implementation, block_size=block_size)
+        got = np.asarray(attend(q, k, v, segments=SEGMENTS, bands=chunked, **settings))
+        for b, first in ((0, 0), (0, 20), (1, 5)):
+            masks = (lambda i, j, first=first: (i - first) // 6 == (j - first) // 6,)
+            want = by_hand(q, k, v, start, masks)
+            here = start[b] == first
+            close(got[b, here], want[b, here])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    slope: jax.Array
+
+    def __call__(self, i, j, num_heads):
+        return -(self.slope * jnp.arange(1, num_heads + 1))[:, None, None] * jnp.log1p(jnp.abs(i - j))
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
+def test_gradients_of_a_bias_are_those_of_dense(segments):
+    q, k, v = inputs(num_bands=2)
+    weights = jax.random.normal(jax.random.key(9), (B, T, N, H))
+
+    def loss(bias, **settings):
+        settings |= dict(segments=segments, bands=(NEAR, FAR), bias=bias)
+        return jnp.sum(weights * attend(q, k, v, **settings))
+
+    want = jax.grad(loss)(Slope(jnp.float32(0.3)), implementation="dense").slope
+    got = jax.grad(loss)(Slope(jnp.float32(0.3)), implementation="blockwise", block_size=8).slope
+    step = 1e-2
+    slope = [loss(Slope(jnp.float32(0.3 + d)), implementation="dense") for d in (step, -step)]
+    np.testing.assert_allclose(want, (slope[0] - slope[1]) / (2 * step), rtol=1e-2)
+    close(got, want, ulps=1024)
 
 
 def test_blockwise_memory_grows_with_tokens_not_with_their_square():
@@ -113,3 +161,48 @@ def test_cached_queries_see_the_slots_up_to_their_own():
     picked = jnp.take_along_axis(q[0], index[:, :, None, None], axis=1)
     got = attend((picked,), k, v, q_index=index)
     close(got, jnp.take_along_axis(full, index[:, :, None, None], axis=1))
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
+@pytest.mark.parametrize(
+    ("mask", "local"),
+    [
+        (CAUSAL.mask, None),
+        (Apart(0, 9), None),
+        (Apart(9), None),
+        (Apart(5, keys=3), None),
+        (Apart(1, 2, 7), None),
+        (Middle(SPAN), None),
+        (Tail(SPAN), None),
+        (CAUSAL.mask, (6.0, math.inf)),
+        (CAUSAL.mask, (math.inf, 10.0)),
+        (lambda i, j, length: i - j < 5, None),
+    ],
+)
+def test_blocks_are_visited_where_a_pair_is_seen(mask, local, segments):
+    """Against every pair's own mask: nothing seen is skipped, no block called full has a pair that is not seen, and
+    where there is one document no empty block is visited at either end."""
+    block, shape = 4, (1 if segments is None else B, T)
+    place = place_of_rows(segments, shape)
+    q, k, v = inputs()
+    bands = (Band(mask, CAUSAL.q_pos, CAUSAL.k_pos),)
+    walk = _walk(bands, block, *(jax.tree.map(lambda x: x[: shape[0]], x) for x in (q, k, v)), None, (place, place),
+                 (jnp.float32(T), local))  # fmt: skip
+    order, segment, within = (np.asarray(x) for x in place)
+    i, j = within[:, :, None], within[:, None, :]
+    seen = (order[:, :, None] >= order[:, None, :]) & (segment[:, :, None] == segment[:, None, :])
+    seen &= np.asarray(mask(i, j, T))
+    if local is not None:
+        seen &= (i - j < local[0]) & (np.floor(i / local[1]) == np.floor(j / local[1]))
+    padded = np.zeros((shape[0], walk.block * walk.q[0].shape[2], -(-T // block) * block), bool)
+    padded[:, :T, :T] = seen
+    tiles = padded.reshape(shape[0], -1, walk.block, padded.shape[2] // block, block)
+    some, every = np.asarray(tiles.any((2, 4))), np.asarray(tiles.all((2, 4)))
+    start, stop, full_start, full_stop = (np.asarray(x[0])[..., None] for x in walk.visits)
+    at = np.arange(tiles.shape[3])
+    visited, full = (at >= start) & (at < stop), (at >= full_start) & (at < full_stop)
+    assert not (some & ~visited).any()
+    assert not (full & ~every).any() and (full <= visited).all()
+    if segments is None and hasattr(mask, "blocks"):
+        assert (visited == some).all()
+        assert local is not None or every.sum() - full.sum() == 0

@@ -47,8 +47,8 @@ def test_answers_are_the_values_of_the_records(kind, seed, length):
 @settings(max_examples=60, deadline=None)
 def test_passkey_is_said_once_and_asked(seed, length):
     text = text_of(synthetic_document(np.random.default_rng(seed), "passkey", length, word_count))
-    said = re.findall(r"^The pass key is: (\d{3})$", text, re.M)
-    answers = re.findall(r"^What is the pass key\? The pass key is: (\d{3})$", text, re.M)
+    said = re.findall(r"^The pass key is: (\d{2})$", text, re.M)
+    answers = re.findall(r"^What is the pass key\? The pass key is: (\d{2})$", text, re.M)
     assert len(said) == 1 and set(answers) == set(said)
     assert word_count(text) <= length
     assert text.index("The pass key is:") < text.index("What is the pass key")
@@ -57,7 +57,7 @@ def test_passkey_is_said_once_and_asked(seed, length):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [64, 256, 512, 1024, 2048])
 def test_lengths_are_filled(kind, length):
-    longest = max(word_count(text) for text in ("What is the pass key? The pass key is: 123\n", "line king 123\n"))
+    longest = max(word_count(text) for text in ("What is the pass key? The pass key is: 12\n", "line king 12\n"))
     for seed in range(20):
         document = synthetic_document(np.random.default_rng(seed), kind, length, word_count)
         assert length - 2 * longest < word_count(text_of(document)) <= length
@@ -80,11 +80,13 @@ def test_one_question_at_a_depth(length):
         assert abs(share - depth) < 0.1
 
 
-def test_longer_than_the_list_of_words_takes_pairs():
-    keys = draw_keys(np.random.default_rng(0), 3 * len(WORDS))
-    assert len(set(keys)) == 3 * len(WORDS) and all(len(key.split()) == 2 for key in keys)
-    with pytest.raises(ValueError, match="different keys"):
-        draw_keys(np.random.default_rng(0), len(WORDS) ** 2 + 1)
+def test_a_word_is_the_key_of_one_record_and_filler_takes_the_rest():
+    assert sorted(draw_keys(np.random.default_rng(0), 3 * len(WORDS))) == sorted(WORDS)
+    document = lines_document(np.random.default_rng(0), 2048, word_count, queries=1)
+    roles = [piece.role for piece in document]
+    assert roles.count("record") == len(WORDS) and roles[-2:] == ["query", "answer"]
+    assert roles[len(WORDS) : -2] == ["filler"] * (len(roles) - len(WORDS) - 2)
+    assert 2048 - 8 < word_count(text_of(document)) <= 2048
 
 
 @pytest.mark.parametrize("kind", ["records", "lines", "passkey"])

@@ -47,7 +47,7 @@ def test_examples_are_answerable_and_stand_at_their_depth(style):
     for i, example in enumerate(passkey.examples(task, ByteTokenizer(), 512)):
         before, answer = text(example)
         assert example.depth == (0.0, 0.5, 1.0)[i // 3]
-        digits = 5 if style == "landmark" else synthetic.PASSKEY_DIGITS
+        digits = 5 if style == "landmark" else synthetic.VALUE_DIGITS
         assert int(answer) == example.expected and len(str(example.expected)) == digits
         assert len(example.prompt) + max(len(example.answer), 10) <= 512
         found = [m.start() for m in re.finditer(str(example.expected), before)]

@@ -1,6 +1,8 @@
 """Out and in again, bit for bit, complete or not at all."""
 
+import dataclasses
 import json
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,10 @@ from hf_models import random_tensors, write
 
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.positions import names
 from giraffe_jax.tokenizer import ByteTokenizer
+from tests.close import close
 
 BYTES = dict(
     model_type="llama", vocab_size=258, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
@@ -73,11 +78,44 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path, checkpo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
+STATIC = [
+    n for n in names() if import_module(f"giraffe_jax.positions.methods.{n}").ABOUT["export"] in ("native", "longrope")
+]
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_what_is_listed_as_exportable_comes_back_with_the_same_frequencies(name):
+    """Through config.json, which is parsed again as any Hugging Face config; zeros come back as less than 1e-29."""
+    example = [dict(name=name, **import_module(f"giraffe_jax.positions.methods.{name}").EXAMPLE)]
+    config = ModelConfig(
+        vocab_size=8, d_model=8, d_mlp=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, original_len=32,
+        positions=(dict(name="randomize"), *example),
+    )  # fmt: skip
+    again = hf.config_from_json(json.loads(json.dumps(hf.config_to_json(config))))
+    for length in (16, 32, 100):
+        want, got = config.bind(length), again.bind(length)
+        np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=3e-7, atol=1e-29)
+        close(got.gain, want.gain)
+
+
+@pytest.mark.parametrize("name", ["rerope", "logn", "xpos", "alibi", "sliding_window", "nope_layers", "dynamic_yarn"])
+def test_what_no_table_of_frequencies_can_say_is_refused(name):
+    example = dict(name=name, **import_module(f"giraffe_jax.positions.methods.{name}").EXAMPLE)
+    config = ModelConfig(
+        vocab_size=8, d_model=8, d_mlp=8, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=8, original_len=32,
+        positions=(example,),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=f"{name} cannot be exported: Hugging Face's Llama knows frequencies"):
+        hf.config_to_json(config)
+
+
 def test_parameters_that_do_not_fit_the_config_are_named(tmp_path, checkpoint):
     params = jax.tree.map(lambda x: x, checkpoint.params)
     params["norm"]["scale"] = jnp.zeros(31)
     with pytest.raises(ConfigError, match=r"params: norm/scale has shape \(31,\), the config says \(32,\)"):
         hf.save(params, checkpoint.config, None, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"qk_norm: Hugging Face's Llama does not normalise"):
+        hf.config_to_json(dataclasses.replace(checkpoint.config, qk_norm=True))
     with pytest.raises(ConfigError, match=r"dtype must be bfloat16, float16 or float32, got 'int8'"):
         hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out").exists()

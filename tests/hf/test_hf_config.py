@@ -5,6 +5,7 @@ from hf_models import CONFIG
 
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.hf import config_from_json, config_to_json
+from tests.close import close
 
 FACTORS = [1.0, 1.5, 2.0, 4.0]
 SCALINGS = {
@@ -135,8 +136,9 @@ def test_ntk_is_a_larger_base_and_other_methods_are_refused():
     values = config_to_json(c)
     assert values["rope_theta"] == pytest.approx(1e4 * 4 ** (8 / 6))
     assert values["rope_scaling"] is None and values["max_position_embeddings"] == 256
-    with pytest.raises(ConfigError, match=r"power cannot be exported: Hugging Face's Llama has no such method"):
-        config_to_json(config_from_json(CONFIG, positions=[dict(name="power", exponent=0.5)]))
+    with pytest.raises(ConfigError, match=r"logn cannot be exported: Hugging Face's Llama knows frequencies"):
+        config_to_json(config_from_json(CONFIG, positions=[dict(name="logn")]))
     two = [dict(name="linear", factor=2.0), dict(name="yarn", factor=2.0)]
-    with pytest.raises(ConfigError, match=r"linear, yarn: Hugging Face's Llama takes one method"):
-        config_to_json(config_from_json(CONFIG, positions=two))
+    rope = config_to_json(config_from_json(CONFIG, positions=two))["rope_parameters"]
+    assert rope["rope_type"] == "longrope" and rope["short_factor"] == rope["long_factor"]
+    close(rope["short_factor"][0], 2.0)

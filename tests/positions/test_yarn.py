@@ -54,3 +54,11 @@ def test_unrounded_ramp_other_betas_and_another_model():
 )
 def test_gain(parameters, gain):
     assert_frequencies([dict(name="yarn", factor=40.0, **parameters)], released(40.0), gain=gain)
+
+
+def test_deepseeks_pair_whole():
+    """modeling_deepseek_v3.py: the ratio on cos and sin, and the softmax scale times the denominator's square."""
+    all_dim = 0.08 * math.log(40) + 1
+    pair = dict(name="yarn", factor=40.0, mscale=1.0, mscale_all_dim=0.8)
+    scaling = [pair, dict(name="scale", value=all_dim**2)]
+    assert_frequencies(scaling, released(40.0), gain=(0.1 * math.log(40) + 1) / all_dim * all_dim)

@@ -8,8 +8,9 @@ from giraffe_jax.positions.compose import Factor
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=2.0)
-IDENTITY = None  # factor 1 still grows with the length; up to original_len every factor is plain RoPE
+IDENTITY = "short"
 NEEDS = ("length",)
+ABOUT = dict(kind="length", training_free=True, export="native", cache="raw")
 
 
 def dynamic(e: Encoding, *, factor: Factor) -> Encoding:

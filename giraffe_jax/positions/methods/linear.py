@@ -9,6 +9,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=4.0)
 IDENTITY = dict(factor=1.0)
+ABOUT = dict(kind="frequencies", training_free=True, export="native", cache="rotated")
 
 
 def linear(e: Encoding, *, factor: Factor) -> Encoding:

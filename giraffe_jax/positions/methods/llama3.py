@@ -11,6 +11,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=8.0)
 IDENTITY = dict(factor=1.0)
+ABOUT = dict(kind="frequencies", training_free=True, export="native", cache="rotated")
 
 
 def llama3(

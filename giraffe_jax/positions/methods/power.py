@@ -9,6 +9,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(exponent=0.5)
 IDENTITY = dict(exponent=0.0)
+ABOUT = dict(kind="frequencies", training_free=False, export="longrope", cache="rotated")
 
 
 def power(e: Encoding, *, exponent: NonNegative) -> Encoding:

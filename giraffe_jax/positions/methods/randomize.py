@@ -13,8 +13,9 @@ from giraffe_jax.positions.compose import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(kind="steps")
-IDENTITY = None  # random while training, plain RoPE otherwise
+IDENTITY = "short"
 NEEDS = ("positions", "key")
+ABOUT = dict(kind="training", training_free=False, export="weights only", cache="rotated")
 
 
 def randomize(

@@ -11,6 +11,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(cutoff_len=2048.0)
 IDENTITY = dict(cutoff_len=math.inf)
+ABOUT = dict(kind="frequencies", training_free=False, export="longrope", cache="rotated")
 
 
 def truncate(e: Encoding, *, cutoff_len: Positive) -> Encoding:

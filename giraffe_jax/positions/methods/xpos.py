@@ -10,6 +10,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(scale_base=512.0)
 IDENTITY = dict(scale_base=float("inf"))
+ABOUT = dict(kind="decay", training_free=False, export="custom", cache="rotated")
 
 
 def xpos(e: Encoding, *, scale_base: Positive = 512.0, gamma: Positive = 0.4) -> Encoding:

@@ -1,0 +1,66 @@
+"""Effective distances, measured: what distance each pair of tokens is given by the attention that models run."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from giraffe_jax import positions
+from giraffe_jax.attention.dense import dense
+from giraffe_jax.positions import Scaling
+
+REACH = 0.5  # radians of the largest distance: sin() is invertible, and steep, up to there
+
+
+def distances(
+    scaling: Scaling,
+    *,
+    length: int,
+    head_dim: int,
+    theta: float,
+    original_len: int,
+    queries: Sequence[int] | None = None,
+) -> Float[np.ndarray, "Q T"]:
+    """Returns the query-key distance in tokens that each pair sees, float32; nan where it is masked.
+
+    The methods' positions and bands are kept and their frequencies replaced by one slow plane, so that a head of two
+    features shows positions alone: a query (1, 0) and a key (0, 1) have the logit sin(distance * frequency). Logits
+    are read off the attention weights, which is what makes this a probe of the real path; the pair of a token with
+    itself, at distance 0, is where each row's unknown normaliser is read. Precise to some 1e-5 of `length`.
+
+    Args:
+      scaling: the config's list of methods.
+      length: tokens of the sequence.
+      head_dim, theta, original_len: of the model, as methods read them.
+      queries: which rows; all by default.
+    """
+    e = positions.bind(scaling, head_dim=head_dim, theta=theta, original_len=original_len, length=length)
+    keys = jnp.arange(length)[None]
+    index = keys if queries is None else jnp.asarray(queries, jnp.int32)[None]
+    e = e.at(keys.astype(jnp.float32))
+    slow = REACH / length
+    e = e.replace(inv_freq=jnp.array([slow]), gain=jnp.float32(1), start=None)
+    e = e.replace(log_decay=None, query_scale=None, bias=None)
+    return np.asarray(_probe(e, index, keys, slow))
+
+
+@jax.jit
+def _probe(e, index, keys, slow):
+    length = keys.shape[1]
+    ones = jnp.ones((1, length, 1, 1))
+    query, key = (jnp.concatenate(pair, -1) for pair in ((ones, 0 * ones), (0 * ones, ones)))
+    tables = positions.rotations(e)
+    # dense divides logits by sqrt(2); a larger query makes them steeper than the weights' rounding.
+    q = tuple(positions.rotate(2**0.5 * 8 * query, t.q_cos, t.q_sin)[:, index[0]] for t in tables)
+    k = tuple(positions.rotate(key, t.k_cos, t.k_sin) for t in tables)
+    local = tuple(jnp.inf if size is None else size for size in (e.window, e.chunk))
+    one_hot = jnp.eye(length)[None, :, None]
+    weights_TS = dense(
+        q, k, one_hot, q_index=index, k_index=keys, within=(index, keys), segments=None, bands=e.bands, bias=None,
+        length=e.length, local=local,
+    )[0, :, 0]  # fmt: skip
+    own = jnp.take_along_axis(weights_TS, index[0][:, None], axis=1)
+    logits_TS = (jnp.log(weights_TS) - jnp.log(own)) / 8
+    return jnp.where(weights_TS > 0, jnp.arcsin(jnp.clip(logits_TS, -1, 1)) / slow, jnp.nan)

@@ -1,0 +1,25 @@
+"""Search for the frequencies that carry a model furthest, without training it: LongRoPE's evolution.
+
+  giraffe search --config=experiments/learned/config.py:text,4 --workdir=runs/searched
+
+The workdir gets search.jsonl, a row per generation, and positions.json, the best table so far as an entry that any
+config takes and that exports. The same command with the same workdir goes on after the last whole generation.
+"""
+
+import argparse
+
+from giraffe_jax.cli import configs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configs.config_arguments(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the search lives")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no line with the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = configs.load(args)
+    from giraffe_jax.search import search
+
+    search(config, args.workdir, quiet=args.quiet)
+    return 0

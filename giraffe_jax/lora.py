@@ -1,0 +1,123 @@
+"""Low-rank adapters: what training moves, and the adapters' place in the parameter tree.
+
+Hu et al., "LoRA", arXiv:2106.09685. For long contexts norms and embeddings are trained too: Chen et al., "LongLoRA",
+arXiv:2309.12307. Longer steps of B: Hayou et al., "LoRA+", arXiv:2402.12354. An adapter lies beside its kernel,
+"layers/attention/q/lora/{a, b, scale}", and carries its own scale, so that parameters alone say what they compute; the
+model adds scale * (x A) B where it finds one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.sharding import paths
+
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Part = Literal["norm", "embed", "lm_head"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which projections get adapters, and what else is trained. The defaults are LongLoRA's; LoRA alone is train=()."""
+
+    rank: int = 8
+    alpha: float = 16.0  # adapters count alpha / rank
+    targets: tuple[Target, ...] = ("q", "k", "v", "o")
+    train: tuple[Part, ...] = ("norm", "embed")  # "embed" is the unembedding too where they are tied
+    lr_ratio: float = 1.0  # learning rate of B over that of all else that is trained; LoRA+ takes 16
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"lora: rank must be at least 1 and alpha > 0, got {self.rank} and {self.alpha}.")
+        if self.lr_ratio <= 0:
+            raise ConfigError(f"lora.lr_ratio must be > 0, got {self.lr_ratio}; 1 is one rate for both matrices.")
+        if not self.targets:
+            raise ConfigError("lora.targets: empty; name at least one of q, k, v, o, gate, up, down.")
+
+
+def add(params: Mapping[str, Any], config: LoraConfig, key: jax.Array) -> dict[str, Any]:
+    """Returns the parameters with fresh adapters: A uniform in +-1/sqrt(fan in), B zero, so nothing changes yet.
+
+    What is trained becomes float32: a bfloat16 norm would not see a step of 2e-5. The rest keeps its dtype.
+    """
+    tree = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(jnp.float32) if _trains(_words(path), config) else x, _copy(params)
+    )
+    for i, name in enumerate(config.targets):
+        weights = tree["layers"]["attention" if name in ("q", "k", "v", "o") else "mlp"][name]
+        layers, *shape = weights["kernel"].shape
+        fan_in = 2 if name == "o" else 1
+        reads = (layers, *shape[:fan_in], config.rank)
+        bound = math.prod(shape[:fan_in]) ** -0.5
+        weights["lora"] = {
+            "a": jax.random.uniform(jax.random.fold_in(key, i), reads, jnp.float32, -bound, bound),
+            "b": jnp.zeros((layers, config.rank, *shape[fan_in:]), jnp.float32),
+            "scale": jnp.full(layers, config.alpha / config.rank, jnp.float32),
+        }
+    return tree
+
+
+def trainable(params: Any, config: LoraConfig | None) -> Any:
+    """Returns True for each parameter that training moves, in a tree like params; all of them without a config."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: config is None or _trains(_words(path), config), params)
+
+
+def with_lr_ratio(moves: optax.GradientTransformation, config: LoraConfig) -> optax.GradientTransformation:
+    """Returns an optimizer whose steps of B, weight decay included, are config.lr_ratio times as large (LoRA+)."""
+    if config.lr_ratio == 1:
+        return moves
+
+    def is_b(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: _words(path)[-2:] == ("lora", "b"), tree)
+
+    return optax.chain(moves, optax.masked(optax.scale(config.lr_ratio), is_b))
+
+
+def split(params: Any, chosen: Any) -> tuple[Any, Any]:
+    """Returns (the chosen parameters, the others): two trees like params with None, which has no leaves, elsewhere."""
+    these = jax.tree.map(lambda x, yes: x if yes else None, params, chosen)
+    others = jax.tree.map(lambda x, yes: None if yes else x, params, chosen)
+    return these, others
+
+
+def join(one: Any, other: Any) -> Any:
+    """Returns the parameters that `split` made two trees of."""
+    return jax.tree.map(lambda x, y: y if x is None else x, one, other, is_leaf=lambda x: x is None)
+
+
+def merge(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters without adapters that compute the same: W + scale * A B, in float32, rounded to W's dtype."""
+    if "kernel" not in params:
+        return {name: merge(leaf) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}
+    kernel, adapter = params["kernel"], params.get("lora")
+    if adapter is None:
+        return dict(params)
+    a, b, scale = adapter["a"], adapter["b"], adapter["scale"]
+    update = jax.vmap(lambda a, b, scale: scale * jnp.tensordot(a, b, 1))(a, b, scale)
+    return {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
+
+
+def has_adapters(params: Any) -> bool:
+    """Returns whether a parameter tree holds adapters."""
+    return any("/lora/" in path for path in paths(params))
+
+
+def _words(path: Any) -> tuple[str, ...]:
+    return tuple(str(part.key) for part in path)
+
+
+def _trains(words: tuple[str, ...], config: LoraConfig) -> bool:
+    if "lora" in words:
+        return words[-1] != "scale"
+    is_norm = words[-2].endswith("norm")
+    return words[0] in config.train or (is_norm and "norm" in config.train)
+
+
+def _copy(tree: Any) -> Any:
+    return {name: _copy(x) for name, x in tree.items()} if isinstance(tree, Mapping) else tree

@@ -1,0 +1,25 @@
+"""Values that differ between layers, in a pattern that repeats."""
+
+from giraffe_jax.positions.encoding import Encoding
+
+
+def alternate(e: Encoding, every: int, value, other, *, axes: int = 0):
+    """Returns `value`, or with `every` > 0 values stacked over layers: `other` in layers every, 2 every, ...
+
+    Args:
+      e: its num_layers is read where layers differ.
+      every: counted from 1; 0 for no pattern.
+      value, other: of one layer, or stacked over layers already.
+      axes: of one layer's value.
+
+    Raises:
+      ValueError: a pattern for a model whose number of layers is not known.
+    """
+    if not every:
+        return value
+    if axes and e.limits is not None:
+        raise ValueError("after mixed, which has several sets of frequencies: put it before, or into each choice.")
+    if e.num_layers is None:
+        raise ValueError("a pattern of layers needs to know how many there are: bind(..., num_layers=L).")
+    last = e.xp.arange(1, e.num_layers + 1) % every == 0
+    return e.xp.where(last.reshape(-1, *(1,) * axes), other, value)

@@ -1,0 +1,26 @@
+"""Chunked attention: tokens see the earlier tokens of their own chunk, in all layers or in all but every n-th.
+
+Llama 4 (transformers' `attention_chunk_size` 8192, full attention without rotation in every fourth layer); no arXiv
+paper of its own.
+"""
+
+from typing import Annotated
+
+from giraffe_jax.positions.compose import Bound, Positive
+from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.layers import alternate
+
+EXAMPLE = dict(chunk_size=16.0)
+IDENTITY = dict(chunk_size=float("inf"))
+ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
+
+
+def chunked(e: Encoding, *, chunk_size: Positive = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
+    """Key j for query i where i // chunk_size == j // chunk_size.
+
+    Args:
+      chunk_size: tokens.
+      full_every: every n-th layer attends fully; 0 for none.
+    """
+    chunk_size = alternate(e, full_every, chunk_size, e.xp.inf)
+    return e.replace(chunk=chunk_size if e.chunk is None else e.xp.minimum(chunk_size, e.chunk))

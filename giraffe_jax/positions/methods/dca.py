@@ -1,0 +1,42 @@
+"""Dual chunk attention: true distances within a chunk and next to it, a constant query position for older chunks.
+
+An et al., "Training-Free Long-Context Scaling of Large Language Models", arXiv:2402.17463; HKUNLP/ChunkLlama. Keys are
+only ever rotated by their place in their chunk, so a cache may hold them rotated. The released code also multiplies
+cos and sin by 0.05 ln(length / original_len) + 1, which the paper's tables are without, and so is this.
+"""
+
+from typing import Annotated
+
+from giraffe_jax.positions.bands import Apart, Line, window_of, with_bands
+from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.encoding import Band, Encoding
+
+EXAMPLE = dict(chunk_size=24, local_size=4)
+IDENTITY = "short"
+ABOUT = dict(kind="bands", training_free=True, export="custom", cache="rotated", test="bands")
+
+
+def dca(
+    e: Encoding,
+    *,
+    chunk_size: Annotated[int, Bound(2)] | None = None,
+    local_size: Annotated[int, Bound(1)] | None = None,
+) -> Encoding:
+    """With c = chunk_size - local_size and chunks i // c: i - j in one chunk; min(i % c + c, chunk_size) - j % c to
+    the chunk before; min(2 c - 1, chunk_size) - j % c to older ones.
+
+    Args:
+      chunk_size: tokens, at most original_len; 3/4 of it by default.
+      local_size: tokens of the neighbouring chunk seen at true distances; 1/8 of original_len by default.
+    """
+    size, local = window_of(e, chunk_size, 3 / 4), window_of(e, local_size, 1 / 8)
+    c = size - local
+    if c < 1:
+        raise ValueError(f"local_size {local} must be less than chunk_size {size}.")
+    key = Line(modulo=c)
+    return with_bands(
+        e,
+        Band(Apart(0, 1, c), key, key),
+        Band(Apart(1, 2, c), Line(modulo=c, shift=c, highest=size), key),
+        Band(Apart(2, chunk=c), Line(0.0, min(2 * c - 1, size)), key),
+    )

@@ -1,0 +1,16 @@
+"""Dynamic linear interpolation: positions are interpolated by just as much as the sequence exceeds original_len.
+
+arXiv:2309.00071, appendix B.1 ("Dynamic Scaling"), for position interpolation. A growing cache must hold raw keys.
+"""
+
+from giraffe_jax.positions.encoding import Encoding
+
+EXAMPLE = dict()
+IDENTITY = "short"
+NEEDS = ("length",)
+ABOUT = dict(kind="length", training_free=True, export="custom", cache="raw")
+
+
+def dynamic_linear(e: Encoding) -> Encoding:
+    """th_i / max(1, length / original_len)."""
+    return e.replace(inv_freq=e.inv_freq / e.xp.maximum(e.length / e.original_len, 1.0))

@@ -1,0 +1,72 @@
+"""FIRE: a small network of the distance, relative to the query's position and so at home at any length.
+
+Li et al., "Functional Interpolation for Relative Positions Improves Long Context Transformers", arXiv:2310.04418. As in
+the paper it replaces rotation when `nope` comes before it.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from giraffe_jax.positions.biases import add_bias
+from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.encoding import Encoding
+
+EXAMPLE = dict(width=4, threshold=16.0)
+IDENTITY = None  # the network starts with random weights
+ABOUT = dict(kind="bias", training_free=False, export="custom", cache="rotated", test="biases")
+
+
+def fire(
+    e: Encoding,
+    *,
+    width: Annotated[int, Bound(1)] = 32,
+    c: Annotated[float, Bound(0.0, above=True)] = 0.1,
+    threshold: Annotated[float, Bound(0.0, above=True)] = 512.0,
+) -> Encoding:
+    """Logits plus f_h(psi(D) / psi(max(i, L))), psi(x) = log(|c x| + 1) and f a ReLU network of one hidden layer.
+
+    Args:
+      width: units of the hidden layer.
+      c: where the learned compression of distances starts.
+      threshold: where the learned L starts, tokens; shorter prefixes are not stretched to it.
+    """
+    return add_bias(e, Fire(width, float(c), float(threshold)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fire:
+    width: int
+    c: float
+    threshold: float
+    name = "fire"
+
+    def init(self, key, num_heads: int):
+        first, second = jax.random.split(key)
+        bound = self.width**-0.5
+        return {
+            "w_in": jax.random.uniform(first, (self.width,), minval=-1.0),
+            "b_in": jnp.zeros(self.width),
+            "w_out": jax.random.uniform(second, (self.width, num_heads), minval=-bound, maxval=bound),
+            "b_out": jnp.zeros(num_heads),
+            "c": jnp.full((), self.c),
+            "scale": jnp.ones(()),  # of the threshold
+        }
+
+    def __call__(self, params, i, j, num_heads: int):
+        p = self.init(jax.random.key(0), num_heads) if params is None else params
+
+        def psi(x):
+            return jnp.log(jnp.abs(p["c"] * x) + 1)
+
+        longest = jnp.maximum(i, jnp.abs(p["scale"] * self.threshold))
+        x = psi(jnp.maximum(i - j, 0)) / psi(longest)
+        x = x if x.ndim == 2 else x[:, 0]
+        out = p["b_out"][:, None, None]
+        # A sum over units keeps every array the size of one block's logits.
+        for unit in range(self.width):
+            hidden = jax.nn.relu(p["w_in"][unit] * x + p["b_in"][unit])
+            out = out + p["w_out"][unit][:, None, None] * hidden[..., None, :, :]
+        return out

@@ -1,0 +1,59 @@
+"""Mixed windows: short sequences keep the frequencies they were trained with, long ones get others, in one batch.
+
+Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains so: sequences up to
+original_len with plain RoPE and a mask between documents, longer ones rescaled; inference goes by the length.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from giraffe_jax.positions.compose import Choices, Positives, apply
+from giraffe_jax.positions.encoding import Encoding
+
+EXAMPLE = dict(choices=[[], [{"name": "linear", "factor": 4.0}]])
+IDENTITY = "short"
+ABOUT = dict(kind="length", training_free=False, export="custom", cache="raw")
+
+
+def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> Encoding:
+    """The frequencies and gain of choices[0] for documents of up to up_to[0] tokens, and so on; the last for the rest.
+
+    Each document of a packed row has its own choice, unless one length is given for all (a generation, an evaluation
+    at a length) or a batch names its rows' choices: Encoding.at(positions, choice=[B]).
+
+    Args:
+      choices: K lists of methods of frequencies.
+      up_to: K - 1 lengths, rising, in tokens; [original_len] by default.
+    """
+    if e.xp is not np:
+        raise ValueError("it comes before methods whose frequencies follow the length, not after.")
+    if e.limits is not None:
+        raise ValueError("mixed is there already; give one more choices.")
+    limits = np.asarray([e.original_len] if up_to is None else up_to, np.float64)
+    if len(limits) != len(choices) - 1 or (np.diff(limits) <= 0).any():
+        raise ValueError(
+            f"{len(choices)} choices need {len(choices) - 1} rising lengths in up_to, got {limits.tolist()}."
+        )
+    edges = [0.0, *limits, 2 * limits[-1] + 1]
+    made = [
+        _fixed(e, c, shortest + 1, longest) for c, shortest, longest in zip(choices, edges, edges[1:], strict=False)
+    ]
+    shape = np.broadcast_shapes(*(m.inv_freq.shape for m in made))
+    inv_freq = np.stack([np.broadcast_to(m.inv_freq, shape) for m in made])
+    return e.replace(inv_freq=inv_freq, gain=np.stack([m.gain for m in made]), limits=limits)
+
+
+def _fixed(e: Encoding, calls: Any, shortest: float, longest: float) -> Encoding:
+    """Returns the encoding of one choice, which must be the same at all lengths that it serves."""
+    names = ", ".join(call.function.__name__ for call in calls)
+    if any(set(call.needs) & {"positions", "key"} for call in calls):
+        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+    made, other = (apply(e.replace(length=np.float64(n)), calls, "choices") for n in (longest, shortest))
+    if not (np.array_equal(made.inv_freq, other.inv_freq) and made.gain == other.gain):
+        raise ValueError(f"a choice has the same frequencies at every length; {names} has not.")
+    rest = made.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
+    if jax.tree.structure(rest) != jax.tree.structure(e) or not jax.tree.all(jax.tree.map(np.array_equal, rest, e)):
+        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+    return made

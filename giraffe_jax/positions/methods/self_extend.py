@@ -1,0 +1,27 @@
+"""SelfExtend: true distances within a window, positions in groups beyond it.
+
+Jin et al., "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv:2401.01325. Here W // G is the
+paper's floor; the released code divides without it, and leaves the window out while a sequence is short, so that its
+prefill differs from its decoding.
+"""
+
+from typing import Annotated
+
+from giraffe_jax.positions.bands import Line, far, near, with_bands
+from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.encoding import Encoding
+
+EXAMPLE = dict(window=8, group=4)
+IDENTITY = "short"
+ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+
+
+def self_extend(
+    e: Encoding, *, window: Annotated[int, Bound(1)] = 1024, group: Annotated[int, Bound(1)] = 8
+) -> Encoding:
+    """Distance D where D < window, else i // group - j // group + window - window // group.
+
+    Reaches (original_len - window) * group + window tokens.
+    """
+    shift = window - window // group
+    return with_bands(e, near(window), far(window, Line(1.0, shift, group), Line(group=group)))

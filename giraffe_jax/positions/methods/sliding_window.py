@@ -1,0 +1,25 @@
+"""Sliding window attention: only the latest tokens are seen, in all layers or in all but every n-th.
+
+Mistral 7B, arXiv:2310.06825; Gemma 3, arXiv:2503.19786 (five windowed layers to each full one).
+"""
+
+from typing import Annotated
+
+from giraffe_jax.positions.compose import Bound, Positive
+from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.layers import alternate
+
+EXAMPLE = dict(window=16.0)
+IDENTITY = dict(window=float("inf"))
+ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
+
+
+def sliding_window(e: Encoding, *, window: Positive, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
+    """Key j for query i where i - j < window.
+
+    Args:
+      window: tokens, the query's own included.
+      full_every: every n-th layer attends fully; 0 for none.
+    """
+    window = alternate(e, full_every, window, e.xp.inf)
+    return e.replace(window=window if e.window is None else e.xp.minimum(window, e.window))

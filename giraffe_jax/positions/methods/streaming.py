@@ -1,0 +1,28 @@
+"""StreamingLLM: a rolling window and the first tokens (attention sinks), positions counted inside the cache.
+
+Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453. Endless streams, not longer
+context: what has left the window cannot be retrieved.
+"""
+
+from typing import Annotated
+
+from giraffe_jax.positions.bands import Line, far, near, window_of, with_bands
+from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.encoding import Encoding
+
+EXAMPLE = dict(window=16, sinks=2)
+IDENTITY = "short"
+ABOUT = dict(kind="bands", training_free=True, export="custom", cache="rotated", test="bands")
+
+
+def streaming(
+    e: Encoding, *, window: Annotated[int, Bound(1)] | None = None, sinks: Annotated[int, Bound(0)] = 4
+) -> Encoding:
+    """Distance D where D < window; the first `sinks` tokens at min(i, sinks + window - 1) - j beyond; else nothing.
+
+    Args:
+      window: recent tokens in the cache, the current one included; original_len - sinks by default.
+      sinks: first tokens of a document that stay in the cache.
+    """
+    window = max(1, window_of(e, None, 1.0) - sinks) if window is None else window
+    return with_bands(e, near(window), far(window, Line(highest=sinks + window - 1), keys=sinks))

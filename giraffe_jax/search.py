@@ -1,0 +1,308 @@
+"""A search for the divisor of every rotary plane by evolution, in LongRoPE's manner; the weights stay as they are.
+
+Ding et al., "LongRoPE", arXiv:2402.13753, algorithm 1, with the numbers of its released code (microsoft/LongRoPE,
+evolution/): divisors on a grid between 1 and 1.25 times the extension, never falling from one plane to the next slower
+one; a population that starts from position interpolation, NTK and YaRN; the best tables are parents of mutations and
+crossovers. The objective is the mean loss on `data`, over the tokens that have weight there: all of a text, or with
+synthetic documents of which only the answers count, the needle-driven perplexity of LongRoPE2 (arXiv:2502.20082).
+
+All tables of a generation are evaluated by one compiled program, the same for the whole search: they are its
+arguments. A search is a pure function of its config. Its workdir: config.json, search.jsonl (a row per generation, from
+which the same command goes on) and positions.json, the best entry so far.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from giraffe_jax import sharding
+from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.data.pipeline import DataConfig, make_pipeline
+from giraffe_jax.model import PARAM_AXES, ModelConfig
+from giraffe_jax.positions import Encoding, check, frequencies, longrope_entry
+from giraffe_jax.records import Progress, Rows, read_rows, write_atomically
+from giraffe_jax.sharding import MeshConfig
+from giraffe_jax.train import POSITIONS, claim, eval_step, load, to_global
+
+ROWS = "search.jsonl"
+TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken
+Table = tuple[int, ...]  # steps above a divisor of 1, one number per plane
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """One search. The defaults are those of LongRoPE's released code for Llama."""
+
+    source: str  # weights: see TrainConfig.source
+    factor: float  # extension of the context that is searched for
+    data: DataConfig  # documents of the objective; needles: synthetic, with record_weight and filler_weight 0
+    batches: int = 1  # of data that each table is measured on, the same for all
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
+    tokenizer: str = ""  # path; "" takes the source's
+    starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()  # lists of methods; () is linear, ntk and yarn with `factor`
+    gain: float | None = None  # of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len))
+    generations: int = 40  # after the first population; may be raised in a workdir that is done
+    population: int = 64  # first one
+    parents: int = 32
+    mutations: int = 16
+    crossovers: int = 16
+    probability: float = 0.3  # that a plane mutates, or is taken from the second parent
+    step: float = 0.01  # of the grid that divisors lie on
+    tables_at_once: int = 1  # of a generation in one forward pass: more where memory is left and matrices are small
+    loss_chunk: int = 1024  # tokens of a row whose logits exist at once
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("batches", "population", "tables_at_once", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"config.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.factor <= 1 or not 0 < self.probability <= 1 or self.step <= 0 or self.generations < 0:
+            raise ConfigError(
+                f"config: factor must be > 1, probability in (0, 1], step > 0, generations >= 0; got {self.factor}, "
+                f"{self.probability}, {self.step}, {self.generations}."
+            )
+        if not 2 <= self.parents <= self.population or min(self.mutations, self.crossovers, self.children - 1) < 0:
+            raise ConfigError(
+                "config: 2 <= parents <= population, and mutations or crossovers of them; got "
+                f"{self.parents}, {self.population}, {self.mutations}, {self.crossovers}."
+            )
+        for i, start in enumerate(self.starts):
+            check(start, f"config.starts[{i}]")
+        if "positions" in self.model:
+            raise ConfigError("config.model.positions: are what is searched; `starts` lists where from.")
+
+    @property
+    def children(self) -> int:
+        return self.mutations + self.crossovers
+
+    @property
+    def top(self) -> int:
+        """Steps of the largest divisor, 1.25 times the factor."""
+        return math.floor((1.25 * self.factor - 1) / self.step + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The best table of a search: its entry for any config, its loss, and the least loss of each generation."""
+
+    entry: dict[str, Any]
+    nll: float  # nats per weighted token of the objective
+    history: tuple[float, ...]
+
+
+def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = False) -> Found:
+    """Searches to config.generations, continuing what the workdir holds, and returns the best table.
+
+    Args:
+      config: SearchConfig or the ConfigDict of a config file.
+      workdir: where the search lives; local.
+      quiet: no progress, no line with the result.
+
+    Raises:
+      ConfigError: a wrong config, a mesh that does not divide, a workdir of another search.
+    """
+    config, workdir = build(SearchConfig, config), Path(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    loaded = load(config.source, config.model, tokenizer=config.tokenizer, mesh=mesh)
+    model = dataclasses.replace(loaded.model, positions=())
+    process = (jax.process_index(), jax.process_count())
+    pipeline = make_pipeline(config.data, loaded.tokenizer, process)
+    if config.data.batch_size % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):
+        raise ConfigError(f"mesh: data x fsdp does not divide data.batch_size {config.data.batch_size}.")
+    about = {k: v for k, v in to_dict(config).items() if k != "generations"}
+    claim(workdir, about | {"data_fingerprint": pipeline.fingerprint}, loaded.tokenizer)
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(loaded.params, sharding.shardings(loaded.params, PARAM_AXES, mesh))
+        parts = [to_global(pipeline.batch(i), mesh) for i in range(config.batches)]
+        batches = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+        if not float(batches["weights"].sum()) > 0:
+            raise ConfigError("config.data: no token of the objective has weight; give answers or text some.")
+        encoding = model.bind().replace(gain=np.float32(gain(config, model)))
+        settings: dict[str, Any] = dict(model=model, chunk=config.loss_chunk, at_once=config.tables_at_once)
+
+        def measure(tables: Sequence[Table]) -> list[float]:
+            """Losses of any number of tables by programs of `children` tables, the last one filled up."""
+            out: list[float] = []
+            for i in range(0, len(tables), config.children):
+                some = list(tables[i : i + config.children])
+                filled = some + [some[-1]] * (config.children - len(some))
+                inv_freq = np.stack([plain(model) / divisors(t, config) for t in filled]).astype(np.float32)
+                losses = table_losses(params, batches, encoding, inv_freq, **settings)
+                out += np.asarray(losses, np.float64)[: len(some)].tolist()
+            return [x if math.isfinite(x) else math.inf for x in out]
+
+        return _evolve(config, model, workdir, measure, quiet, write=process[0] == 0)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "at_once"))
+def table_losses(
+    params: Any,
+    batches: Mapping[str, Array],
+    encoding: Encoding,
+    inv_freq: Float[Array | np.ndarray, "K R"],
+    *,
+    model: ModelConfig,
+    chunk: int = 1024,
+    at_once: int = 1,
+) -> Float[Array, "K"]:
+    """Returns the mean loss over all weighted tokens of the batches, for each of K tables of frequencies.
+
+    Args:
+      batches: as of train_step, stacked: [M B T].
+      encoding: bound without positions; its inv_freq is not read.
+      at_once: tables in one forward pass; the others follow, in the same program.
+    """
+
+    def one(inv_freq_R):
+        e = encoding.replace(inv_freq=inv_freq_R)
+
+        def add(total, batch):
+            return jax.tree.map(jnp.add, total, eval_step(params, batch, e, model=model, chunk=chunk)), None
+
+        (nats, weight), _ = jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), dict(batches))
+        return nats / weight
+
+    return jax.lax.map(one, jnp.asarray(inv_freq), batch_size=at_once if at_once > 1 else None)
+
+
+def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, quiet: bool, write: bool) -> Found:
+    """Returns the best table; what each generation holds follows from the rows before it, the seed and its number."""
+    generations: list[dict[Table, float]] = []  # tables and losses that each added
+    if (workdir / ROWS).is_file():
+        for row in read_rows(workdir / ROWS):
+            tables = [tuple(round((x - 1) / config.step) for x in xs) for xs in row["divisors"]]
+            losses = [math.inf if x is None else x for x in row["nll"]]
+            generations.append(dict(zip(tables, losses, strict=True)))
+    rows = Rows(workdir / ROWS) if write else None
+    progress = None if quiet or not write else Progress(config.generations + 1, start=len(generations))
+    for number in range(len(generations), config.generations + 1):
+        began = time.perf_counter()
+        rng = np.random.default_rng([config.seed, number])
+        seen = {table: loss for generation in generations for table, loss in generation.items()}
+        tables = offspring(rng, best(generations, config.parents), seen, config) if seen else first(rng, config, model)
+        generations.append(dict(zip(tables, measure(tables), strict=True)))
+        table, loss = _best_one(generations)
+        if rows is not None:
+            row = {"generation": number, "best": loss, "best_divisors": divisors(table, config).tolist()}
+            row |= {"tables": len(tables), "seconds": round(time.perf_counter() - began, 3)}
+            row["nll"] = list(generations[-1].values())
+            rows.append(row | {"divisors": [divisors(t, config).tolist() for t in generations[-1]]})
+            rows.sync()
+            write_atomically(workdir / POSITIONS, json.dumps([_entry(table, config, model)]) + "\n")
+        if progress is not None:
+            progress.update(number + 1, f"best perplexity {math.exp(min(loss, 700.0)):.4g}")
+    for log in (rows, progress):
+        if log is not None:
+            log.close()
+    table, loss = _best_one(generations)
+    entry = _entry(table, config, model)
+    if not quiet and write:
+        print(f"searched, for any config: positions = {json.dumps([entry])}", flush=True)
+    history = np.minimum.accumulate([min(generation.values()) for generation in generations])
+    return Found(entry, loss, tuple(history.tolist()))
+
+
+def best(generations: Sequence[Mapping[Table, float]], n: int) -> list[Table]:
+    """Returns the n best tables of all generations, best first."""
+    found = {table: loss for generation in generations for table, loss in generation.items()}
+    return sorted(found, key=lambda table: (found[table], table))[:n]
+
+
+def _best_one(generations: Sequence[Mapping[Table, float]]) -> tuple[Table, float]:
+    (table,) = best(generations, 1)
+    return table, next(generation[table] for generation in generations if table in generation)
+
+
+def first(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) -> list[Table]:
+    """Returns the first population: the starts on the grid, then their mutations in turn."""
+    default = tuple((dict(name=name, factor=config.factor),) for name in ("linear", "ntk", "yarn"))
+    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
+    tables: dict[Table, None] = {}
+    for start in config.starts or default:
+        inv_freq = np.asarray(frequencies(start, **about)[0], np.float64)
+        divisor = plain(model) / np.maximum(inv_freq, 1e-30)
+        steps = np.clip(np.rint((divisor - 1) / config.step), 0, config.top).astype(int)
+        tables[tuple(np.maximum.accumulate(steps).tolist())] = None
+    starts = list(tables)
+    for i in range(config.population - len(starts)):
+        tables[mutation(rng, starts[i % len(starts)], tables, config)] = None
+    return list(tables)[: config.population]
+
+
+def offspring(
+    rng: np.random.Generator, parents: Sequence[Table], seen: Mapping[Table, Any], config: SearchConfig
+) -> list[Table]:
+    """Returns the children of a generation: mutations of parents drawn at random, then crossovers of two."""
+    children: dict[Table, None] = {}
+    known = dict.fromkeys(seen)
+    for i in range(config.children):
+        if i < config.mutations or len(parents) < 2:
+            child = mutation(rng, parents[int(rng.integers(len(parents)))], known, config)
+        else:
+            one, two = sorted(rng.choice(len(parents), 2, replace=False))
+            child = crossover(rng, parents[one], parents[two], known, config)
+        children[child] = known[child] = None
+    return list(children)
+
+
+def mutation(rng: np.random.Generator, table: Table, seen: Mapping[Table, Any], config: SearchConfig) -> Table:
+    """Returns the table with each plane drawn anew with the config's probability, between its two neighbours."""
+    child = table
+    for _ in range(TRIES):
+        new = list(table)
+        for i in range(len(new)):
+            if rng.uniform() < config.probability:
+                low = new[i - 1] if i else 0
+                high = new[i + 1] if i + 1 < len(new) else config.top
+                new[i] = int(rng.integers(low, high + 1))
+        child = tuple(new)
+        if child not in seen:
+            break
+    return child
+
+
+def crossover(
+    rng: np.random.Generator, table: Table, other: Table, seen: Mapping[Table, Any], config: SearchConfig
+) -> Table:
+    """Returns the table with each plane taken from another with the config's probability, where that is monotone and
+    new; a mutation of it where no try is."""
+    for _ in range(TRIES):
+        take = rng.uniform(size=len(table)) < config.probability
+        child = tuple(np.where(take, other, table).tolist())
+        if child not in seen and all(a <= b for a, b in zip(child, child[1:], strict=False)):
+            return child
+    return mutation(rng, table, seen, config)
+
+
+def divisors(table: Table, config: SearchConfig) -> Float[np.ndarray, "R"]:
+    """Returns a table's divisors."""
+    return np.round(1 + config.step * np.asarray(table, np.float64), 9)
+
+
+def plain(model: ModelConfig) -> Float[np.ndarray, "R"]:
+    """Returns the frequencies that divisors divide, in float64."""
+    return np.float64(model.theta) ** (-2 * np.arange(model.head_dim // 2, dtype=np.float64) / model.head_dim)
+
+
+def gain(config: SearchConfig, model: ModelConfig) -> float:
+    """Returns the multiplier of cos and sin that all tables of a search have."""
+    if config.gain is not None:
+        return config.gain
+    return math.sqrt(1 + math.log(config.factor) / math.log(model.original_len))
+
+
+def _entry(table: Table, config: SearchConfig, model: ModelConfig) -> dict[str, Any]:
+    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, factor=config.factor)
+    return longrope_entry(plain(model) / divisors(table, config), gain(config, model), **about)

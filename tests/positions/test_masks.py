@@ -1,0 +1,109 @@
+"""Windows, chunks and patterns of layers: which keys a query sees, read off the distances that attention gives."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from giraffe_jax.decode import LM, decode_step, prefill
+from giraffe_jax.model import ModelConfig, init_params
+from giraffe_jax.positions import bind, distances
+from tests.close import close
+
+MODEL = dict(head_dim=8, theta=1e4, original_len=32)
+QUERY, KEY = np.arange(100)[:, None], np.arange(100)[None, :]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "seen"),
+    [
+        ("sliding_window", dict(window=16.0), QUERY - KEY < 16),
+        ("chunked", dict(chunk_size=24.0), QUERY // 24 == KEY // 24),
+    ],
+)
+def test_keys_that_are_seen(name, parameters, seen):
+    got = distances([dict(name=name, **parameters)], length=100, **MODEL)
+    np.testing.assert_allclose(got, np.where(seen & (QUERY >= KEY), QUERY - KEY, np.nan), atol=0.01)
+
+
+def layers(scaling, num_layers=8, length=100):
+    """The bound encoding at positions 0 .. length - 1, and whether each layer rotates."""
+    e = bind(scaling, num_layers=num_layers, length=length, **MODEL).at(jnp.arange(float(length))[None])
+    return e, [bool((row > 0).all()) for row in np.asarray(e.inv_freq)]
+
+
+def test_smollm3():
+    """Its config: no_rope_layers[i] = (i + 1) % 4 != 0, attention full everywhere, no temperature."""
+    e, rotates = layers([dict(name="nope_layers", every=4)], 12)
+    assert rotates == [True, True, True, False] * 3
+    assert e.window is None and e.chunk is None and e.query_scale is None
+
+
+def test_irope_of_llama_4():
+    """Llama4TextConfig: every fourth layer without rotation, with full attention and temperature; chunks elsewhere."""
+    temperature = dict(name="llama4_temperature", floor_scale=32.0, every=4)
+    scaling = [dict(name="nope_layers", every=4), dict(name="chunked", chunk_size=24.0, full_every=4), temperature]
+    e, rotates = layers(scaling)
+    assert rotates == [True, True, True, False] * 2
+    assert e.chunk.tolist() == [24.0, 24.0, 24.0, math.inf] * 2
+    want = [1 + 0.1 * math.log(math.floor((n + 1) / 32) + 1) for n in range(100)]
+    for layer in range(8):
+        close(e.query_scale[layer, 0], 1.0 if rotates[layer] else want)
+
+
+def test_swan():
+    """Layers with a window and rotation, and between them layers without either, whose logits grow with log n."""
+    scaling = [
+        dict(name="nope_layers", every=4),
+        dict(name="sliding_window", window=16.0, full_every=4),
+        dict(name="logn", every=4),
+    ]
+    e, rotates = layers(scaling)
+    assert rotates == [True, True, True, False] * 2
+    assert e.window.tolist() == [16.0, 16.0, 16.0, math.inf] * 2
+    want = [max(1.0, math.log(n + 1) / math.log(32)) for n in range(100)]
+    for layer in range(8):
+        close(e.query_scale[layer, 0], 1.0 if rotates[layer] else want)
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_temperature_of_some_layers_decodes_as_it_prefills(every):
+    """Alone among layers that all rotate, where only queries differ from layer to layer; raw keys as well."""
+    shape = dict(vocab_size=32, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, **MODEL)
+    config = ModelConfig(**shape, positions=(dict(name="llama4_temperature", floor_scale=8.0, every=every),))
+    tokens = jax.random.randint(jax.random.key(7), (1, 30), 0, 32)
+    lm = LM(config, jax.tree.map(lambda x: 2 * x, init_params(config, jax.random.key(0))), None)
+    want, _ = prefill(lm, tokens, np.array([30]), config.bind(), capacity=30)
+    for raw in (False, True):
+        _, cache = prefill(lm, tokens[:, :29], np.array([29]), config.bind(), capacity=30, raw=raw)
+        got, _ = decode_step(lm, tokens[:, 29], config.bind(), cache)
+        close(got, want, ulps=256)
+
+
+def test_patterns_of_layers():
+    scaling = [
+        dict(name="nope_layers", every=4),
+        dict(name="chunked", chunk_size=64.0, full_every=4),
+        dict(name="sliding_window", window=32.0, full_every=2),
+    ]
+    e = bind(scaling, num_layers=8, **MODEL)
+    plain = bind([], **MODEL).inv_freq
+    for layer in range(8):
+        rotates = (layer + 1) % 4 != 0
+        np.testing.assert_array_equal(e.inv_freq[layer], plain if rotates else 0 * plain)
+        assert e.chunk[layer] == (64.0 if rotates else np.inf)
+        assert e.window[layer] == (32.0 if (layer + 1) % 2 else np.inf)
+
+
+def test_frequencies_may_follow_a_pattern():
+    e = bind([dict(name="nope_layers", every=2), dict(name="linear", factor=4.0)], num_layers=2, **MODEL)
+    np.testing.assert_array_equal(
+        e.inv_freq, np.stack([bind([], **MODEL).inv_freq / 4, np.zeros(4)]).astype(np.float32)
+    )
+
+
+def test_windows_are_narrowed_never_widened():
+    scaling = [dict(name="sliding_window", window=8.0), dict(name="sliding_window", window=32.0)]
+    assert float(jnp.asarray(bind(scaling, **MODEL).window)) == 8.0
