@@ -331,7 +331,10 @@ class Llama(nn.Module):
             lengths are padded on the right; set `cache.index` to their lengths after the prompt.
         """
         c = self.config
-        embedding = self.param("embed", lambda key: {"embedding": _init_embedding(key, c)})["embedding"]
+        embedding = self.param(
+            "embed",
+            lambda key: {"embedding": nn.initializers.normal(0.02)(key, (c.vocab_size, c.d_model), c.param_dtype)},
+        )["embedding"]
         if not c.tie_embeddings:
             shape = (c.d_model, c.vocab_size)
             init = nn.initializers.truncated_normal(c.d_model**-0.5)
@@ -377,18 +380,6 @@ class Llama(nn.Module):
         raw = cache is not None and cache.raw
         light = encoding.replace(positions=None, query_scale=None)
         return layer, (*shared_tables, light, segments, slots, raw), slots
-
-
-def _init_embedding(key: jax.Array, config: ModelConfig) -> Float[Array, "V D"]:
-    """Returns Gaussian embeddings around one random vector that all tokens share.
-
-    Projections have no bias, so without a shared part no head can attend by distance alone, to the previous token say,
-    and a model has to grow one before it can copy (LOG.md, 2026-11-23). Tied logits all move by the same amount, which
-    the softmax does not see.
-    """
-    shared, own = jax.random.split(key)
-    centre = jax.random.rademacher(shared, (config.d_model,), config.param_dtype)
-    return 0.04 * centre + 0.02 * jax.random.normal(own, (config.vocab_size, config.d_model), config.param_dtype)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:

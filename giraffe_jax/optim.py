@@ -23,6 +23,7 @@ class OptimConfig:
     lr: float = 2e-5  # peak learning rate
     muon_lr: float | None = None  # peak learning rate of kernels under Muon; follows the same schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up, down to final_lr at the last step
+    decay_steps: int | None = None  # steps of that descent, at the peak until then; None is all after the warm-up
     warmup_steps: int = 20
     final_lr: float = 0.0
     b1: float = 0.9
@@ -35,6 +36,11 @@ class OptimConfig:
     def __post_init__(self):
         if self.lr <= 0 or self.warmup_steps < 0:
             raise ConfigError(f"optim: lr must be > 0 and warmup_steps >= 0, got {self.lr} and {self.warmup_steps}.")
+        if self.decay_steps is not None and (self.decay_steps < 1 or self.schedule == "constant"):
+            raise ConfigError(
+                f"optim.decay_steps: got {self.decay_steps} with schedule={self.schedule!r}; it takes at least 1, with "
+                "'cosine' or 'linear'."
+            )
         if self.muon_lr is not None and self.muon_lr <= 0:
             raise ConfigError(f"optim.muon_lr must be > 0, got {self.muon_lr}; None is AdamW for all parameters.")
 
@@ -61,8 +67,9 @@ class FrequencyConfig:
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate of each step: linear warm-up, then the schedule over what remains of `steps`."""
+    """Returns the learning rate of each step: linear warm-up, the peak, and the descent in the last `decay_steps`."""
     rest = max(steps - config.warmup_steps, 1)
+    rest = rest if config.decay_steps is None else min(rest, config.decay_steps)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr)
     elif config.schedule == "linear":
@@ -72,7 +79,8 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     # Step 0 already moves: warm-up starts from lr / warmup_steps, not from zero.
     start = config.lr / max(config.warmup_steps, 1)
     warmup = optax.linear_schedule(start, config.lr, max(config.warmup_steps - 1, 1))
-    joined = optax.join_schedules([warmup, after], [config.warmup_steps])
+    peak = optax.constant_schedule(config.lr)
+    joined = optax.join_schedules([warmup, peak, after], [config.warmup_steps, max(steps - rest, config.warmup_steps)])
     return lambda step: joined(jnp.asarray(step, jnp.float32))
 
 

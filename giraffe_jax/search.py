@@ -45,7 +45,7 @@ class SearchConfig:
 
     source: str  # weights: see TrainConfig.source
     factor: float  # extension of the context that is searched for
-    data: DataConfig  # documents of the objective; needles: synthetic, with record_weight and filler_weight 0
+    data: DataConfig  # documents of the objective; needles: synthetic, with drawn_weight and text_weight 0
     batches: int = 1  # of data that each table is measured on, the same for all
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
     tokenizer: str = ""  # path; "" takes the source's

@@ -38,6 +38,14 @@ def test_one_adamw_step_by_hand():
     np.testing.assert_allclose(updates["norm"]["scale"], [moves[2]], rtol=1e-4)
 
 
+def test_a_rate_may_stay_at_its_peak_before_it_falls():
+    lr = learning_rate(OptimConfig(lr=1e-2, warmup_steps=10, schedule="linear", decay_steps=40, final_lr=1e-3), 100)
+    np.testing.assert_allclose([lr(i) for i in (9, 10, 35, 60)], [1e-2] * 4, rtol=1e-5)
+    np.testing.assert_allclose([lr(80), lr(100)], [5.5e-3, 1e-3], rtol=1e-5)
+    with pytest.raises(ConfigError, match="decay_steps: got 40 with schedule='constant'"):
+        OptimConfig(decay_steps=40)
+
+
 def test_norms_are_not_decayed():
     assert decay_mask(PARAMS) == {"q": {"kernel": True}, "norm": {"scale": False}}
 

@@ -30,7 +30,7 @@ def source(tmp_path_factory):
 
 
 def values(source="", **changes):
-    synthetic = dict(kinds=("lines",), min_len=120, answer_weight=1.0, record_weight=0.0, filler_weight=0.0)
+    synthetic = dict(kinds=("lines",), min_len=120, answer_weight=1.0, drawn_weight=0.0, text_weight=0.0)
     data = dict(seq_len=128, batch_size=8, sources=[dict(kind="synthetic", synthetic=synthetic)], prefetch=1)
     small = dict(generations=3, population=10, parents=4, mutations=3, crossovers=3)
     return dict(source=source, factor=4.0, data=data, batches=2, **small) | changes

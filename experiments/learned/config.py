@@ -34,7 +34,7 @@ BY_HAND = {
 
 def sources(kind: str, length: int) -> list[dict[str, Any]]:
     """Returns what is read: documents whose answers alone count ("needles"), text, or both, three to one ("both")."""
-    needles = dict(kinds=("lines", "passkey"), min_len=length // 2, record_weight=0.0, filler_weight=0.0)
+    needles = dict(kinds=("lines", "passkey"), min_len=length // 2, drawn_weight=0.0, text_weight=0.0)
     both = dict(kinds=("lines", "passkey"), min_len=128, answer_weight=4.0)
     text = dict(kind="text", path=READ, weight=0.25)
     return {

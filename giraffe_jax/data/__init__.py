@@ -1,6 +1,6 @@
 """Data: long documents and synthetic retrieval documents -> packed batches, a pure function of (config, step)."""
 
-from giraffe_jax.data.pipeline import DataConfig, Pipeline, SourceConfig, SyntheticConfig, make_pipeline
+from giraffe_jax.data.pipeline import DataConfig, Pipeline, SourceConfig, StageConfig, SyntheticConfig, make_pipeline
 from giraffe_jax.data.skip import SkipConfig
 
-__all__ = ["DataConfig", "Pipeline", "SkipConfig", "SourceConfig", "SyntheticConfig", "make_pipeline"]
+__all__ = ["DataConfig", "Pipeline", "SkipConfig", "SourceConfig", "StageConfig", "SyntheticConfig", "make_pipeline"]

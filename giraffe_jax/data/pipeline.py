@@ -4,6 +4,7 @@ Row r of step n is row n * batch_size + r of one endless list, a mixture of endl
 run goes on after any step by asking for the next one, and any number of processes can share a batch by its rows.
 """
 
+import bisect
 import functools
 import hashlib
 import json
@@ -16,11 +17,12 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Packing, Plan, empty_row, plan, window
-from giraffe_jax.data.skip import ENDLESS, SkipConfig, SkipRows
+from giraffe_jax.data.skip import SkipConfig, SkipRows
 from giraffe_jax.data.source import Tokens, load_tokens
 from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_length, synthetic_document
 
-FORMAT = 3  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
+ENDLESS = 1 << 40
+FORMAT = 4  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 Batch = dict[str, np.ndarray]
 
 
@@ -28,19 +30,20 @@ Batch = dict[str, np.ndarray]
 class SyntheticConfig:
     """Retrieval documents (giraffe_jax/data/synthetic.py), several to a window.
 
-    Lengths are drawn between min_len and max_len (None: the window); over the first ramp_steps steps the longest grows
-    from min_len to max_len, by the same factor in every step. Weights of the loss: answer_weight for answers,
-    record_weight for records and questions, whose keys and values are random and cannot be learned, filler_weight for
-    everything else.
+    kinds: drawn for each document, alike; a kind named twice is twice as likely.
+    lengths: tokens of a document; each batch draws one for all of its documents, and a window holds as many as fit.
+      Without it every document draws its own length between min_len and max_len (None: the window).
+    Weights of the loss: drawn_weight for keys and values where they first stand and for the key that is asked, which
+    nothing predicts; answer_weight for answers; text_weight for everything else.
     """
 
     kinds: tuple[Kind, ...] = KINDS
+    lengths: tuple[int, ...] = ()
     min_len: int = 32
     max_len: int | None = None
-    ramp_steps: int = 0
     answer_weight: float = 1.0
-    record_weight: float = 0.1
-    filler_weight: float = 1.0
+    drawn_weight: float = 0.0
+    text_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,26 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """A stretch of a curriculum: its mixture is read up to step `until`; None, for the last stage, is to the end."""
+
+    sources: tuple[SourceConfig, ...]
+    until: int | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What a run reads. `batch_size` counts rows of all processes together; `cache_dir` keeps tokens between runs.
 
-    With `skip` a row of text is one document's stretches that lie apart (data/skip.py) instead of a packed window.
+    `sources` is one mixture for all steps; `stages` in its place are one after the other, which stage a step belongs to
+    being a function of the step alone. With `skip` a row of text is one document's stretches that lie apart
+    (data/skip.py) instead of a packed window.
     """
 
-    sources: tuple[SourceConfig, ...]
     seq_len: int
     batch_size: int
+    sources: tuple[SourceConfig, ...] = ()
+    stages: tuple[StageConfig, ...] = ()
     seed: int = 0
     packing: Packing = "concat"
     skip: SkipConfig | None = None
@@ -70,7 +84,7 @@ class DataConfig:
     prefetch: int = 4
 
 
-class TextRows(Sequence):
+class TextRows:
     """The windows of a source's documents, epoch after epoch, the windows in a new order in each.
 
     Concatenation also joins the documents in a new order in each epoch; whole documents are packed the same way in all.
@@ -83,11 +97,8 @@ class TextRows(Sequence):
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
         self.num_windows = self._plan(0).num_windows  # however the documents are ordered
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: Any) -> Batch:
-        epoch, at = divmod(int(index), self.num_windows)
+    def row(self, index: int, step: int) -> Batch:
+        epoch, at = divmod(index, self.num_windows)
         plan_ = self._plan(epoch if self.how == "concat" else 0)
         return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len)
 
@@ -99,47 +110,52 @@ class TextRows(Sequence):
         return np.random.default_rng((*self.seed, epoch, 1)).permutation(self.num_windows)
 
 
-class SyntheticRows(Sequence):
-    """Windows of synthetic documents, each with its own segment; row i depends on the seed and i alone."""
+class SyntheticRows:
+    """Windows of synthetic documents, each with its own segment; row i depends on the seed, i and its step alone."""
 
-    def __init__(self, config: SyntheticConfig, tokenizer: Any, seq_len: int, ramp_rows: float, seed: tuple[int, ...]):
-        self.config, self.seq_len, self.ramp_rows, self.seed = config, seq_len, ramp_rows, seed
+    def __init__(self, config: SyntheticConfig, tokenizer: Any, seq_len: int, seed: tuple[int, ...]):
+        self.config, self.seq_len, self.seed = config, seq_len, seed
         try:
             self.encode = piece_encoder(tokenizer)
         except ValueError as e:
             raise ConfigError(f"data.sources: {e}") from e
         self.eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        self.max_len = config.max_len or seq_len
-        drawn, rest = config.record_weight, config.filler_weight
-        self.weight_of = {"answer": config.answer_weight, "record": drawn, "query": drawn, "filler": rest}
+        self.weight_of = {"answer": config.answer_weight, "drawn": config.drawn_weight, "text": config.text_weight}
         need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.eos)
-        if config.min_len < need:
+        key, least = ("lengths", min(config.lengths)) if config.lengths else ("min_len", config.min_len)
+        if least < need:
             kinds = ", ".join(config.kinds)
             raise ConfigError(
-                f"synthetic.min_len: got {config.min_len}; {kinds} documents take at least {need} tokens "
-                "with this tokenizer"
+                f"synthetic.{key}: got {least}; {kinds} documents take at least {need} tokens with this tokenizer"
             )
-
-    def __len__(self) -> int:
-        return ENDLESS
 
     def count(self, text: str) -> int:
         return len(self.encode(text))
 
-    def __getitem__(self, index: Any) -> Batch:
-        rng = np.random.default_rng((*self.seed, int(index)))
-        ramp = min(1.0, int(index) / self.ramp_rows) if self.ramp_rows else 1.0
-        longest = self.config.min_len * (self.max_len / self.config.min_len) ** ramp
-        row, at, segment = empty_row(self.seq_len), 0, 1
-        while (room := self.seq_len - at) >= self.config.min_len:
-            # Half of the documents are as long as may be: drawn lengths alone would hardly ever span the window.
-            shortest = self.config.min_len
-            length = longest if rng.uniform() < 0.5 else shortest * (longest / shortest) ** rng.uniform()
-            at += self._fill(row, at, segment, rng, min(room, int(length)))
-            segment += 1
+    def row(self, index: int, step: int) -> Batch:
+        rng = np.random.default_rng((*self.seed, index))
+        row = empty_row(self.seq_len)
+        for segment, (at, length) in enumerate(self._documents(rng, step), 1):
+            self._fill(row, at, segment, rng, length)
         return row
 
-    def _fill(self, row: Batch, at: int, segment: int, rng: np.random.Generator, length: int) -> int:
+    def _documents(self, rng: np.random.Generator, step: int) -> Iterator[tuple[int, int]]:
+        """Where each document of a row starts, and how many tokens it may take."""
+        if self.config.lengths:
+            # Drawn from the run's seed and the step alone, so that all rows and all sources of a batch agree.
+            draw = np.random.default_rng((self.seed[0], step)).integers(len(self.config.lengths))
+            length = self.config.lengths[int(draw)]
+            yield from ((at, length) for at in range(0, self.seq_len - length + 1, length))
+            return
+        at, shortest = 0, self.config.min_len
+        longest = self.config.max_len or self.seq_len
+        while (room := self.seq_len - at) >= shortest:
+            # Half of the documents are as long as may be: drawn lengths alone would hardly ever span the window.
+            length = longest if rng.uniform() < 0.5 else shortest * (longest / shortest) ** rng.uniform()
+            yield at, min(room, int(length))
+            at += min(room, int(length))
+
+    def _fill(self, row: Batch, at: int, segment: int, rng: np.random.Generator, length: int) -> None:
         kind = self.config.kinds[int(rng.integers(len(self.config.kinds)))]
         tokens: list[int] = []
         weights: list[float] = []
@@ -148,22 +164,41 @@ class SyntheticRows(Sequence):
             tokens.extend(ids)
             weights.extend([self.weight_of[piece.role]] * len(ids))
         tokens.extend(self.eos)
-        weights.extend([self.weight_of["filler"]] * len(self.eos))
+        weights.extend([self.weight_of["text"]] * len(self.eos))
         n = len(tokens)
         row["tokens"][at : at + n] = tokens
         row["targets"][at : at + n - 1] = tokens[1:]
         row["weights"][at : at + n - 1] = weights[1:]
         row["positions"][at : at + n] = np.arange(n)
         row["segments"][at : at + n] = segment
-        return n
+
+
+class Mixture:
+    """The endless rows of one stage's sources, in the proportions of their weights."""
+
+    def __init__(self, rows: Sequence[Any], weights: Sequence[float]):
+        import grain
+
+        # Grain says which source's how-manieth row comes where; the rows themselves need the step too.
+        parts = [grain.MapDataset.range(ENDLESS).map(lambda i, j=j: (j, i)) for j in range(len(rows))]
+        total = sum(weights)
+        self._rows = rows
+        self._where = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
+
+    def row(self, index: int, step: int) -> Batch:
+        source, at = self._where[index]
+        return self._rows[source].row(int(at), step)
 
 
 class Pipeline:
     """The batches of a config. `fingerprint` changes whenever the batches would: config, tokenizer or files."""
 
-    def __init__(self, config: DataConfig, rows: Any, fingerprint: str, process: tuple[int, int]):
+    def __init__(
+        self, config: DataConfig, stages: Sequence[tuple[int, Mixture]], fingerprint: str, process: tuple[int, int]
+    ):
+        """stages: the first step of each, and its rows."""
         self.config, self.fingerprint = config, fingerprint
-        self._rows = rows
+        self._stages = stages
         index, processes = process
         share = config.batch_size // processes
         self.rows = range(index * share, (index + 1) * share)
@@ -173,8 +208,9 @@ class Pipeline:
 
         rows: which rows of the global batch; None means those of this process.
         """
-        start = step * self.config.batch_size
-        found = [self._rows[start + row] for row in (self.rows if rows is None else rows)]
+        first, mixture = self._stages[bisect.bisect_right([first for first, _ in self._stages], step) - 1]
+        start = (step - first) * self.config.batch_size
+        found = [mixture.row(start + row, step) for row in (self.rows if rows is None else rows)]
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -191,35 +227,33 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
 
     Raises ConfigError for what cannot be read so, FileNotFoundError for paths with nothing there.
     """
-    import grain
-
     _check(config, process)
-    total = sum(source.weight for source in config.sources)
-    datasets, contents = [], []
-    for i, source in enumerate(config.sources):
-        where = f"data.sources[{i}]"
-        if source.kind == "synthetic":
-            synthetic = source.synthetic or SyntheticConfig()
-            ramp_rows = synthetic.ramp_steps * config.batch_size * source.weight / total
-            rows: Sequence = SyntheticRows(synthetic, tokenizer, config.seq_len, ramp_rows, (config.seed, i))
-        else:
-            tokens, content = load_tokens(source.kind, source.path, tokenizer, config.cache_dir, where)
+    stages, contents, first = [], [], 0
+    for number, stage in enumerate(config.stages or (StageConfig(config.sources),)):
+        where = f"data.stages[{number}].sources" if config.stages else "data.sources"
+        rows: list[Any] = []
+        for i, source in enumerate(stage.sources):
+            seed = (config.seed, i, number) if number else (config.seed, i)
+            if source.kind == "synthetic":
+                rows.append(SyntheticRows(source.synthetic or SyntheticConfig(), tokenizer, config.seq_len, seed))
+                continue
+            tokens, content = load_tokens(source.kind, source.path, tokenizer, config.cache_dir, f"{where}[{i}]")
             contents.append(content)
-            seed = (config.seed, i)
             if config.skip is not None:
-                rows = SkipRows(tokens, config.seq_len, config.skip, seed)
+                rows.append(SkipRows(tokens, config.seq_len, config.skip, seed))
             else:
-                rows = TextRows(tokens, config.seq_len, config.packing, seed)
-        datasets.append(grain.MapDataset.source(rows))
-    mixed = datasets[0]
-    if len(datasets) > 1:
-        mixed = grain.MapDataset.mix(datasets, weights=[source.weight / total for source in config.sources])
-    return Pipeline(config, mixed, _fingerprint(config, tokenizer, contents), process)
+                rows.append(TextRows(tokens, config.seq_len, config.packing, seed))
+        stages.append((first, Mixture(rows, [source.weight for source in stage.sources])))
+        first = stage.until or 0
+    return Pipeline(config, stages, _fingerprint(config, tokenizer, contents), process)
 
 
 def _check(config: DataConfig, process: tuple[int, int]) -> None:
-    if not config.sources:
-        raise ConfigError("data.sources: empty; name at least one source")
+    if bool(config.sources) == bool(config.stages):
+        raise ConfigError("data: needs either sources, one mixture for all steps, or stages, each with its own")
+    ends = [stage.until for stage in config.stages]
+    if ends and (None in ends[:-1] or ends[-1] is not None or sorted({0, *ends[:-1]}) != [0, *ends[:-1]]):
+        raise ConfigError(f"data.stages: `until` must grow from stage to stage, with none at the last; got {ends}")
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:
             raise ConfigError(f"data.{name}: got {getattr(config, name)}; at least 1 is needed")
@@ -228,8 +262,12 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     index, processes = process
     if config.batch_size % processes or not 0 <= index < processes:
         raise ConfigError(f"data.batch_size: {config.batch_size} rows cannot be shared evenly by {processes} processes")
-    for i, source in enumerate(config.sources):
-        where = f"data.sources[{i}]"
+    named = [(f"data.sources[{i}]", source) for i, source in enumerate(config.sources)]
+    for number, stage in enumerate(config.stages):
+        if not stage.sources:
+            raise ConfigError(f"data.stages[{number}].sources: empty; name at least one source")
+        named += [(f"data.stages[{number}].sources[{i}]", source) for i, source in enumerate(stage.sources)]
+    for where, source in named:
         if not (math.isfinite(source.weight) and source.weight > 0):
             raise ConfigError(f"{where}.weight: got {source.weight}; it takes a number above 0")
         if source.kind == "synthetic":
@@ -262,8 +300,12 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
             f"{where}.synthetic: needs 1 <= min_len <= max_len <= data.seq_len, got "
             f"{synthetic.min_len}, {synthetic.max_len}, {config.seq_len}"
         )
-    weights = (synthetic.answer_weight, synthetic.record_weight, synthetic.filler_weight)
-    if not synthetic.kinds or synthetic.ramp_steps < 0 or min(weights) < 0:
+    if synthetic.lengths and not 1 <= min(synthetic.lengths) <= max(synthetic.lengths) <= config.seq_len:
+        raise ConfigError(
+            f"{where}.synthetic.lengths: got {synthetic.lengths}; each is 1 to data.seq_len {config.seq_len}"
+        )
+    weights = (synthetic.answer_weight, synthetic.drawn_weight, synthetic.text_weight)
+    if not synthetic.kinds or min(weights) < 0:
         raise ConfigError(f"{where}.synthetic: needs at least one kind, and no number below 0; got {synthetic}")
 
 
@@ -271,7 +313,7 @@ def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) ->
     """sha256 of all that decides the batches. Paths do not: the same files elsewhere are the same data."""
     made: Mapping[str, Any] = asdict(config)
     decides = {k: v for k, v in made.items() if k not in ("cache_dir", "prefetch") and (k, v) != ("skip", None)}
-    for source in decides["sources"]:
+    for source in (*decides["sources"], *(source for stage in decides["stages"] for source in stage["sources"])):
         source.pop("path")
     text = json.dumps([FORMAT, decides, contents, tokenizer.fingerprint, tokenizer.eos_id], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

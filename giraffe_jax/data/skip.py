@@ -9,18 +9,16 @@ Unlike the released code, a stretch's last token is asked for the token that fol
 first one of the next stretch, and CREAM's middle never overlaps its tail.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from giraffe_jax.data.packing import empty_row
 from giraffe_jax.data.source import Tokens
-
-ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def cream(rng: np.random.Generator, size: int, seq_len: int, config: SkipConfig)
     return Stretches(np.concatenate([np.arange(head), text, tail + size - head]), positions)
 
 
-class SkipRows(Sequence):
+class SkipRows:
     """The rows of a source's documents, epoch after epoch; row i is a function of the seed and i alone."""
 
     def __init__(self, tokens: Tokens, seq_len: int, config: SkipConfig, seed: tuple[int, ...]):
@@ -84,22 +82,20 @@ class SkipRows(Sequence):
         self.starts = np.concatenate([[0], tokens.ends[:-1]])
         self._order: Callable[[int], np.ndarray] = lru_cache(maxsize=2)(self._make_order)
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        epoch, at = divmod(int(index), len(self.tokens.ends))
+    def row(self, index: int, step: int) -> dict[str, np.ndarray]:
+        epoch, at = divmod(index, len(self.tokens.ends))
         document = int(self._order(epoch)[at])
         start, stop = int(self.starts[document]), int(self.tokens.ends[document])
         draw = pose if self.config.kind == "pose" else cream
         rng = np.random.default_rng((*self.seed, epoch, 2, document))
-        return row(self.tokens.tokens[start:stop], draw(rng, stop - start, self.seq_len, self.config), self.seq_len)
+        stretches = draw(rng, stop - start, self.seq_len, self.config)
+        return skipped_row(self.tokens.tokens[start:stop], stretches, self.seq_len)
 
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
 
 
-def row(document: np.ndarray, stretches: Stretches, seq_len: int) -> dict[str, np.ndarray]:
+def skipped_row(document: np.ndarray, stretches: Stretches, seq_len: int) -> dict[str, np.ndarray]:
     """Returns a row of the document's stretches; the target of each token is its successor in the document."""
     found, n = empty_row(seq_len), len(stretches.index)
     follows = stretches.index + 1

@@ -14,11 +14,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-LINE_RECORD = "line {key} {value}\n"
-LINE_QUERY = "ask {key}"
-PAIR_RECORD = "set {key} {value}\n"
-PAIR_QUERY = "get {key}"
-PASSKEY_RECORD = "The pass key is: {value}\n"
+LINE = ("line", "ask")  # the words that begin a record and a question
+PAIR = ("set", "get")
+PASSKEY = "The pass key is:"
 PASSKEY_QUERY = "What is the pass key? The pass key is:"
 ANSWER = " {value}"
 ANSWER_END = "\n"
@@ -32,24 +30,39 @@ FILLER = (
 VALUE_DIGITS = 2
 TYPICAL_VALUE = "48"  # what is counted where the length of a value is asked for
 
-# Common short words, frequent in the corpora a small tokenizer is trained on, so that each is one token after a space.
+# Common short words, each of which a small tokenizer can hold as one token after a space; more than the records of
+# 2,048 tokens, so that a key is one word at every length.
 WORDS = tuple(
     """
     king man son day land data time men house lord people string hand pass path list class love module father number
-    heart name world head soul night death life earth heaven sea fire gold sword bread wine stone tree horse ship road
-    river wind rain snow star moon light dark city town wall gate door room bed table book page word letter note song
-    voice tongue mouth eye ear face arm foot blood bone flesh body mind dream sleep war peace law truth faith hope
-    mercy grace glory honour shame sin fear anger grief joy tear laugh queen prince duke lady knight priest judge
-    servant master friend enemy brother sister mother child boy girl wife fool thief angel devil beast lion wolf bear
-    lamb sheep dog cat bird dove crow fish snake goat bull cow tower field garden flower rose grass seed fruit corn
-    oil salt honey milk water cup bowl knife bow spear shield crown ring robe cloak coat shoe hat bell drum horn pipe
-    silver iron brass wood cloud storm thunder dust sand hill mount valley rock cave well pit lake bridge street
-    market shop camp tent army host guard captain soldier north south east west spring summer winter year month week
-    hour morning noon evening file line node code type event error value field frame buffer cache stack queue
-    token socket thread signal parser record index object order power force speed sound color
+    heart name world head soul night death life earth heaven sea fire gold sword bread wine stone tree horse ship
+    road river wind rain snow star moon light dark city town wall gate door room bed table book page word letter
+    note song voice tongue mouth eye ear face arm foot blood bone flesh body mind dream sleep war peace law truth
+    faith hope mercy grace glory honour shame sin fear anger grief joy tear laugh queen prince duke lady knight
+    priest judge servant master friend enemy brother sister mother child boy girl wife fool thief angel devil beast
+    lion wolf bear lamb sheep dog cat bird dove crow fish snake goat bull cow tower field garden flower rose grass
+    seed fruit corn oil salt honey milk water cup bowl knife bow spear shield crown ring robe cloak coat shoe hat
+    bell drum horn pipe silver iron brass wood cloud storm thunder dust sand hill mount valley rock cave well pit
+    lake bridge street market shop camp tent army host guard captain soldier north south east west spring summer
+    winter year month week hour morning noon evening file line node code type event error value frame buffer cache
+    stack queue token socket thread signal parser record index object order power force speed sound color acre age
+    aid air ale aim altar anchor ant ape apple apron arch arrow art ash aunt axe babe back bag bait ball band bank
+    bar bark barn base basin bath bay beach bead beam bean beard beat bee beef beer belt bench berry bill bin birth
+    bit blade blame blast blow board boat bolt bond boot bottle bound box brain branch brand brave breast breath
+    brick bride broom brow brush bud bulk burden bush butter button cab cage cake calf call camel candle cane cannon
+    cap cape card care cart case castle cause cell cent chain chair chalk chance change charge charm chart chase
+    cheek cheese chest chief chin choice church circle claim clay clerk cliff clock cloth club coal coast cobra coin
+    colt comb corner cost cotton count course court cousin cover cradle craft crane cream creek crew crime cross
+    crowd crust cry cure curse curve dame dance dart dawn deal debt deck deed deep deer den desk dew dice dish ditch
+    dock doll dose dot doubt draft dragon drama dress drink drop duck duty eagle ease edge egg elbow end engine eve
+    fact fair fall fame fan farm fate fault favour feast feather fee fence fern ferry fever fig film flag flame
+    flash fleet flight flint float flock floor flour flute fly foam fog fold folk forest fork form fort fox frog
+    frost fun fur game gap gas gem ghost giant gift glass glove glue goal goose grain grape grave grey group grove
+    growth guest guide gulf gum gun habit hail hair half hall ham hammer harbour hare harm harp harvest hawk hay
+    heap heat hedge heel heir help hen herb herd hero hide hinge hint hole home hook hood hoof hotel hunt ice inch
+    ink inn jar jaw jet jewel job
     """.split()
 )
-WORDS = tuple(dict.fromkeys(WORDS))
 
 Kind = Literal["records", "lines", "passkey", "copy"]
 KINDS: tuple[Kind, ...] = ("records", "lines", "passkey", "copy")
@@ -58,30 +71,29 @@ KINDS: tuple[Kind, ...] = ("records", "lines", "passkey", "copy")
 class Piece(NamedTuple):
     """A stretch of text that is tokenised on its own, and what it is for.
 
-    `role`: "record" cannot be predicted (random keys and values), "query" is the fixed text and key that ask, "answer"
-    is a value that the document has already given, "filler" is everything else.
+    `role`: "drawn" cannot be predicted (random keys and values where they first stand, and the key that a question
+    names), "answer" is a value that the document has already given, "text" is everything else: the words around.
     """
 
     text: str
-    role: Literal["record", "query", "answer", "filler"]
+    role: Literal["drawn", "answer", "text"]
 
 
 Count = Callable[[str], int]
 
 
-def line_record(key: str, value: str) -> str:
-    """One record line of the compact format, with its line break."""
-    return LINE_RECORD.format(key=key, value=value)
+def record(key: str, value: str, words: tuple[str, str] = LINE) -> list[Piece]:
+    """One record, `line king 48` and its line break."""
+    return [Piece(words[0], "text"), Piece(f" {key}", "drawn"), Piece(f" {value}", "drawn"), Piece("\n", "text")]
 
 
-def line_query(key: str) -> str:
-    """The compact question for `key`; a space and the value follow."""
-    return LINE_QUERY.format(key=key)
-
-
-def draw_keys(rng: np.random.Generator, n: int) -> list[str]:
-    """`n` different words, at most as many as there are."""
-    return [WORDS[i] for i in rng.permutation(len(WORDS))[:n]]
+def question(key: str, value: str, words: tuple[str, str] = LINE) -> list[Piece]:
+    """One question with its answer, `ask king 48` and its line break."""
+    return [
+        Piece(words[1], "text"),
+        Piece(f" {key}", "drawn"),
+        Piece(ANSWER.format(value=value) + ANSWER_END, "answer"),
+    ]
 
 
 def draw_values(rng: np.random.Generator, n: int, digits: int = VALUE_DIGITS) -> list[str]:
@@ -102,10 +114,9 @@ def lines_document(
     queries: int | None = None,
     depth: float | None = None,
     gap: float = 0.0,
-    record: str = LINE_RECORD,
-    query: str = LINE_QUERY,
+    words: tuple[str, str] = LINE,
 ) -> list[Piece]:
-    """Record lines, then queries of them, in at most `length` tokens (less than one record or sentence short of it).
+    """Record lines, then questions for them, in at most `length` tokens (less than one record or sentence short of it).
 
     A word is the key of one record at most: where a document is longer than records of all words and the questions
     asked of it, filler follows the records.
@@ -113,59 +124,47 @@ def lines_document(
     queries: how many questions at the end; None draws how much of the document asks (40% to 80% of its tokens).
     depth: with a number in [0, 1], every question is for the record at that place (0 the first, 1 the last).
     gap: the fraction of the document that is filler between records and questions.
-    Raises ValueError when not even one record and one query fit.
+    words: which words begin a record and a question.
+    Raises ValueError when not even one record and one question fit.
     """
-    cost = count(query.format(key=WORDS[0])) + count(ANSWER.format(value=TYPICAL_VALUE) + ANSWER_END)
-    asked = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / cost))
-    room = length - asked * cost
-    keys, values = _records_that_fit(rng, int(room * (1 - gap)), count, record)
-    records = [Piece(record.format(key=k, value=v), "record") for k, v in zip(keys, values, strict=True)]
-    used = sum(count(piece.text) for piece in records)
-    # Keys cost what they cost: where the estimate was too low, records make room for the questions promised.
-    costs = [_query_cost(count, query, key, value) for key, value in zip(keys, values, strict=True)]
-    promised = (queries or 1) * max(costs, default=0)
-    while records and used + promised > length:
-        used -= count(records.pop().text)
-    n = len(records)
-    if n == 0 and queries is None:
-        return lines_document(rng, length, count, queries=1, depth=depth, record=record, query=query)
+    keys = [WORDS[i] for i in rng.permutation(len(WORDS))[:length]]
+    values = draw_values(rng, len(keys))
+    # What the questions take is set aside first; records fill what is left, and at least one stands.
+    typical = _cost(question(WORDS[0], TYPICAL_VALUE, words), count)
+    asked = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / typical))
+    wanted = int((length - asked * typical) * (1 - gap))
+    records: list[Piece] = []
+    question_costs: list[int] = []
+    used = dearest = 0
+    for key, value in zip(keys, values, strict=True):
+        more, cost = record(key, value, words), _cost(question(key, value, words), count)
+        after, promised = used + _cost(more, count), (queries or 1) * max(dearest, cost)
+        if after + promised > length or (after > wanted and records):
+            break
+        used, dearest = after, max(dearest, cost)
+        records += more
+        question_costs.append(cost)
+    n = len(question_costs)
     if n == 0:
-        raise ValueError(f"lines_document: {length} tokens do not hold one record and {asked} queries with gap {gap}")
+        raise ValueError(f"lines_document: {length} tokens do not hold one record and {queries or 1} questions")
     if queries is None:
         targets = np.concatenate([rng.permutation(n) for _ in range(length // n + 1)])
     else:
         targets = rng.integers(n, size=queries)
     if depth is not None:
         targets = np.full_like(targets, round(depth * (n - 1)))
-    spare = length - used - promised
-    if queries is None or n < len(WORDS):
-        spare = min(int(gap * room), spare)
-    between = _filler(rng, spare, count) if spare > 0 else []
-    used += sum(count(piece.text) for piece in between)
+    spare = length - used - (queries or 1) * dearest
+    if queries is None or n < len(keys):
+        spare = min(spare, int(gap * (length - asked * typical)))
+    between = _filler(rng, spare, count)
+    used += _cost(between, count)
     tail: list[Piece] = []
     for target in targets:
-        asking = Piece(query.format(key=keys[target]), "query")
-        answer = Piece(ANSWER.format(value=values[target]) + ANSWER_END, "answer")
-        used += _query_cost(count, query, keys[target], values[target])
+        used += question_costs[target]
         if used > length:
             break
-        tail += [asking, answer]
+        tail += question(keys[target], values[target], words)
     return [*records, *between, *tail]
-
-
-def records_document(
-    rng: np.random.Generator,
-    length: int,
-    count: Count,
-    *,
-    queries: int | None = None,
-    depth: float | None = None,
-    gap: float = 0.0,
-) -> list[Piece]:
-    """As `lines_document`, in other words: `set king 48` asked for by `get king`."""
-    return lines_document(
-        rng, length, count, queries=queries, depth=depth, gap=gap, record=PAIR_RECORD, query=PAIR_QUERY
-    )
 
 
 def passkey_document(
@@ -178,14 +177,14 @@ def passkey_document(
     Raises ValueError when pass key and questions do not fit.
     """
     value = draw_values(rng, 1)[0]
-    key = Piece(PASSKEY_RECORD.format(value=value), "record")
-    ask = [Piece(PASSKEY_QUERY, "query"), Piece(ANSWER.format(value=value) + ANSWER_END, "answer")]
-    ask_cost = sum(count(piece.text) for piece in ask)
-    room = length - count(key.text) - ask_cost
+    key = [Piece(PASSKEY, "text"), Piece(f" {value}", "drawn"), Piece("\n", "text")]
+    ask = [Piece(PASSKEY_QUERY, "text"), Piece(ANSWER.format(value=value) + ANSWER_END, "answer")]
+    ask_cost = _cost(ask, count)
+    room = length - _cost(key, count) - ask_cost
     asked = queries or 1 + min(int(rng.integers(6)), max(0, room // (2 * ask_cost)))
     room -= (asked - 1) * ask_cost
     if room < 0:
-        need = count(key.text) + asked * ask_cost
+        need = _cost(key, count) + asked * ask_cost
         raise ValueError(f"passkey_document: length {length} is too short; {asked} questions need {need} tokens")
     filler = _filler(rng, room, count)
     where = float(rng.uniform()) if depth is None else depth
@@ -193,7 +192,7 @@ def passkey_document(
     ends = np.sort(rng.integers(1, len(filler) + 1, size=asked)) if asked > 1 and filler else [len(filler)] * asked
     ends[-1] = len(filler)
     at = round(where * int(ends[0]))
-    document = [*filler[:at], key, *filler[at : ends[0]], *ask]
+    document = [*filler[:at], *key, *filler[at : ends[0]], *ask]
     for start, end in zip(ends[:-1], ends[1:], strict=True):
         document += [*filler[start:end], *ask]
     return document
@@ -202,8 +201,8 @@ def passkey_document(
 def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[Piece]:
     """Random words and numbers, then the same again and again, in at most `length` tokens.
 
-    It asks for nothing but copying what followed the same word before, in every token. Those tokens are filler, not
-    answers: they are many, and would drown the questions of other documents.
+    It asks for nothing but copying what followed the same word before, in every token: what makes a model look back at
+    all (LOG.md). Those tokens are text, not answers: they are many, and would drown the questions of other documents.
     """
     once = max(2, int(rng.uniform(0.1, 0.5) * length))
     items: list[str] = []
@@ -214,12 +213,12 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
         items.append(item)
     document: list[Piece] = []
     while (length := length - count(item := items[len(document) % len(items)])) >= 0:
-        document.append(Piece(item, "record" if len(document) < len(items) else "filler"))
+        document.append(Piece(item, "drawn" if len(document) < len(items) else "text"))
     return document
 
 
 def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count: Count) -> list[Piece]:
-    """A training document of `kind` in at most `length` tokens, with many queries; a third of the line and record
+    """A training document of `kind` in at most `length` tokens, with many questions; a third of the line and record
     documents are part filler, so that the distance to an answer is not tied to the number of records.
     """
     if kind == "passkey":
@@ -227,20 +226,18 @@ def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count:
     if kind == "copy":
         return copy_document(rng, length, count)
     gap = float(rng.uniform(0.1, 0.6)) if rng.uniform() < 1 / 3 and length >= 128 else 0.0
-    make = lines_document if kind == "lines" else records_document
-    return make(rng, length, count, gap=gap)
+    return lines_document(rng, length, count, gap=gap, words=LINE if kind == "lines" else PAIR)
 
 
 def shortest_length(kind: Kind, count: Count) -> int:
     """How many tokens a document of `kind` needs at least, whatever its keys: one record and one question."""
-    if kind == "passkey":
-        value = "0" * VALUE_DIGITS
-        answer = ANSWER.format(value=value) + ANSWER_END
-        return sum(count(text) for text in (PASSKEY_RECORD.format(value=value), PASSKEY_QUERY, answer))
-    record, query = (LINE_RECORD, LINE_QUERY) if kind == "lines" else (PAIR_RECORD, PAIR_QUERY)
     value = "0" * VALUE_DIGITS
-    records = max(count(record.format(key=key, value=value)) for key in WORDS)
-    return records + max(_query_cost(count, query, key, value) for key in WORDS)
+    if kind == "copy":
+        return 2 * max(count(f" {word}") for word in (*WORDS, value))
+    if kind == "passkey":
+        return sum(count(text) for text in (PASSKEY, f" {value}", "\n", PASSKEY_QUERY, f" {value}{ANSWER_END}"))
+    words = LINE if kind == "lines" else PAIR
+    return max(_cost(record(key, value, words) + question(key, value, words), count) for key in WORDS)
 
 
 def piece_encoder(tokenizer) -> Callable[[str], tuple[int, ...]]:
@@ -265,20 +262,8 @@ def piece_encoder(tokenizer) -> Callable[[str], tuple[int, ...]]:
     return encode
 
 
-def _records_that_fit(rng: np.random.Generator, room: int, count: Count, record: str) -> tuple[list[str], list[str]]:
-    """Keys and values of as many records as `room` tokens hold."""
-    estimate = room // count(record.format(key=WORDS[0], value=TYPICAL_VALUE))
-    keys = draw_keys(rng, 2 * estimate + 2)
-    values = draw_values(rng, len(keys))
-    for n, (key, value) in enumerate(zip(keys, values, strict=True)):
-        room -= count(record.format(key=key, value=value))
-        if room < 0:
-            return keys[:n], values[:n]
-    return keys, values
-
-
-def _query_cost(count: Count, query: str, key: str, value: str) -> int:
-    return count(query.format(key=key)) + count(ANSWER.format(value=value) + ANSWER_END)
+def _cost(pieces: Sequence[Piece], count: Count) -> int:
+    return sum(count(piece.text) for piece in pieces)
 
 
 def _filler(rng: np.random.Generator, tokens: int, count: Count) -> list[Piece]:
@@ -288,6 +273,6 @@ def _filler(rng: np.random.Generator, tokens: int, count: Count) -> list[Piece]:
     pieces: list[Piece] = []
     while tokens >= costs[at % len(FILLER)]:
         tokens -= costs[at % len(FILLER)]
-        pieces.append(Piece(FILLER[at % len(FILLER)], "filler"))
+        pieces.append(Piece(FILLER[at % len(FILLER)], "text"))
         at += 1
     return pieces

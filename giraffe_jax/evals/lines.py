@@ -78,7 +78,7 @@ class Lines:
     style: Literal["longchat", "compact"] = "longchat"
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # longchat: end with the start of the answer
-    new_tokens: int = 16  # generated; part of the budget whatever the scoring. Giraffe: 35, LongEval: 100
+    new_tokens: int = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
     bos: bool = False  # whether the tokenizer's first token goes before the prompt
     seed: int = 0
     name: Literal["lines"] = "lines"
@@ -142,7 +142,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: 
 
     _, example = scoring.largest(
         build,
-        cost=lambda e: len(e.prompt) + max(len(e.answer), task.new_tokens),
+        cost=lambda e: len(e.prompt) + len(e.answer),
         budget=length,
         probe=8,
         what=f"lines (longchat) at length {length}",
@@ -156,21 +156,13 @@ def _compact(task: Lines, tokenizer: Any):
 
     def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, 0 if depth is None else 1 + round(depth * 1e6), i])
-        answer = synthetic.ANSWER.format(value=synthetic.TYPICAL_VALUE) + synthetic.ANSWER_END
-        spare = max(0, task.new_tokens - len(encode(answer)))
         try:
             document = synthetic.lines_document(
-                rng, length - len(bos) - spare, lambda text: len(encode(text)), queries=1, depth=depth
+                rng, length - len(bos), lambda text: len(encode(text)), queries=1, depth=depth
             )
         except ValueError as error:
-            raise ConfigError(f"lines (compact) at length {length}, {task.new_tokens} new tokens: {error}") from None
-        records = [piece.text for piece in document if piece.role == "record"]
-        asked = document[-2].text
-        target = next(k for k, text in enumerate(records) if asked == synthetic.line_query(_key(text)))
-        return scoring.from_pieces(document, encode, bos, target / max(1, len(records) - 1))
+            raise ConfigError(f"lines (compact) at length {length}: {error}") from None
+        keys = [piece.text for piece in document if piece.role == "drawn"][::2]  # of the records, then of the question
+        return scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
 
     return make
-
-
-def _key(record: str) -> str:
-    return record.removeprefix("line ").rpartition(" ")[0]

@@ -36,7 +36,7 @@ class Passkey:
     n: int = 20
     style: Literal["landmark", "compact"] = "landmark"
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: int = 10  # generated; part of the budget whatever the scoring, so that prompts do not depend on it
+    new_tokens: int = 10  # generated at most; prompt and answer alone are what fills the length
     bos: bool = False  # whether the tokenizer's first token goes before the prompt
     seed: int = 0
     name: Literal["passkey"] = "passkey"
@@ -90,7 +90,7 @@ def _landmark(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) 
 
     _, example = scoring.largest(
         build,
-        cost=lambda e: len(e.prompt) + max(len(e.answer), task.new_tokens),
+        cost=lambda e: len(e.prompt) + len(e.answer),
         budget=length,
         probe=256,
         what=f"passkey (landmark) at length {length}",
@@ -104,14 +104,10 @@ def _compact(task: Passkey, tokenizer: Any):
 
     def make(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, round(depth * 1e6), i])
-        answer = synthetic.ANSWER.format(value=synthetic.TYPICAL_VALUE) + synthetic.ANSWER_END
-        spare = max(0, task.new_tokens - len(encode(answer)))
         try:
-            document = synthetic.passkey_document(
-                rng, length - len(bos) - spare, lambda text: len(encode(text)), depth=depth
-            )
+            document = synthetic.passkey_document(rng, length - len(bos), lambda text: len(encode(text)), depth=depth)
         except ValueError as error:
-            raise ConfigError(f"passkey (compact) at length {length}, {task.new_tokens} new tokens: {error}") from None
+            raise ConfigError(f"passkey (compact) at length {length}: {error}") from None
         return scoring.from_pieces(document, encode, bos, depth)
 
     return make

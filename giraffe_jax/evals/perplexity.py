@@ -1,5 +1,7 @@
-"""Perplexity by length, under one of three protocols that the literature calls by one name.
+"""Perplexity by length, under one of four protocols that the literature calls by one name.
 
+- `aligned`: windows of every length end at the same places of a document, `stride` tokens apart, and score the same
+  last `stride` tokens; only how much stands before them differs. What lengths and methods can be compared by.
 - `truncated`: the first `length` tokens of every document in one pass (YaRN's tables and figure 1).
 - `strided`: a window of `length` tokens moved by `stride`; every window scores its last `stride` tokens, the first one
   scores all it has. Positions restart in every window (Press et al. 2022; PI and LongLoRA with stride 256).
@@ -31,8 +33,8 @@ class Perplexity:
 
     lengths: tuple[int, ...]
     documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
-    protocol: Literal["strided", "truncated", "chunked"] = "truncated"
-    stride: int | None = None  # strided only; None: an eighth of the length
+    protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"
+    stride: int | None = None  # None: an eighth of the length; aligned: of the shortest length
     n: int | None = 16  # None: every window of every document
     bos: Literal["document", "window", "none"] = "none"  # where the tokenizer's first token goes
     bins: int = 16
@@ -99,17 +101,20 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
             f"perplexity.documents: none of {len(seen)} is {longest} tokens long, which the longest of lengths "
             f"{task.lengths} needs; the longest is {path} with {count} tokens."
         )
-    step = {"truncated": 0, "chunked": inside, "strided": stride}[task.protocol]
+    step = {"truncated": 0, "chunked": inside, "strided": stride, "aligned": stride}[task.protocol]
+    # Aligned windows end where those of the longest length do.
+    skipped = longest - length if task.protocol == "aligned" else 0
     each = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
     windows = []
     for name, text in chosen:
-        tokens = head(tokenizer, text, None if each is None else inside + (each - 1) * step)
-        tokens = bos + tokens if task.bos == "document" else tokens
+        tokens = head(tokenizer, text, None if each is None else skipped + inside + (each - 1) * step)
+        tokens = (bos + tokens if task.bos == "document" else tokens)[skipped:]
         count = 1 if step == 0 else (len(tokens) - inside) // step + 1
         for k in range(count if each is None else min(count, each)):
             piece = tokens[k * step : k * step + inside]
             piece = bos + piece if task.bos == "window" else piece
-            first = length - stride if task.protocol == "strided" and k > 0 else 1
+            whole = task.protocol in ("truncated", "chunked") or (task.protocol == "strided" and k == 0)
+            first = 1 if whole else length - stride
             windows.append(Window(name, k, np.asarray(piece, np.int32), first))
     # One window of every document before the second of any: the first n are as many documents as there are.
     windows.sort(key=lambda w: w.index)
@@ -166,11 +171,14 @@ def _bins(nll: np.ndarray, context: np.ndarray, edges: list[int]) -> list[list[f
 
 
 def _stride(task: Perplexity, length: int) -> int:
-    if task.stride is not None and task.protocol != "strided":
-        raise ConfigError(f"perplexity.stride: only 'strided' has one, got {task.stride} with {task.protocol!r}.")
-    stride = task.stride or max(1, length // 8)
-    if not 1 <= stride < length:
-        raise ConfigError(f"perplexity.stride: expected 1 to length - 1 = {length - 1}, got {stride}.")
+    if task.stride is not None and task.protocol not in ("aligned", "strided"):
+        raise ConfigError(
+            f"perplexity.stride: only 'aligned' and 'strided' have one, got {task.stride} with {task.protocol!r}."
+        )
+    shortest = min(task.lengths) if task.protocol == "aligned" else length
+    stride = task.stride or max(1, shortest // 8)
+    if not 1 <= stride < shortest:
+        raise ConfigError(f"perplexity.stride: expected 1 to length - 1 = {shortest - 1}, got {stride}.")
     return stride
 
 

@@ -49,7 +49,7 @@ def test_two_machines_prepare_the_same(tmp_path, lines):
 
 def test_a_pipeline_reads_it(tmp_path, lines):
     path = prepare("jsonl", str(lines), str(tmp_path / "prepared"))
-    config = DataConfig((SourceConfig("tfds", path),), seq_len=64, batch_size=1)
+    config = DataConfig(sources=(SourceConfig("tfds", path),), seq_len=64, batch_size=1)
     total = sum(len(text.encode()) + 1 for text in TEXTS)
     pipeline = make_pipeline(config, ByteTokenizer())
     rows = [pipeline.batch(step) for step in range(-(-total // 64))]

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.data import DataConfig, SourceConfig, SyntheticConfig, make_pipeline
+from giraffe_jax.data import DataConfig, SourceConfig, StageConfig, SyntheticConfig, make_pipeline
 from giraffe_jax.data.synthetic import KINDS, synthetic_document, text_of
 from giraffe_jax.tokenizer import ByteTokenizer, JsonTokenizer
 
@@ -110,11 +110,11 @@ def test_mixture_follows_the_weights_and_an_epoch_reads_everything_once(texts):
 
 def synthetic_only(tokenizer, **options):
     config = SyntheticConfig(**options)
-    return make_pipeline(DataConfig((SourceConfig("synthetic", synthetic=config),), 256, 4), tokenizer)
+    return make_pipeline(DataConfig(256, 4, (SourceConfig("synthetic", synthetic=config),)), tokenizer)
 
 
 def test_synthetic_rows_are_the_tokenizers_tokens_with_weighted_answers(small_bpe):
-    pipeline = synthetic_only(small_bpe, kinds=ASKING, min_len=50, answer_weight=5.0, record_weight=0.25)
+    pipeline = synthetic_only(small_bpe, kinds=ASKING, min_len=50, answer_weight=5.0, drawn_weight=0.25)
     answers = 0
     for step in range(6):
         batch = pipeline.batch(step)
@@ -135,12 +135,59 @@ def test_synthetic_rows_are_the_tokenizers_tokens_with_weighted_answers(small_bp
     assert answers > 100
 
 
-def test_ramp_grows_documents_with_the_step(small_bpe):
-    pipeline = synthetic_only(small_bpe, min_len=32, ramp_steps=100)
-    longest = [int(pipeline.batch(step)["positions"].max()) + 1 for step in (0, 50, 100)]
-    assert longest[0] <= 34 < longest[1] <= 145 < longest[2] <= 256
-    lengths = [pipeline.batch(step)["positions"].max(axis=1) + 1 for step in range(100, 110)]
-    assert np.mean(np.concatenate(lengths) > 240) > 0.3, "many documents reach across the window"
+def test_a_batch_draws_one_length_for_all_its_documents(small_bpe):
+    """In every row and from every source; rows hold as many as fit, and lengths come as often as they are named."""
+    made = [dict(kinds=("lines",)), dict(kinds=("copy", "passkey"))]
+    sources = [SourceConfig("synthetic", synthetic=SyntheticConfig(lengths=(60, 128, 128), **how)) for how in made]
+    pipeline = make_pipeline(DataConfig(256, 4, tuple(sources)), small_bpe)
+    seen = []
+    for step in range(60):
+        batch = pipeline.batch(step)
+        starts = [
+            np.flatnonzero((p == 0) & (s > 0)) for p, s in zip(batch["positions"], batch["segments"], strict=True)
+        ]
+        length = int(starts[0][1])
+        for row, at in enumerate(starts):
+            assert at.tolist() == list(range(0, 256 - length + 1, length))
+            used = np.bincount(batch["segments"][row])[1:]
+            assert (used <= length).all() and (used > length - 16).all()
+        seen.append(length)
+    # 60 draws of a third: 20, and 3.7 standard deviations are 13.5.
+    assert set(seen) == {60, 128} and 6 < seen.count(60) < 34
+
+
+def test_stages_follow_each_other_by_the_step_alone(texts):
+    short, long = (SourceConfig("synthetic", synthetic=SyntheticConfig(kinds=ASKING, lengths=(n,))) for n in (80, 160))
+    text = SourceConfig("text", str(texts))
+    stages = (StageConfig((short,), until=3), StageConfig((short, long, text), until=5), StageConfig((text,)))
+    config = config_of(texts, sources=(), stages=stages)
+    pipeline = make_pipeline(config, ByteTokenizer())
+    batches = [pipeline.batch(step) for step in range(9)]
+    alone = make_pipeline(config_of(texts, sources=(short,)), ByteTokenizer())
+    assert all(equal(batches[step], alone.batch(step)) for step in range(3))
+    for step, batch in enumerate(batches):
+        texts_in = sum(not re.search(QUESTIONS, bytes(row[row < 256].astype(np.uint8))) for row in batch["tokens"])
+        assert texts_in == 0 if step < 3 else texts_in == 8 if step >= 5 else 1 <= texts_in <= 4
+    ahead = itertools.islice(make_pipeline(config, ByteTokenizer()).iterate(4), 4)
+    assert all(equal(got, want) for got, want in zip(ahead, batches[4:], strict=False))
+    moved = dataclasses.replace(config, stages=(dataclasses.replace(stages[0], until=2), *stages[1:]))
+    assert make_pipeline(moved, ByteTokenizer()).fingerprint != pipeline.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "needs either sources"),
+        ([dict(sources=[])], r"data\.stages\[0\]\.sources: empty"),
+        ([dict(sources=[dict(kind="synthetic")], until=5)], r"`until` must grow .* got \[5\]"),
+        ([dict(sources=[dict(kind="synthetic")], until=n) for n in (5, 5, None)], r"got \[5, 5, None\]"),
+        ([dict(sources=[dict(kind="synthetic")]), dict(sources=[dict(kind="synthetic")])], r"got \[None, None\]"),
+        ([dict(sources=[dict(kind="text", path="x", weight=-1.0)])], r"data\.stages\[0\]\.sources\[0\]\.weight"),
+    ],
+)
+def test_wrong_stages_are_refused(stages, message):
+    with pytest.raises(ConfigError, match=message):
+        make_pipeline(build(DataConfig, dict(stages=stages, seq_len=128, batch_size=4), "data"), ByteTokenizer())
 
 
 def test_fingerprint_changes_with_the_batches_only(texts, tmp_path_factory):
@@ -165,6 +212,8 @@ def test_fingerprint_changes_with_the_batches_only(texts, tmp_path_factory):
         (dict(kind="synthetic", synthetic=dict(min_len=300)), "min_len <= max_len <= data.seq_len"),
         (dict(kind="synthetic", synthetic=dict(min_len=20)), r"min_len: got 20; .* take at least \d+ tokens"),
         (dict(kind="synthetic", synthetic=dict(kinds=())), "at least one kind"),
+        (dict(kind="synthetic", synthetic=dict(lengths=(64, 200))), r"lengths: got \(64, 200\); each is 1 to .* 128"),
+        (dict(kind="synthetic", synthetic=dict(lengths=(64, 20))), r"lengths: got 20; .* take at least \d+ tokens"),
         (dict(kind="txt", path="x"), "'text'"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import DataConfig, SkipConfig, SourceConfig, make_pipeline
-from giraffe_jax.data.skip import cream, pose, row
+from giraffe_jax.data.skip import cream, pose, skipped_row
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.train import TrainConfig, train
 
@@ -86,7 +86,7 @@ def test_no_token_twice_and_every_target_its_successor(draw, config, size):
     for index, positions in drawn(draw, size, config, 200):
         assert (np.diff(index) >= 1).all() and index[0] == 0 and index[-1] < size
         assert (np.diff(positions) >= 1).all() and positions[0] == 0 and positions[-1] < config.target_len
-        made = row(document, type(drawn(draw, size, config, 1)[0])(index, positions), N)
+        made = skipped_row(document, type(drawn(draw, size, config, 1)[0])(index, positions), N)
         n = len(index)
         np.testing.assert_array_equal(made["tokens"][:n], document[index])
         last = index == size - 1
@@ -105,7 +105,7 @@ def texts(tmp_path):
 
 @pytest.mark.parametrize("skip", [POSE, CREAM])
 def test_rows_depend_on_the_step_alone_and_an_epoch_is_every_document(texts, skip):
-    config = DataConfig((SourceConfig("text", str(texts)),), seq_len=N, batch_size=7, skip=skip)
+    config = DataConfig(sources=(SourceConfig("text", str(texts)),), seq_len=N, batch_size=7, skip=skip)
     batches = [make_pipeline(config, ByteTokenizer()).batch(step) for step in range(4)]
     again = make_pipeline(config, ByteTokenizer())
     for step in reversed(range(4)):
@@ -116,7 +116,7 @@ def test_rows_depend_on_the_step_alone_and_an_epoch_is_every_document(texts, ski
         assert batch["positions"].dtype == np.float32 and batch["positions"].shape == (7, N)
     by_document = [b["positions"][np.argsort(b["tokens"][:, 0])] for b in batches]
     assert not np.array_equal(by_document[0], by_document[1]), "a document is cut anew in every epoch"
-    plain = make_pipeline(DataConfig(config.sources, seq_len=N, batch_size=7), ByteTokenizer())
+    plain = make_pipeline(DataConfig(sources=config.sources, seq_len=N, batch_size=7), ByteTokenizer())
     assert plain.fingerprint != again.fingerprint
 
 
@@ -144,7 +144,7 @@ def test_positions_are_not_drawn_twice(texts, tmp_path):
         (tmp_path / "words" / name).write_bytes(content)
     shape = dict(vocab_size=258, d_model=8, d_mlp=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
     model = shape | dict(positions=[dict(name="pose", target_len=384)])
-    data = DataConfig((SourceConfig("text", str(texts)),), seq_len=N, batch_size=7, skip=POSE)
+    data = DataConfig(sources=(SourceConfig("text", str(texts)),), seq_len=N, batch_size=7, skip=POSE)
     config = TrainConfig(data=data, steps=1, model=model, tokenizer=str(tmp_path / "words"))
     with pytest.raises(ConfigError, match="come with their positions, which pose would draw once more"):
         train(config, tmp_path / "run")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.synthetic import (
+    FILLER,
     KINDS,
     WORDS,
-    draw_keys,
     lines_document,
     passkey_document,
     piece_encoder,
@@ -71,7 +71,7 @@ def test_one_question_at_a_depth(length):
         keys = [key for key, _ in re.findall(RECORDS["lines"], text_of(document), re.M)]
         [(asked, _)] = re.findall(ASKS["lines"], text_of(document), re.M)
         assert keys.index(asked) == round(depth * (len(keys) - 1))
-        assert document[-1].role == "answer" and document[-2].role == "query"
+        assert [piece.role for piece in document[-3:]] == ["text", "drawn", "answer"]
         assert length - 2 * word_count("line king queen 123\n") < word_count(text_of(document)) <= length
         passkey = text_of(passkey_document(rng, length, word_count, depth=depth))
         before, after = passkey.split("The pass key is:", 1)
@@ -81,12 +81,13 @@ def test_one_question_at_a_depth(length):
 
 
 def test_a_word_is_the_key_of_one_record_and_filler_takes_the_rest():
-    assert sorted(draw_keys(np.random.default_rng(0), 3 * len(WORDS))) == sorted(WORDS)
-    document = lines_document(np.random.default_rng(0), 2048, word_count, queries=1)
-    roles = [piece.role for piece in document]
-    assert roles.count("record") == len(WORDS) and roles[-2:] == ["query", "answer"]
-    assert roles[len(WORDS) : -2] == ["filler"] * (len(roles) - len(WORDS) - 2)
-    assert 2048 - 8 < word_count(text_of(document)) <= 2048
+    for length, records in ((2048, 511), (4096, len(WORDS))):  # a record and a question take four tokens each
+        text = text_of(lines_document(np.random.default_rng(0), length, word_count, queries=1))
+        keys = [key for key, _ in re.findall(RECORDS["lines"], text, re.M)]
+        assert len(set(keys)) == len(keys) == records and set(keys) <= set(WORDS)
+        *rest, question = text.splitlines()[records:]
+        assert question.startswith("ask ") and all(line + "\n" in FILLER for line in rest)
+        assert bool(rest) == (length == 4096) and length - 8 < word_count(text) <= length
 
 
 @pytest.mark.parametrize("kind", ["records", "lines", "passkey"])
@@ -113,11 +114,28 @@ def test_the_questions_asked_for_are_all_there_whatever_keys_cost(seed, queries,
 
 def test_gap_puts_filler_between_records_and_questions():
     document = lines_document(np.random.default_rng(1), 500, word_count, gap=0.5)
-    roles = [piece.role for piece in document]
-    filler = sum(word_count(piece.text) for piece in document if piece.role == "filler")
-    assert 60 < filler < 300
-    first, last = roles.index("filler"), len(roles) - 1 - roles[::-1].index("filler")
-    assert set(roles[:first]) == {"record"} and set(roles[first : last + 1]) == {"filler"}
+    lines = text_of(document).splitlines(keepends=True)
+    kinds = ["filler" if line in FILLER else line.split()[0] for line in lines]
+    assert list(dict.fromkeys(kinds)) == ["line", "filler", "ask"] and kinds == sorted(
+        kinds, key="line filler ask".find
+    )
+    assert 60 < sum(word_count(line) for line in lines if line in FILLER) < 300
+
+
+def test_roles_say_what_can_be_predicted():
+    """Keys and values where they first stand, and the key that is asked, are drawn; the rest follows from the text."""
+    text = {"drawn": "", "answer": "", "text": ""}
+    for piece in lines_document(np.random.default_rng(1), 60, word_count):
+        text[piece.role] += piece.text
+    assert re.fullmatch(r"( [a-z]+ \d\d)+( [a-z]+)+", text["drawn"])
+    assert re.fullmatch(r"( \d\d\n)+", text["answer"]) and re.fullmatch(r"(line\n)+(ask)+", text["text"])
+    passkey = passkey_document(np.random.default_rng(1), 80, word_count)
+    assert re.fullmatch(r" \d\d", text_of([piece for piece in passkey if piece.role == "drawn"]))
+    copied = synthetic_document(np.random.default_rng(1), "copy", 80, word_count)
+    roles = [piece.role for piece in copied]
+    once = roles.count("drawn")
+    assert roles == ["drawn"] * once + ["text"] * (len(roles) - once) and 8 <= once < 45
+    assert all(piece.text == copied[i % once].text for i, piece in enumerate(copied))
 
 
 def test_encoding_by_pieces_is_the_tokenizers_own():
@@ -138,5 +156,5 @@ def test_a_tokenizer_that_joins_pieces_is_refused():
 
 
 def test_words_are_usable_as_keys():
-    assert len(set(WORDS)) == len(WORDS) > 200 and all(re.fullmatch("[a-z]+", word) for word in WORDS)
-    assert synthetic.line_record("king", "482") == "line king 482\n" and synthetic.line_query("king") == "ask king"
+    assert len(set(WORDS)) == len(WORDS) > 512 and all(re.fullmatch("[a-z]+", word) for word in WORDS)
+    assert text_of(synthetic.record("king", "48") + synthetic.question("king", "48")) == "line king 48\nask king 48\n"

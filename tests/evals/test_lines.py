@@ -66,7 +66,7 @@ def test_examples_are_answerable_within_budget_at_their_depth(style, depth):
         assert int(dict(record)[asked]) == example.expected == scoring.first_number(answer)
         assert example.depth == pytest.approx(keys.index(asked) / (len(keys) - 1))
         assert depth is None or abs(example.depth - depth) < 0.51 / (len(keys) - 1)
-        total = len(example.prompt) + max(len(example.answer), 16)
+        total = len(example.prompt) + len(example.answer)
         assert 2048 - 70 < total <= 2048  # one more line would not have fitted
 
 

@@ -37,7 +37,9 @@ def test_prompt_is_the_published_text():
 @pytest.mark.parametrize("bos", [False, True])
 def test_landmark_fills_the_length_exactly(length, bos):
     for example in passkey.examples(make(n=2, bos=bos), ByteTokenizer(), length):
-        assert len(example.prompt) + 10 == length  # bytes: one more filler character always fits until it is full
+        assert (
+            len(example.prompt) + len(example.answer) == length
+        )  # bytes: one more filler character always fits until it is full
         assert (example.prompt[0] == 256) == bos
 
 
@@ -49,7 +51,7 @@ def test_examples_are_answerable_and_stand_at_their_depth(style):
         assert example.depth == (0.0, 0.5, 1.0)[i // 3]
         digits = 5 if style == "landmark" else synthetic.VALUE_DIGITS
         assert int(answer) == example.expected and len(str(example.expected)) == digits
-        assert len(example.prompt) + max(len(example.answer), 10) <= 512
+        assert 512 - 21 < len(example.prompt) + len(example.answer) <= 512
         found = [m.start() for m in re.finditer(str(example.expected), before)]
         first_filler, last_filler = before.find("The grass"), before.rfind("The ", 0, before.rfind("What is"))
         assert found and (found[0] < first_filler if example.depth == 0 else True)

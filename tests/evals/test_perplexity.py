@@ -73,8 +73,32 @@ def test_strided_scores_every_token_once(books):
     assert scored == list(range(1, max(scored) + 1))
 
 
+@pytest.mark.parametrize("bos", ["none", "document", "window"])
+@pytest.mark.parametrize("stride", [None, 7])
+def test_aligned_scores_the_same_tokens_at_every_length(books, stride, bos):
+    """By where they stand in the file: every length scores the same stretches, its windows ending where they end."""
+    lengths = (16, 24, 64)
+    task = evals.build(dict(name="perplexity", lengths=lengths, documents=[str(books)], stride=stride, n=None, bos=bos))
+    assert task.protocol == "aligned"
+    stretches = {}
+    for length in lengths:
+        stretches[length] = []
+        for w in perplexity.examples(task, ByteTokenizer(), length):
+            text = list((books / w.document).read_bytes())
+            end = max(lengths) - (bos != "none") + w.index * (stride or 2)
+            start = end - length + (bos == "window")
+            assert [t for t in w.tokens.tolist() if t != 256] == text[max(start, 0) : end]
+            stretches[length].append((w.document, end - (length - w.first), end))
+    assert stretches[16] == stretches[24] == stretches[64]
+    by_hand = [("a.txt", 75), ("b.txt", 100)]
+    ends = sorted((d, e) for d, _, e in stretches[64])
+    first = max(lengths) - (bos != "none")
+    assert ends == [(d, e) for d, size in by_hand for e in range(first, size + 1, stride or 2)]
+    assert all(end - begin == (stride or 2) for _, begin, end in stretches[64])
+
+
 def test_bins_hold_the_tokens_with_that_much_context(tiny, books):
-    task = make(books, n=1, bins=3, bin_spacing="uniform")
+    task = make(books, n=1, bins=3, bin_spacing="uniform", protocol="truncated")
     (row,) = run.evaluate(tiny, [task], lambda length: tiny.config.bind(length=length))
     want = full_nll(tiny, list((books / "a.txt").read_bytes())[:LENGTH])
     edges = [1, 11, 22, 32]
@@ -137,7 +161,7 @@ def test_no_document_long_enough_names_the_longest(books):
     [
         (dict(documents=["/nowhere/x.txt"]), "no such file or directory: /nowhere/x.txt"),
         (dict(documents=[]), "the list is empty"),
-        (dict(stride=4), "only 'strided' has one"),
+        (dict(stride=4, protocol="chunked"), "only 'aligned' and 'strided' have one"),
         (dict(protocol="strided", stride=32), "expected 1 to length - 1 = 31, got 32"),
     ],
 )

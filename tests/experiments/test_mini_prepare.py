@@ -52,7 +52,7 @@ def test_tokenizer_keeps_keys_and_values_whole(prepare):
     }
     tokenizer = prepare.train_tokenizer(documents)
     prepare.check_single_tokens(tokenizer)
-    assert tokenizer.encode("line king 482\n").tokens == ["line", "Ġking", "Ġ482", "Ċ"]
+    assert tokenizer.encode("line king 48\n").tokens == ["line", "Ġking", "Ġ48", "Ċ"]
     assert [tokenizer.token_to_id(token) for token in prepare.SPECIAL] == [0, 1, 2]
     text = "Ünïcödé 🦒\t\r\n  x"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
