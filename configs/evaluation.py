@@ -1,10 +1,11 @@
-"""Measure one model: passkey and line retrieval, and perplexity where there are documents.
+"""Measure one model: passkey and line retrieval in this project's short style; perplexity where there are documents.
 
     giraffe evaluate --config=configs/evaluation.py:giraffe-mini --workdir=runs/measured
     giraffe evaluate --config=configs/evaluation.py:runs/llama2,books/ --workdir=runs/llama2-measured
 
 The argument is what to measure (a workdir of `giraffe train`, a Hugging Face directory, a .gguf file, a packaged name),
-then, after a comma, a text file or a folder of them. Lengths are powers of two from 256 to 2,048 tokens.
+then, after a comma, a text file or a folder of them. Lengths are powers of two from 256 to 2,048 tokens;
+for a model of billions of parameters leave out `style`, which makes the prompts those of the papers.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +18,8 @@ def get_config(about: str = "giraffe-mini") -> ConfigDict:
     c = ConfigDict()
     c.source = source
     c.tasks = [
-        dict(name="passkey", lengths=LENGTHS, n=10),
-        dict(name="lines", lengths=LENGTHS, n=20, style="compact"),
+        dict(name="passkey", lengths=LENGTHS, n=8, style="compact"),
+        dict(name="lines", lengths=LENGTHS, n=40, style="compact"),
     ]
     if documents:
         c.tasks += [dict(name="perplexity", lengths=LENGTHS, documents=[documents])]

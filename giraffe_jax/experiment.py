@@ -340,9 +340,10 @@ def _about_variant(variant: Variant) -> dict[str, Any]:
 
 
 def _about_task(task: Any) -> dict[str, Any]:
-    """What a task's examples depend on; documents are chosen by the longest length, so that one belongs to it."""
+    """What a task's examples depend on: other lengths too, where they choose documents or what is scored of them."""
     about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
-    return about | ({"longest": max(task.lengths)} if hasattr(task, "documents") else {})
+    about |= {"longest": max(task.lengths)} if hasattr(task, "documents") else {}
+    return about | ({"shortest": min(task.lengths)} if about.get("protocol") == "aligned" else {})
 
 
 def source_fingerprint(source: str) -> str:

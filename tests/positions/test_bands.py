@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import bind, distances
 from giraffe_jax.positions.methods.lampe import Span
+from tests.close import ULP
 
 MODEL = dict(head_dim=64, theta=1e4, original_len=96)
 
@@ -88,7 +89,7 @@ def closed_form(name, length, **changes):
 @pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
 def test_distance_of_every_pair(name):
     got = distances([dict(name=name, **CLOSED_FORMS[name][1])], length=256, **MODEL)
-    np.testing.assert_allclose(got, closed_form(name, 256), atol=1e-3)
+    np.testing.assert_allclose(got, closed_form(name, 256), atol=64 * ULP * 256)
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_distance_of_every_pair(name):
 )
 def test_distance_of_every_pair_up_to_2048(name, parameters):
     got = distances([dict(name=name, **parameters)], length=2048, **MODEL)
-    np.testing.assert_allclose(got, closed_form(name, 2048, **parameters), atol=5e-3)
+    np.testing.assert_allclose(got, closed_form(name, 2048, **parameters), atol=64 * ULP * 2048)
 
 
 def test_plain_distances_and_other_methods_before_bands():
