@@ -14,6 +14,8 @@ import json
 import os
 import platform
 import re
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +99,7 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True))
     base = _base(config)
-    manifest = claim(config, tasks, workdir, lambda: base().model.original_len)
+    manifest = claim(config, tasks, workdir, base)
     todo = cells(config, tasks, manifest["source"]["fingerprint"])
     finished = done_keys(workdir / RESULTS)
     left = [cell for cell in todo if cell.key not in finished]
@@ -165,10 +167,11 @@ def done_keys(path: Path) -> set[str]:
     return {row["key"] for row in records.read_rows(path) if row.get("kind") == "done"}
 
 
-def claim(
-    config: ExperimentConfig, tasks: list[Any], workdir: Path, length_of_source: Callable[[], int]
-) -> dict[str, Any]:
-    """Writes the workdir's manifest and returns it; ConfigError where the workdir holds another experiment."""
+def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Callable[[], Any]) -> dict[str, Any]:
+    """Writes the workdir's manifest and returns it; ConfigError where the workdir holds another experiment.
+
+    `base` loads the source, whose shape a new manifest records. Date and command are those of the first run.
+    """
     original_len = config.original_len
     fingerprint = source_fingerprint(config.source)
     identity = {
@@ -178,7 +181,7 @@ def claim(
         "variants": {variant.name: _about_variant(variant) for variant in config.variants},
         "tasks": {evals.label(task): _about_task(task) for task in tasks},
     }
-    path = workdir / MANIFEST
+    path, old = workdir / MANIFEST, None
     if path.is_file():
         try:
             old = json.loads(path.read_text())
@@ -198,9 +201,10 @@ def claim(
         "config": to_dict(config),
         "identity": identity,
         "source": identity["source"],
-        "original_len": original_len or length_of_source(),
         "versions": versions(),
     }
+    manifest |= {key: old.get(key) for key in ("model", "date", "command")} if old else _beginning(base())
+    manifest["original_len"] = original_len or base().model.original_len
     if _first_process():
         records.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
@@ -364,8 +368,38 @@ def source_fingerprint(source: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _beginning(loaded: Any) -> dict[str, Any]:
+    """What a report says of the model and of the run: its shape, the day, and the command."""
+    import jax
+
+    names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
+    shape = {name: getattr(loaded.model, name) for name in names}
+    return {
+        "model": {"parameters": sum(x.size for x in jax.tree.leaves(loaded.params))} | shape,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def commit() -> str | None:
+    """Returns the git commit of this code, "+" where files differ from it; None where git does not track this file."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return head and head + ("+" if changed else "")
+
+
 def versions() -> dict[str, str]:
-    """Returns what the numbers were made with: packages, Python, machine and devices."""
+    """Returns what the numbers were made with: packages, Python, commit, machine and devices."""
     import jax
 
     found = {"python": platform.python_version()}
@@ -374,8 +408,8 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    device = jax.devices()[0]
-    return found | {
+    device, head = jax.devices()[0], commit()
+    return (found if head is None else found | {"commit": head}) | {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "system": f"{sys.platform} {platform.machine()}",
     }

@@ -2,7 +2,9 @@
 
 Proportions (retrieval) get Wilson's score interval, which stays inside [0, 1] and does not collapse to a point when
 every answer is right. Mean losses (perplexity) get a bootstrap over whole documents or windows, because the tokens
-inside one are far from independent. NumPy only: reports are made where JAX need not be installed or started.
+inside one are far from independent. Two models that read the same are compared by `paired_nll`, `paired_mean` and
+`paired_share`: what makes a window hard is hard for both, so differences are far sharper than the two scores. NumPy
+only: reports are made where JAX need not be installed or started.
 """
 
 import math
@@ -48,6 +50,7 @@ def bootstrap_mean(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    expanded: bool = False,
 ) -> Estimate:
     """Returns the weighted mean `sum(sums) / sum(weights)` with a percentile bootstrap interval.
 
@@ -57,6 +60,9 @@ def bootstrap_mean(
       confidence: share of the resampled means inside the interval.
       resamples: how many times the units are drawn again, with replacement.
       seed: of the draws; the same numbers always give the same interval.
+      expanded: takes percentiles further out, by as much as Student's t is wider than the normal distribution and as
+        the spread of n numbers is below that of what they were drawn from (Hesterberg 2015, section 3.3). Percentiles
+        as they are hold the true mean of five units in some 82% of cases instead of 95%.
     """
     total, weight = np.asarray(sums, np.float64), np.asarray(weights, np.float64)
     if total.shape != weight.shape or total.ndim != 1:
@@ -69,8 +75,23 @@ def bootstrap_mean(
     # How often each unit was drawn, instead of which: one small vector per resample, however many units.
     counts = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples))
     means = [count @ total / (count @ weight) for count in counts]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = (1 - confidence) / 2
+    if expanded:
+        tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student(1 - tail, n - 1))
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(value, float(low), float(high), n)
+
+
+def student(p: float, freedom: int) -> float:
+    """Returns the quantile p of Student's t, within 0.1% from 4 degrees of freedom up (Abramowitz, Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 
 
 def normal_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -117,6 +138,82 @@ def share(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
     """Returns the share of rows whose `metric` is 1, with Wilson's interval; rows without the metric do not count."""
     values = [float(r["metrics"][metric]) for r in rows if r["metrics"].get(metric) is not None]
     return wilson(sum(values), len(values))
+
+
+def paired_nll(rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], **bootstrap: Any) -> Estimate:
+    """Returns the mean loss of perplexity rows less that of `base` on the same windows, nats per token.
+
+    Documents are resampled where there are at least two, otherwise windows. exp of it is the ratio of perplexities.
+    """
+    grouped: dict[str, list[float]] = {}
+    pairs = paired(rows, base, "nll")
+    several = len({document for document, *_ in pairs}) > 1
+    for i, (document, tokens, mine, other) in enumerate(pairs):
+        entry = grouped.setdefault(str(document) if several else str(i), [0.0, 0.0])
+        entry[0] += (mine - other) * tokens
+        entry[1] += tokens
+    sums, weights = [t for t, _ in grouped.values()], [w for _, w in grouped.values()]
+    return bootstrap_mean(sums, weights, expanded=True, **bootstrap)
+
+
+def paired_mean(
+    rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any
+) -> Estimate:
+    """Returns the mean of a metric less that of `base` on the same examples, which are resampled."""
+    differences = [mine - other for _, _, mine, other in paired(rows, base, metric)]
+    return bootstrap_mean(differences, [1.0] * len(differences), expanded=True, **bootstrap)
+
+
+def paired_share(
+    rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str
+) -> tuple[Estimate, float]:
+    """Returns the share right less that of `base` on the same examples with its interval, and McNemar's exact p."""
+    pairs = paired(rows, base, metric)
+    gained = sum(mine > other for _, _, mine, other in pairs)
+    lost = sum(mine < other for _, _, mine, other in pairs)
+    return difference_of_shares(gained, lost, len(pairs)), mcnemar(gained, lost)
+
+
+def difference_of_shares(gained: int, lost: int, n: int, confidence: float = 0.95) -> Estimate:
+    """Returns (gained - lost) / n with the adjusted Wald interval for paired shares (Bonett and Price 2012).
+
+    `gained` examples of n are right only for the first, `lost` only for the second. The interval's middle is drawn
+    towards 0, and it does not collapse where nothing differs.
+    """
+    if n < 2:
+        return Estimate((gained - lost) / n if n else math.nan, math.nan, math.nan, n)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return Estimate((gained - lost) / n, max(-1.0, up - down - half), min(1.0, up - down + half), n)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Returns McNemar's exact two-sided p: how often a fair coin splits the examples that differ so unevenly."""
+    n, fewer = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def paired(
+    rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str
+) -> list[tuple[Any, float, float, float]]:
+    """Returns (document, tokens, value, value of `base`) of what both read: the same window, or the same prompt.
+
+    A side's rows of one example, from several seeds of its training, count as their mean. Null is nan.
+    """
+    mine, other = _by_example(rows, metric), _by_example(base, metric)
+    return [(key[0], key[-1] or 1.0, float(mine[key]), float(other[key])) for key in mine if key in other]
+
+
+def _by_example(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[tuple[Any, ...], float]:
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if metric in row["metrics"]:
+            value = row["metrics"][metric]
+            example = tuple(row.get(name) for name in ("document", "window", "prompt", "example"))
+            key = (*example, row["metrics"].get("tokens"))
+            found.setdefault(key, []).append(math.nan if value is None else float(value))
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def merge_bins(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, int, float, int]]:

@@ -11,18 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import records
-from giraffe_jax.report import page, plots, style, tables
-from giraffe_jax.report.scores import (
-    Results,
-    Row,
-    estimate,
-    is_loss,
-    is_share,
-    metrics,
-    read,
-    score_all,
-    score_positions,
-)
+from giraffe_jax.report import metrics, page, plots, style, tables
+from giraffe_jax.report.metrics import PERPLEXITY
+from giraffe_jax.report.scores import Results, Row, estimate, read, score_all, score_positions
 
 __all__ = ["Results", "brief", "main_table", "read", "score_all", "write"]
 
@@ -39,12 +30,12 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
     found = score_all(results)
     made, positions = tables.tables(results, found), []
     for task in results.tasks:
-        pieces = score_positions(results, task) if is_loss(results.of(task)) else []
-        if pieces:
+        pieces = score_positions(results, task) if metrics.of(results.of(task)) == [PERPLEXITY] else []
+        if len({high for _, high, _ in pieces}) > 1:
             made.append(tables.by_position(results, pieces, task))
             positions += [score for _, _, score in pieces]
     looks = style.looks(results)
-    drawn = plots.draw(results, found, looks)
+    drawn = plots.draw(results, found, looks, made)
     records.write_atomically(out / "results.csv", tables.as_csv(results, found + positions))
     records.write_atomically(out / "tables.md", tables.all_markdown(results, made))
     for plot in drawn:
@@ -60,7 +51,7 @@ def main_table(results: Results) -> str:
     made = tables.tables(results, score_all(results))
     if not made:
         return "no results yet"
-    first = next((table for table in made if table.metric == "perplexity"), made[0])
+    first = next((table for table in made if table.metric == PERPLEXITY), made[0])
     return f"{first.title}, by length in tokens\n\n{tables.markdown(first)}"
 
 
@@ -68,9 +59,8 @@ def brief(rows: Sequence[Row]) -> str:
     """The score of one cell's rows in a few words, for progress lines."""
     if not rows:
         return "no examples"
-    metric = metrics(rows)[0]
-    share = metric != "perplexity" and is_share(rows, metric)
-    e = estimate(rows, metric, share)
-    span = tables.interval(e, share)
-    name = "ppl" if metric == "perplexity" else metric
-    return f"{name} {tables.number(e.value, share)}" + (f" ({span})" if span else "") + f" n={e.n}"
+    metric = metrics.of(rows)[0]
+    e = estimate(rows, metric)
+    span = tables.interval(e, metric.share)
+    name = "ppl" if metric == PERPLEXITY else metric.name
+    return f"{name} {tables.number(e.value, metric.share)}" + (f" ({span})" if span else "") + f" n={e.n}"

@@ -29,7 +29,10 @@ h2 { margin: 4rem 0 .4rem; font-size: 1.55rem; line-height: 1.25; font-weight: 6
 h3 { margin: 2.4rem 0 .3rem; font: 600 .95rem/1.4 var(--sans); }
 p { margin: .7rem 0; max-width: 44rem; }
 .question { font-size: 1.18rem; font-style: italic; color: var(--muted); text-wrap: pretty; }
-.facts { font-size: .86rem; color: var(--muted); margin: 1.1rem 0 0; }
+.verdict { font-size: 1.08rem; line-height: 1.55; max-width: 52rem; margin: 1rem 0; text-wrap: pretty; }
+.verdict b { font-weight: 600; }
+.verdict + .facts { margin-top: 1.6rem; }
+.facts { font-size: .86rem; color: var(--muted); margin: .3rem 0 0; max-width: none; }
 .facts b { font-weight: 600; color: var(--ink); }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; margin: 2rem 0 1.2rem;
@@ -64,6 +67,10 @@ th:first-child { padding-left: 0; }
 th i { display: inline-block; width: .72em; height: .72em; border-radius: 50%; margin-right: .6em; }
 th i.hollow { background: none; border: 2px solid; }
 td small, th small { display: block; font-size: .76rem; font-weight: 400; color: var(--muted); }
+table.variants td { text-align: left; }
+table.variants th { text-align: left; }
+.strip { display: block; }
+.kind { color: var(--muted); font-size: .82rem; }
 td.best { background: var(--mark); font-weight: 650; }
 td.best small { font-weight: 400; }
 .failures li { margin: .3rem 0; }
@@ -100,6 +107,7 @@ footer {
   body { background: none; font-size: 11pt; }
   main { max-width: none; padding: 0; }
   figure svg { min-width: 0; }
+  h2, h3 { break-after: avoid; }
   figure, .figure, tr { break-inside: avoid; }
   .scroll { overflow: visible; }
 }

@@ -1,7 +1,7 @@
-"""Scores -> sentences: what came out, said from the numbers, so that the page's first lines can be trusted.
+"""Scores and paired differences -> sentences: what came out, said from the numbers, and no more than they hold.
 
-Sentences cover every length beyond the trained one; the large figure is where plain RoPE is furthest behind, and says
-at what length that is.
+Sentences speak of four times the trained length where it was measured, and of the longest length at which anything
+works. A large figure is shown only where the paired difference to plain RoPE excludes zero.
 """
 
 from __future__ import annotations
@@ -10,32 +10,86 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from giraffe_jax.report.scores import PERPLEXITY, Results, Score
-from giraffe_jax.report.tables import Table, interval, metric_name, multiple, number, task_name
+from giraffe_jax.evals.stats import Estimate
+from giraffe_jax.report import paired
+from giraffe_jax.report.metrics import PERPLEXITY
+from giraffe_jax.report.paired import Difference
+from giraffe_jax.report.scores import Results
+from giraffe_jax.report.tables import BY_POSITION, Table, interval, multiple, number, task_name
+
+FLOOR = 0.30  # a share is at floor where the upper bound of the best variant's interval is below this
+AHEAD = 4  # times the trained length: where the first sentence looks
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A headline: one large figure, what it is, and the sentence that says it in full."""
+class Card:
+    """A large figure and what it is."""
 
     figure: str
     label: str
-    task: str
-    sentence: str
 
 
-def findings(results: Results, made: Sequence[Table]) -> list[Finding]:
-    """One finding per table of a task's first metric, in order; none where no length is beyond the trained one."""
-    out, seen = [], set()
-    for table in made:
-        if table.task in seen:
+def main_tables(made: Sequence[Table]) -> list[Table]:
+    """The table of each task's first metric, where it is ranked: what headlines, verdict and forest plots are about."""
+    first = {table.task: table for table in reversed(made) if table.metric != BY_POSITION}
+    return [t for task in dict.fromkeys(t.task for t in made) if (t := first[task]).metric.better is not None]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence and what it is about: `head` names task and length."""
+
+    head: str
+    text: str
+
+
+def chief(made: Sequence[Table]) -> list[Table]:
+    """The tables that the verdict speaks of: perplexity, and the first share of right answers that is above floor."""
+    tables = [t for t in main_tables(made) if not floor(t) and lengths_that_matter(t)]
+    return [t for t in tables if t.metric == PERPLEXITY][:1] + [t for t in tables if t.metric.share][:1]
+
+
+def verdict(results: Results, made: Sequence[Table]) -> list[Said]:
+    """A sentence on each chief table, at the length that decides."""
+    return [sentence(results, table, lengths_that_matter(table)[0]) for table in chief(made)]
+
+
+def more(results: Results, made: Sequence[Table]) -> list[Said]:
+    """Sentences on every task and length that matters and that the verdict does not speak of."""
+    first = chief(made)
+    return [
+        sentence(results, table, n)
+        for table in main_tables(made)
+        if not floor(table)
+        for n in lengths_that_matter(table)[1 if table in first else 0 :]
+    ]
+
+
+def cards(results: Results, made: Sequence[Table]) -> list[Card]:
+    """A card per task whose best untrained variant (trained, where all are) is better than plain beyond chance."""
+    out = []
+    for table in main_tables(made):
+        lengths, plain = lengths_that_matter(table), results.baseline
+        if floor(table) or not lengths or plain is None:
             continue
-        seen.add(table.task)
-        finding = (
-            _loss(results, table) if table.metric == PERPLEXITY else _share(results, table) if table.share else None
-        )
-        if finding is not None:
-            out.append(finding)
+        n = lengths[0]
+        order = [v for v in table.ranked(n) if v != plain]
+        best = next((v for v in order if not results.trained[v]), next(iter(order), None))
+        d = best and paired.difference(results, table.task, table.metric, n, best, plain)
+        if not d or not d.better or (plain, n) not in table.cells:
+            continue
+        e = d.estimate
+        if table.metric == PERPLEXITY:
+            times, low, high = (math.exp(min(-x, 700.0)) for x in (e.value, e.high, e.low))
+            label = (
+                f"lower perplexity with {best} than with {plain} at {_at(table, n)} [{_times(low)} to {_times(high)}]"
+            )
+            out.append(Card(_times(times), label))
+        else:
+            what = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
+            label = f"{what}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
+            label += f": {_amount(d)} [{_bounds(d)}]"
+            out.append(Card(number(table.cells[d.variant, n].estimate.value, table.metric.share), label))
     return out
 
 
@@ -44,80 +98,108 @@ def beyond(table: Table) -> list[int]:
     return [n for n in table.lengths if table.original_len is not None and n > table.original_len]
 
 
-def best_variant(table: Table, variants: Iterable[str], lengths: Sequence[int]) -> str | None:
-    """The variant with the best mean over the lengths (of log perplexity, or of the share right), of those complete."""
-    totals = {}
-    for variant in variants:
-        values = [table.cells[variant, n].estimate.value for n in lengths if (variant, n) in table.cells]
-        if lengths and len(values) == len(lengths) and all(math.isfinite(x) for x in values):
-            totals[variant] = sum(values) if table.share else -sum(math.log(x) for x in values)
-    return max(totals, key=lambda v: totals[v]) if totals else None
+def lengths_that_matter(table: Table) -> list[int]:
+    """Four times the trained length, if it was measured, and the longest at which some variant is above floor."""
+    past = beyond(table)
+    alive = [n for n in past if not _dead(table, n)] or past[:1]
+    four = [n for n in past if n == AHEAD * (table.original_len or 0)]
+    return list(dict.fromkeys([*four, *alive[-1:]]))
 
 
-def _loss(results: Results, table: Table) -> Finding | None:
-    lengths, plain = beyond(table), results.baseline
-    others = [v for v in table.variants if v != plain]
-    best = best_variant(table, others, lengths)
-    if plain is None or best is None or any((plain, n) not in table.cells for n in lengths):
-        return None
-    ratios = {n: _value(table, plain, n) / _value(table, best, n) for n in lengths}
-    peak = max(lengths, key=lambda n: (math.isfinite(ratios[n]), n))
-    inside = [n for n in table.lengths if n not in lengths and (plain, n) in table.cells]
-    start = f" from {_shown(table, plain, inside[-1])} at {inside[-1]:,} tokens" if inside else ""
-    sentence = (
-        f"Beyond its trained length of {table.original_len:,} tokens, {plain} goes{start} to "
-        f"{_list(f'{_shown(table, plain, n)} at {_at(table, n)}' for n in lengths)}. "
-        f"The best variant, {best}, has {_list(_shown(table, best, n) for n in lengths)} there."
-    )
-    sentence += _best_untrained(results, table, best, others, lengths)
-    return Finding(
-        _times(ratios[peak]),
-        f"lower perplexity with {best} than with {plain} at {_at(table, peak)}",
-        task_name(table.task),
-        sentence,
+def floor(table: Table) -> str:
+    """The sentence on a task that the model cannot do inside its trained length; empty where it can."""
+    inside = [n for n in table.lengths if table.original_len is not None and n <= table.original_len]
+    if not inside or not table.metric.share or not _dead(table, inside[-1]):
+        return ""
+    n = inside[-1]
+    best = table.ranked(n)[0]
+    count = table.cells[best, n].estimate.n
+    return (
+        f"At floor: even at {_at(table, n)}, inside the trained length, the best variant, {best}, answers "
+        f"{_shown(table, best, n)} of {count} right. A task that the model cannot do says nothing about positions, so "
+        f"it is not shown (it would be if the interval reached {FLOOR:.0%}); tables.md and results.csv have its scores."
     )
 
 
-def _share(results: Results, table: Table) -> Finding | None:
-    lengths, plain = beyond(table), results.baseline
-    others = [v for v in table.variants if v != plain]
-    best = best_variant(table, others, lengths)
-    if best is None:
-        return None
-    last = lengths[-1]
-    plain = plain or ""
-    known = all((plain, n) in table.cells for n in lengths)
-    where = _list(_at(table, n) for n in lengths)
-    sentence = f"At {where}, {best} gives {_list(_shown(table, best, n) for n in lengths)} right answers"
-    if known:
-        sentence += f"; {plain} gives {_list(_shown(table, plain, n) for n in lengths)}"
-    n = table.n(last)
-    sentence += f" ({metric_name(table.metric).removeprefix('answers right, ')}" + (f", n={n}" if n else "") + ")."
-    sentence += _best_untrained(results, table, best, others, lengths)
-    top = max(lengths, key=lambda n: (_value(table, best, n) - (_value(table, plain, n) if known else 0), n))
-    label = f"{task_name(table.task).lower()} at {_at(table, top)} with {best}"
-    if known:
-        label += f"; {number(_value(table, plain, top), True)} with {plain}"
-    return Finding(number(_value(table, best, top), True), label, task_name(table.task), sentence)
+def _dead(table: Table, length: int) -> bool:
+    ends = [table.cells[v, length].estimate.high for v in table.variants if (v, length) in table.cells]
+    return table.metric.share and bool(ends) and max(ends) < FLOOR
 
 
-def _best_untrained(results: Results, table: Table, best: str, others: Sequence[str], lengths: Sequence[int]) -> str:
-    if not results.trained[best]:
-        return ""
-    free = best_variant(table, [v for v in others if not results.trained[v]], lengths)
-    if free is None:
-        return ""
-    return f" Best without training: {free}, {_list(_shown(table, free, n) for n in lengths)}."
+def sentence(results: Results, table: Table, length: int) -> Said:
+    """What plain RoPE does at a length, and which variant is best there without and with training."""
+    plain, trained = results.baseline, results.trained
+    order = [v for v in table.ranked(length) if v != plain]
+    groups = {
+        "without training": [v for v in order if not trained[v]],
+        "after training": [v for v in order if trained[v]],
+    }
+    parts = [_plain(table, plain, length)] if plain is not None and (plain, length) in table.cells else []
+    parts += [f"{when}, {_best(results, table, length, group, plain)}" for when, group in groups.items() if group]
+    return Said(f"{task_name(table.task)} at {_at(table, length)}", "; ".join(parts) + ".")
 
 
-def _value(table: Table, variant: str, length: int) -> float:
-    return table.cells[variant, length].estimate.value
+def _plain(table: Table, plain: str, length: int) -> str:
+    inside = [n for n in table.lengths if n <= (table.original_len or 0) and (plain, n) in table.cells]
+    verb, end = ("answers", " right") if table.metric.share else ("has", "")
+    text = f"{plain} {verb} {_shown(table, plain, length)}{end}"
+    if inside:
+        before = table.cells[plain, inside[-1]].estimate.value
+        text += f", against {number(before, table.metric.share)} at {inside[-1]:,}"
+    return text
+
+
+def _best(results: Results, table: Table, length: int, group: Sequence[str], plain: str | None) -> str:
+    """The best of a group: its score, its difference to plain, and whom it cannot be told from."""
+    best = group[0]
+    text = f"{best} {'is best with' if len(group) > 1 else 'has'} {_shown(table, best, length)}"
+    if plain is not None:
+        d = paired.difference(results, table.task, table.metric, length, best, plain)
+        text += "" if d is None or not math.isfinite(d.estimate.value) else f", {_against(d)}"
+    others = paired.differences(results, table.task, table.metric, length, best, group[1:])
+    alike = [d.variant for d in others if not d.apart]
+    if alike:
+        names = _list(alike if len(alike) <= 3 else [*alike[:2], f"{len(alike) - 2} more"])
+        return text + f", and cannot be told from {names}"
+    ahead = "all others" if len(others) > 2 else _list(d.variant for d in others) if others else ""
+    return text + (f", ahead of {ahead}" if ahead else "")
+
+
+def _against(d: Difference) -> str:
+    if not d.apart:
+        return f"not told from {d.base} (difference {_amount(d, signed=True)} [{_bounds(d, signed=True)}])"
+    way = "above" if d.estimate.value > 0 else "below"
+    return f"{_amount(d)} {way} {d.base} [{_bounds(d)}]"
+
+
+def unit(d: Difference) -> str:
+    """What a difference is counted in."""
+    return "points" if d.metric.share else "nats a token" if d.metric.kind in ("perplexity", "nll") else d.metric.title
+
+
+def shown(x: float, share: bool) -> str:
+    """A difference as shown: shares in points, others with two decimals where they are small; a true minus sign."""
+    text = f"{100 * x:.0f}" if share else f"{x:.2f}" if abs(x) < 10 else f"{x:,.1f}"
+    text = text.removeprefix("-") if not text.strip("-0.") else text
+    return text.replace("-", "−")
+
+
+def _amount(d: Difference, signed: bool = False) -> str:
+    x = d.estimate.value if signed else abs(d.estimate.value)
+    return f"{shown(x, d.metric.share)} {unit(d)}"
+
+
+def _bounds(d: Difference, signed: bool = False) -> str:
+    ends = [d.estimate.low, d.estimate.high]
+    if not signed and d.estimate.value < 0:
+        ends = [-d.estimate.high, -d.estimate.low]
+    return " to ".join(shown(x, d.metric.share) for x in ends)
 
 
 def _shown(table: Table, variant: str, length: int) -> str:
-    score: Score = table.cells[variant, length]
-    span = interval(score.estimate, table.share)
-    return number(score.estimate.value, table.share) + (f" ({span})" if span else "")
+    e: Estimate = table.cells[variant, length].estimate
+    span = interval(e, table.metric.share)
+    return number(e.value, table.metric.share) + (f" ({span})" if span else "")
 
 
 def _at(table: Table, length: int) -> str:
@@ -126,8 +208,8 @@ def _at(table: Table, length: int) -> str:
 
 
 def _times(ratio: float) -> str:
-    if not math.isfinite(ratio):
-        return "∞"
+    if not math.isfinite(ratio) or ratio > 1e9:
+        return "> 10⁹×"
     return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.1f}×"
 
 

@@ -11,13 +11,18 @@ import json
 from collections.abc import Mapping, Sequence
 
 from giraffe_jax import records
-from giraffe_jax.report import css, style, tables
-from giraffe_jax.report.findings import Finding, findings
+from giraffe_jax.report import css, findings, protocols, style, tables, variants
+from giraffe_jax.report.metrics import PERPLEXITY
+from giraffe_jax.report.paired import FEWEST
 from giraffe_jax.report.plots import Plot, describe
-from giraffe_jax.report.scores import PERPLEXITY, Results, Score
+from giraffe_jax.report.scores import Results, Score
 from giraffe_jax.report.tables import Table, task_name
 
 HOW = {
+    "forest": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
+    "compared with plain RoPE, and with the best at that length, one by one. A line that does not reach the zero is a "
+    "difference that chance does not explain; its marker is filled. Intervals are not widened for how many variants "
+    "are compared: of twenty that differ in nothing, one is expected to look different.",
     "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: how many tokens, equally likely, the "
     "model is in effect choosing between. Lower is better. A method that works stays flat to the right of the trained "
     "length; one that fails climbs.",
@@ -29,16 +34,6 @@ HOW = {
     "depth": "<b>How to read it.</b> Each cell is the percentage of right answers at a length (across) and a place of "
     "the fact in the text (down; 0% is the start, 100% right before the question). Dark is right. The line is the "
     "trained length.",
-}
-SCORED = {
-    "teacher": "Teacher-forced: an answer counts when each of its tokens is the most likely one after those before it.",
-    "generate": "Generated: greedy decoding; the first number in the output must be the answer.",
-    "generate_last": "Generated: greedy decoding; the last number in the output must be the answer.",
-}
-PROTOCOLS = {
-    "strided": "a window of the given length moved by a stride; each window scores only its last stride of tokens",
-    "truncated": "the first tokens of every document, up to the given length, in one pass",
-    "chunked": "windows of the given length side by side, all their tokens scored",
 }
 
 
@@ -52,79 +47,157 @@ def render(
     """The whole page."""
     config = results.manifest.get("config", {})
     title = config.get("title") or config.get("name") or "Context extension, measured"
-    found = findings(results, made)
     sheet = style.css_variables() + css.SHEET
-    sections = [_section(results, task, made, plots, looks) for task in results.tasks]
-    body = [_header(results, title, config), _findings(found), *sections, _failures(results), _about(results, config)]
+    swatches = {v: look.swatch for v, look in looks.items()}
+    body = [
+        _header(results, title, config, made),
+        _findings(results, made),
+        _forest(results, made, plots, looks),
+        _variants(results, swatches),
+        *(_section(results, task, made, plots, looks) for task in results.tasks),
+        _failures(results),
+        _about(results, config),
+    ]
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         "<link rel='icon' href='data:,'>\n"
         f"<title>{html.escape(title)}</title>\n<style>\n{sheet}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
-        + "\n<footer>Bands and ranges are 95% intervals: Wilson's for shares of right answers, a bootstrap "
-        "over documents (or windows of one document) for losses. n counts what was resampled or asked. "
-        "Made by giraffe-jax.</footer>\n</main>\n</body>\n</html>\n"
+        + "\n<footer>Bands and ranges are 95% intervals: Wilson's for shares of right answers, a bootstrap over "
+        "documents (or windows of one document) for losses. Differences are paired: a bootstrap over the same units, "
+        "its percentiles expanded for small n (Hesterberg 2015); for shares the adjusted Wald interval (Bonett and "
+        "Price 2012), and McNemar's exact test must agree. n counts what was resampled or asked; fewer than "
+        f"{FEWEST} pairs are never told apart. Made by giraffe-jax.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
-def _header(results: Results, title: str, config: Mapping) -> str:
-    source = results.manifest.get("source", {}).get("name")
-    facts = [f"<b>{html.escape(str(source))}</b>"] if source else []
-    if results.original_len:
-        facts.append(f"trained on <b>{results.original_len:,}</b> tokens")
-    lengths = sorted({row["length"] for row in results.rows})
-    if lengths:
-        facts.append(f"measured at <b>{lengths[0]:,}</b> to <b>{lengths[-1]:,}</b>")
-    facts.append(f"<b>{len(results.variants)}</b> variants, <b>{len(results.rows):,}</b> examples")
-    if results.seconds:
-        facts.append(f"{records.duration(results.seconds)} of measuring")
+def _header(results: Results, title: str, config: Mapping, made: Sequence[Table]) -> str:
+    manifest = results.manifest
+    facts = [part for part in (_model(manifest), _measured(results), _made(manifest)) if part]
     question = f"<p class='question'>{html.escape(config['question'])}</p>\n" if config.get("question") else ""
+    verdict = "".join(f"<p class='verdict'>{_said(said)}</p>\n" for said in findings.verdict(results, made))
     links = "".join(f"<a href='#{_anchor(task)}'>{html.escape(task_name(task))}</a>" for task in results.tasks)
     return (
         f"<header>\n<p class='kicker'>giraffe-jax · {html.escape(config.get('name') or 'report')}</p>\n"
-        f"<h1>{html.escape(title)}</h1>\n{question}<p class='facts'>{' &ensp;·&ensp; '.join(facts)}</p>\n"
-        f"<nav>{links}<a href='#about'>Config and versions</a></nav>\n</header>"
+        f"<h1>{html.escape(title)}</h1>\n{question}{verdict}"
+        + "".join(f"<p class='facts'>{fact}</p>\n" for fact in facts)
+        + f"<nav>{links}<a href='#about'>Config and versions</a></nav>\n</header>"
     )
 
 
-def _findings(found: Sequence[Finding]) -> str:
-    if not found:
+def _model(manifest: Mapping) -> str:
+    """The model's line: source, parameters, layers, heads x width, theta, trained length."""
+    source, model = manifest.get("source", {}).get("name"), manifest.get("model") or {}
+    facts = [f"<b>{html.escape(str(source))}</b>"] if source else []
+    if model.get("parameters"):
+        facts.append(f"{_count(model['parameters'])} parameters")
+    if model.get("num_layers"):
+        facts.append(f"{model['num_layers']} layers")
+    if model.get("num_heads") and model.get("head_dim"):
+        grouped = model.get("num_kv_heads") not in (None, model["num_heads"])
+        of = f" ({model['num_kv_heads']} of keys)" if grouped else ""
+        facts.append(f"{model['num_heads']} heads × {model['head_dim']}{of}")
+    if model.get("theta"):
+        facts.append(f"θ {model['theta']:,.7g}")
+    if manifest.get("original_len"):
+        facts.append(f"trained on <b>{manifest['original_len']:,}</b> tokens")
+    return " &ensp;·&ensp; ".join(facts)
+
+
+def _measured(results: Results) -> str:
+    lengths = sorted({row["length"] for row in results.rows})
+    facts = [f"measured at <b>{lengths[0]:,}</b> to <b>{lengths[-1]:,}</b> tokens"] if lengths else []
+    facts.append(f"<b>{len(results.variants)}</b> variants, <b>{len(results.rows):,}</b> examples")
+    if results.seconds:
+        facts.append(f"{records.duration(results.seconds)} of measuring")
+    return " &ensp;·&ensp; ".join(facts)
+
+
+def _made(manifest: Mapping) -> str:
+    versions = manifest.get("versions", {})
+    facts = [str(manifest["date"])] if manifest.get("date") else []
+    facts += [f"commit {versions['commit']}"] if versions.get("commit") else []
+    facts += [f"jax {versions['jax']}"] if versions.get("jax") else []
+    return " &ensp;·&ensp; ".join(html.escape(fact) for fact in facts)
+
+
+def _count(parameters: int) -> str:
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if parameters >= unit:
+            return f"{parameters / unit:.3g} {name}"
+    return f"{parameters:,}"
+
+
+def _findings(results: Results, made: Sequence[Table]) -> str:
+    cards, more = findings.cards(results, made), findings.more(results, made)
+    if not cards and not more:
         return ""
-    cards = "".join(
-        f"<div class='figure'><strong>{html.escape(f.figure)}</strong><span>{html.escape(f.label)}</span></div>"
-        for f in found
+    shown = "".join(
+        f"<div class='figure'><strong>{html.escape(card.figure)}</strong><span>{html.escape(card.label)}</span></div>"
+        for card in cards
     )
-    text = "\n".join(f"<p class='finding'><b>{html.escape(f.task)}.</b> {html.escape(f.sentence)}</p>" for f in found)
-    return f"<section>\n<h2>What came out</h2>\n<div class='figures'>{cards}</div>\n{text}\n</section>"
+    shown = f"<div class='figures'>{shown}</div>\n" if shown else ""
+    text = "\n".join(f"<p class='finding'>{_said(said)}</p>" for said in more)
+    return f"<section>\n<h2>What came out</h2>\n{shown}{text}\n</section>"
+
+
+def _said(said: findings.Said) -> str:
+    return f"<b>{html.escape(said.head)}:</b> {html.escape(said.text)}"
+
+
+def _forest(results: Results, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
+    chief = [table.task for table in findings.chief(made)]
+    own = [plot for plot in plots if plot.kind == "forest" and plot.task in chief]
+    if not own:
+        return ""
+    figures = "\n".join(_figure(results, plot, looks) for plot in own)
+    head = f"<h2>Differences on the same examples</h2>\n<p class='how'>{HOW['forest']}</p>"
+    return f"<section>\n{head}\n{figures}\n</section>"
+
+
+def _variants(results: Results, swatches: Mapping[str, str]) -> str:
+    table = variants.as_html(results, swatches)
+    return f"<section>\n<h2>The variants</h2>\n{table}\n</section>" if table else ""
 
 
 def _section(
     results: Results, task: str, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]
 ) -> str:
     parts = [f"<section id='{_anchor(task)}'>", f"<h2>{html.escape(task_name(task))}</h2>"]
-    protocols = {str(row["protocol"]) for row in results.of(task) if row.get("protocol")}
-    for protocol in sorted(protocols):
-        parts.append(f"<p>Protocol <i>{html.escape(protocol)}</i>: {html.escape(PROTOCOLS.get(protocol, ''))}.</p>")
-    explained = set()
-    for plot in (plot for plot in plots if plot.task == task):
+    rows = [table for table in made if table.task == task]
+    at_floor = next((said for table in rows if (said := findings.floor(table))), "")
+    if at_floor:
+        return "\n".join([*parts, f"<p>{html.escape(at_floor)}</p>", "</section>"])
+    if any(table.metric == PERPLEXITY for table in rows):
+        parts.append(f"<p>{html.escape(protocols.describe(results.of(task)))}</p>")
+    explained = {"forest"}  # above, where the chief tables' are
+    first = [table.task for table in findings.chief(made)]
+    for plot in (plot for plot in plots if plot.task == task and (plot.kind != "forest" or task not in first)):
         if plot.kind not in explained:
             explained.add(plot.kind)
             parts.append(f"<p class='how'>{HOW[plot.kind]}</p>")
         parts.append(_figure(results, plot, looks))
-    for table in (table for table in made if table.task == task):
+    for table in rows:
         name = "by length" if table.metric == PERPLEXITY else table.title.removeprefix(f"{task_name(task)}: ")
         parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>")
-        if table.metric in SCORED:
-            parts.append(f"<p class='how'>{SCORED[table.metric]}</p>")
+        if table.metric.scored:
+            parts.append(f"<p class='how'>{table.metric.scored}</p>")
         parts.append(tables.as_html(table, {v: look.swatch for v, look in looks.items()}))
-        note = "Shaded: the best of its column."
-        if table.metric == PERPLEXITY:
-            tokens = {s.length: s.tokens for s in table.cells.values()}
-            scored = ", ".join(f"{count:,} at {length:,}" for length, count in sorted(tokens.items()))
-            note += f" Tokens scored for each variant: {scored}; every token weighs the same."
-        parts.append(f"<p class='how'><small>{note}</small></p>")
+        if table.best:
+            parts.append(f"<p class='how'><small>{_ranking(table)}</small></p>")
     return "\n".join([*parts, "</section>"])
+
+
+def _ranking(table: Table) -> str:
+    """What the marks of a table mean, and what their absence does."""
+    if table.metric.better is None:
+        return "Not ranked."
+    if not any(table.best.values()):
+        return "Nothing is marked: at no length can the best be told from the runner-up."
+    said = "Marked: the best of its column, where its paired difference to the runner-up excludes zero."
+    bare = [f"{n:,}" for n in table.lengths if not table.best.get(n) and len(table.ranked(n)) > 1]
+    return said + (f" At {', '.join(bare)} the best cannot be told from the runner-up." if bare else "")
 
 
 def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> str:
@@ -132,6 +205,8 @@ def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> st
     caption = f"{plot.title}."
     if plot.kind == "depth":
         caption += " Numbers are percentages of right answers."
+    elif plot.kind == "forest":
+        caption += " Lines: 95% intervals of the paired difference, also in brackets. Hollow: not told from zero."
     else:
         caption += " Shaded: 95% interval."
         if any(look.contrast for look in looks.values()):
@@ -163,6 +238,7 @@ def _failures(results: Results) -> str:
 def _about(results: Results, config: Mapping) -> str:
     manifest = results.manifest
     entries = dict(manifest.get("versions", {}))
+    entries = {key: manifest[key] for key in ("command", "date") if manifest.get(key)} | entries
     if "source" in manifest:
         entries = {
             "source": f"{manifest['source']['name']} (fingerprint {manifest['source']['fingerprint']})"

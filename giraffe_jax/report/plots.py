@@ -1,4 +1,4 @@
-"""Results -> figures: perplexity against length, loss against position, retrieval against length and by depth.
+"""Results -> figures: paired differences, scores against length, loss against position, retrieval by depth.
 
 Each function returns a matplotlib figure or None where the rows do not hold what it shows. `draw` makes all of them.
 """
@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from giraffe_jax.report import style
-from giraffe_jax.report.scores import PERPLEXITY, Results, Score, depth_grid, is_loss, is_share, loss_curve, metrics
-from giraffe_jax.report.tables import metric_name, number, task_name
+from giraffe_jax.report import forest, labels, metrics, style
+from giraffe_jax.report.findings import floor, main_tables
+from giraffe_jax.report.labels import End
+from giraffe_jax.report.metrics import PERPLEXITY, Metric
+from giraffe_jax.report.scores import Results, Score, depth_grid, loss_curve
+from giraffe_jax.report.tables import Table, number, task_name
 
 Looks = Mapping[str, style.Look]
 
@@ -30,26 +33,25 @@ class Plot:
     png: bytes
 
 
-def draw(results: Results, scores: Sequence[Score], looks: Looks) -> list[Plot]:
-    """Every plot the rows allow, in the order of the page."""
+def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table]) -> list[Plot]:
+    """Every plot the rows allow, in the order of the page; none of tasks at floor."""
     out = []
+    floors = {table.task for table in made if floor(table)}
+    for table in main_tables(made):
+        if table.task not in floors:
+            what = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
+            out.append(_plot("forest", table.task, what, lambda plt, t=table: forest.draw(plt, results, t, looks)))
     for task in results.tasks:
-        rows = results.of(task)
-        if is_loss(rows):
-            out.append(
-                _plot("perplexity", task, "by length", lambda plt, t=task: by_length(plt, results, scores, looks, t))
-            )
-            out.append(
-                _plot("position", task, "loss by position", lambda plt, t=task: by_position(plt, results, looks, t))
-            )
-            continue
-        for metric in metrics(rows):
-            if is_share(rows, metric):
-                what = metric_name(metric)
-                line = lambda plt, t=task, m=metric: by_length(plt, results, scores, looks, t, m)  # noqa: E731
-                out.append(_plot("retrieval", task, what, line, metric))
-                heat = lambda plt, t=task, m=metric: by_depth(plt, results, t, m)  # noqa: E731
-                out.append(_plot("depth", task, f"{what}, by depth", heat, metric))
+        for metric in metrics.of(results.of(task)) if task not in floors else ():
+            line = lambda plt, t=task, m=metric: by_length(plt, results, scores, looks, t, m)  # noqa: E731
+            if metric == PERPLEXITY:
+                out.append(_plot("perplexity", task, "by length", line))
+                curve = lambda plt, t=task: by_position(plt, results, looks, t)  # noqa: E731
+                out.append(_plot("position", task, "loss by position", curve))
+            elif metric.share:
+                out.append(_plot("retrieval", task, metric.title, line, metric.name))
+                heat = lambda plt, t=task, m=metric: by_depth(plt, results, t, m.name)  # noqa: E731
+                out.append(_plot("depth", task, f"{metric.title}, by depth", heat, metric.name))
     return [plot for plot in out if plot is not None]
 
 
@@ -67,11 +69,9 @@ def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: s
     return Plot(name, kind, task, f"{task_name(task)}, {what}", svg.getvalue(), png.getvalue())
 
 
-def by_length(
-    plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: str = PERPLEXITY
-) -> Any:
+def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: Metric) -> Any:
     """A line per variant over lengths with its 95% band; perplexity on a log scale, shares from 0 to 100%."""
-    own = [s for s in scores if (s.task, s.metric) == (task, metric)]
+    own = [s for s in scores if (s.task, s.metric) == (task, metric.name)]
     lengths = sorted({s.length for s in own})
     figure, axes = _figure(plt, 4.7 if metric == PERPLEXITY else 4.2, results)
     ends = []
@@ -85,7 +85,7 @@ def by_length(
         banded = [s for s in points if math.isfinite(s.estimate.low) and math.isfinite(s.estimate.high)]
         low, high = [s.estimate.low for s in banded], [s.estimate.high for s in banded]
         axes.fill_between([s.length for s in banded], low, high, color=look.colour, alpha=0.10, linewidth=0, zorder=1)
-        ends.append((x[-1], y[-1], variant, look))
+        ends.append(End(x[-1], y[-1], variant, look))
     if not ends:
         return None
     _length_axis(axes, lengths)
@@ -99,7 +99,7 @@ def by_length(
         axes.set_ylabel("answers right")
     axes.set_xlabel("length, tokens")
     _trained_length(axes, results.original_len)
-    _label_ends(axes, ends)
+    labels.write(axes, ends, labels.columns(results.variants))
     return figure
 
 
@@ -123,7 +123,7 @@ def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
             [x for x, _ in banded], [e.low for _, e in banded], [e.high for _, e in banded],
             color=look.colour, alpha=0.08, linewidth=0,
         )  # fmt: skip
-        ends.append((x[-1], y[-1], variant, look))
+        ends.append(End(x[-1], y[-1], variant, look))
         middles += x
     if not ends:
         return None
@@ -138,7 +138,7 @@ def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
     axes.set_xlabel(f"tokens before the predicted one, in passes of {length:,} tokens")
     axes.set_ylabel("loss, nats a token (lower is better)")
     _trained_length(axes, results.original_len)
-    _label_ends(axes, ends)
+    labels.write(axes, ends, labels.columns(results.variants))
     return figure
 
 
@@ -170,7 +170,7 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
                     ink = "#fefefe" if value > 0.55 else "#26303a"
                     text = f"{100 * value:.0f}"
                     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
-        axes.set_title(variant, fontsize=9, pad=5)
+        axes.set_title(labels.clipped(variant, 26), fontsize=9, pad=5)
         axes.set_xticks([k + 0.5 for k in range(len(lengths))], [_short(n) for n in lengths], fontsize=8)
         axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{100 * d:.0f}%" for d in depths], fontsize=8)
         axes.invert_yaxis() if not axes.yaxis_inverted() else None
@@ -191,10 +191,10 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
 
 
 def _figure(plt: Any, height: float, results: Results) -> tuple[Any, Any]:
-    """A figure whose right margin holds the longest name."""
+    """A figure whose right margin holds the longest label, and that is as high as all labels together."""
+    height = max(height, 1.0 + labels.LINE / 72 * labels.lines(results.variants))
     figure, axes = plt.subplots(figsize=(9, height))
-    names = max(len(variant) for variant in results.variants)
-    right = max(0.5, 0.93 - 0.0086 * names)
+    right = 1 - labels.margin(results.variants)
     figure.subplots_adjust(left=0.085, right=right, top=1 - 0.32 / height, bottom=0.55 / height)
     return figure, axes
 
@@ -227,47 +227,13 @@ def _trained_length(axes: Any, original_len: int | None) -> None:
     low, high = axes.get_xlim()
     if original_len is None or not low <= original_len <= high:
         return
+    late = axes.transAxes.inverted().transform(axes.transData.transform((original_len, axes.get_ylim()[0])))[0] > 0.6
     axes.axvline(original_len, color=style.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     axes.annotate(
-        f"trained length {original_len:,}", (original_len, 1), xycoords=("data", "axes fraction"), xytext=(4, 3),
-        textcoords="offset points", fontsize=8.5, color=style.MUTED, va="bottom",
+        f"trained length {original_len:,}", (original_len, 1), xycoords=("data", "axes fraction"), va="bottom",
+        xytext=(-4 if late else 4, 6), textcoords="offset points", fontsize=8.5, color=style.MUTED,
+        ha="right" if late else "left",
     )  # fmt: skip
-
-
-def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, style.Look]]) -> None:
-    """Each line's name beside its last point, moved as little as keeps the names apart, led to by a hairline."""
-    heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _, _ in ends]
-    gap = 14.0 / (axes.get_window_extent().height / axes.figure.dpi * 72)
-    places = spread(heights, gap)
-    for (x, y, variant, look), place in zip(ends, places, strict=True):
-        weight = "bold" if look.contrast and look.trained else "normal"
-        hairline = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4}
-        axes.annotate(
-            variant, (x, y), xytext=(1.055, place), textcoords="axes fraction", va="center", fontsize=9,
-            color=look.colour, fontweight=weight, annotation_clip=False, arrowprops=hairline,
-        )  # fmt: skip
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as possible (least squares) so that any two are `gap` apart, order kept.
-
-    Pools neighbours that would overlap around their mean, as isotonic regression does.
-    """
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    blocks: list[list[float]] = []  # [sum of targets, count]
-    for rank, i in enumerate(order):
-        blocks.append([heights[i] - rank * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
-    out = [0.0] * len(heights)
-    rank = 0
-    for total, count in blocks:
-        for _ in range(int(count)):
-            out[order[rank]] = total / count + rank * gap
-            rank += 1
-    return out
 
 
 def describe(results: Results, task: str) -> str:

@@ -17,10 +17,11 @@ from giraffe_jax import records
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import stats
 from giraffe_jax.evals.stats import Estimate
+from giraffe_jax.report import metrics
+from giraffe_jax.report.metrics import PERPLEXITY, Metric
 
 RESULTS = "results.jsonl"
 MANIFEST = "experiment.json"
-PERPLEXITY = "perplexity"
 
 Row = Mapping[str, Any]
 
@@ -118,8 +119,9 @@ def read(directories: Sequence[str | Path]) -> Results:
             variants.append({**entry, "name": rename.get(entry["name"], entry["name"])})
     manifest = dict(parts[0].manifest)
     manifest["config"] = {**manifest.get("config", {}), "variants": variants}
-    if any(part.original_len != parts[0].original_len for part in parts):
-        manifest.pop("original_len", None)
+    for key in ("original_len", "model", "date", "command"):  # what is said of all must be true of all
+        if any(part.manifest.get(key) != parts[0].manifest.get(key) for part in parts):
+            manifest.pop(key, None)
     return Results(tuple(rows), tuple(failures), float(sum(part.seconds for part in parts)), manifest)
 
 
@@ -161,21 +163,6 @@ def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> R
     return Results(tuple(kept), tuple(failed.values()), seconds, dict(manifest or {}))
 
 
-def is_loss(rows: Sequence[Row]) -> bool:
-    """Whether these are perplexity rows: a mean loss over a number of tokens."""
-    return bool(rows) and all("nll" in row["metrics"] and "tokens" in row["metrics"] for row in rows)
-
-
-def metrics(rows: Sequence[Row]) -> list[str]:
-    """The metrics of a task's rows, the one that headlines use first: perplexity, else shares before means."""
-    if is_loss(rows):
-        return [PERPLEXITY]
-    names = dict.fromkeys(name for row in rows for name in row["metrics"])
-    shares = [name for name in names if is_share(rows, name)]
-    shares.sort(key=lambda name: name != "teacher")
-    return shares + [name for name in names if name not in shares]
-
-
 def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]:
     """Perplexity by position in passes of a task's longest length: (low, high, score) in at most eight pieces."""
     length, out = max(results.lengths(task)), []
@@ -191,7 +178,7 @@ def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]
                     Score(
                         variant,
                         task,
-                        f"{PERPLEXITY} {low}-{high}",
+                        f"{PERPLEXITY.name} {low}-{high}",
                         length,
                         Estimate(value, below, above, mean.n),
                         tokens,
@@ -201,20 +188,13 @@ def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]
     return out
 
 
-def is_share(rows: Sequence[Row], metric: str) -> bool:
-    """Whether a metric is right or wrong (0 or 1) in every row, so that its mean is a share of examples."""
-    values = [row["metrics"].get(metric) for row in rows]
-    known = [value for value in values if value is not None]
-    return bool(known) and all(value in (0, 1) for value in known)
-
-
-def estimate(rows: Sequence[Row], metric: str, share: bool) -> Estimate:
+def estimate(rows: Sequence[Row], metric: Metric) -> Estimate:
     """The value of a metric over rows with its 95% interval: perplexity, a share or a mean."""
-    if metric == PERPLEXITY:
+    if metric.kind == "perplexity":
         return stats.perplexity(rows)
-    if share:
-        return stats.share(rows, metric)
-    values = [row["metrics"][metric] for row in rows if row["metrics"].get(metric) is not None]
+    if metric.share:
+        return stats.share(rows, metric.name)
+    values = [row["metrics"][metric.name] for row in rows if row["metrics"].get(metric.name) is not None]
     return stats.normal_mean(values)
 
 
@@ -226,14 +206,13 @@ def score_all(results: Results) -> list[Score]:
         cells: dict[tuple[str, int], list[Row]] = {}
         for row in rows:
             cells.setdefault((row["variant"], row["length"]), []).append(row)
-        for metric in metrics(rows):
-            share = metric != PERPLEXITY and is_share(rows, metric)
+        for metric in metrics.of(rows):
             for variant in results.variants:
                 for length in results.lengths(task):
                     cell = cells.get((variant, length))
                     if cell:
                         tokens = sum(row["metrics"]["tokens"] for row in cell) if metric == PERPLEXITY else None
-                        out.append(Score(variant, task, metric, length, estimate(cell, metric, share), tokens))
+                        out.append(Score(variant, task, metric.name, length, estimate(cell, metric), tokens))
     return out
 
 

@@ -7,34 +7,29 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from giraffe_jax.evals.stats import Estimate
-from giraffe_jax.report.scores import PERPLEXITY, Results, Score, is_share
+from giraffe_jax.report import metrics, paired
+from giraffe_jax.report.metrics import PERPLEXITY, Metric
+from giraffe_jax.report.scores import Results, Score
 
-POSITIONS = "by position"
-METRICS = {
-    PERPLEXITY: "perplexity",
-    "teacher": "answers right, teacher-forced",
-    "generate": "answers right, generated",
-    "generate_last": "answers right, generated, last number",
-    "answer_nll": "loss on the answer, nats a token",
-}
+# Pieces of a pass are shown, not ranked: that a method is ahead at one place decides nothing.
+BY_POSITION = Metric("perplexity by position", "perplexity by position", "perplexity", None)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Variants down, lengths across. `better` is "low" or "high"; `n` per length where all variants share it."""
+    """Variants down, lengths across; `best` holds, per length, the variant that can be told from the runner-up."""
 
     task: str
-    metric: str
+    metric: Metric
     title: str
-    share: bool
-    better: str
     variants: tuple[str, ...]
     lengths: tuple[int, ...]
     cells: dict[tuple[str, int], Score]
     original_len: int | None
+    best: Mapping[int, str | None] = field(default_factory=dict)
     labels: Mapping[int, str] = field(default_factory=dict)  # of columns that are not lengths
 
     def heading(self, length: int) -> str:
@@ -52,35 +47,29 @@ class Table:
         seen = {self.cells[v, length].estimate.n for v in self.variants if (v, length) in self.cells}
         return seen.pop() if len(seen) == 1 else None
 
-    def best(self, length: int) -> set[str]:
-        """The variants whose shown value is the best at a length."""
+    def ranked(self, length: int) -> list[str]:
+        """The variants at a length, best first."""
         values = {v: self.cells[v, length].estimate.value for v in self.variants if (v, length) in self.cells}
-        finite = {v: x for v, x in values.items() if math.isfinite(x)}
-        if len(finite) < 2:
-            return set()
-        top = (min if self.better == "low" else max)(finite.values())
-        return {v for v, x in finite.items() if number(x, self.share) == number(top, self.share)}
+        return paired.ranked(values, self.metric)
 
 
 def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
     """The tables of all scores, in the order of tasks and metrics."""
     out = []
-    for task, metric in dict.fromkeys((s.task, s.metric) for s in scores):
-        own = {(s.variant, s.length): s for s in scores if (s.task, s.metric) == (task, metric)}
-        share = metric != PERPLEXITY and is_share(results.of(task), metric)
-        out.append(
-            Table(
+    for task in results.tasks:
+        for metric in metrics.of(results.of(task)):
+            own = {(s.variant, s.length): s for s in scores if (s.task, s.metric) == (task, metric.name)}
+            table = Table(
                 task=task,
                 metric=metric,
-                title=f"{task_name(task)}: {metric_name(metric)}" if metric != PERPLEXITY else task_name(task),
-                share=share,
-                better="high" if share else "low",
+                title=task_name(task) if metric == PERPLEXITY else f"{task_name(task)}: {metric.title}",
                 variants=tuple(v for v in results.variants if any(v == name for name, _ in own)),
                 lengths=tuple(sorted({length for _, length in own})),
                 cells=own,
                 original_len=results.original_len,
             )
-        )
+            best = {n: paired.leader(results, task, metric, n, table.ranked(n)) for n in table.lengths}
+            out.append(replace(table, best=best))
     return out
 
 
@@ -89,10 +78,8 @@ def by_position(results: Results, positions: Sequence[tuple[int, int, Score]], t
     length = max(results.lengths(task))
     return Table(
         task=task,
-        metric=POSITIONS,
+        metric=BY_POSITION,
         title=f"{task_name(task)} by position, in passes of {length:,} tokens",
-        share=False,
-        better="low",
         variants=tuple(dict.fromkeys(score.variant for _, _, score in positions)),
         lengths=tuple(sorted({high for _, high, _ in positions})),
         cells={(score.variant, high): score for _, high, score in positions},
@@ -109,11 +96,6 @@ def task_name(task: str) -> str:
     """How a task is called in headings."""
     names = {"lines": "Line retrieval", "passkey": "Passkey retrieval", "perplexity": "Perplexity"}
     return names.get(task, task.replace("_", " ").capitalize())
-
-
-def metric_name(metric: str) -> str:
-    """How a metric is called in headings."""
-    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def number(value: float, share: bool = False) -> str:
@@ -148,7 +130,7 @@ def _column(table: Table, length: int) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown: value (95% interval), the best of each column in bold."""
+    """The table as Markdown: value (95% interval), in bold what is best and can be told from the runner-up."""
     lines = ["| | " + " | ".join(_column(table, length) for length in table.lengths) + " |"]
     lines.append("|---|" + "---:|" * len(table.lengths))
     for variant in table.variants:
@@ -158,9 +140,9 @@ def markdown(table: Table) -> str:
             if score is None:
                 cells.append("")
                 continue
-            text = number(score.estimate.value, table.share)
-            text = f"**{text}**" if variant in table.best(length) else text
-            span = interval(score.estimate, table.share)
+            text = number(score.estimate.value, table.metric.share)
+            text = f"**{text}**" if variant == table.best.get(length) else text
+            span = interval(score.estimate, table.metric.share)
             extra = [span] if span else []
             extra += [f"n={score.estimate.n}"] if table.n(length) is None else []
             cells.append(f"{text} ({', '.join(extra)})" if extra else text)
@@ -171,7 +153,10 @@ def markdown(table: Table) -> str:
 def all_markdown(results: Results, made: Sequence[Table]) -> str:
     """tables.md: every table under its heading, with how to read it."""
     title = results.manifest.get("config", {}).get("title") or "Results"
-    parts = [f"# {title}\n\nColumns are in tokens; each cell is the score and its 95% interval.\n"]
+    parts = [
+        f"# {title}\n\nColumns are in tokens; each cell is the score and its 95% interval. Bold is what is best and "
+        "can be told from the runner-up: the 95% interval of their difference on the same examples excludes zero.\n"
+    ]
     parts += [f"## {table.title}\n\n{markdown(table)}" for table in made]
     return "\n".join(parts)
 
@@ -191,7 +176,7 @@ def as_csv(results: Results, scores: Sequence[Score]) -> str:
 
 
 def as_html(table: Table, swatches: Mapping[str, str]) -> str:
-    """The table as HTML: a swatch (markup) before each name, intervals below values, the best of a column marked."""
+    """The table as HTML: a swatch (markup) before each name, intervals below values, leaders marked."""
     head = ["<th scope='col'></th>"]
     for length in table.lengths:
         note = " · ".join(table.notes(length))
@@ -204,10 +189,10 @@ def as_html(table: Table, swatches: Mapping[str, str]) -> str:
             if score is None:
                 row.append("<td>–</td>")
                 continue
-            span = interval(score.estimate, table.share) or "no interval"
+            span = interval(score.estimate, table.metric.share) or "no interval"
             span += f", n={score.estimate.n}" if table.n(length) is None else ""
-            mark = " class='best'" if variant in table.best(length) else ""
-            row.append(f"<td{mark}>{number(score.estimate.value, table.share)}<small>{span}</small></td>")
+            mark = " class='best'" if variant == table.best.get(length) else ""
+            row.append(f"<td{mark}>{number(score.estimate.value, table.metric.share)}<small>{span}</small></td>")
         body.append("<tr>" + "".join(row) + "</tr>")
     return (
         "<div class='scroll'><table><thead><tr>" + "".join(head) + "</tr></thead>\n<tbody>" + "\n".join(body)

@@ -1,4 +1,7 @@
-"""Rows of an experiment that never ran, for the report's tests: eight methods, two of them trained too, three tasks."""
+"""Rows of an experiment that never ran, like the quick start's: nine variants, three of them trained too, three tasks.
+
+Windows and questions are the same for all variants and differ in how hard they are, as real ones do.
+"""
 
 import json
 import math
@@ -9,65 +12,97 @@ from giraffe_jax import records
 
 LENGTHS = (256, 512, 1024, 2048)
 METHODS = {
-    "plain": ([], 0.95),
-    "linear 4": ([{"name": "linear", "factor": 4.0}], 0.30),
-    "ntk 4": ([{"name": "ntk", "factor": 4.0}], 0.22),
-    "ntk 8": ([{"name": "ntk", "factor": 8.0}], 0.16),
-    "dynamic": ([{"name": "dynamic", "factor": 1.0}], 0.18),
-    "yarn 4": ([{"name": "yarn", "factor": 4.0}], 0.12),
-    "power": ([{"name": "power", "exponent": 0.5}], 0.5),
-    "truncate": ([{"name": "truncate", "low": 0.1, "high": 0.2}], 0.75),
+    "plain": [],
+    "linear 4": [{"name": "linear", "factor": 4.0}],
+    "ntk 4": [{"name": "ntk", "factor": 4.0}],
+    "ntk 8": [{"name": "ntk", "factor": 8.0}],
+    "yarn 4": [{"name": "yarn", "factor": 4.0}],
+    "yarn 8": [{"name": "yarn", "factor": 8.0}],
+    "dynamic": [{"name": "dynamic", "factor": 1.0}],
+    "power": [{"name": "power", "exponent": 0.5}],
+    "truncate": [{"name": "truncate", "cutoff_len": 256.0}],
 }
-TRAINED = {"linear 4 + training": "linear 4", "yarn 4 + training": "yarn 4"}
+TRAINED = {f"{name} + training": name for name in ("plain", "linear 4", "yarn 4")}
+# variant: lines right, passkeys right, perplexity, at each length
+FIGURES = {
+    "plain": ((0.98, 0.75, 0.13, 0.00), (1.00, 0.35, 0.00, 0.00), (29, 63, 624, 776)),
+    "linear 4": ((0.03, 0.02, 0.02, 0.00), (0.82, 0.58, 0.00, 0.00), (105, 106, 106, 173)),
+    "ntk 4": ((0.98, 1.00, 0.65, 0.03), (1.00, 0.70, 0.00, 0.00), (30.3, 30.3, 96, 331)),
+    "ntk 8": ((0.98, 0.95, 0.90, 0.23), (0.98, 0.55, 0.03, 0.00), (33, 38, 147, 903)),
+    "yarn 4": ((0.97, 0.95, 0.92, 0.37), (0.85, 0.95, 0.98, 0.40), (37, 37, 40, 345)),
+    "yarn 8": ((1.00, 1.00, 0.92, 0.58), (0.50, 0.73, 0.78, 0.85), (38.7, 40.0, 43.0, 44.8)),
+    "dynamic": ((0.98, 0.97, 0.65, 0.23), (1.00, 0.37, 0.00, 0.00), (28.9, 35.7, 96, 903)),
+    "power": ((0.00, 0.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00), (410, 420, 455, 520)),
+    "truncate": ((0.05, 0.00, 0.00, 0.00), (0.10, 0.00, 0.00, 0.00), (260, 270, 300, 380)),
+    "plain + training": ((0.96, 0.94, 0.57, 0.02), (1.00, 0.99, 0.42, 0.00), (30.2, 30.2, 31.9, 48)),
+    "linear 4 + training": ((0.93, 0.93, 0.83, 0.26), (1.00, 1.00, 0.98, 0.08), (33.3, 33.3, 33.4, 192)),
+    "yarn 4 + training": ((1.00, 0.99, 0.96, 0.32), (1.00, 0.98, 0.98, 0.05), (30.6, 30.6, 30.9, 53)),
+}
+WINDOWS, SCORED = 16, 32
+DEPTHS = 5
 
 
 def manifest():
-    variants = [{"name": name, "positions": positions, "train": None} for name, (positions, _) in METHODS.items()]
-    variants += [{"name": n, "positions": METHODS[m][0], "train": {"steps": 200}} for n, m in TRAINED.items()]
+    train = {"steps": 50, "data": {"seq_len": 1024}}
+    variants = [{"name": name, "positions": positions, "train": None} for name, positions in METHODS.items()]
+    variants += [{"name": n, "positions": METHODS[m], "train": train} for n, m in TRAINED.items()]
     config = {
         "name": "fabricated",
         "title": "How far can a small Llama read?",
         "question": "Trained on 256 tokens: which change to its positions carries it to 1,024 and beyond?",
         "variants": variants,
     }
-    versions = {"python": "3.11.2", "jax": "0.10.2"}
-    source = {"name": "made-up", "fingerprint": "0123456789abcdef"}
-    return {"config": config, "source": source, "original_len": 256, "versions": versions}
+    model = {"parameters": 590_464, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32}
+    return {
+        "config": config,
+        "source": {"name": "made-up", "fingerprint": "0123456789abcdef"},
+        "model": model | {"d_model": 128, "vocab_size": 1280, "theta": 10000.0, "original_len": 256},
+        "original_len": 256,
+        "date": "2000-01-01",
+        "command": "giraffe run experiments/fabricated",
+        "versions": {"python": "3.11.2", "jax": "0.10.2", "commit": "abcdef012345"},
+    }
 
 
-def rows(seed=0, examples=20):
+def rows(seed=0, examples=40, figures=FIGURES):
+    """Rows with these figures: perplexity exact up to rounding, shares of right answers as near as `examples` allow."""
     rng = np.random.default_rng(seed)
-    for entry in manifest()["config"]["variants"]:
-        name, trained = entry["name"], entry["train"] is not None
-        slope = METHODS[TRAINED.get(str(name), str(name))][1] * (0.1 if trained else 1.0)
-        for length in LENGTHS:
-            over = max(0.0, math.log2(length / 256))
-            for i in range(8):
-                edges = np.unique(np.round(np.geomspace(1, length, 17)).astype(int))
-                bins, total = [], 0.0
-                for low, high in zip(edges, edges[1:], strict=False):
-                    n = int(high - low)
-                    mean = (
-                        2.2 + 1.5 / math.sqrt(low) + slope * 2 * max(0.0, math.log2(high / 256)) + rng.normal(0, 0.06)
-                    )
-                    bins.append([int(low), int(high), mean * n, n])
-                    total += mean * n
-                tokens = sum(b[3] for b in bins)
-                yield {
-                    "variant": name, "trained": trained, "task": "perplexity", "length": length, "example": i,
-                    "document": f"book-{i}", "protocol": "truncated",
-                    "metrics": {"nll": total / tokens, "tokens": tokens}, "bins": bins,
+    hard = rng.normal(0, 0.35, WINDOWS)
+    hard -= hard.mean()
+    asked = {(task, n): rng.permutation(examples) for task in ("lines", "passkey") for n in LENGTHS}
+    for variant, (lines, passkeys, perplexities) in figures.items():
+        head = {"variant": variant, "trained": variant in TRAINED}
+        for k, length in enumerate(LENGTHS):
+            own = rng.normal(0, 0.05, WINDOWS)
+            for i, nll in enumerate(math.log(perplexities[k]) + hard + own - own.mean()):
+                yield head | {
+                    "task": "perplexity", "length": length, "example": i, "document": f"book-{i % 8}",
+                    "window": i // 8, "protocol": "aligned", "metrics": {"nll": float(nll), "tokens": SCORED},
+                    "bins": bins(length, perplexities, float(nll)),
                 }  # fmt: skip
-            for task, ease in (("lines", 1.3), ("passkey", 0.9)):
-                for i in range(examples * 5):
-                    depth = (i % 5) / 4
-                    chance = 0.98 * math.exp(-ease * slope * 2 * over * (1.2 - 0.5 * depth))
-                    right = int(rng.random() < chance)
-                    yield {
-                        "variant": name, "trained": trained, "task": task, "length": length, "example": i,
-                        "depth": depth,
-                        "metrics": {"teacher": right, "answer_nll": 0.1 + (1 - chance) * 3 + rng.random()},
+            for task, shares in (("lines", lines), ("passkey", passkeys)):
+                ease = asked[task, length] + rng.normal(0, examples / 20, examples)
+                right = np.argsort(np.argsort(ease)) < round(shares[k] * examples)
+                for i in range(examples):
+                    yield head | {
+                        "task": task, "length": length, "example": i, "depth": (i % DEPTHS) / (DEPTHS - 1),
+                        "metrics": {
+                            "teacher": int(right[i]),
+                            "answer_nll": float(0.1 + 3 * (1 - right[i]) + rng.random()),
+                        },
                     }  # fmt: skip
+
+
+def bins(length, perplexities, nll):
+    """Sums by position: the loss of each context is that of its length, up to the mean that the row has."""
+    edges = np.unique(np.round(np.geomspace(1, length, 17)).astype(int))
+    shape = [np.interp(math.log(high), np.log(LENGTHS), np.log(perplexities)) for high in edges[1:]]
+    counts = np.diff(edges)
+    shift = nll - shape[-1]
+    return [
+        [int(low), int(high), float((mean + shift + 1 / low) * n), int(n)]
+        for low, high, mean, n in zip(edges, edges[1:], shape, counts, strict=False)
+    ]
 
 
 def write(directory, **keywords):

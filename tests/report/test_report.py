@@ -7,18 +7,14 @@ import math
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
+import fabricate
 import numpy as np
 import pytest
 
 from giraffe_jax import records, report
 from giraffe_jax.config import ConfigError
-from giraffe_jax.report import findings, plots, scores, style, tables
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fabricate  # noqa: E402
+from giraffe_jax.report import scores, style, tables
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +42,17 @@ def test_perplexity_is_exp_of_the_token_weighted_mean(made, rows):
             nll, tokens = np.array([(r["metrics"]["nll"], r["metrics"]["tokens"]) for r in own]).T
             score = found[variant, "perplexity", "perplexity", length]
             np.testing.assert_allclose(float(score["value"]), np.exp(np.average(nll, weights=tokens)), rtol=1e-12)
-            # All documents have the same number of tokens, so the interval is that of a plain mean.
-            spread = 1.96 * nll.std(ddof=1) / math.sqrt(len(nll))
-            assert math.log(float(score["high"]) / float(score["low"])) == pytest.approx(2 * spread, rel=0.25)
+            # All documents have the same number of tokens, so the interval is that of a plain mean of documents, which
+            # a bootstrap makes narrower by sqrt(1 - 1 / n); 2,000 draws know a percentile to some 5%.
+            documents = [np.mean([r["metrics"]["nll"] for r in own if r["document"] == f"book-{k}"]) for k in range(8)]
+            spread = 1.96 * np.std(documents) / math.sqrt(8)
+            assert math.log(float(score["high"]) / float(score["low"])) == pytest.approx(2 * spread, rel=0.15)
             assert int(score["n"]) == 8 and int(score["tokens"]) == tokens.sum()
 
 
 def test_shares_and_their_intervals(made, rows):
     found = scores_of(made)
-    for variant in ("plain", "ntk 8", "linear 4 + training"):
+    for variant in ("plain", "ntk 4", "linear 4 + training"):
         own = [r for r in rows if (r["variant"], r["task"], r["length"]) == (variant, "lines", 1024)]
         right = np.array([r["metrics"]["teacher"] for r in own])
         score = found[variant, "lines", "teacher", 1024]
@@ -63,7 +61,7 @@ def test_shares_and_their_intervals(made, rows):
         # Wilson's interval is where |p - q| = z sqrt(q (1 - q) / n): its bounds solve that equation.
         for bound in (float(score["low"]), float(score["high"])):
             assert abs(p - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
-        assert int(score["n"]) == 100 and score["tokens"] == ""
+        assert int(score["n"]) == 40 and score["tokens"] == ""
         mean = np.mean([r["metrics"]["answer_nll"] for r in own])
         assert float(found[variant, "lines", "answer_nll", 1024]["value"]) == pytest.approx(mean)
 
@@ -91,7 +89,7 @@ def test_known_values():
         "| | 4 (1×) | 8 (2×, n=1) |",
         "|---|---:|---:|",
         "| plain | 4.00 (2.00–8.00, n=2) | not finite |",
-        "| b | **3.00** (n=1) |  |",
+        "| b | 3.00 (n=1) |  |",
     ]
 
 
@@ -114,7 +112,7 @@ def test_perplexity_by_position(made, rows):
     inside = np.array([b for r in own for b in r["bins"] if low <= b[0] and b[1] <= high])
     score = found["plain", "perplexity", names[-1], 2048]
     assert float(score["value"]) == pytest.approx(np.exp(inside[:, 2].sum() / inside[:, 3].sum()))
-    assert int(score["tokens"]) == inside[:, 3].sum() == 8 * (high - low)
+    assert int(score["tokens"]) == inside[:, 3].sum() == fabricate.WINDOWS * (high - low)
     assert "Perplexity by position, in passes of 2,048 tokens" in (made / "tables.md").read_text()
 
 
@@ -141,25 +139,10 @@ def test_unfinished_and_repeated_cells():
     assert again.failures == () and len(again.rows) == 2 and again.seconds == 1.5
 
 
-def test_findings_are_computed_from_the_rows(made, rows):
-    results = report.read([made])
-    found = findings.findings(results, tables.tables(results, report.score_all(results)))
-    assert [f.task for f in found] == ["Perplexity", "Line retrieval", "Passkey retrieval"]
-    means = {}
-    for row in rows:
-        if row["task"] == "perplexity" and row["length"] == 2048:
-            means.setdefault(row["variant"], []).append(row["metrics"]["nll"])
-    ppl = {v: math.exp(np.mean(x)) for v, x in means.items()}
-    best = min(ppl, key=lambda v: ppl[v])
-    assert found[0].figure == f"{ppl['plain'] / ppl[best]:.0f}×"
-    assert best in found[0].sentence and "Best without training: yarn 4" in found[0].sentence
-    assert results.baseline == "plain"
-
-
 def test_several_directories_side_by_side(tmp_path):
     one, two = fabricate.write(tmp_path / "one", examples=1), fabricate.write(tmp_path / "two", seed=1, examples=1)
     results = report.read([one, two])
-    assert len(results.variants) == 20 and "plain (one)" in results.variants and "plain (two)" in results.variants
+    assert len(results.variants) == 24 and "plain (one)" in results.variants and "plain (two)" in results.variants
     assert results.original_len == 256
 
 
@@ -252,25 +235,8 @@ def test_looks_follow_the_method(made):
     looks = style.looks(results)
     assert looks["yarn 4"].colour == looks["yarn 4 + training"].colour != looks["linear 4"].colour
     assert looks["plain"].colour == style.PLAIN[0]
-    assert len({look.colour for look in looks.values()}) == 8
+    assert len({look.colour for look in looks.values()}) == 9
     assert looks["yarn 4"].line["linestyle"] != looks["yarn 4 + training"].line["linestyle"]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_labels_are_spread_as_little_as_possible(seed):
-    heights = list(np.random.default_rng(seed).uniform(0, 1, 9))
-    places = plots.spread(heights, 0.08)
-    order = np.argsort(heights)
-    gaps = np.diff(np.array(places)[order])
-    assert (gaps >= 0.08 - 1e-9).all()
-    # Optimal in least squares: no feasible point near by costs less.
-    cost = np.sum((np.array(places) - heights) ** 2)
-    rng = np.random.default_rng(seed + 100)
-    for _ in range(300):
-        other = np.sort(np.array(places)[order] + rng.normal(0, 0.02, 9))
-        other = np.maximum.accumulate(other - np.arange(9) * 0.08) + np.arange(9) * 0.08
-        assert np.sum((other - np.array(heights)[order]) ** 2) >= cost - 1e-12
-    assert plots.spread([0.1, 0.9], 0.05) == [0.1, 0.9]
 
 
 def test_numbers_as_people_read_them():

@@ -1,0 +1,110 @@
+"""Names of lines, written at their ends: inside the canvas, never one over another, one label where lines coincide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from giraffe_jax.report import style
+
+WRAP = 30  # characters of a label's line
+LINE = 13.0  # points from one line of a label to the next
+TOGETHER = 0.006  # ends that are less than this share of the axes apart are one point to the eye
+LOW, HIGH = -0.06, 1.02  # of the axes' height: where labels may be
+
+
+@dataclass(frozen=True)
+class End:
+    """The last point of a variant's line."""
+
+    x: float
+    y: float
+    variant: str
+    look: style.Look
+
+
+def clipped(name: str, most: int) -> str:
+    """A name that is at most so many characters, cut with an ellipsis where it is longer."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def columns(variants: Sequence[str]) -> int:
+    """How many characters a line of these variants' labels may have: the longest name and a comma, `WRAP` at most."""
+    return min(WRAP, max(14, *(len(variant) for variant in variants))) + 2
+
+
+def wrap(names: Sequence[str], width: int) -> list[str]:
+    """Names in one label, in lines of `width` characters, broken inside a name only where it is longer than that."""
+    whole = [name.replace(" ", "\u00a0") if len(name) < width else name for name in names]
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(", ".join(whole), width)] or [""]
+
+
+def lines(variants: Sequence[str]) -> int:
+    """How many lines the labels of these variants take at most."""
+    return sum(len(wrap([variant], columns(variants))) for variant in variants)
+
+
+def margin(variants: Sequence[str]) -> float:
+    """The share of a 9 inch figure right of the axes: room for the longest line of a label, bold and in any font."""
+    return 0.055 + 0.0098 * columns(variants)
+
+
+def merge(heights: Sequence[float], ends: Sequence[End]) -> list[tuple[float, list[End]]]:
+    """Groups of ends that coincide, with their mean height (in shares of the axes), lowest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(ends)), key=lambda i: heights[i]):
+        same = bool(groups) and heights[i] - heights[groups[-1][-1]] < TOGETHER and ends[i].x == ends[groups[-1][-1]].x
+        groups[-1].append(i) if same else groups.append([i])
+    return [(sum(heights[i] for i in g) / len(g), [ends[i] for i in sorted(g)]) for g in groups]
+
+
+def write(axes: Any, ends: Sequence[End], width: int) -> None:
+    """Writes the labels beside the last points, in lines of `width` characters, moved as little as keeps them apart."""
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((end.x, end.y)))[1] for end in ends]
+    line = LINE / (axes.get_window_extent().height / axes.figure.dpi * 72)
+    groups = merge(heights, ends)
+    texts = [wrap([end.variant for end in group], width) for _, group in groups]
+    places = spread([height for height, _ in groups], [len(text) * line for text in texts], LOW, HIGH)
+    for i, ((_, group), text, place) in enumerate(zip(groups, texts, places, strict=True)):
+        looks = {(end.look.colour, end.look.contrast and end.look.trained) for end in group}
+        colour = group[0].look.colour if len({c for c, _ in looks}) == 1 else style.INK
+        weight = "bold" if looks == {(group[0].look.colour, True)} else "normal"
+        hairline = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4}
+        axes.annotate(
+            "", (group[0].x, group[0].y), xytext=(1.05, place), textcoords="axes fraction", annotation_clip=False,
+            arrowprops=hairline,
+        )  # fmt: skip
+        for k, words in enumerate(text):
+            y = place + (len(text) / 2 - 0.5 - k) * line
+            axes.text(
+                1.055, y, words, transform=axes.transAxes, va="center_baseline", fontsize=9, color=colour,
+                fontweight=weight, gid=f"label-{i}-{k}",
+            )  # fmt: skip
+
+
+def spread(heights: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Middles of labels of these sizes, as near to the heights as possible (least squares), that neither overlap nor
+    leave `low..high`; order kept. Where all together are larger than that, they start at `high` and run below `low`.
+
+    Neighbours that would overlap are pooled around their mean, as isotonic regression does; clipping its result is
+    what the bounds ask for.
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    offsets, total = [], 0.0
+    for i in order:  # with the offset of all before it taken away, a middle only has to be no lower than the one before
+        offsets.append(total + sizes[i] / 2)
+        total += sizes[i]
+    blocks: list[list[float]] = []  # [sum of targets, count]
+    for i, offset in zip(order, offsets, strict=True):
+        blocks.append([heights[i] - offset, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            more, count = blocks.pop()
+            blocks[-1][0] += more
+            blocks[-1][1] += count
+    pooled = [value / count for value, count in blocks for _ in range(int(count))]
+    out = [0.0] * len(heights)
+    for i, offset, value in zip(order, offsets, pooled, strict=True):
+        out[i] = min(max(value, low), high - total) + offset
+    return out

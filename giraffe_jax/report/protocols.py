@@ -1,0 +1,54 @@
+"""What was scored, said from the rows: one sentence per protocol, and the counts of windows, tokens and documents.
+
+A protocol's name says what was asked for. Where only whole first windows were scored, the page says that instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PROTOCOLS = {
+    "aligned": "the same target tokens at every length, each window ending at the same places in its text: only how "
+    "much text comes before them differs",
+    "strided": "windows of each length moved along the text by a stride; a window scores its last stride of tokens, "
+    "the first window of a text all it has",
+    "truncated": "the first tokens of every document, up to each length, in one pass, all of them scored",
+    "chunked": "windows of each length side by side, all their tokens scored, also the first ones, which have little "
+    "text before them",
+}
+WHOLE = "the first window of each document, all its tokens scored, also the first ones, which have little text before"
+
+
+def describe(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One paragraph on what a task's loss rows hold; empty where they do not say."""
+    protocols = sorted({str(row["protocol"]) for row in rows if row.get("protocol")})
+    said = []
+    for protocol in protocols:
+        own = [row for row in rows if row.get("protocol") == protocol]
+        text = PROTOCOLS.get(protocol, "")
+        if protocol == "strided" and all(row.get("window") == 0 for row in own):
+            said.append(f"Scored: {WHOLE} (the protocol asked for, {protocol}, would have moved on from there).")
+        else:
+            said.append(f"Protocol {protocol}" + (f": {text}." if text else "."))
+    return " ".join([*said, counts(rows)] if said else [counts(rows)]).strip()
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Windows, documents and tokens that one variant was scored on, per length where lengths differ."""
+    first = rows[0]["variant"] if rows else None
+    per: dict[int, tuple[int, int, int]] = {}
+    for length in sorted({row["length"] for row in rows}):
+        own = [row for row in rows if row["variant"] == first and row["length"] == length]
+        documents = {row["document"] for row in own if row.get("document") is not None}
+        per[length] = len(own), len(documents), sum(row["metrics"]["tokens"] for row in own)
+    if not any(windows for windows, _, _ in per.values()):
+        return ""
+    if len(set(per.values())) == 1:
+        return f"Each variant at each length: {_said(*next(iter(per.values())))}."
+    return "Each variant: " + "; ".join(f"at {length:,}, {_said(*seen)}" for length, seen in per.items()) + "."
+
+
+def _said(windows: int, documents: int, tokens: int) -> str:
+    of = f" of {documents:,} document{'s' * (documents != 1)}" if documents else ""
+    return f"{windows:,} window{'s' * (windows != 1)}{of}, {tokens:,} tokens scored"

@@ -1,0 +1,153 @@
+"""The table of the variants: name, methods with their parameters, training, and how far each plane is stretched.
+
+A plane's stretch is plain RoPE's frequency over the variant's, at the longest length that was measured. Methods that
+change something else (bands, masks, biases, training) say what kind they are.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.report.scores import Results
+
+FREQUENCIES = ("frequencies", "length")
+KINDS = {
+    "bands": "other positions by distance",
+    "bias": "a bias on the logits",
+    "decay": "frequencies, and a decay with distance",
+    "layers": "other positions by layer",
+    "mask": "a mask",
+    "temperature": "a temperature of the logits",
+    "training": "positions drawn anew while training",
+}
+WIDTH, HEIGHT, MIDDLE = 150, 30, 4
+
+
+def as_html(results: Results, swatches: Mapping[str, str]) -> str:
+    """The table, empty where no manifest says what the variants are."""
+    entries = {entry["name"]: entry for entry in results.manifest.get("config", {}).get("variants", ())}
+    names = [name for name in results.variants if name in entries]
+    if not names:
+        return ""
+    model, lengths = results.manifest.get("model") or {}, [row["length"] for row in results.rows]
+    methods = {name: evaluated(entries[name]) for name in names}
+    ratios = {name: stretch(methods[name], model, max(lengths)) for name in names}
+    finite = [abs(np.log2(r[np.isfinite(r) & (r > 0)])).max(initial=0.0) for r in ratios.values() if r is not None]
+    scale = max(1.0, *finite) if finite else 1.0
+    planes = any(r is not None for r in ratios.values())
+    head = "<th scope='col'></th><th scope='col'>positions</th><th scope='col'>trained</th>"
+    head += "<th scope='col'>stretch of each plane<small>fastest to slowest</small></th>" if planes else ""
+    body = []
+    for name in names:
+        entry = entries[name]
+        text = " → ".join(method(item) for item in methods[name]) or "RoPE as trained"
+        if entry.get("eval_positions") is not None:
+            text += f" (trained with {' → '.join(method(i) for i in entry.get('positions') or ()) or 'RoPE as it is'})"
+        cells = [f"<td>{html.escape(text)}</td>", f"<td>{html.escape(training(entry.get('train')))}</td>"]
+        if planes:
+            cells.append(f"<td>{_stretched(ratios[name], methods[name], scale)}</td>")
+        body.append(f"<tr><th scope='row'>{swatches[name]}{html.escape(name)}</th>{''.join(cells)}</tr>")
+    table = f"<table class='variants'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
+    note = (
+        f"<p class='how'><small>Stretch: plain RoPE's frequency over the variant's, at {max(lengths):,} tokens, for "
+        "each rotary plane; bars are logarithmic, up where a plane turns slower. A plane that does not turn at all "
+        "is grey and reaches the top.</small></p>"
+    )
+    return f"<div class='scroll' tabindex='0'>{table}</div>" + (note if planes else "")
+
+
+def evaluated(entry: Mapping[str, Any]) -> list[Any]:
+    """The methods that a variant is measured with."""
+    own = entry.get("eval_positions")
+    return list((entry.get("positions") if own is None else own) or ())
+
+
+def method(item: Mapping[str, Any]) -> str:
+    """A method as it is called: `yarn(factor=4)`; long lists only by their length."""
+    given = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
+    return f"{item.get('name')}({', '.join(given)})"
+
+
+def training(train: Mapping[str, Any] | None) -> str:
+    """What a variant was trained for, in a few words."""
+    if train is None:
+        return "no"
+    steps, length = train.get("steps"), (train.get("data") or {}).get("seq_len")
+    return (f"{steps:,} steps" if steps else "yes") + (f" at {length:,} tokens" if length else "")
+
+
+def kinds(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The kind of each method; "own" for one that is not the package's, which a report does not import."""
+    from giraffe_jax import positions
+
+    known = set(positions.names())
+    names = [str(item.get("name")) for item in methods]
+    modules = [importlib.import_module(f"giraffe_jax.positions.methods.{n}") if n in known else None for n in names]
+    return ["own" if module is None else module.ABOUT["kind"] for module in modules]
+
+
+def stretch(methods: Sequence[Mapping[str, Any]], model: Mapping[str, Any], length: int) -> np.ndarray | None:
+    """Plain over the variant's frequencies, [R]; infinite where a plane does not turn. None where they are not told."""
+    shape: dict[str, Any] = {key: model.get(key) for key in ("head_dim", "theta", "original_len")}
+    if None in shape.values() or not set(kinds(methods)) <= {*FREQUENCIES, "temperature", "decay"}:
+        return None
+    from giraffe_jax import positions
+
+    try:
+        plain, _ = positions.frequencies([], **shape)
+        own, _ = positions.frequencies(methods, **shape, length=length)
+    except ConfigError:  # it needs more than the manifest says
+        return None
+    if own.shape != plain.shape:
+        return None
+    with np.errstate(divide="ignore"):
+        return np.asarray(plain / own, np.float64)
+
+
+def _stretched(ratios: np.ndarray | None, methods: Sequence[Mapping[str, Any]], scale: float) -> str:
+    other = [KINDS.get(kind, "a method of one's own") for kind in kinds(methods) if kind not in FREQUENCIES]
+    said = "; ".join(dict.fromkeys(other))
+    if ratios is None:
+        return f"<span class='kind'>{html.escape(said or 'not known')}</span>"
+    finite = ratios[np.isfinite(ratios)]
+    span = f"{finite.min():.3g}–{finite.max():.3g}×" if finite.size else ""
+    span = f"{finite[0]:.3g}×" if finite.size and np.allclose(finite, finite[0], rtol=5e-3) else span
+    still = int((~np.isfinite(ratios)).sum())
+    words = ", ".join(part for part in (span, f"{still} of {len(ratios)} still" if still else "", said) if part)
+    return strip(ratios, scale) + f"<small>{html.escape(words)}</small>"
+
+
+def strip(ratios: np.ndarray, scale: float) -> str:
+    """The stretch of each plane as bars, [R], on a log scale up to 2^scale; planes that stand still are grey."""
+    width, room = WIDTH / len(ratios), HEIGHT - MIDDLE - 1
+    base = HEIGHT - MIDDLE
+    bars = []
+    for plane, ratio in enumerate(ratios):
+        still = not np.isfinite(ratio)
+        tall = room if still else float(np.log2(ratio)) / scale * room
+        tall = max(-MIDDLE + 0.5, tall) if tall < 0 else max(0.8, tall)
+        y = base - max(tall, 0)
+        bars.append(
+            f"<rect x='{plane * width:.2f}' y='{y:.2f}' width='{width * 0.78:.2f}' height='{abs(tall):.2f}' "
+            f"fill='var({'--grid' if still else '--muted'})'/>"
+        )
+    label = ", ".join("still" if not np.isfinite(r) else f"{r:.3g}" for r in ratios)
+    return (
+        f"<svg class='strip' viewBox='0 0 {WIDTH} {HEIGHT}' width='{WIDTH}' height='{HEIGHT}' role='img' "
+        f"aria-label='stretch of each plane: {label}'>{''.join(bars)}</svg>"
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple) and len(value) > 6:
+        return f"[{len(value)} numbers]"
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
