@@ -384,10 +384,11 @@ def _beginning(loaded: Any) -> dict[str, Any]:
 def commit() -> str | None:
     """Returns the git commit of this code, "+" where files differ from it; None where git does not track this file."""
     here = Path(__file__)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *words], cwd=here.parent, env=env, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

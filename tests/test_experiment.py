@@ -1,6 +1,9 @@
 """An experiment resumes, keeps what failed apart, and refuses what is not its own. Model and evaluation are fakes."""
 
 import json
+import os
+import shutil
+import subprocess
 import types
 
 import pytest
@@ -95,6 +98,43 @@ def test_everything_is_measured_once(world, tmp_path):
     run(config(), tmp_path)
     assert world.calls == [], "a finished experiment loads and measures nothing"
     assert outcome.page.read_bytes() == page
+
+
+def test_the_manifest_says_what_was_measured_and_how(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/giraffe", "run", "my config", "--config.seeds=1"])
+    monkeypatch.setattr(experiment, "commit", lambda: "0123456789ab")
+    run(config(), tmp_path)
+    manifest = json.loads((tmp_path / "experiment.json").read_text())
+    shape = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size"), 8)
+    assert manifest["model"] == shape | {"parameters": 0, "theta": 10000.0, "original_len": 128}
+    assert manifest["command"] == "giraffe run 'my config' --config.seeds=1"
+    assert manifest["versions"]["commit"] == "0123456789ab" and len(manifest["date"]) == len("2000-01-01")
+    monkeypatch.setattr("sys.argv", ["giraffe", "run", "again"])
+    monkeypatch.setattr("time.strftime", lambda _: "2999-12-31")
+    run(config(), tmp_path)
+    again = json.loads((tmp_path / "experiment.json").read_text())
+    assert [again[key] for key in ("model", "date", "command")] == [manifest[k] for k in ("model", "date", "command")]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_code_or_none(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's, that point to its repository
+        monkeypatch.delenv(name)
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    code = tmp_path / "experiment.py"
+    code.write_text("1")
+    monkeypatch.setattr(experiment, "__file__", str(code))
+    git("init", "-q")
+    assert experiment.commit() is None, "a repository around the code that does not hold it"
+    git("add", "experiment.py")
+    git("commit", "-q", "-m", "x")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert experiment.commit() == head[:12]
+    code.write_text("2")
+    assert experiment.commit() == head[:12] + "+"
 
 
 def test_an_unfinished_cell_is_done_again_and_its_rows_count_once(world, tmp_path):

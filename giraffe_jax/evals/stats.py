@@ -61,8 +61,8 @@ def bootstrap_mean(
       resamples: how many times the units are drawn again, with replacement.
       seed: of the draws; the same numbers always give the same interval.
       expanded: takes percentiles further out, by as much as Student's t is wider than the normal distribution and as
-        the spread of n numbers is below that of what they were drawn from (Hesterberg 2015, section 3.3). Percentiles
-        as they are hold the true mean of five units in some 82% of cases instead of 95%.
+        the spread of n numbers is below that of what they were drawn from (Hesterberg 2015). Of the means of five
+        normal units it holds 91%, percentiles as they are 83%; of sixteen 95% and 92%.
     """
     total, weight = np.asarray(sums, np.float64), np.asarray(weights, np.float64)
     if total.shape != weight.shape or total.ndim != 1:
@@ -72,9 +72,11 @@ def bootstrap_mean(
     if n < 2 or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan, n)
     rng = np.random.default_rng(seed)
-    # How often each unit was drawn, instead of which: one small vector per resample, however many units.
-    counts = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples))
-    means = [count @ total / (count @ weight) for count in counts]
+    # How often each unit was drawn, instead of which; a million counts at a time, however many units there are.
+    at_once = max(1, 10**6 // n)
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    counts = (rng.multinomial(n, np.full(n, 1 / n), size) for size in sizes)
+    means = np.concatenate([count @ total / (count @ weight) for count in counts])
     tail = (1 - confidence) / 2
     if expanded:
         tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student(1 - tail, n - 1))

@@ -10,7 +10,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from giraffe_jax import records, report
-from giraffe_jax.report import labels
+from giraffe_jax.report import labels, style
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,7 +34,7 @@ def words(path):
 
 def extent(element):
     style, turn = element.attrib["style"], element.attrib.get("transform", "")
-    size = float(re.search(r"font(?:-size)?: (?:\w+ )*?([\d.]+)px", style).group(1))
+    (size,) = map(float, re.findall(r"font(?:-size)?: (?:\w+ )*?([\d.]+)px", style))
     weight = "bold" if re.search(r"font-weight: (700|bold)|font: (700|bold)", style) else "normal"
     path = TextPath((0, 0), element.text, size=size, prop=FontProperties("DejaVu Sans", weight=weight))
     box = path.get_extents()
@@ -51,9 +51,10 @@ def extent(element):
     return (*corners.min(axis=0), *corners.max(axis=0))
 
 
-def alike(end, count=14):
-    """Figures of many variants whose lines all end at one value."""
-    return {f"variant number {i}": ((0.9, 0.5, 0.3, end),) * 2 + ((20, 30, 40, 50),) for i in range(count)}
+def alike(count=14):
+    """Figures of many variants whose lines all end at one place: lines at 0, passkeys at 1, perplexity at 50."""
+    figures = ((0.9, 0.5, 0.3, 0.0), (0.9, 0.9, 1.0, 1.0), (20, 30, 40, 50))
+    return {f"variant number {i}": figures for i in range(count)}
 
 
 LONG = {
@@ -63,8 +64,7 @@ LONG = {
 }
 CASES = {
     "quick start": fabricate.FIGURES,
-    "all at zero": alike(0.0),
-    "all right": alike(1.0),
+    "all at one place": alike(),
     "side by side": {f"v{i}": ((1.0, 0.9, 0.8, i / 40),) * 2 + ((20, 30, 40, 50 + i / 10),) for i in range(20)},
     "long names": LONG,
     "one": {"plain": fabricate.FIGURES["plain"]},
@@ -93,9 +93,9 @@ def test_every_word_is_on_the_canvas_and_no_label_over_another(tmp_path, case):
 
 
 def test_labels_of_lines_that_end_together_are_one():
-    ends = [
-        labels.End(8.0, y, name, look) for name, y in (("plain", 0.0), ("b", 0.5), ("linear 4", 0.001), ("c", 0.02))
-    ]
+    look = style.Look("#0072b2", "s", trained=False, contrast=False)
+    lines = {"plain": 0.0, "b": 0.5, "linear 4": 0.001, "c": 0.02}
+    ends = [labels.End(8.0, y, name, look) for name, y in lines.items()]
     groups = labels.merge([end.y for end in ends], ends)
     assert [[end.variant for end in group] for _, group in groups] == [["plain", "linear 4"], ["c"], ["b"]]
     assert labels.wrap(["plain", "linear 4", "power"], 18) == ["plain, linear 4,", "power"]
