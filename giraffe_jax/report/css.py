@@ -96,7 +96,7 @@ footer {
   main { padding: 2.4rem 1.1rem 3rem; }
   h2 { margin-top: 3rem; }
   figure { margin-left: -.4rem; margin-right: -.4rem; padding: .7rem .7rem .6rem; }
-  tbody th { max-width: 9.5rem; white-space: normal; }
+  tbody th { min-width: 7.6rem; max-width: 9.5rem; white-space: normal; }
   dl { grid-template-columns: 1fr; gap: .1rem; }
   dd { margin-bottom: .5rem; }
 }

@@ -141,7 +141,8 @@ def sentence(results: Results, table: Table, length: int) -> Said:
 
 def _plain(table: Table, plain: str, length: int) -> str:
     inside = [n for n in table.lengths if n <= (table.original_len or 0) and (plain, n) in table.cells]
-    verb, end = ("answers", " right") if table.metric.share else ("has", "")
+    finite = math.isfinite(table.cells[plain, length].estimate.value)
+    verb, end = ("answers", " right") if table.metric.share else ("has" if finite else "is", "")
     text = f"{plain} {verb} {_shown(table, plain, length)}{end}"
     if inside:
         before = table.cells[plain, inside[-1]].estimate.value

@@ -63,6 +63,18 @@ def test_what_is_shown_as_best_is_told_from_the_runner_up(whole):
     assert text.count("**") == 2 * sum(v is not None for v in perplexity.best.values()) and "**44.8**" in text
 
 
+def test_a_loss_that_is_not_finite_is_said_and_never_compared():
+    rows = [dict(r) for r in fabricate.rows(examples=8)]
+    for r in rows:
+        if r["task"] == "perplexity" and r["variant"] == "plain" and r["length"] >= 1024:
+            r["metrics"] = r["metrics"] | {"nll": None}
+    results = scores.collect(rows, fabricate.manifest())
+    made = tables.tables(results, report.score_all(results))
+    text = findings.verdict(results, made)[0].text
+    assert text.startswith("plain is not finite") and "yarn 4 is best with 40.0" in text and "plain [" not in text
+    assert not any("perplexity" in card.label for card in findings.cards(results, made))
+
+
 def test_few_pairs_are_never_told_apart():
     rows = [
         {"variant": v, "task": "t", "length": 8, "example": i, "document": f"{i}", "metrics": {"nll": x, "tokens": 4}}
