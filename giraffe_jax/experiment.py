@@ -215,7 +215,7 @@ def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
     results = report.read([workdir])
     page = report.write([workdir], workdir)
     say("")
-    say(report.main_table(results))
+    say(report.main_tables(results))
     if results.failures:
         say(f"{len(results.failures)} cells failed; the same command tries them again:")
         for row in results.failures:

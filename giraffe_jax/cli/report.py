@@ -19,6 +19,6 @@ def run(args: argparse.Namespace) -> int:
     workdirs = [Path(workdir) for workdir in args.workdirs]
     results = report.read(workdirs)
     page = report.write(workdirs, Path(args.out or workdirs[0]))
-    print(report.main_table(results))
+    print(report.main_tables(results))
     print(f"report: {page}")
     return 0

@@ -183,7 +183,7 @@ class Mixture:
         parts = [grain.MapDataset.range(ENDLESS).map(lambda i, j=j: (j, i)) for j in range(len(rows))]
         total = sum(weights)
         self._rows = rows
-        self._where = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
+        self._where: Any = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
 
     def row(self, index: int, step: int) -> Batch:
         source, at = self._where[index]
@@ -252,7 +252,8 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     if bool(config.sources) == bool(config.stages):
         raise ConfigError("data: needs either sources, one mixture for all steps, or stages, each with its own")
     ends = [stage.until for stage in config.stages]
-    if ends and (None in ends[:-1] or ends[-1] is not None or sorted({0, *ends[:-1]}) != [0, *ends[:-1]]):
+    firsts = [0, *(end or 0 for end in ends[:-1])]
+    if ends and (ends[-1] is not None or firsts != sorted(set(firsts))):
         raise ConfigError(f"data.stages: `until` must grow from stage to stage, with none at the last; got {ends}")
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:

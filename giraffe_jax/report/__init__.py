@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import records
-from giraffe_jax.report import metrics, page, plots, style, tables
+from giraffe_jax.report import findings, metrics, page, plots, style, tables
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.scores import Results, Row, estimate, read, score_all, score_positions
 
-__all__ = ["Results", "brief", "main_table", "read", "score_all", "write"]
+__all__ = ["Results", "brief", "main_tables", "read", "score_all", "write"]
 
 
 def write(directories: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -46,13 +46,10 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
     return path
 
 
-def main_table(results: Results) -> str:
-    """The table to read first, as Markdown: perplexity where it was measured, else the first task."""
-    made = tables.tables(results, score_all(results))
-    if not made:
-        return "no results yet"
-    first = next((table for table in made if table.metric == PERPLEXITY), made[0])
-    return f"{first.title}, by length in tokens\n\n{tables.markdown(first)}"
+def main_tables(results: Results) -> str:
+    """What to read first, as Markdown: the first metric of every task that was measured."""
+    made = findings.main_tables(tables.tables(results, score_all(results)))
+    return "\n\n".join(f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made) or "no results yet"
 
 
 def brief(rows: Sequence[Row]) -> str:
