@@ -1,5 +1,6 @@
 """The command line as a person meets it: in processes of its own where imports matter, by exit status and message."""
 
+import json
 import os
 import re
 import subprocess
@@ -224,6 +225,20 @@ def test_import_overwrites_nothing(tmp_path, capsys):
     assert main(["import", str(source), str(tmp_path / "ours")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "ours").iterdir()] == ["thesis.txt"]
+
+
+def test_export_of_an_import_is_the_directory_again(tmp_path, capsys):
+    from safetensors.numpy import load_file
+
+    source = tiny_hf_directory(tmp_path / "hf")
+    assert main(["import", str(source), str(tmp_path / "ours")]) == 0
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "again"), "--max-len=512"]) == 0
+    written, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", source))
+    assert written.keys() == original.keys()
+    assert all((written[name] == original[name].astype(written[name].dtype)).all() for name in original)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["max_position_embeddings"] == 512
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "again")]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("found", [(2e-4, 0.0, 0.0), (0.0, 2e-5, 0.0), (0.0, 0.0, 2e-5)])

@@ -25,6 +25,7 @@ VERBS = {
     "run": "an experiment: all its variants, then the report",
     "report": "results of experiments -> tables, plots and one HTML page",
     "import": "a Hugging Face directory or a GGUF file -> a checkpoint",
+    "export": "any source -> a Hugging Face directory that transformers and vLLM load",
     "generate": "continue a prompt",
     "bench": "time and peak memory on this machine, beside transformers",
     "check": "prove on this machine that runs resume bit for bit, that sharding changes nothing, that methods agree",
