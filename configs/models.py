@@ -24,8 +24,8 @@ def _llama3(factor: float) -> list[dict[str, Any]]:
 
 
 def giraffe_mini() -> ConfigDict:
-    """1.3 million parameters, trained on 256 tokens by experiments/mini."""
-    return llama(2304, 128, 512, 4, 4, num_kv_heads=2, original_len=256, tie_embeddings=True)
+    """0.7 million parameters, trained on 256 tokens by experiments/mini."""
+    return llama(2048, 128, 384, 2, 4, original_len=256, tie_embeddings=True)
 
 
 def llama_7b() -> ConfigDict:

@@ -1,25 +1,46 @@
-"""The weights that ship: they answer inside their trained length, and not because the prompt is short."""
+"""The weights that ship: they answer inside their trained length, plain RoPE loses them beyond it, yarn does not."""
+
+import dataclasses
 
 import numpy as np
+import pytest
 
-from giraffe_jax.data import synthetic
-from giraffe_jax.decode import LM, score
+from giraffe_jax import evals
+from giraffe_jax.decode import LM
+from giraffe_jax.evals import lines, run
 from giraffe_jax.train import load
 
+PLAIN, YARN = [], [dict(name="yarn", factor=4.0)]
 
-def test_giraffe_mini_looks_lines_up_inside_256_tokens_and_not_beyond():
-    """LongEval-like lines of 200 and of 500 tokens; a value is one of 90."""
+
+@pytest.fixture(scope="module")
+def mini():
     loaded = load("giraffe-mini")
-    encode = synthetic.piece_encoder(loaded.tokenizer)
-    right = {}
-    for length in (200, 500):
-        rng, rows = np.random.default_rng(length), np.zeros((16, 500), np.int32)
-        at = []
-        for row in rows:
-            document = synthetic.lines_document(rng, length, lambda text: len(encode(text)), queries=1)
-            ids = [token for piece in document for token in encode(piece.text)]
-            row[: len(ids)] = ids
-            at.append(len(ids) - len(encode(document[-1].text)) - 1)  # the prediction of the answer's first token
-        correct = score(LM(loaded.model, loaded.params, loaded.tokenizer), rows)[1]
-        right[length] = float(np.asarray(correct)[np.arange(16), at].mean())
-    assert right[200] > 0.9 and right[500] < 0.2
+    return LM(dataclasses.replace(loaded.model, positions=()), loaded.params, loaded.tokenizer)
+
+
+def right(mini, task, length, scaling, n=40):
+    built = evals.build(dict(name=task, lengths=[length], style="compact", n=n if task == "lines" else n // 5))
+    rows = run.evaluate(mini, [built], lambda length: mini.config.bind(length, scaling=scaling))
+    return np.mean([row["metrics"]["teacher"] for row in rows])
+
+
+# Shares of 40 questions, measured far from these bounds: a question or two on a near tie does not reach them.
+@pytest.mark.parametrize("task", ["lines", "passkey"])
+def test_questions_inside_the_trained_length_are_answered(mini, task):
+    assert right(mini, task, 256, PLAIN) > 0.85
+
+
+def test_beyond_it_plain_rope_fails_and_yarn_carries_on(mini):
+    assert right(mini, "lines", 1024, PLAIN) < 0.4
+    assert right(mini, "lines", 1024, YARN) > 0.7
+
+
+@pytest.mark.parametrize("length", [256, 512, 1024, 2048])
+def test_prompts_are_as_long_as_they_say_and_every_key_is_one_token(mini, length):
+    task = evals.build(dict(name="lines", lengths=[length], style="compact", n=4))
+    for example in lines.examples(task, mini.tokenizer, length):
+        records = mini.tokenizer.decode(example.prompt).splitlines()[:-1]
+        assert all(line.startswith("line ") for line in records) and len(records) == length // 4 - 1
+        # Four tokens a record; the question takes as many, the last of them the line break after the answer.
+        assert len(example.prompt) + len(example.answer) == length - 1

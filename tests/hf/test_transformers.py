@@ -7,6 +7,8 @@ import pytest
 from hf_models import CONFIG, our_logits, random_tensors, write
 
 from giraffe_jax import hf
+from giraffe_jax.data import synthetic
+from giraffe_jax.hf.load import locate
 from tests.close import close, decided
 
 pytestmark = pytest.mark.oracle
@@ -77,6 +79,17 @@ def test_transformers_loads_what_is_saved(tmp_path, kind):
         tokens = np.random.default_rng(length).integers(0, 96, (2, length))
         expected = transformers_logits(out, tokens)
         close(our_logits(c, tokens), expected, ulps=1024)
+
+
+def test_logits_of_the_packaged_model():
+    """At its trained length and, plain, at twice that."""
+    c = hf.load("giraffe-mini")
+    assert c.tokenizer is not None
+    document = synthetic.lines_document(np.random.default_rng(0), 512, lambda text: len(c.tokenizer.encode(text)))
+    tokens = np.array([c.tokenizer.encode(synthetic.text_of(document))[:512]])
+    for length in (256, tokens.shape[1]):
+        expected = transformers_logits(locate("giraffe-mini"), tokens[:, :length])
+        close(our_logits(c, tokens[:, :length]), expected, ulps=1024)
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="no shared data")
