@@ -84,9 +84,9 @@ def test_transformers_loads_what_is_saved(tmp_path, kind):
 def test_logits_of_the_packaged_model():
     """At its trained length and, plain, at twice that."""
     c = hf.load("giraffe-mini")
-    assert c.tokenizer is not None
-    document = synthetic.lines_document(np.random.default_rng(0), 512, lambda text: len(c.tokenizer.encode(text)))
-    tokens = np.array([c.tokenizer.encode(synthetic.text_of(document))[:512]])
+    assert (tokenizer := c.tokenizer) is not None
+    document = synthetic.lines_document(np.random.default_rng(0), 512, lambda text: len(tokenizer.encode(text)))
+    tokens = np.array([tokenizer.encode(synthetic.text_of(document))])
     for length in (256, tokens.shape[1]):
         expected = transformers_logits(locate("giraffe-mini"), tokens[:, :length])
         close(our_logits(c, tokens[:, :length]), expected, ulps=1024)
