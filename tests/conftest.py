@@ -1,5 +1,6 @@
 """What every test runs under: eight CPU devices, no network, compilations shared between workers."""
 
+import gc
 import getpass
 import os
 import tempfile
@@ -20,6 +21,18 @@ CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+MAPS = Path("/proc/self/maps")  # Linux; a compiled program holds several mappings, and the kernel allows 65,530
+
+
+@pytest.fixture(autouse=True)
+def few_mappings():
+    """Drops compiled programs before the kernel refuses a worker another mapping, which LLVM answers with SIGSEGV."""
+    yield
+    if MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
