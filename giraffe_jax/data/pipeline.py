@@ -22,7 +22,7 @@ from giraffe_jax.data.source import Tokens, load_tokens
 from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_length, synthetic_document
 
 ENDLESS = 1 << 40
-FORMAT = 4  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
+FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 Batch = dict[str, np.ndarray]
 
 

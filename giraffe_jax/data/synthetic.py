@@ -31,7 +31,7 @@ VALUE_DIGITS = 2
 TYPICAL_VALUE = "48"  # what is counted where the length of a value is asked for
 
 # Common short words, each of which a small tokenizer can hold as one token after a space; more than the records of
-# 2,048 tokens, so that a key is one word at every length.
+# 2,048 tokens of which half is filler, so that the evaluation's keys are one word at every length.
 WORDS = tuple(
     """
     king man son day land data time men house lord people string hand pass path list class love module father number
@@ -47,20 +47,6 @@ WORDS = tuple(
     winter year month week hour morning noon evening file line node code type event error value frame buffer cache
     stack queue token socket thread signal parser record index object order power force speed sound color acre age
     aid air ale aim altar anchor ant ape apple apron arch arrow art ash aunt axe babe back bag bait ball band bank
-    bar bark barn base basin bath bay beach bead beam bean beard beat bee beef beer belt bench berry bill bin birth
-    bit blade blame blast blow board boat bolt bond boot bottle bound box brain branch brand brave breast breath
-    brick bride broom brow brush bud bulk burden bush butter button cab cage cake calf call camel candle cane cannon
-    cap cape card care cart case castle cause cell cent chain chair chalk chance change charge charm chart chase
-    cheek cheese chest chief chin choice church circle claim clay clerk cliff clock cloth club coal coast cobra coin
-    colt comb corner cost cotton count course court cousin cover cradle craft crane cream creek crew crime cross
-    crowd crust cry cure curse curve dame dance dart dawn deal debt deck deed deep deer den desk dew dice dish ditch
-    dock doll dose dot doubt draft dragon drama dress drink drop duck duty eagle ease edge egg elbow end engine eve
-    fact fair fall fame fan farm fate fault favour feast feather fee fence fern ferry fever fig film flag flame
-    flash fleet flight flint float flock floor flour flute fly foam fog fold folk forest fork form fort fox frog
-    frost fun fur game gap gas gem ghost giant gift glass glove glue goal goose grain grape grave grey group grove
-    growth guest guide gulf gum gun habit hail hair half hall ham hammer harbour hare harm harp harvest hawk hay
-    heap heat hedge heel heir help hen herb herd hero hide hinge hint hole home hook hood hoof hotel hunt ice inch
-    ink inn jar jaw jet jewel job
     """.split()
 )
 
@@ -119,11 +105,11 @@ def lines_document(
     """Record lines, then questions for them, in at most `length` tokens (less than one record or sentence short of it).
 
     A word is the key of one record at most: where a document is longer than records of all words and the questions
-    asked of it, filler follows the records.
+    asked of it, filler takes the rest. Filler is strewn: each sentence stands before a record or before the questions.
 
     queries: how many questions at the end; None draws how much of the document asks (40% to 80% of its tokens).
     depth: with a number in [0, 1], every question is for the record at that place (0 the first, 1 the last).
-    gap: the fraction of the document that is filler between records and questions.
+    gap: the fraction of the document, less the questions, that is filler.
     words: which words begin a record and a question.
     Raises ValueError when not even one record and one question fit.
     """
@@ -133,7 +119,7 @@ def lines_document(
     typical = _cost(question(WORDS[0], TYPICAL_VALUE, words), count)
     asked = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / typical))
     wanted = int((length - asked * typical) * (1 - gap))
-    records: list[Piece] = []
+    records: list[list[Piece]] = []
     question_costs: list[int] = []
     used = dearest = 0
     for key, value in zip(keys, values, strict=True):
@@ -142,7 +128,7 @@ def lines_document(
         if after + promised > length or (after > wanted and records):
             break
         used, dearest = after, max(dearest, cost)
-        records += more
+        records.append(more)
         question_costs.append(cost)
     n = len(question_costs)
     if n == 0:
@@ -156,15 +142,24 @@ def lines_document(
     spare = length - used - (queries or 1) * dearest
     if queries is None or n < len(keys):
         spare = min(spare, int(gap * (length - asked * typical)))
-    between = _filler(rng, spare, count)
-    used += _cost(between, count)
+    filler = _filler(rng, spare, count)
+    used += _cost(filler, count)
     tail: list[Piece] = []
     for target in targets:
         used += question_costs[target]
         if used > length:
             break
         tail += question(keys[target], values[target], words)
-    return [*records, *between, *tail]
+    return [*_strewn(rng, records, filler), *tail]
+
+
+def _strewn(rng: np.random.Generator, records: Sequence[list[Piece]], filler: Sequence[Piece]) -> list[Piece]:
+    """The records in their order, each filler sentence before one of them or after the last, drawn evenly."""
+    where = np.sort(rng.integers(len(records) + 1, size=len(filler)))
+    document: list[Piece] = []
+    for i, more in enumerate([*records, []]):
+        document += [*filler[np.searchsorted(where, i) : np.searchsorted(where, i, side="right")], *more]
+    return document
 
 
 def passkey_document(
@@ -218,14 +213,14 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
 
 
 def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count: Count) -> list[Piece]:
-    """A training document of `kind` in at most `length` tokens, with many questions; a third of the line and record
-    documents are part filler, so that the distance to an answer is not tied to the number of records.
+    """A training document of `kind` in at most `length` tokens, with many questions; half of the line and record
+    documents have filler strewn among their records, so that the distance to an answer is not tied to their number.
     """
     if kind == "passkey":
         return passkey_document(rng, length, count, queries=None)
     if kind == "copy":
         return copy_document(rng, length, count)
-    gap = float(rng.uniform(0.1, 0.6)) if rng.uniform() < 1 / 3 and length >= 128 else 0.0
+    gap = float(rng.uniform(0.1, 0.6)) if rng.uniform() < 0.5 and length >= 128 else 0.0
     return lines_document(rng, length, count, gap=gap, words=LINE if kind == "lines" else PAIR)
 
 

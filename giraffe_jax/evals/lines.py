@@ -6,7 +6,8 @@ LongChat-Lines are its files), filled with as many lines as `length` tokens hold
 for models that only continue text, after which the number must follow; `cue=False` leaves the prompt as chat models
 get it, and then only generation can be scored. Keys are never repeated, which the published generator does not make
 sure of. Style "compact" is this project's own short text, for models of a few million parameters (see
-`data.synthetic`).
+`data.synthetic`): records of four tokens with as much filler strewn among them, so that a prompt of any length up to
+2,048 tokens has the same records to the token and a key of one word to each.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ LINE = "line {key}: REGISTER_CONTENT is <{value}>\n"
 QUESTION = "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {key}? I need the number."
 CUE = "Line <{key}>: <REGISTER_CONTENT> is"
 HIGHEST = 50_000
+COMPACT_FILLER = 0.5  # share of a compact prompt, so that its keys are one word each up to 2,048 tokens
 
 # Our own words, so that prompts do not change with a word list's version.
 ADJECTIVES = tuple(
@@ -158,7 +160,12 @@ def _compact(task: Lines, tokenizer: Any):
         rng = np.random.default_rng([task.seed, length, 0 if depth is None else 1 + round(depth * 1e6), i])
         try:
             document = synthetic.lines_document(
-                rng, length - len(bos), lambda text: len(encode(text)), queries=1, depth=depth
+                rng,
+                length - len(bos),
+                lambda text: len(encode(text)),
+                queries=1,
+                depth=depth,
+                gap=COMPACT_FILLER,
             )
         except ValueError as error:
             raise ConfigError(f"lines (compact) at length {length}: {error}") from None

@@ -80,14 +80,18 @@ def test_one_question_at_a_depth(length):
         assert abs(share - depth) < 0.1
 
 
-def test_a_word_is_the_key_of_one_record_and_filler_takes_the_rest():
-    for length, records in ((2048, 511), (4096, len(WORDS))):  # a record and a question take four tokens each
-        text = text_of(lines_document(np.random.default_rng(0), length, word_count, queries=1))
-        keys = [key for key, _ in re.findall(RECORDS["lines"], text, re.M)]
-        assert len(set(keys)) == len(keys) == records and set(keys) <= set(WORDS)
-        *rest, question = text.splitlines()[records:]
-        assert question.startswith("ask ") and all(line + "\n" in FILLER for line in rest)
-        assert bool(rest) == (length == 4096) and length - 8 < word_count(text) <= length
+@pytest.mark.parametrize(
+    ("length", "gap", "records"),
+    [(1024, 0.0, 255), (2048, 0.0, len(WORDS)), (4096, 0.5, len(WORDS)), (2048, 0.5, 255), (256, 0.5, 31)],
+)
+def test_a_word_is_the_key_of_one_record_and_filler_takes_the_rest(length, gap, records):
+    text = text_of(lines_document(np.random.default_rng(0), length, word_count, queries=1, gap=gap))
+    keys = [key for key, _ in re.findall(RECORDS["lines"], text, re.M)]
+    # A record and the question take four tokens each, the shortest sentence four.
+    assert len(set(keys)) == len(keys) == records and set(keys) <= set(WORDS)
+    filler = [line for line in text.splitlines(keepends=True) if line in FILLER]
+    assert len(filler) + records + 1 == len(text.splitlines()) and text.splitlines()[-1].startswith("ask ")
+    assert length - 12 < word_count(text) <= length and bool(filler) == ((length, gap) != (1024, 0.0))
 
 
 @pytest.mark.parametrize("kind", ["records", "lines", "passkey"])
@@ -112,14 +116,19 @@ def test_the_questions_asked_for_are_all_there_whatever_keys_cost(seed, queries,
     assert len(text_of(document)) <= length
 
 
-def test_gap_puts_filler_between_records_and_questions():
-    document = lines_document(np.random.default_rng(1), 500, word_count, gap=0.5)
-    lines = text_of(document).splitlines(keepends=True)
-    kinds = ["filler" if line in FILLER else line.split()[0] for line in lines]
-    assert list(dict.fromkeys(kinds)) == ["line", "filler", "ask"] and kinds == sorted(
-        kinds, key="line filler ask".find
-    )
-    assert 60 < sum(word_count(line) for line in lines if line in FILLER) < 300
+def test_filler_is_strewn_among_the_records():
+    before = np.zeros(3)  # sentences before the first record, among the records, between the last and the questions
+    for seed in range(40):
+        lines = text_of(lines_document(np.random.default_rng(seed), 500, word_count, gap=0.5)).splitlines(keepends=True)
+        kinds = ["filler" if line in FILLER else line.split()[0] for line in lines]
+        said = [kind for kind in kinds if kind != "filler"]
+        assert said == sorted(said, key="line ask".find) and "filler" not in kinds[kinds.index("ask") :]
+        assert 60 < sum(word_count(line) for line in lines if line in FILLER) < 300
+        first, last = kinds.index("line"), len(kinds) - 1 - kinds[::-1].index("line")
+        where = [0 if i < first else 1 if i < last else 2 for i, kind in enumerate(kinds) if kind == "filler"]
+        before += np.bincount(where, minlength=3)
+    # Each sentence takes any of the places, of which there are some 30 to a document, alike.
+    assert before[1] > 10 * before[0] > 0 and before[1] > 10 * before[2] > 0
 
 
 def test_roles_say_what_can_be_predicted():
@@ -156,5 +165,5 @@ def test_a_tokenizer_that_joins_pieces_is_refused():
 
 
 def test_words_are_usable_as_keys():
-    assert len(set(WORDS)) == len(WORDS) > 512 and all(re.fullmatch("[a-z]+", word) for word in WORDS)
+    assert len(set(WORDS)) == len(WORDS) >= 256 and all(re.fullmatch("[a-z]+", word) for word in WORDS)
     assert text_of(synthetic.record("king", "48") + synthetic.question("king", "48")) == "line king 48\nask king 48\n"

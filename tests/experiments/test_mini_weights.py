@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax import evals
+from giraffe_jax.data.synthetic import FILLER
 from giraffe_jax.decode import LM
 from giraffe_jax.evals import lines, run
 from giraffe_jax.train import load
@@ -40,7 +41,10 @@ def test_beyond_it_plain_rope_fails_and_yarn_carries_on(mini):
 def test_prompts_are_as_long_as_they_say_and_every_key_is_one_token(mini, length):
     task = evals.build(dict(name="lines", lengths=[length], style="compact", n=4))
     for example in lines.examples(task, mini.tokenizer, length):
-        records = mini.tokenizer.decode(example.prompt).splitlines()[:-1]
-        assert all(line.startswith("line ") for line in records) and len(records) == length // 4 - 1
-        # Four tokens a record; the question takes as many, the last of them the line break after the answer.
-        assert len(example.prompt) + len(example.answer) == length - 1
+        *said, question = mini.tokenizer.decode(example.prompt).splitlines(keepends=True)
+        records = [line for line in said if line not in FILLER]
+        assert all(line.startswith("line ") for line in records) and question.startswith("ask ")
+        # Half of the tokens before the question are records, of four tokens each; the question takes as many with the
+        # line break after its answer, which is left out. What no record or sentence fills is less than one of each.
+        assert len(records) == (length - 4) // 2 // 4
+        assert length - 12 < len(example.prompt) + len(example.answer) < length
