@@ -124,7 +124,9 @@ def num_params(config: ModelConfig) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("k", "v", "index", "positions"), meta_fields=("raw",))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("k", "v", "index", "positions"), meta_fields=("raw", "filled")
+)
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys and values so far; `raw` caches hold unrotated keys, for methods whose rotation changes as they grow."""
@@ -134,6 +136,7 @@ class Cache:
     index: Int[Array, "B"]  # slots filled in each row; a row's next token goes there
     positions: Float[Array, "B S"]  # of the cached keys, which raw caches rotate by
     raw: bool = False
+    filled: bool = False  # whether anything has been read into it: from then on one token at a time goes in
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int, dtype: Any = None, raw: bool = False) -> "Cache":
@@ -331,6 +334,11 @@ class Llama(nn.Module):
             lengths are padded on the right; set `cache.index` to their lengths after the prompt.
         """
         c = self.config
+        if cache is not None and cache.filled and tokens.shape[1] > 1:
+            raise ConfigError(
+                f"cache: {tokens.shape[1]} more tokens for a cache that is filled already; a prompt goes into an empty "
+                "cache whole, and after it one token at a time."
+            )
         embedding = self.param(
             "embed",
             lambda key: {"embedding": nn.initializers.normal(0.02)(key, (c.vocab_size, c.d_model), c.param_dtype)},
@@ -354,7 +362,7 @@ class Llama(nn.Module):
             rows = jnp.arange(tokens.shape[0])[:, None]
             index = cache.index + tokens.shape[1]
             kept = cache.positions.at[rows, slots].set(encoding.positions)
-            cache = dataclasses.replace(cache, k=cached[0], v=cached[1], index=index, positions=kept)
+            cache = dataclasses.replace(cache, k=cached[0], v=cached[1], index=index, positions=kept, filled=True)
         return RMSNorm(c, name="norm")(x), cache
 
     def _inputs(self, encoding: Encoding, segments, cache: Cache | None):

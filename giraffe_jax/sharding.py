@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "context", "tensor")
 RULES: dict[str, Any] = {
     # parameters
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),  # context shares tokens; parameters are spread over it too, gathered where used
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -60,6 +60,12 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """Returns the mesh axes that a logical axis is spread over, by RULES."""
+    rule = RULES[axis]
+    return () if rule is None else rule if isinstance(rule, tuple) else (rule,)
+
+
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
     """Returns the PartitionSpec of logical axes, by RULES."""
     return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
@@ -93,11 +99,10 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
         if axes is None or len(axes) != len(leaf.shape):
             return NamedSharding(mesh, PartitionSpec())
         for size, axis in zip(leaf.shape, axes, strict=True):
-            parts = mesh.shape[RULES[axis]] if RULES[axis] else 1
-            if size % parts:
-                raise ConfigError(
-                    f"mesh: {RULES[axis]}={parts} does not divide axis {axis!r} of {name}, which has {size}."
-                )
+            over = mesh_axes(axis)
+            if size % math.prod(mesh.shape[a] for a in over):
+                parts = " x ".join(f"{a}={mesh.shape[a]}" for a in over if mesh.shape[a] > 1)
+                raise ConfigError(f"mesh: {parts} does not divide axis {axis!r} of {name}, which has {size}.")
         return NamedSharding(mesh, spec(axes))
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -135,8 +140,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def _parts(axis: str, size: int) -> int:
     """Returns into how many parts the current mesh splits an axis of `size`; 1 where it does not divide it."""
     mesh = jax.sharding.get_abstract_mesh()
-    names = RULES[axis] if isinstance(RULES[axis], tuple) else (RULES[axis],)
-    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
     return 1 if size % count else count
 
 

@@ -132,7 +132,7 @@ def train_step(
     chunk: int = 1024,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
-    tokens.
+    tokens, finite (whether all weights that moved still are numbers).
 
     Args:
       batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
@@ -167,10 +167,12 @@ def train_step(
         zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
     updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
-    params = lora.join(jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates), frozen)
+    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
+    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
     lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)
     metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
-    return TrainState(params, opt_state, state.step + 1, state.key), metrics
+    metrics["finite"] = finite
+    return TrainState(lora.join(moved, frozen), opt_state, state.step + 1, state.key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
@@ -284,7 +286,8 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
 
     Raises:
       ConfigError: a wrong config, a mesh that does not divide, a workdir of another run.
-      FloatingPointError: a loss that is not finite, naming the step.
+      FloatingPointError: a loss or weights that are not finite, naming the step, what it read, and the checkpoint
+        from which the run can go on.
     """
     config = build(TrainConfig, config)
     if "://" in str(workdir):
@@ -294,6 +297,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     mesh = sharding.make_mesh(config.mesh)
     loaded = _start(config, mesh)
     _check_skip(config, loaded.model)
+    _check_dtype(config, loaded.model)
     pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
     resolved = to_dict(config) | {"model": to_dict(loaded.model), "data_fingerprint": pipeline.fingerprint}
     claim(Path(workdir), resolved, loaded.tokenizer)
@@ -345,6 +349,16 @@ def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
     if config.data.skip is not None and moved:
         raise ConfigError(
             f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
+        )
+
+
+def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
+    frozen = config.lora is not None or (config.frequencies is not None and config.frequencies.train == "alone")
+    if model.param_dtype != "float32" and not frozen:
+        raise ConfigError(
+            f"config.model.param_dtype: got {model.param_dtype!r}, which is for weights that do not move (config.lora, "
+            "or frequencies alone): a step of 2e-5 is less than its rounding. Weights that are trained are 'float32'; "
+            "to compute in bfloat16 set config.model.dtype."
         )
 
 
@@ -444,9 +458,16 @@ def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline
     def write(step: int, metrics: dict) -> None:
         nonlocal began
         row = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(row["loss"]):
+        finite = bool(row.pop("finite"))
+        if not (finite and math.isfinite(row["loss"])):
+            checkpoints.wait_until_finished()
+            good = checkpoints.latest_step()
+            what = "its update made weights that are not finite"
             raise FloatingPointError(
-                f"step {step}: loss is {row['loss']}. Last good checkpoint: {checkpoints.latest_step()}."
+                f"step {step}: loss is {row['loss']}{'' if finite else ', and ' + what} (gradient norm "
+                f"{row['grad_norm']:.3g}, learning rate {row['lr']:.3g}); nothing of it is saved. It read "
+                f"{pipeline.describe(step - 1)}. "
+                + (f"The last good checkpoint is {good}." if good is not None else "No checkpoint was saved before it.")
             )
         now = time.perf_counter()
         row["tokens_per_second"], began = row["tokens"] / (now - began), now

@@ -5,12 +5,13 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from giraffe_jax import decode
 from giraffe_jax.config import ConfigError
-from giraffe_jax.model import ModelConfig, init_params
+from giraffe_jax.model import Llama, ModelConfig, init_params
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.close import close, decided
 from tests.forward import full_logits, greedy
@@ -152,3 +153,13 @@ def test_buckets_hold_what_they_are_for_and_are_few():
     sizes = [decode._bucket(n) for n in range(1, 4097)]
     assert all(n <= size <= max(16, 1.5 * n) for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) < 20
+
+
+def test_a_prompt_in_two_parts_is_refused_instead_of_forgetting_the_first():
+    lm = make_lm()
+    encoding = CONFIG.bind(16.0)
+    tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    _, cache = decode.prefill(lm, tokens[:, :4], np.array([4]), encoding, capacity=16)
+    rest = encoding.at(np.arange(4.0, 8.0, dtype=np.float32)[None])
+    with pytest.raises(ConfigError, match="4 more tokens for a cache that is filled already"):
+        Llama(CONFIG).apply({"params": lm.params}, tokens[:, 4:], rest, None, cache)

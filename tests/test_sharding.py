@@ -52,10 +52,21 @@ def test_parameters_are_really_split():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     shapes = jax.eval_shape(lambda: init_params(ModelConfig(**SHAPE), jax.random.key(0)))
     found = paths(shardings(shapes, PARAM_AXES, mesh))
-    assert found["layers/attention/q/kernel"].spec == P(None, "fsdp", "tensor", None)
-    assert found["layers/mlp/down/kernel"].spec == P(None, "tensor", "fsdp")
-    assert found["embed/embedding"].spec == P("tensor", "fsdp")
+    assert found["layers/attention/q/kernel"].spec == P(None, ("fsdp", "context"), "tensor", None)
+    assert found["layers/mlp/down/kernel"].spec == P(None, "tensor", ("fsdp", "context"))
+    assert found["embed/embedding"].spec == P("tensor", ("fsdp", "context"))
     assert found["norm/scale"].spec == P(None)
+
+
+def test_parameters_are_spread_over_fsdp_and_context_both():
+    mesh = make_mesh(MeshConfig(fsdp=2, context=4))
+    params = init_params(ModelConfig(**SHAPE), jax.random.key(0))
+    for name, leaf in paths(jax.device_put(params, shardings(params, PARAM_AXES, mesh))).items():
+        if not name.endswith("scale"):
+            assert all(shard.data.size == leaf.size // 8 for shard in leaf.addressable_shards), name
+    with pytest.raises(ConfigError, match="fsdp=2 x context=4 does not divide axis 'embed' of embed/embedding, whi"):
+        shardings(jax.eval_shape(lambda: init_params(ModelConfig(**SHAPE | dict(d_model=12)), jax.random.key(0))),
+                  PARAM_AXES, mesh)  # fmt: skip
 
 
 @pytest.mark.parametrize(

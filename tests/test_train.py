@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+import giraffe_jax.data.pipeline
+import giraffe_jax.optim
 import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
@@ -16,7 +18,8 @@ from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
-from giraffe_jax.train import TrainConfig, init_state, load, losses, place, train, train_step
+from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.train import Loaded, TrainConfig, init_state, load, losses, place, train, train_step
 from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -158,9 +161,60 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, tokenizer):
-    with pytest.raises(FloatingPointError, match=r"step 2: loss is (nan|inf)"):
-        train(settings(tokenizer, steps=4, optim=dict(lr=1e38, warmup_steps=0, clip=None)), tmp_path, quiet=True)
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, tokenizer, monkeypatch):
+    """The rate is no number from the fourth step on: its loss is still good, its weights are not."""
+    known = giraffe_jax.optim.learning_rate
+    monkeypatch.setattr(
+        giraffe_jax.optim,
+        "learning_rate",
+        lambda config, steps: lambda step: jnp.where(step >= 3, jnp.nan, known(config, steps)(step)),
+    )
+    config = settings(tokenizer, steps=7, save_every=1, keep=1)  # steps that no other test compiles a step for
+    with pytest.raises(FloatingPointError) as error:
+        train(config, tmp_path, quiet=True)
+    assert "step 4: loss is 5." in str(error.value) and "its update made weights that are not finite" in str(
+        error.value
+    )
+    assert "made row 25 of data.sources[0]; made row 26" in str(error.value)
+    assert str(error.value).endswith("The last good checkpoint is 3.")
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [3]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load(str(tmp_path)).params))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_path, tokenizer, monkeypatch):
+    batch = giraffe_jax.data.pipeline.Pipeline.batch
+
+    def poisoned(self, step, rows=None):
+        found = batch(self, step, rows)
+        return found | {"weights": found["weights"] * (np.nan if step == 0 else 1)}
+
+    monkeypatch.setattr(giraffe_jax.data.pipeline.Pipeline, "batch", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 1: loss is nan.*No checkpoint was saved before it"):
+        train(settings(tokenizer, steps=4, save_every=1), tmp_path, quiet=True)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, tokenizer):
+    """At a fine-tuning's rate: rounded to bfloat16, nearly all of these weights would stay where they are."""
+    model = MODEL | dict(dtype="bfloat16")
+    config = settings(tokenizer, model=model, steps=10, save_every=10, optim=dict(lr=2e-5, warmup_steps=0))
+    start = paths(
+        place(build(TrainConfig, config), Loaded(build(ModelConfig, model), None, ByteTokenizer()), make_mesh()).params
+    )
+    trained = paths(train(config, tmp_path, quiet=True).params)
+    for name, leaf in trained.items():
+        assert leaf.dtype == jnp.float32
+        moved, before = np.asarray(leaf), np.asarray(start[name])
+        read = np.ones_like(moved, bool)
+        if name == "embed/embedding":  # tokens that no document has are not read
+            read = (moved != before).any(-1, keepdims=True) & read
+            assert read.any(-1).sum() > 10
+        assert (moved != before)[read].mean() > 0.999, name
+    kernel = start["layers/mlp/up/kernel"]
+    stayed = (kernel + 2e-5).astype(jnp.bfloat16) == kernel.astype(jnp.bfloat16)
+    assert np.mean(stayed) > 0.9  # what the rounding would do
 
 
 @pytest.mark.parametrize(
@@ -174,6 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, to
         (dict(model=MODEL | dict(vocab_size=100)), "model.vocab_size 100 is less than the tokenizer's 258"),
         (dict(model=MODEL | dict(positions=[dict(name="yran", factor=2)])), "unknown method 'yran'"),
         (dict(source="nowhere/at/all"), "nowhere/at/all"),
+        (dict(model=MODEL | dict(param_dtype="bfloat16")), "got 'bfloat16', which is for weights that do not move"),
     ],
 )
 def test_wrong_requests_are_refused_before_the_workdir_is_touched(tmp_path, tokenizer, changes, message):

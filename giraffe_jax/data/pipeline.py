@@ -102,6 +102,13 @@ class TextRows:
         plan_ = self._plan(epoch if self.how == "concat" else 0)
         return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len)
 
+    def describe(self, index: int) -> str:
+        epoch, at = divmod(index, self.num_windows)
+        plan_, number = self._plan(epoch if self.how == "concat" else 0), int(self._order(epoch)[at])
+        starts = plan_.start[slice(*plan_.first[number : number + 2])]
+        found = np.unique(np.searchsorted(self.tokens.ends, starts, side="right"))
+        return f"{'document' if len(found) == 1 else 'documents'} {', '.join(map(str, found + 1))}"
+
     def _make_plan(self, epoch: int) -> Plan:
         order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
         return plan(self.tokens.ends, order, self.seq_len, self.how)
@@ -139,6 +146,9 @@ class SyntheticRows:
             self._fill(row, at, segment, rng, length)
         return row
 
+    def describe(self, index: int) -> str:
+        return f"made row {index + 1}"
+
     def _documents(self, rng: np.random.Generator, step: int) -> Iterator[tuple[int, int]]:
         """Where each document of a row starts, and how many tokens it may take."""
         if self.config.lengths:
@@ -174,20 +184,25 @@ class SyntheticRows:
 
 
 class Mixture:
-    """The endless rows of one stage's sources, in the proportions of their weights."""
+    """The endless rows of one stage's sources, in the proportions of their weights; `names` are for messages."""
 
-    def __init__(self, rows: Sequence[Any], weights: Sequence[float]):
+    def __init__(self, rows: Sequence[Any], weights: Sequence[float], names: Sequence[str]):
         import grain
 
         # Grain says which source's how-manieth row comes where; the rows themselves need the step too.
         parts = [grain.MapDataset.range(ENDLESS).map(lambda i, j=j: (j, i)) for j in range(len(rows))]
         total = sum(weights)
-        self._rows = rows
+        self._rows, self._names = rows, names
         self._where: Any = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
 
     def row(self, index: int, step: int) -> Batch:
         source, at = self._where[index]
         return self._rows[source].row(int(at), step)
+
+    def describe(self, index: int) -> str:
+        """What row `index` holds: of which source, and which of its documents, counted from 1 in the order read."""
+        source, at = self._where[index]
+        return f"{self._rows[source].describe(int(at))} of {self._names[source]}"
 
 
 class Pipeline:
@@ -208,10 +223,19 @@ class Pipeline:
 
         rows: which rows of the global batch; None means those of this process.
         """
-        first, mixture = self._stages[bisect.bisect_right([first for first, _ in self._stages], step) - 1]
-        start = (step - first) * self.config.batch_size
+        mixture, start = self._at(step)
         found = [mixture.row(start + row, step) for row in (self.rows if rows is None else rows)]
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
+
+    def describe(self, step: int) -> str:
+        """What this process reads in a step, row by row, in words."""
+        mixture, start = self._at(step)
+        return "; ".join(mixture.describe(start + row) for row in self.rows)
+
+    def _at(self, step: int) -> tuple[Mixture, int]:
+        """The mixture of a step's stage, and the index of the batch's first row in it."""
+        first, mixture = self._stages[bisect.bisect_right([first for first, _ in self._stages], step) - 1]
+        return mixture, (step - first) * self.config.batch_size
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches of `start_step`, `start_step` + 1, ... without end, made ahead of time by Grain's threads."""
@@ -243,7 +267,8 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
                 rows.append(SkipRows(tokens, config.seq_len, config.skip, seed))
             else:
                 rows.append(TextRows(tokens, config.seq_len, config.packing, seed))
-        stages.append((first, Mixture(rows, [source.weight for source in stage.sources])))
+        names = [f"{where}[{i}]" + (f" ({s.path})" if s.path else "") for i, s in enumerate(stage.sources)]
+        stages.append((first, Mixture(rows, [source.weight for source in stage.sources], names)))
         first = stage.until or 0
     return Pipeline(config, stages, _fingerprint(config, tokenizer, contents), process)
 

@@ -91,6 +91,10 @@ class SkipRows:
         stretches = draw(rng, stop - start, self.seq_len, self.config)
         return skipped_row(self.tokens.tokens[start:stop], stretches, self.seq_len)
 
+    def describe(self, index: int) -> str:
+        epoch, at = divmod(index, len(self.tokens.ends))
+        return f"document {int(self._order(epoch)[at]) + 1}"
+
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
 

@@ -8,6 +8,7 @@ that is handed in (see `piece_encoder`), and a document never exceeds the length
 The line format is shared with the evaluation task `lines` (style "compact"): `line king 48`, asked for by `ask king`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -155,10 +156,11 @@ def lines_document(
 
 def _strewn(rng: np.random.Generator, records: Sequence[list[Piece]], filler: Sequence[Piece]) -> list[Piece]:
     """The records in their order, each filler sentence before one of them or after the last, drawn evenly."""
-    where = np.sort(rng.integers(len(records) + 1, size=len(filler)))
+    before = np.bincount(rng.integers(len(records) + 1, size=len(filler)), minlength=len(records) + 1)
+    sentences = iter(filler)
     document: list[Piece] = []
-    for i, more in enumerate([*records, []]):
-        document += [*filler[np.searchsorted(where, i) : np.searchsorted(where, i, side="right")], *more]
+    for count, more in zip(before, [*records, []], strict=True):
+        document += [*itertools.islice(sentences, int(count)), *more]
     return document
 
 

@@ -156,6 +156,24 @@ def test_a_batch_draws_one_length_for_all_its_documents(small_bpe):
     assert set(seen) == {60, 128} and 6 < seen.count(60) < 34
 
 
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_a_step_says_which_documents_it_reads(texts, packing):
+    config = config_of(texts, sources=(SourceConfig("text", str(texts)),), packing=packing, batch_size=2)
+    pipeline = make_pipeline(config, ByteTokenizer())
+    number = {i + 1: path.read_bytes() for i, path in enumerate(sorted(texts.glob("*.txt")))}
+    for step in range(12):
+        described = pipeline.describe(step).split("; ")
+        for row, said in zip(pipeline.batch(step)["tokens"], described, strict=True):
+            found = re.fullmatch(r"documents? ([\d, ]+) of (.*)", said)
+            assert found
+            numbers, source = found.groups()
+            assert source == f"data.sources[0] ({texts})"
+            text = b"".join(number[int(n)] for n in numbers.split(", "))
+            # Every stretch between two ends of documents is of the documents named, and each of them has one.
+            parts = [part for part in re.split(b"\\0+", bytes(t % 256 if t < 256 else 0 for t in row)) if part]
+            assert all(part in text for part in parts) and len(numbers.split(", ")) <= len(parts)
+
+
 def test_stages_follow_each_other_by_the_step_alone(texts):
     short, long = (SourceConfig("synthetic", synthetic=SyntheticConfig(kinds=ASKING, lengths=(n,))) for n in (80, 160))
     text = SourceConfig("text", str(texts))
