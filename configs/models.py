@@ -24,8 +24,8 @@ def _llama3(factor: float) -> list[dict[str, Any]]:
 
 
 def giraffe_mini() -> ConfigDict:
-    """0.7 million parameters, trained on 256 tokens by experiments/mini."""
-    return llama(2048, 128, 384, 2, 4, original_len=256, tie_embeddings=True)
+    """0.6 million parameters, trained on 256 tokens by experiments/mini."""
+    return llama(1280, 128, 384, 2, 4, original_len=256, tie_embeddings=True)
 
 
 def llama_7b() -> ConfigDict:

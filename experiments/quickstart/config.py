@@ -2,7 +2,7 @@
 
     giraffe run experiments/quickstart
 
-giraffe-mini (0.7 million parameters, inside the package) is measured at 1, 2, 4 and 8 times its trained length with
+giraffe-mini (0.6 million parameters, inside the package) is measured at 1, 2, 4 and 8 times its trained length with
 plain RoPE and eight other ways to read positions, as it is; then three of them once more after a short fine-tuning at 4
 times the length. Takes some minutes on two CPU cores and writes runs/quickstart/report.html. README.md beside this
 file says what to expect.
@@ -40,8 +40,8 @@ TRAINED = ("plain", "linear 4", "yarn 4")
 def fine_tuning() -> ConfigDict:
     """Returns a short training at four times the trained length: retrieval documents, and text so as to keep it."""
     c = ConfigDict()
-    c.steps = 50
-    c.save_every = 50
+    c.steps = 100
+    c.save_every = 100
     c.keep = 1
     c.data = ConfigDict()
     c.data.seq_len = 4 * TRAINED_LEN

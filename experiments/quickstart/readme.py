@@ -76,8 +76,9 @@ def table(rows: Sequence[dict[str, str]], parts: Sequence[tuple]) -> str:
 
 
 def cell(row: dict[str, str], share: bool) -> str:
+    """The value and its 95% interval."""
     value, low, high = (number(float(row[name]), share) for name in ("value", "low", "high"))
-    return f"**{value}** {low.removesuffix('%')}–{high.removesuffix('%')}"
+    return f"{value} ({low.removesuffix('%')}–{high})"
 
 
 if __name__ == "__main__":
