@@ -18,6 +18,9 @@ import pytest  # noqa: E402
 # Programs that two workers, or two runs, compile alike are compiled once.
 CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
 
+# Tokens of test sources stay out of the home directory; commands that tests start inherit it.
+os.environ["GIRAFFE_CACHE"] = f"{CACHE}-tokens"
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from giraffe_jax.tokenizer import (
+    ByteTokenizer,
+    JsonTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    encode_batch,
+    load_tokenizer,
+)
 from giraffe_jax.tokenizer import gguf as gguf_file
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
@@ -200,6 +207,26 @@ def test_sentencepiece_model_file(sentencepiece_model):
     for text in AWKWARD:
         assert tok.encode(text) == sp.encode(text)
     assert tok.decode(tok.encode("the giraffe")) == "the giraffe"
+
+
+def test_a_batch_is_encoded_as_its_texts_are_one_by_one(sentencepiece_model):
+    """Each kind of tokenizer, and one that knows single texts only; no tokens are added, and none are cut off."""
+    from tokenizers import pre_tokenizers, processors
+
+    trained = bpe_of(pre_tokenizers.ByteLevel(add_prefix_space=False), " ".join(AWKWARD) * 3)
+    trained.post_processor = processors.TemplateProcessing(single="a $A", special_tokens=[("a", 1)])
+    trained.enable_truncation(5)
+    trained.enable_padding(length=50)
+
+    class Alone(ByteTokenizer):
+        def encode(self, text):
+            return [len(text)]
+
+    texts = [*AWKWARD, " ".join(AWKWARD) * 50, "", *AWKWARD[::-1]]
+    for tok in (ByteTokenizer(), JsonTokenizer(trained), load_tokenizer(sentencepiece_model), Alone()):
+        assert encode_batch(tok, texts) == [tok.encode(text) for text in texts]
+        assert encode_batch(tok, []) == []
+    assert encode_batch(ByteTokenizer(), texts) == [list(text.encode()) for text in texts]
 
 
 def test_gguf_sentencepiece_vocabulary_equals_sentencepiece(tmp_path, sentencepiece_model):

@@ -14,6 +14,7 @@ import giraffe_jax.optim
 import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
+from giraffe_jax.data import make_pipeline
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
@@ -161,7 +162,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, tokenizer, monkeypatch):
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, tokenizer, monkeypatch, request):
     """The rate is no number from the fourth step on: its loss is still good, its weights are not."""
     known = giraffe_jax.optim.learning_rate
     monkeypatch.setattr(
@@ -169,12 +170,13 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, t
         "learning_rate",
         lambda config, steps: lambda step: jnp.where(step >= 3, jnp.nan, known(config, steps)(step)),
     )
-    config = settings(tokenizer, steps=7, save_every=1, keep=1)  # steps that no other test compiles a step for
+    train_step.clear_cache()  # of what other tests compiled with the true rate
+    request.addfinalizer(train_step.clear_cache)
+    config = settings(tokenizer, steps=7, save_every=1, keep=1)
     with pytest.raises(FloatingPointError) as error:
         train(config, tmp_path, quiet=True)
-    assert "step 4: loss is 5." in str(error.value) and "its update made weights that are not finite" in str(
-        error.value
-    )
+    assert "step 4: loss is " in str(error.value)
+    assert "its update made weights that are not finite" in str(error.value)
     assert "made row 25 of data.sources[0]; made row 26" in str(error.value)
     assert str(error.value).endswith("The last good checkpoint is 3.")
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -203,14 +205,15 @@ def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, token
     start = paths(
         place(build(TrainConfig, config), Loaded(build(ModelConfig, model), None, ByteTokenizer()), make_mesh()).params
     )
+    batches = [make_pipeline(build(TrainConfig, config).data, ByteTokenizer()).batch(i) for i in range(10)]
+    there = np.unique(np.concatenate([b["tokens"][b["weights"] > 0] for b in batches]))
     trained = paths(train(config, tmp_path, quiet=True).params)
     for name, leaf in trained.items():
         assert leaf.dtype == jnp.float32
         moved, before = np.asarray(leaf), np.asarray(start[name])
         read = np.ones_like(moved, bool)
         if name == "embed/embedding":  # tokens that no document has are not read
-            read = (moved != before).any(-1, keepdims=True) & read
-            assert read.any(-1).sum() > 10
+            read[np.setdiff1d(np.arange(len(read)), there)] = False
         assert (moved != before)[read].mean() > 0.999, name
     kernel = start["layers/mlp/up/kernel"]
     stayed = (kernel + 2e-5).astype(jnp.bfloat16) == kernel.astype(jnp.bfloat16)

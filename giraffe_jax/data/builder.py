@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.data.source import FileKind, content_fingerprint, read_documents
+from giraffe_jax.data.files import FileKind, content_fingerprint, read_documents
 
 INFO = "dataset_info.json"
 FORMAT = "array_record"
@@ -59,7 +59,7 @@ def prepare(kind: FileKind, path: str, data_dir: str) -> str:
     return str(builder.data_path)
 
 
-def open_documents(path: str) -> Iterator[tuple[str, str]]:
+def open_documents(path: str, where: str = "tfds source") -> Iterator[tuple[str, str]]:
     """(id, text) of every prepared document, in TFDS's order, which is fixed once prepared.
 
     path: what `prepare` gave, or a data directory with one prepared collection in it.
@@ -67,11 +67,11 @@ def open_documents(path: str) -> Iterator[tuple[str, str]]:
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise FileNotFoundError(f"tfds source: nothing is at {path!r}")
+        raise FileNotFoundError(f"{where}: nothing is at {path!r}")
     found = sorted(info.parent for info in root.rglob(INFO) if not info.parent.name.startswith("incomplete"))
     if len(found) != 1:
         names = [str(directory.relative_to(root)) for directory in found]
-        raise ConfigError(f"tfds source: {path} holds {len(found)} prepared collections, one is needed: {names}")
+        raise ConfigError(f"{where}: {path} holds {len(found)} prepared collections, one is needed: {names}")
     builder: Any = tfds.builder_from_directory(found[0])
     for example in builder.as_data_source(split="train"):
         yield _text(example["id"]), _text(example["text"])

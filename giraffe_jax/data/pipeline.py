@@ -23,6 +23,7 @@ from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_leng
 
 ENDLESS = 1 << 40
 FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
+DESCRIBED = 4  # rows, in a message
 Batch = dict[str, np.ndarray]
 
 
@@ -66,7 +67,10 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. `batch_size` counts rows of all processes together; `cache_dir` keeps tokens between runs.
+    """What a run reads. `batch_size` counts rows of all processes together.
+
+    `cache_dir` keeps tokens between runs and may be emptied between them; "" is $GIRAFFE_CACHE, else giraffe-jax in
+    $XDG_CACHE_HOME or ~/.cache (data/source.py).
 
     `sources` is one mixture for all steps; `stages` in its place are one after the other, which stage a step belongs to
     being a function of the step alone. With `skip` a row of text is one document's stretches that lie apart
@@ -106,8 +110,8 @@ class TextRows:
         epoch, at = divmod(index, self.num_windows)
         plan_, number = self._plan(epoch if self.how == "concat" else 0), int(self._order(epoch)[at])
         starts = plan_.start[slice(*plan_.first[number : number + 2])]
-        found = np.unique(np.searchsorted(self.tokens.ends, starts, side="right"))
-        return f"{'document' if len(found) == 1 else 'documents'} {', '.join(map(str, found + 1))}"
+        found = np.searchsorted(self.tokens.ends, starts, side="right")
+        return self.tokens.describe(list(dict.fromkeys(found.tolist())))
 
     def _make_plan(self, epoch: int) -> Plan:
         order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
@@ -228,9 +232,11 @@ class Pipeline:
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     def describe(self, step: int) -> str:
-        """What this process reads in a step, row by row, in words."""
+        """What this process reads in a step, in words: its first few rows, and the first few documents of each."""
         mixture, start = self._at(step)
-        return "; ".join(mixture.describe(start + row) for row in self.rows)
+        said = [mixture.describe(start + row) for row in self.rows[:DESCRIBED]]
+        more = len(self.rows) - len(said)
+        return "; ".join(said) + (f"; and {more} more {'row' if more == 1 else 'rows'}" if more else "")
 
     def _at(self, step: int) -> tuple[Mixture, int]:
         """The mixture of a step's stage, and the index of the batch's first row in it."""

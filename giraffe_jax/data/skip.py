@@ -93,7 +93,7 @@ class SkipRows:
 
     def describe(self, index: int) -> str:
         epoch, at = divmod(index, len(self.tokens.ends))
-        return f"document {int(self._order(epoch)[at]) + 1}"
+        return self.tokens.describe([int(self._order(epoch)[at])])
 
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))

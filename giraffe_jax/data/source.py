@@ -2,197 +2,222 @@
 
 The cache's name is made of everything its content depends on (the bytes of the files, the tokenizer, the version of
 this code's format), so a stale one is never found; it is written aside and renamed, so no half-written one is either.
+One process of a machine does the work while the others wait for it, and all read the same memory map.
 """
 
-import glob
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.data.files import FileKind, content_fingerprint, file_states, read_file, source_files
+from giraffe_jax.tokenizer import encode_batch
 
-FileKind = Literal["text", "jsonl", "parquet", "tfds"]
-NAMES = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tfds": (".array_record",)}
-TEXT_FIELD = "text"
-CACHE_FORMAT = 1
-
-
-class Document(NamedTuple):
-    """One document: where it came from, and its text."""
-
-    id: str
-    text: str
+CACHE_FORMAT = 2
+BATCH_CHARACTERS = 1 << 22  # tokenised at a time, by all cores
+NAMED = 4  # documents, in a message
+TOKENS, ENDS, FIRSTS = "tokens.int32", "ends.npy", "firsts.npy"
 
 
 class Tokens(NamedTuple):
-    """All documents of a source end to end: tokens int32 [N] and ends int64 [documents] (where each stops)."""
+    """All documents of a source end to end: tokens int32 [N] and ends int64 [documents] (where each stops).
+
+    files: their names; firsts int64 [files]: the first document of each. A file without documents shares its number
+    with the next one.
+    """
 
     tokens: np.ndarray
     ends: np.ndarray
+    files: tuple[str, ...] = ()
+    firsts: np.ndarray = np.zeros(0, np.int64)
 
+    def describe(self, documents: Sequence[int]) -> str:
+        """`documents 3 (a.txt), 9 (2 of b.jsonl) and 7 more`: the first few, counted from 1 in the order read."""
+        names = ", ".join(f"{document + 1}{self._file(document)}" for document in documents[:NAMED])
+        more = f" and {len(documents) - NAMED} more" if len(documents) > NAMED else ""
+        return f"{'document' if len(documents) == 1 else 'documents'} {names}{more}"
 
-def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
-    """The files that `path` (a file, a directory, or a glob pattern) stands for, in order of their names.
-
-    Raises FileNotFoundError where there is none, ConfigError where a directory has none with the right ending.
-    """
-    root = Path(path).expanduser()
-    if root.is_file():
-        return [root]
-    if root.is_dir():
-        found = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
-        fitting = [p for p in found if _fits(kind, p)]
-        if not fitting:
-            has = [p.name for p in found[:3]]
-            raise ConfigError(f"{where}: the directory {path} has no {' or '.join(NAMES[kind])} files; it has {has}")
-        return fitting
-    found = sorted(Path(p) for p in glob.glob(str(root), recursive=True) if os.path.isfile(p))
-    if not found:
-        raise FileNotFoundError(f"{where}: nothing is at {path!r} (a file, a directory or a glob pattern)")
-    return found
-
-
-def _fits(kind: FileKind, path: Path) -> bool:
-    # TFDS counts its files after the ending: name.array_record-00000-of-00001
-    return ".array_record-" in path.name if kind == "tfds" else path.suffix in NAMES[kind]
-
-
-def read_documents(kind: FileKind, path: str, where: str = "source") -> Iterator[Document]:
-    """The documents of `path` in a fixed order.
-
-    text: one per file. jsonl: one per line, its field "text". parquet: one per row, column "text". tfds: one per
-    example of the split "train" of a prepared `LongDocuments` (path: its directory; see giraffe_jax/data/builder.py).
-    Raises ConfigError naming file and line where something else is found.
-    """
-    if kind == "tfds":
-        from giraffe_jax.data.builder import open_documents
-
-        yield from (Document(str(id_), text) for id_, text in open_documents(path))
-        return
-    for file in source_files(kind, path, where):
-        if kind == "text":
-            try:
-                yield Document(file.name, file.read_bytes().decode("utf-8"))
-            except UnicodeDecodeError as e:
-                raise ConfigError(f"{where}: {file} is not UTF-8 text ({e.reason} at byte {e.start})") from e
-        elif kind == "jsonl":
-            yield from _json_lines(file, where)
-        else:
-            yield from _parquet_rows(file, where)
-
-
-def content_fingerprint(kind: FileKind, path: str, where: str = "source") -> str:
-    """sha256 over names and bytes of a source's files, in order."""
-    digest = hashlib.sha256(kind.encode())
-    for file in source_files(kind, path, where):
-        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def tokenise(documents: Iterable[Document], tokenizer: Any) -> Tokens:
-    """Every document's tokens, each followed by the tokenizer's end-of-document token where it has one.
-
-    Raises ValueError where there is no token at all.
-    """
-    parts, ends, total = [], [], 0
-    for document in documents:
-        ids = tokenizer.encode(document.text)
-        if tokenizer.eos_id is not None:
-            ids = [*ids, tokenizer.eos_id]
-        if ids:
-            parts.append(np.asarray(ids, np.int32))
-            total += len(ids)
-            ends.append(total)
-    if not parts:
-        raise ValueError("the documents have no tokens: all are empty, or there are none")
-    return Tokens(np.concatenate(parts), np.asarray(ends, np.int64))
+    def _file(self, document: int) -> str:
+        if len(self.files) < 2:  # the source's own path says it
+            return ""
+        file = int(np.searchsorted(self.firsts, document, side="right")) - 1
+        first, stop = [*self.firsts, len(self.ends)][file : file + 2]
+        return f" ({f'{document - first + 1} of ' if stop - first > 1 else ''}{self.files[file]})"
 
 
 def load_tokens(
     kind: FileKind, path: str, tokenizer: Any, cache_dir: str = "", where: str = "source"
 ) -> tuple[Tokens, str]:
-    """The tokens of a source and the fingerprint of its content; read from `cache_dir` where they are there already.
+    """The tokens of a source, a memory map, and the fingerprint of its content; made where the cache lacks them.
 
-    With a cache directory the arrays are memory maps, so that several processes on a machine share them.
+    Every document's tokens are followed by the tokenizer's end-of-document token where it has one; documents without
+    tokens are left out. cache_dir: "" is `token_cache()`, and where that cannot be written the tokens are made for
+    this process alone, with a warning.
+
+    Raises FileNotFoundError and ConfigError, naming `where` and the path, for a source that is not there, cannot be
+    read, has no tokens or changes meanwhile; OSError where a cache_dir that was asked for cannot be written.
     """
-    content = content_fingerprint(kind, path, where)
-    if not cache_dir:
-        return tokenise(read_documents(kind, path, where), tokenizer), content
-    name = hashlib.sha256(f"{CACHE_FORMAT} {content} {tokenizer.fingerprint} {tokenizer.eos_id}".encode()).hexdigest()
-    directory = Path(cache_dir).expanduser() / name[:32]
-    if (tokens := _read_cache(directory)) is None:
-        _write_cache(directory, tokenise(read_documents(kind, path, where), tokenizer))
-        tokens = _read_cache(directory)
-        if tokens is None:
-            raise OSError(f"{directory}: the token cache just written cannot be read back")
-    return tokens, content
-
-
-def _json_lines(file: Path, where: str) -> Iterator[Document]:
-    with file.open(encoding="utf-8", newline="\n") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
-            if not isinstance(row, dict) or not isinstance(row.get(TEXT_FIELD), str):
-                has = sorted(row) if isinstance(row, dict) else type(row).__name__
-                raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {has}")
-            yield Document(f"{file.name}:{number}", row[TEXT_FIELD])
-
-
-def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
+    source_files(kind, path, where)  # a source that is not there is no fault of the cache
     try:
-        import pyarrow.parquet as parquet
-    except ImportError as e:
-        raise ConfigError(f"{where}: reading {file} takes pyarrow, which is not installed: pip install pyarrow") from e
-    with parquet.ParquetFile(file) as table:
-        if TEXT_FIELD not in table.schema_arrow.names:
-            raise ConfigError(f"{where}: {file} has no column {TEXT_FIELD!r}; it has {table.schema_arrow.names}")
-        number = 0
-        for batch in table.iter_batches(columns=[TEXT_FIELD]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise ConfigError(f"{where}: {file} row {number}: column {TEXT_FIELD!r} holds {text!r}, not text")
-                yield Document(f"{file.name}:{number}", text)
-                number += 1
+        cache = Path(cache_dir).expanduser() if cache_dir else token_cache()
+        return _cached(cache, kind, path, tokenizer, where)
+    except OSError as e:
+        if cache_dir:
+            raise
+        warnings.warn(
+            f"The token cache cannot be used ({e}), so tokens are made anew at every start; name a folder that can be "
+            "written with data.cache_dir or $GIRAFFE_CACHE.",
+            stacklevel=2,
+        )
+    # The memory map outlives the name of its file: the kernel frees the space when this process ends.
+    with tempfile.TemporaryDirectory(prefix="giraffe-tokens-", ignore_cleanup_errors=True) as folder:
+        return _cached(Path(folder), kind, path, tokenizer, where)
 
 
-def _read_cache(directory: Path) -> Tokens | None:
+def token_cache() -> Path:
+    """`tokens` in $GIRAFFE_CACHE, else in $XDG_CACHE_HOME/giraffe-jax, else in ~/.cache/giraffe-jax.
+
+    Raises OSError where there is no home.
+    """
+    try:
+        root = os.environ.get("GIRAFFE_CACHE")
+        home = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "giraffe-jax"
+        return home.expanduser() / "tokens"
+    except RuntimeError as e:
+        raise OSError(str(e)) from e
+
+
+def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) -> tuple[Tokens, str]:
+    decides = [CACHE_FORMAT, tokenizer.fingerprint, tokenizer.eos_id]
+    task = _sha256([kind, os.path.abspath(Path(path).expanduser()), *decides])
+    with _lock(cache / "locks" / task[:3]) as alone:
+        files = source_files(kind, path, where)
+        # A TFDS example has no file of its own: TFDS shuffles, and its shards are no more than storage.
+        names = (path,) if kind == "tfds" else _names(files)
+        before = file_states(files)
+        content = content_fingerprint(kind, path, where, memory=cache / "digests")
+        directory = cache / _sha256([content, *decides])[:32]
+        if (tokens := _read_cache(directory, names)) is not None:
+            return tokens, content
+        cache.mkdir(parents=True, exist_ok=True)
+        mine = f".writing-{task[:32]}-{socket.gethostname()}-"
+        for left in cache.glob(f"{mine}*") if alone else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: it would hold the lock
+        aside = cache / f"{mine}{os.getpid()}-{threading.get_ident()}"
+        aside.mkdir()
+        try:
+            _write_cache(_documents(kind, path, files, where), len(names), tokenizer, aside, f"{where}: {path}")
+            if file_states(source_files(kind, path, where)) != before:
+                raise ConfigError(f"{where}: files of {path} changed while they were read; start again")
+            _put(aside, directory, names)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        if (tokens := _read_cache(directory, names)) is None:
+            raise OSError(f"{directory}: the token cache just written cannot be read back")
+        return tokens, content
+
+
+def _sha256(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _names(files: Sequence[Path]) -> tuple[str, ...]:
+    base = os.path.commonpath([file.parent.absolute() for file in files])
+    return tuple(os.path.relpath(file.absolute(), base) for file in files)
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[bool]:
+    """Waits until no other process of this machine is inside; the kernel lets go of a lock whose process dies.
+
+    False where there can be no lock (a read-only cache, a file system without locks): what is there can still be read,
+    and the worst that follows is the same work done twice.
+    """
+    with contextlib.ExitStack() as stack:
+        alone = False
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(file.open("a"))
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            alone = True
+        yield alone
+
+
+def _documents(kind: FileKind, path: str, files: Sequence[Path], where: str) -> Iterator[tuple[int, str]]:
+    """(number of its file, text) of every document, in the order of the files."""
+    if kind == "tfds":
+        from giraffe_jax.data.builder import open_documents  # TFDS takes seconds to import; most runs need none
+
+        yield from ((0, text) for _, text in open_documents(path, where))
+        return
+    for number, file in enumerate(files):
+        yield from ((number, document.text) for document in read_file(kind, file, where))
+
+
+def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[1]) + 1
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_cache(
+    documents: Iterable[tuple[int, str]], num_files: int, tokenizer: Any, directory: Path, what: str
+) -> None:
+    """Holds no more in memory than a batch and a document, and 8 bytes for each document's end."""
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends, firsts, total, empty = array("q"), array("q"), 0, True
+    with (directory / TOKENS).open("wb") as stream:
+        for batch in _batches(documents):
+            for (file, _), ids in zip(batch, encode_batch(tokenizer, [text for _, text in batch]), strict=True):
+                firsts.extend([len(ends)] * (file + 1 - len(firsts)))
+                empty = empty and not ids
+                if ids := [*ids, *eos]:
+                    stream.write(np.asarray(ids, np.int32).tobytes())
+                    total += len(ids)
+                    ends.append(total)
+    if empty:
+        raise ConfigError(f"{what} has no tokens: all of its documents are empty, or there are none")
+    firsts.extend([len(ends)] * (num_files - len(firsts)))
+    np.save(directory / ENDS, np.asarray(ends, np.int64))
+    np.save(directory / FIRSTS, np.asarray(firsts, np.int64))
+
+
+def _read_cache(directory: Path, names: tuple[str, ...]) -> Tokens | None:
     """The cached arrays; None where there are none or they are damaged (they are then made again)."""
     try:
-        tokens = np.load(directory / "tokens.npy", mmap_mode="r")
-        ends = np.load(directory / "ends.npy")
+        tokens = np.memmap(directory / TOKENS, np.int32, mode="r")
+        ends, firsts = np.load(directory / ENDS), np.load(directory / FIRSTS)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    whole = tokens.dtype == np.int32 and ends.dtype == np.int64 and ends.size and ends[-1] == tokens.size
-    return Tokens(tokens, ends) if whole else None
+    sizes = ends.ndim == firsts.ndim == 1 and ends.size and firsts.size == len(names)
+    whole = sizes and ends.dtype == firsts.dtype == np.int64 and ends[-1] == tokens.size
+    return Tokens(tokens, ends, names, firsts) if whole else None
 
 
-def _write_cache(directory: Path, tokens: Tokens) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory.parent))
+def _put(aside: Path, directory: Path, names: tuple[str, ...]) -> None:
+    if directory.exists() and _read_cache(directory, names) is None:
+        shutil.rmtree(directory)
     try:
-        np.save(aside / "tokens.npy", tokens.tokens)
-        np.save(aside / "ends.npy", tokens.ends)
-        if directory.exists() and _read_cache(directory) is None:
-            shutil.rmtree(directory)
-        try:
-            aside.rename(directory)
-        except OSError:
-            if _read_cache(directory) is None:  # otherwise another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        aside.rename(directory)
+    except OSError:
+        if _read_cache(directory, names) is None:  # otherwise another process was faster, with the same content
+            raise

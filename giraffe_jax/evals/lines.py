@@ -6,8 +6,8 @@ LongChat-Lines are its files), filled with as many lines as `length` tokens hold
 for models that only continue text, after which the number must follow; `cue=False` leaves the prompt as chat models
 get it, and then only generation can be scored. Keys are never repeated, which the published generator does not make
 sure of. Style "compact" is this project's own short text, for models of a few million parameters (see
-`data.synthetic`): records of four tokens with as much filler strewn among them, so that a prompt of any length up to
-2,048 tokens has the same records to the token and a key of one word to each.
+`data.synthetic`): records of four tokens with as much filler strewn among them, so that records are as dense in a
+prompt of 2,048 tokens as in a short one, and each has a key of one word.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ adds them silently makes packed documents and perplexities differ between tools.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,6 +95,10 @@ class JsonTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tok.encode(text, add_special_tokens=False).ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """What `encode` gives for each, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
+        return [found.ids for found in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Any) -> str:
         return self._tok.decode([int(i) for i in ids], skip_special_tokens=False)
 
@@ -127,6 +132,10 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._sp.Encode(text)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """What `encode` gives for each, by the library's own threads, one for each core."""
+        return self._sp.Encode(list(texts), num_threads=-1)
+
     def decode(self, ids: Any) -> str:
         return self._sp.Decode([int(i) for i in ids])
 
@@ -136,6 +145,12 @@ class SentencePieceTokenizer:
             if i is not None and i >= 0:
                 config[name] = self._sp.IdToPiece(i)
         return {"tokenizer.model": self._bytes, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each text, as `encode` gives them; on all cores where the tokenizer has an `encode_batch`."""
+    together = getattr(tokenizer, "encode_batch", None)
+    return [tokenizer.encode(text) for text in texts] if together is None else together(texts)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -10,7 +10,7 @@ import pytest
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import DataConfig, SourceConfig, make_pipeline
 from giraffe_jax.data.builder import open_documents, prepare
-from giraffe_jax.data.source import content_fingerprint
+from giraffe_jax.data.files import content_fingerprint
 from giraffe_jax.tokenizer import ByteTokenizer
 
 TEXTS = [f"document {i} äöü 🦒 " + "word " * (50 * i) for i in range(5)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 
 import numpy as np
@@ -158,20 +159,45 @@ def test_a_batch_draws_one_length_for_all_its_documents(small_bpe):
 
 @pytest.mark.parametrize("packing", ["concat", "document"])
 def test_a_step_says_which_documents_it_reads(texts, packing):
+    """Each document named has its text in the row; where all are named, the row has no other."""
     config = config_of(texts, sources=(SourceConfig("text", str(texts)),), packing=packing, batch_size=2)
     pipeline = make_pipeline(config, ByteTokenizer())
-    number = {i + 1: path.read_bytes() for i, path in enumerate(sorted(texts.glob("*.txt")))}
+    read = sorted(texts.glob("*.txt"))
     for step in range(12):
         described = pipeline.describe(step).split("; ")
         for row, said in zip(pipeline.batch(step)["tokens"], described, strict=True):
-            found = re.fullmatch(r"documents? ([\d, ]+) of (.*)", said)
-            assert found
-            numbers, source = found.groups()
-            assert source == f"data.sources[0] ({texts})"
-            text = b"".join(number[int(n)] for n in numbers.split(", "))
-            # Every stretch between two ends of documents is of the documents named, and each of them has one.
-            parts = [part for part in re.split(b"\\0+", bytes(t % 256 if t < 256 else 0 for t in row)) if part]
-            assert all(part in text for part in parts) and len(numbers.split(", ")) <= len(parts)
+            found = re.fullmatch(r"documents? (.+?)(?: and (\d+) more)? of (.*)", said)
+            assert found and found[3] == f"data.sources[0] ({texts})"
+            named = re.findall(r"(\d+) \(([^)]+)\)", found[1])
+            assert len(named) == len(found[1].split(", "))
+            assert all(read[int(number) - 1].name == name for number, name in named)
+            held = [(texts / name).read_bytes() for _, name in named]
+            parts = [part for part in re.split(b"\\0+", bytes(t if t < 256 else 0 for t in row)) if part]
+            assert all(any(part in text for part in parts) for text in held)
+            known = [part for part in parts if any(part in text for text in held)]
+            assert len(parts) - len(known) == int(found[2] or 0), "whatever is not named is counted"
+
+
+def test_what_a_step_says_is_bounded(tmp_path):
+    """Many short documents of two files, in many rows: few are named, and those are where they are said to be."""
+    texts = {name: [f"{name} says {i}." for i in range(500)] for name in ("a.jsonl", "b.jsonl")}
+    for name, lines in texts.items():
+        (tmp_path / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    config = DataConfig(seq_len=160, batch_size=64, sources=(SourceConfig("jsonl", str(tmp_path)),))
+    pipeline = make_pipeline(config, ByteTokenizer())
+    *rows, more = pipeline.describe(0).split("; ")
+    assert len(rows) == 4 and more == "and 60 more rows"
+    for row, segments, said in zip(*(pipeline.batch(0)[k] for k in ("tokens", "segments")), rows, strict=False):
+        held = bytes(t if t < 256 else 0 for t in row)
+        named = re.findall(r"\d+ \((\d+) of (\w\.jsonl)\)", said)
+        assert len(named) == 4
+        # The first and the last may be cut by the window's edges.
+        assert all(texts[name][int(n) - 1].encode() in held for n, name in named[1:])
+        assert texts[named[0][1]][int(named[0][0]) - 1].encode().endswith(held.split(b"\0")[0])
+        assert f" and {segments.max() - 4} more of " in said
+    assert pipeline.describe(0) == make_pipeline(config, ByteTokenizer()).describe(0)
+    five = make_pipeline(dataclasses.replace(config, batch_size=5), ByteTokenizer())
+    assert five.describe(0).endswith("; and 1 more row")
 
 
 def test_stages_follow_each_other_by_the_step_alone(texts):

@@ -1,0 +1,158 @@
+"""Local files of long documents: which ones a path stands for, the documents in them, and the digest of their bytes."""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from giraffe_jax.config import ConfigError
+
+FileKind = Literal["text", "jsonl", "parquet", "tfds"]
+NAMES = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tfds": (".array_record",)}
+TEXT_FIELD = "text"
+RACY_NS = 2_000_000_000  # the coarsest clock of a file system (FAT): two writes within it can look like one
+REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
+
+
+class Document(NamedTuple):
+    """One document: where it came from, and its text."""
+
+    id: str
+    text: str
+
+
+def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
+    """The files that `path` (a file, a directory, or a glob pattern) stands for, in order of their names.
+
+    Raises FileNotFoundError where there is none, ConfigError where a directory has none with the right ending.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [root]
+    if root.is_dir():
+        found = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        fitting = [p for p in found if _fits(kind, p)]
+        if not fitting:
+            has = [p.name for p in found[:3]]
+            raise ConfigError(f"{where}: the directory {path} has no {' or '.join(NAMES[kind])} files; it has {has}")
+        return fitting
+    found = sorted(Path(p) for p in glob.glob(str(root), recursive=True) if os.path.isfile(p))
+    if not found:
+        raise FileNotFoundError(f"{where}: nothing is at {path!r} (a file, a directory or a glob pattern)")
+    return found
+
+
+def _fits(kind: FileKind, path: Path) -> bool:
+    # TFDS counts its files after the ending: name.array_record-00000-of-00001
+    return ".array_record-" in path.name if kind == "tfds" else path.suffix in NAMES[kind]
+
+
+def read_file(kind: FileKind, file: Path, where: str = "source") -> Iterator[Document]:
+    """The documents of one file, in order.
+
+    text: the file is one. jsonl: one per line, its field "text". parquet: one per row, column "text".
+    Raises ConfigError naming file and line where something else is found.
+    """
+    if kind == "jsonl":
+        yield from _json_lines(file, where)
+    elif kind == "parquet":
+        yield from _parquet_rows(file, where)
+    else:
+        try:
+            yield Document(file.name, file.read_bytes().decode("utf-8"))
+        except UnicodeDecodeError as e:
+            raise ConfigError(f"{where}: {file} is not UTF-8 text ({e.reason} at byte {e.start})") from e
+
+
+def read_documents(kind: FileKind, path: str, where: str = "source") -> Iterator[Document]:
+    """The documents of all files of `path` (text, jsonl or parquet) in a fixed order; see `read_file`."""
+    for file in source_files(kind, path, where):
+        yield from read_file(kind, file, where)
+
+
+def file_states(files: Sequence[Path]) -> list[tuple[str, int, int, int, int]]:
+    """(absolute path, size, mtime and ctime in ns, inode) of each: while they are the same, so are the bytes.
+
+    Nobody can set ctime, so that it tells even of a change that kept the size and put the old mtime back.
+    """
+    found = [(os.path.abspath(file), file.stat()) for file in files]
+    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in found]
+
+
+def content_fingerprint(kind: FileKind, path: str, where: str = "source", memory: Path | None = None) -> str:
+    """sha256 over names and bytes of a source's files, in order.
+
+    memory: a folder that remembers the digest, so that the files are read again only once their state is another. One
+    that changed just before it was read is not remembered: a second change could leave it with the same times.
+    """
+    files = source_files(kind, path, where)
+    if memory is None:
+        return _digest(kind, files)
+    states, began = file_states(files), time.time_ns()
+    record = memory / hashlib.sha256(json.dumps([kind, states]).encode()).hexdigest()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{64}", known := record.read_text()):
+            return known
+    content = _digest(kind, files)
+    changed = max(max(mtime, ctime) for _, _, mtime, ctime, _ in states)
+    if changed < began - RACY_NS and file_states(files) == states:
+        with contextlib.suppress(OSError):  # what cannot be remembered is read again
+            _remember(record, content)
+    return content
+
+
+def _digest(kind: FileKind, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256(kind.encode())
+    for file in files:
+        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _remember(record: Path, content: str) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    aside = record.with_suffix(f".{os.getpid()}")
+    aside.write_text(content)
+    aside.replace(record)
+    for old in sorted(record.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)[:-REMEMBERED]:
+        old.unlink(missing_ok=True)
+
+
+def _json_lines(file: Path, where: str) -> Iterator[Document]:
+    with file.open(encoding="utf-8", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
+            if not isinstance(row, dict) or not isinstance(row.get(TEXT_FIELD), str):
+                has = sorted(row) if isinstance(row, dict) else type(row).__name__
+                raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {has}")
+            yield Document(f"{file.name}:{number}", row[TEXT_FIELD])
+
+
+def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as e:
+        raise ConfigError(f"{where}: reading {file} takes pyarrow, which is not installed: pip install pyarrow") from e
+    with parquet.ParquetFile(file) as table:
+        if TEXT_FIELD not in table.schema_arrow.names:
+            raise ConfigError(f"{where}: {file} has no column {TEXT_FIELD!r}; it has {table.schema_arrow.names}")
+        number = 0
+        for batch in table.iter_batches(columns=[TEXT_FIELD]):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise ConfigError(f"{where}: {file} row {number}: column {TEXT_FIELD!r} holds {text!r}, not text")
+                yield Document(f"{file.name}:{number}", text)
+                number += 1
