@@ -6,6 +6,7 @@ first cell that is not finished, where a cell is one task at one length for one 
 be added to a config between two runs; what was measured must mean the same.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,10 +163,18 @@ def cells(config: ExperimentConfig, tasks: list[Any], fingerprint: str) -> list[
 
 
 def done_keys(path: Path) -> set[str]:
-    """Returns the keys of finished cells: those whose "done" row has been written."""
-    if not path.is_file():
-        return set()
-    return {row["key"] for row in records.read_rows(path) if row.get("kind") == "done"}
+    """Returns the keys of finished cells: those whose "done" row has been written after as many rows as it counts."""
+    done: set[str] = set()
+    waiting: collections.Counter[str] = collections.Counter()  # a row that was no JSON is missing: measured again
+    for row in records.read_rows(path, warnings.warn) if path.is_file() else ():
+        kind, key = row.get("kind"), row.get("key")
+        if kind is None:
+            waiting[str(key)] += 1
+            continue
+        rows = waiting.pop(str(key), 0)
+        if kind == "done" and rows >= row.get("rows", 0):
+            done.add(row["key"])
+    return done
 
 
 def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Callable[[], Any]) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def _base(config: ExperimentConfig) -> Any:
 
     @functools.cache
     def base() -> Any:
-        from giraffe_jax.train import load
+        from giraffe_jax.loading import load
 
         return load(config.source, _overrides(config))
 
@@ -352,9 +362,14 @@ def _about_task(task: Any) -> dict[str, Any]:
 
 def source_fingerprint(source: str) -> str:
     """Returns a hash of the source's files: whole small files, and of large ones size, start and end."""
+    from giraffe_jax import checkpoint
     from giraffe_jax.hf.load import locate
 
-    path = locate(source)
+    where, which = checkpoint.split_source(source)
+    path = locate(where)
+    if which:
+        with checkpoint.manager(where) as checkpoints:
+            path = path / checkpoint.FOLDER / str(checkpoint.find_step(checkpoints, which))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
     digest = hashlib.sha256()
     for file in files:

@@ -397,6 +397,21 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     return dict(Llama(config).init(key, tokens, encoding)["params"])
 
 
+def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the logical axes of every parameter that the config's model may have: PARAM_AXES, and what its positions
+    learn ("layers/attention/t5/table"), which is small and whole on every device."""
+
+    def term(term: Any) -> Any:
+        return jax.eval_shape(lambda: term.init(jax.random.key(0), config.num_heads))
+
+    encoding = jax.eval_shape(lambda: config.bind(length=2).at(jnp.arange(2.0)[None]))
+    terms = [t for t in getattr(encoding.bias, "terms", ()) if hasattr(t, "init")]
+    learned = {f"{t.name}/{path}": x.ndim for t in terms for path, x in sharding.paths(term(t)).items()}
+    learned["ssmax/scale"] = 1
+    rows = {f"layers/attention/{name}": ("layers", *("features",) * axes) for name, axes in learned.items()}
+    return PARAM_AXES | rows
+
+
 def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
     """Returns the parameters of the config's model: those given, and fresh ones where it has more.
 

@@ -28,11 +28,13 @@ from jaxtyping import Array, Float
 from giraffe_jax import sharding
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-from giraffe_jax.model import PARAM_AXES, ModelConfig
+from giraffe_jax.loading import load
+from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import Encoding, check, frequencies, longrope_entry
 from giraffe_jax.records import Progress, Rows, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.train import POSITIONS, claim, eval_step, load, to_global
+from giraffe_jax.train import POSITIONS, eval_step, to_global
+from giraffe_jax.workdir import claim
 
 ROWS = "search.jsonl"
 TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken
@@ -124,7 +126,7 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
     claim(workdir, about | {"data_fingerprint": pipeline.fingerprint}, loaded.tokenizer)
 
     with jax.set_mesh(mesh):
-        params = jax.device_put(loaded.params, sharding.shardings(loaded.params, PARAM_AXES, mesh))
+        params = loaded.params
         parts = [to_global(pipeline.batch(i), mesh) for i in range(config.batches)]
         batches = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
         if not float(batches["weights"].sum()) > 0:

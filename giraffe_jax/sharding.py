@@ -90,14 +90,17 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
       mesh: where to place them.
 
     Raises:
-      ConfigError: a dimension that its mesh axis does not divide, naming the parameter.
+      ConfigError: a parameter that the table does not know, or a dimension that its mesh axis does not divide; named.
     """
 
     def place(path, leaf):
         name = _name(path)
         axes = next((a for p, a in table.items() if name == p or name.endswith("/" + p)), None)
-        if axes is None or len(axes) != len(leaf.shape):
+        if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
+        if axes is None or len(axes) != len(leaf.shape):
+            has = "which the table of axes does not have" if axes is None else f"whose axes are {', '.join(axes)}"
+            raise ConfigError(f"mesh: nothing says where to place {name} {tuple(leaf.shape)}, {has}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
             over = mesh_axes(axis)
             if size % math.prod(mesh.shape[a] for a in over):

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,21 @@ import numpy as np
 from jaxtyping import Array, Float
 from optax import global_norm
 
-from giraffe_jax import checkpoint, hf, lora, sharding
-from giraffe_jax.config import ConfigError, build, nearest, to_dict
+from giraffe_jax import checkpoint, lora, sharding
+from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
+from giraffe_jax.loading import Loaded, load, override, put, state_axes
 from giraffe_jax.lora import LoraConfig, with_lr_ratio
 from giraffe_jax.loss import next_token_loss, token_nll
-from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, fit_params, init_params, unembedding
+from giraffe_jax.model import Llama, ModelConfig, init_params, param_axes, unembedding
 from giraffe_jax.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
 from giraffe_jax.positions import Encoding, learned_entries, turned
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.tokenizer import Tokenizer, load_tokenizer
+from giraffe_jax.tokenizer import load_tokenizer
+from giraffe_jax.workdir import claim
 
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
-STATE_AXES = PARAM_AXES | {"positions/log_ratio": ("features",)}  # what a run may train besides the model's own
-TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +46,7 @@ class TrainConfig:
 
     data: DataConfig
     steps: int
-    source: str = (
-        ""  # weights to start from: Hugging Face directory, GGUF file, workdir, "giraffe-mini"; "" starts anew
-    )
+    source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
     tokenizer: str = ""  # path; "" takes the source's
     optim: OptimConfig = OptimConfig()
@@ -184,98 +183,6 @@ def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, mo
     return jnp.sum(batch["weights"] * nll), batch["weights"].sum()
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """Weights with what is needed to use them."""
-
-    model: ModelConfig
-    params: Any
-    tokenizer: Tokenizer
-
-
-def load(
-    source: str,
-    overrides: Mapping[str, Any] = {},
-    *,
-    tokenizer: str = "",
-    step: int | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Loaded:
-    """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
-
-    Args:
-      source: where; see TrainConfig.source.
-      overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
-      tokenizer: path of another tokenizer; "" takes the source's.
-      step: which checkpoint of a workdir; None takes the latest. Adapters are merged into their kernels.
-      mesh: devices that share the parameters: each receives its own part alone. None takes one device.
-    """
-    if checkpoint.is_workdir(source):
-        return _load_workdir(source, overrides, tokenizer, step, mesh)
-    model = override(hf.read_config(source), overrides)  # before anything large is read
-    found = hf.load(source, param_dtype=model.param_dtype, mesh=mesh)
-    words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
-    if words is None:
-        raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
-    return Loaded(model, fit_params(model, found.params, jax.random.key(0)), words)
-
-
-def _load_workdir(source: str, overrides: Mapping[str, Any], tokenizer: str, step: int | None, mesh: Any) -> Loaded:
-    with checkpoint.manager(source) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None or step not in checkpoints.all_steps():
-            raise ConfigError(
-                f"source: {source} holds no checkpoint{'' if step is None else f' {step}'} to start from."
-            )
-        about = checkpoint.read_about(checkpoints, step)
-        saved = build(ModelConfig, about["model"], "model")
-        model = override(saved, overrides)
-        saved = dataclasses.replace(saved, param_dtype=model.param_dtype)
-        adapters = build(LoraConfig, about["lora"], "lora") if about.get("lora") else None
-
-        def start(key):
-            params = init_params(saved, key)
-            return params if adapters is None else lora.add(params, adapters, key)
-
-        like = jax.eval_shape(start, jax.random.key(0))
-        # Learned frequencies are in `model.positions` already; they are restored since a part of a tree cannot be.
-        if "positions" in checkpoint.saved_tree(checkpoints, step)["params"]:
-            learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
-            like = like | {"positions": {"log_ratio": learned}}
-        like = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like, _placement(like, mesh)
-        )
-        params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
-    params.pop("positions", None)
-    if adapters is not None:
-
-        def merged(params):
-            return jax.tree.map(lambda x: x.astype(model.param_dtype), lora.merge(params))
-
-        where = _placement(jax.eval_shape(merged, params), mesh)
-        params = jax.jit(merged, out_shardings=where)(params)
-    params = fit_params(model, params, jax.random.key(0))
-    return Loaded(model, params, load_tokenizer(tokenizer or Path(source) / TOKENIZER))
-
-
-def _placement(shapes: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Returns a sharding for each array: by STATE_AXES on a mesh, or one device of this process."""
-    if mesh is not None:
-        return sharding.shardings(shapes, STATE_AXES, mesh)
-    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda _: single, shapes)
-
-
-def override(model: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
-    """Returns the model config with some keys replaced, checked like any config."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    unknown = [k for k in overrides if k not in known]
-    if unknown:
-        hint = nearest(unknown[0], sorted(known))
-        raise ConfigError(f"model: unknown {unknown}; ModelConfig takes {', '.join(sorted(known))}.{hint}")
-    return build(ModelConfig, to_dict(model) | {k: overrides[k] for k in overrides}, "model")
-
-
 def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> Loaded:
     """Trains to config.steps, continuing what the workdir holds, and returns the result.
 
@@ -300,7 +207,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     _check_dtype(config, loaded.model)
     pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
     resolved = to_dict(config) | {"model": to_dict(loaded.model), "data_fingerprint": pipeline.fingerprint}
-    claim(Path(workdir), resolved, loaded.tokenizer)
+    changed = claim(Path(workdir), resolved, loaded.tokenizer)
     if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
         raise ConfigError(
             f"mesh: data x fsdp does not divide a micro-batch of {config.data.batch_size // config.accumulate}."
@@ -311,13 +218,20 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best))
         state = place(config, loaded, mesh)
         loaded = dataclasses.replace(loaded, params=None)  # the state has them: the source's are not held beside it
-        if checkpoints.latest_step() is not None:
+        if (good := _last_good(checkpoints)) is not None:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
             del state
-            state = checkpoint.restore(checkpoints, checkpoints.latest_step(), like)
+            state = checkpoint.restore(checkpoints, good, like)
         shown = io.StringIO() if quiet else None
         process, start = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
+        if changed:
+            log.write(start, {"changed": {key: list(values) for key, values in changed.items()}})
+        if not quiet and process == 0:
+            for key, (old, new) in changed.items():
+                print(f"config.{key}: was {old!r}, from step {start} on {new!r}", flush=True)
+            if start >= config.steps:
+                print(f"{workdir}: all {config.steps} steps are done: nothing is left to train", flush=True)
         about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
         with _naming_the_process(checkpoints):
             state = _loop(config, loaded, mesh, state, pipeline, checkpoints, log, about)
@@ -332,6 +246,22 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         params = {name: value for name, value in state.params.items() if name != "positions"}
         params = jax.jit(lora.merge)(params) if config.lora else params
         return dataclasses.replace(loaded, model=model, params=params)
+
+
+def _last_good(checkpoints: checkpoint.Checkpoints) -> int | None:
+    """Returns the step to go on from; damaged later ones, which it would meet again, are moved out of its way.
+
+    Raises:
+      ConfigError: there are checkpoints, and all are damaged: to start over is not for this to decide.
+    """
+    there = checkpoint.steps(checkpoints)
+    if not there:
+        return None
+    good = checkpoint.find_step(checkpoints)
+    for step in there:
+        if step > good:
+            warnings.warn(f"checkpoint {step} is now {checkpoint.set_aside(checkpoints, step)}", stacklevel=2)
+    return good
 
 
 def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
@@ -376,7 +306,7 @@ def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> Loaded:
 
 
 def place(config: TrainConfig, loaded: Loaded, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the state before the first step, every array on the mesh by STATE_AXES."""
+    """Returns the state before the first step, every array on the mesh by its axes."""
 
     def fresh(params):
         if config.lora is not None:
@@ -388,58 +318,13 @@ def place(config: TrainConfig, loaded: Loaded, mesh: jax.sharding.Mesh) -> Train
     if loaded.params is None:
         start = functools.partial(init_params, loaded.model)
         shapes = jax.eval_shape(lambda key: fresh(start(key)), jax.random.key(config.seed))
-        where = sharding.shardings(shapes, STATE_AXES, mesh)
+        where = sharding.shardings(shapes, state_axes(loaded.model), mesh)
         return jax.jit(lambda key: fresh(start(key)), out_shardings=where)(jax.random.key(config.seed))
     shapes = jax.eval_shape(fresh, loaded.params)
-    where = sharding.shardings(shapes, STATE_AXES, mesh)
-    params = jax.tree.map(_put, loaded.params, sharding.shardings(loaded.params, PARAM_AXES, mesh))
+    where = sharding.shardings(shapes, state_axes(loaded.model), mesh)
+    params = jax.tree.map(put, loaded.params, sharding.shardings(loaded.params, param_axes(loaded.model), mesh))
     # A copy: the step donates its state, and the caller may still hold the loaded weights.
     return jax.jit(lambda p: fresh(jax.tree.map(jnp.copy, p)), out_shardings=where)(params)
-
-
-def _put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
-    """Returns an array that is placed so already, or that this process holds whole and places its own part of."""
-    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
-        return x
-    if jax.process_count() == 1:
-        return jax.device_put(x, where)
-    host = np.asarray(x)
-    return jax.make_array_from_callback(host.shape, where, lambda at: host[at])
-
-
-def claim(workdir: Path, resolved: dict, tokenizer: Tokenizer) -> None:
-    """Writes config.json and the tokenizer into a new workdir, or checks that the one there is of this run.
-
-    Raises:
-      ConfigError: the workdir holds another run; names the first key that differs.
-    """
-    file = workdir / "config.json"
-    resolved = json.loads(json.dumps(resolved))
-    if file.is_file():
-        try:
-            there = json.loads(file.read_text())
-        except ValueError as e:
-            raise ConfigError(f"--workdir: {file} is not JSON: {e}.") from e
-        for key, (old, new) in sorted(_differences(there, resolved).items()):
-            raise ConfigError(
-                f"--workdir: {workdir} holds another run: {key} was {old!r}, now {new!r}. Choose a new one."
-            )
-        return
-    if (workdir / checkpoint.FOLDER).exists():
-        raise ConfigError(f"--workdir: {workdir} has checkpoints but no config.json: not a run that can be continued.")
-    if jax.process_index() == 0:
-        for name, content in tokenizer.files().items():
-            write_atomically(workdir / TOKENIZER / name, content)
-        write_atomically(file, json.dumps(resolved, indent=2) + "\n")
-
-
-def _differences(old: Any, new: Any, where: str = "config") -> dict[str, tuple]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, tuple] = {}
-        for key in sorted(old.keys() | new.keys()):
-            found |= _differences(old.get(key), new.get(key), f"{where}.{key}")
-        return found
-    return {} if old == new else {where: (old, new)}
 
 
 def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline, checkpoints, log: TrainLog, about):
@@ -541,6 +426,6 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[
 
 def losses(workdir: str | Path) -> Iterator[tuple[int, float]]:
     """Returns (step, loss) of every training step a workdir has recorded."""
-    for row in read_rows(Path(workdir) / "metrics.jsonl"):
+    for row in read_rows(Path(workdir) / "metrics.jsonl", warnings.warn):
         if "loss" in row:
             yield row["step"], row["loss"]

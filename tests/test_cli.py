@@ -209,7 +209,7 @@ def test_imported_parameters_are_the_source_s_bit_for_bit(tmp_path):
     import jax
 
     from giraffe_jax import hf
-    from giraffe_jax.train import load
+    from giraffe_jax.loading import load
 
     source = tiny_hf_directory(tmp_path / "hf")
     assert main(["import", str(source), str(tmp_path / "ours")]) == 0

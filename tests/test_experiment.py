@@ -63,7 +63,7 @@ def world(monkeypatch):
                         "metrics": metrics,
                     }
 
-    monkeypatch.setattr("giraffe_jax.train.load", load)
+    monkeypatch.setattr("giraffe_jax.loading.load", load)
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
     monkeypatch.setattr(experiment, "source_fingerprint", lambda source: "f" * 16)

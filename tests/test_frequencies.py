@@ -19,7 +19,6 @@ from giraffe_jax.sharding import paths, shardings
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.train import (
     POSITIONS,
-    STATE_AXES,
     TrainConfig,
     TrainState,
     init_state,
@@ -173,17 +172,17 @@ def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
 
 def test_the_sharding_table_names_the_ratio_and_every_device_holds_it(tokenizer):
     config = build(TrainConfig, settings(tokenizer, dict(train="with_weights")))
+    from giraffe_jax.loading import Loaded, state_axes
     from giraffe_jax.sharding import make_mesh
-    from giraffe_jax.train import Loaded
 
     mesh, model = make_mesh(config.mesh), build(ModelConfig, MODEL)
     state = place(config, Loaded(model, init_params(model, jax.random.key(0)), ByteTokenizer()), mesh)
-    assert "positions/log_ratio" in STATE_AXES
+    assert "positions/log_ratio" in state_axes(model)
     ratio = state.params["positions"]["log_ratio"]
     assert ratio.sharding.is_fully_replicated and len(ratio.sharding.device_set) == 8
     moments = {name: x for name, x in paths(state.opt_state).items() if name.endswith("/kernel")}
     assert moments and not any(x.sharding.is_fully_replicated for x in moments.values())
-    assert jax.tree.structure(shardings(state, STATE_AXES, mesh)) == jax.tree.structure(state)
+    assert jax.tree.structure(shardings(state, state_axes(model), mesh)) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize(

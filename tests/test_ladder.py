@@ -14,6 +14,8 @@ LADDER = [
     {"attention", "optim"},
     {"model", "data"},
     {"loss", "checkpoint", "decode", "lora", "hf"},
+    {"loading"},
+    {"workdir"},
     {"train", "plan", "evals"},
     {"experiment", "report", "bench", "search"},
     {"cli"},

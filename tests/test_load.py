@@ -12,10 +12,12 @@ import giraffe_jax.train as training
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.hf import read
+from giraffe_jax.loading import load, put
 from giraffe_jax.model import ModelConfig, init_params
+from giraffe_jax.records import read_rows
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, load, place, train
+from giraffe_jax.train import TrainConfig, place, train
 from tests.close import close
 from tests.test_train import settings
 
@@ -78,11 +80,47 @@ def test_nothing_is_read_for_a_model_that_cannot_be(source, monkeypatch):
         assert message in str(error.value)
 
 
+METHODS = {name: dict(name=name) for name in ("t5", "fire", "kerple", "ssmax", "alibi")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("muon_lr", [None, 1e-2], ids=["adamw", "muon"])
+def test_what_a_method_learns_has_its_place_on_a_mesh(source, name, muon_lr):
+    """Whole on each device, in the weights and in the optimizer's state; the kernels beside it stay spread."""
+    mesh = make_mesh(MESH)
+    loaded = load(source, dict(positions=[METHODS[name]]), mesh=mesh)
+    optim = dict(muon_lr=muon_lr)
+    config = build(TrainConfig, dict(data=dict(sources=[], seq_len=8, batch_size=8), steps=1, optim=optim))
+    for state in (place(config, loaded, mesh), place(config, dataclasses.replace(loaded, params=None), mesh)):
+        more = [x for path, x in paths(state).items() if f"attention/{name}/" in path]
+        assert (len(more) >= 3) == (name != "alibi")
+        assert all(x.sharding.is_fully_replicated and len(x.sharding.device_set) == 8 for x in more)
+        spread = [x for path, x in paths(state).items() if path.endswith("q/kernel")]
+        assert len(spread) >= 2 and not any(x.sharding.is_fully_replicated for x in spread)
+
+
+def test_a_source_names_a_checkpoint(tmp_path, tokenizer):
+    data = settings(tokenizer)["data"]
+    config = settings(tokenizer, steps=3, save_every=1, keep=9, eval_every=1, eval_batches=1, eval_data=data)
+    where = str(tmp_path / "run")
+    train(config, where, quiet=True)
+    each = {step: load(f"{where}@{step}").params["norm"]["scale"] for step in (1, 2, 3)}
+    assert not np.array_equal(each[1], each[2]) and not np.array_equal(each[2], each[3])
+    np.testing.assert_array_equal(load(where).params["norm"]["scale"], each[3])
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in row]
+    best = min(rows, key=lambda row: row["eval_loss"])["step"]
+    np.testing.assert_array_equal(load(f"{where}@best").params["norm"]["scale"], each[best])
+    with pytest.raises(ConfigError, match="holds no checkpoint 7; there are 1, 2, 3"):
+        load(f"{where}@7")
+    with pytest.raises(ConfigError, match="giraffe-mini is not the workdir of a training run"):
+        load("giraffe-mini@7")
+
+
 def test_placed_weights_stay_where_they_are(source):
     mesh = make_mesh(MESH)
     loaded = load(source, mesh=mesh)
     x = loaded.params["layers"]["mlp"]["up"]["kernel"]
-    assert training._put(x, x.sharding) is x
+    assert put(x, x.sharding) is x
     state = place(build(TrainConfig, dict(data=dict(sources=[], seq_len=8, batch_size=8), steps=1)), loaded, mesh)
     for name, leaf in paths(state.params).items():
         assert leaf.sharding.is_equivalent_to(paths(loaded.params)[name].sharding, leaf.ndim)

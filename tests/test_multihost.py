@@ -1,6 +1,7 @@
 """Jobs of several processes, really started: equal to one process, and what happens when one is missing or dies."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from giraffe_jax import checkpoint
+from giraffe_jax.records import read_rows
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.train import losses
 from tests.close import ULP
@@ -28,6 +30,16 @@ def get_config():
 """
 
 
+FROM_WEIGHTS = """
+from ml_collections import ConfigDict
+
+def get_config():
+    data = dict(sources=[dict(kind="synthetic")], seq_len=256, batch_size=4)
+    return ConfigDict(dict(source="giraffe-mini", steps=4, save_every=2, optim=dict(lr=1e-3, warmup_steps=0),
+        mesh=dict(fsdp=2), data=data))
+"""
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("", 0))
@@ -42,19 +54,11 @@ def write_config(folder, steps, mesh="fsdp=2"):
     return folder / "run.py"
 
 
-def start(config, workdir, process=None, port=0, processes=2, devices=1, more=()):
-    command = [
-        sys.executable,
-        "-m",
-        "giraffe_jax.cli",
-        "train",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        "--quiet",
-    ]
+def start(config, workdir, process=None, port=0, processes=2, devices=1, more=(), verb="train"):
+    command = [sys.executable, "-m", "giraffe_jax.cli", verb, f"--config={config}", f"--workdir={workdir}", *more]
     if process is not None:
         command += ["--distributed", f"--coordinator=localhost:{port}", f"--processes={processes}"]
-        command += [f"--process-id={process}", *more]
+        command += [f"--process-id={process}"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen([*command], env=env, stderr=subprocess.PIPE, text=True)
 
@@ -91,6 +95,49 @@ def test_two_processes_train_as_one_does(tmp_path, mesh):
     assert list(one) == list(two) == [1, 2, 3, 4]
     assert [two[step] for step in one] == pytest.approx([one[step] for step in one], rel=1024 * ULP)
     assert (tmp_path / "two" / "metrics.jsonl").read_text().count("eval_loss") == 2
+
+
+EVALUATION = """
+from ml_collections import ConfigDict
+
+def get_config(source):
+    return ConfigDict(dict(source=source, tasks=[dict(name="lines", lengths=[64, 128], n=6, style="compact")]))
+"""
+
+
+def test_two_processes_start_from_weights_and_what_they_save_is_everybodys(tmp_path):
+    """Trained on, resumed by two processes and by one, and measured by both: the same."""
+
+    def job(*args, **keys):
+        port = free_port()
+        return [start(*args, i, port, **keys) for i in (0, 1)]
+
+    def done(processes):
+        try:
+            for process in processes:
+                code, text = end(process)
+                assert code == 0, text
+        finally:
+            kill(processes)
+
+    config, two, one = tmp_path / "run.py", tmp_path / "two", tmp_path / "one"
+    config.write_text(FROM_WEIGHTS)
+    done(job(config, two))
+    shutil.copytree(two, one)
+    done(job(config, two, more=["--config.steps=6"]))
+    done([start(config, one, more=["--config.steps=6", "--config.mesh.fsdp=1"])])
+    assert list(rows(one)) == list(rows(two)) == [1, 2, 3, 4, 5, 6]
+    assert list(rows(one).values()) == pytest.approx(list(rows(two).values()), rel=1024 * ULP)
+
+    evaluation = tmp_path / "evaluation.py"
+    evaluation.write_text(EVALUATION)
+    done(job(f"{evaluation}:{two}", tmp_path / "by two", verb="evaluate"))
+    done([start(f"{evaluation}:{two}", tmp_path / "by one", verb="evaluate")])
+    found = [list(read_rows(tmp_path / by / "results.jsonl")) for by in ("by two", "by one")]
+    scores = [[row["metrics"] for row in rows if "metrics" in row] for rows in found]
+    assert len(scores[0]) == len(scores[1]) == 12
+    for here, there in zip(*scores, strict=True):
+        assert here == pytest.approx(there, rel=1e-3, abs=1e-3)
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_from_its_checkpoint(tmp_path):

@@ -78,6 +78,76 @@ def test_bad_lines_are_named(tmp_path):
         records.encode({"a": {"b": object()}})
 
 
+BAD = {
+    "not JSON": b"nope",
+    "got list": b"[1]",
+    "got int": b"7",
+    "utf-8": b'{"a": "\xff\xfe"}',
+    "NaN is no number": b'{"step": 1, "loss": NaN}',
+    "-Infinity is no number": b'{"loss": -Infinity}',
+    "nested too deeply": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "integer string conversion": b'{"step": ' + b"9" * 6_000 + b"}",
+    "column 1 ": b"\0" * 4096,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_line_is_named_and_set_aside(tmp_path, what):
+    path, bad = tmp_path / "rows.jsonl", BAD[what]
+    path.write_bytes(b'{"step":1}\n' + bad + b'\n{"step": 2, "as it is": "\\ud800"}\n' + bad + b"\n")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: .*{what}"):
+        list(records.read_rows(path))
+    told: list[str] = []
+    assert [row["step"] for row in records.read_rows(path, told.append)] == [1, 2]
+    assert [f"line {i}: " in text and what in text for i, text in zip((2, 4), told, strict=True)] == [True, True]
+    (tmp_path / "rows.jsonl.bad").write_bytes(b"of before\n")
+    with pytest.warns(UserWarning) as warned, records.Rows(path) as rows:
+        rows.append({"step": 3})
+    said = [str(w.message) for w in warned]
+    assert [f"rows.jsonl, line {i}: " in text and what in text for i, text in zip((2, 4), said, strict=True)] == [
+        True
+    ] * 2
+    assert all(text.endswith("rows.jsonl.bad") for text in said)
+    assert path.read_bytes() == b'{"step":1}\n{"step": 2, "as it is": "\\ud800"}\n{"step":3}\n'
+    assert (tmp_path / "rows.jsonl.bad").read_bytes() == b"of before\n" + (bad + b"\n") * 2
+    records.Rows(path).close()  # and no more warnings
+
+
+def test_a_huge_line_is_a_bad_one_and_never_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_LINE", 100)
+    path, huge = tmp_path / "r", b'{"pad":"' + b"x" * 1000 + b'"}\n'
+    path.write_bytes(b'{"step":1}\n' + huge + b'{"step":2}\n')
+    with pytest.warns(UserWarning, match=r"r, line 2: more than 100 bytes; it is now in .*r\.bad"):
+        rows = records.Rows(path)
+    with rows, pytest.raises(ValueError, match="a row of 210 bytes; allowed: up to 100"):
+        rows.append({"pad": "x" * 199})
+    assert path.read_bytes() == b'{"step":1}\n{"step":2}\n' and (tmp_path / "r.bad").read_bytes() == huge
+    path.write_bytes(b'{"step":1}\n' + huge[:-1])  # its end is not there: torn
+    assert list(records.read_rows(path)) == [{"step": 1}]
+
+
+def test_many_bad_lines_are_counted(tmp_path):
+    (tmp_path / "r").write_bytes(b"?\n" * 1000)
+    with pytest.warns(UserWarning) as warned:
+        records.Rows(tmp_path / "r").close()
+    assert len(warned) == 11 and "990 more bad lines" in str(warned[-1].message)
+    assert (tmp_path / "r").read_bytes() == b"" and (tmp_path / "r.bad").read_bytes() == b"?\n" * 1000
+
+
+def test_setting_aside_loses_nothing_where_the_disk_is_full(tmp_path, monkeypatch):
+    path = tmp_path / "r"
+    path.write_bytes(b'{"a":1}\n?\n')
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.Rows(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b'{"a":1}\n?\n'
+
+
 def test_truncate_after(tmp_path):
     with records.Rows(tmp_path / "r") as rows:
         for step in range(1, 8):
@@ -88,6 +158,28 @@ def test_truncate_after(tmp_path):
         rows.append({"step": 5, "again": True})
     assert [row.get("step") for row in records.read_rows(tmp_path / "r")] == [1, 2, 3, 4, None, 5]
     assert [entry.name for entry in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("step", ["12", None, True, [3], {}])
+def test_truncate_after_sets_aside_what_has_no_number_as_its_step(tmp_path, step):
+    with records.Rows(tmp_path / "r") as rows:
+        for row in ({"step": 1}, {"step": step}, {"step": 2.0}, {"step": 3}):
+            rows.append(row)
+        with pytest.warns(UserWarning, match="r, line 2: expected a number as its step, got "):
+            assert rows.truncate_after(2) == 1
+        rows.append({"step": 4})
+    assert [row["step"] for row in records.read_rows(tmp_path / "r")] == [1, 2.0, 4]
+    assert lines(tmp_path / "r.bad") == [{"step": step}]
+
+
+def test_train_log_goes_on_past_a_bad_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step":1,"loss":2.0}\n{"step":2,"lo#s":1.0\n{"step":3,"loss":0.5}\n')
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 2: not JSON"):
+        log = records.TrainLog(tmp_path, start=2, tensorboard=False, file=io.StringIO())
+    with log:
+        log.write(3, {"loss": 0.25})
+    rows = [(row["step"], row["loss"]) for row in records.read_rows(tmp_path / "metrics.jsonl")]
+    assert rows == [(1, 2.0), (3, 0.25)]
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):

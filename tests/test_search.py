@@ -15,9 +15,10 @@ from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.decode import LM, score
 from giraffe_jax.hf import export
+from giraffe_jax.loading import load
 from giraffe_jax.positions import frequencies
 from giraffe_jax.search import ROWS, SearchConfig, crossover, divisors, first, mutation, offspring, search, table_losses
-from giraffe_jax.train import POSITIONS, load
+from giraffe_jax.train import POSITIONS
 from tests.close import close
 from tests.test_cli import tiny_hf_directory
 

@@ -15,12 +15,14 @@ import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import make_pipeline
+from giraffe_jax.loading import Loaded, load
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
+from giraffe_jax.records import read_rows
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import Loaded, TrainConfig, init_state, load, losses, place, train, train_step
+from giraffe_jax.train import TrainConfig, init_state, losses, place, train, train_step
 from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -160,6 +162,68 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer)
     with pytest.raises(ConfigError, match=r"holds another run: config.optim.lr was 0.01, now 0.5"):
         train(settings(tokenizer, steps=1, optim=dict(lr=0.5, warmup_steps=2)), tmp_path, quiet=True)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_damaged_checkpoint_is_gone_back_behind_and_the_run_ends_alike(tmp_path, tokenizer):
+    config = settings(tokenizer, optim=dict(lr=1e-2, warmup_steps=2, schedule="constant"))
+    whole = train(config, tmp_path / "one", quiet=True)
+    train(config | dict(steps=4), tmp_path / "two", quiet=True)  # steps may grow where the rate does not know of them
+    files = [p for p in (tmp_path / "two" / "checkpoints" / "4" / "state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.warns(UserWarning, match="checkpoint 4 is (damaged|now)") as said:
+        again = train(config, tmp_path / "two", quiet=True)
+    assert any("changed" in str(w.message) and "going on from 2" in str(w.message) for w in said)
+    assert (tmp_path / "two" / "damaged" / "4").is_dir()
+    for name, leaf in paths(again.params).items():
+        np.testing.assert_array_equal(leaf, paths(whole.params)[name])
+    assert dict(losses(tmp_path / "two")) == dict(losses(tmp_path / "one"))
+    with checkpoint.manager(tmp_path / "two") as checkpoints:
+        assert checkpoint.damage(checkpoints, 4) is None  # saved anew
+
+
+def test_steps_grow_only_where_no_step_that_is_done_would_have_had_another_rate(tmp_path, tokenizer, capsys):
+    stable = settings(
+        tokenizer, save_every=4, keep=9, optim=dict(lr=1e-2, warmup_steps=2, schedule="linear", decay_steps=3)
+    )
+    train(stable | dict(steps=9), tmp_path / "long", quiet=True)
+    train(stable | dict(steps=7), tmp_path / "short", quiet=True)
+    with pytest.raises(ConfigError, match=r"7 of them done.*optim.schedule=.constant., or optim.decay_steps"):
+        train(stable | dict(steps=9), tmp_path / "short", quiet=True)
+    with checkpoint.manager(tmp_path / "short") as checkpoints:
+        checkpoints.delete(7)
+    train(stable | dict(steps=9), tmp_path / "short", quiet=True)  # 4 of 7 are done, and 3 go down
+    assert dict(losses(tmp_path / "short")) == dict(losses(tmp_path / "long"))
+    with pytest.raises(ConfigError, match="fewer than are done"):
+        train(stable | dict(steps=8), tmp_path / "short", quiet=True)
+    train(stable | dict(steps=9), tmp_path / "short")
+    assert "all 9 steps are done" in capsys.readouterr().out
+    cosine = settings(tokenizer, optim=dict(lr=1e-2, warmup_steps=2, schedule="cosine"))
+    train(cosine | dict(steps=2), tmp_path / "cosine", quiet=True)
+    with pytest.raises(ConfigError, match="follows from config.steps"):
+        train(cosine | dict(steps=4), tmp_path / "cosine", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "mesh", [dict(fsdp=8), *(pytest.param(m, marks=pytest.mark.slow) for m in (
+        dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, context=2), dict(data=4, context=2)))], ids=str)  # fmt: skip
+def test_how_a_run_is_computed_may_change_and_is_recorded(mesh, tmp_path, tokenizer):
+    # A large eps makes Adam's step as smooth in the gradient as the gradient is in the order of its sums.
+    model = MODEL | dict(num_kv_heads=2)
+    config = settings(tokenizer, model=model, optim=dict(lr=1e-2, warmup_steps=0, eps=1.0, schedule="constant"))
+    config |= dict(mesh=dict(data=8, fsdp=1))
+    train(config, tmp_path / "one", quiet=True)
+    train(config | dict(steps=2), tmp_path / "two", quiet=True)
+    how = dict(model=model | dict(attention="blockwise", remat="full"), mesh=mesh, loss_chunk=64, save_every=1, keep=1)
+    train(config | how, tmp_path / "two", quiet=True)
+    want, got = dict(losses(tmp_path / "one")), dict(losses(tmp_path / "two"))
+    assert want.keys() == got.keys()
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)
+    rows = [row for row in read_rows(tmp_path / "two" / "metrics.jsonl") if "changed" in row]
+    assert [row["step"] for row in rows] == [2] and rows[0]["changed"]["model.remat"] == ["none", "full"]
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == 6
 
 
 def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, tokenizer, monkeypatch, request):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from giraffe_jax import checkpoint, evals
 from giraffe_jax.decode import LM
 from giraffe_jax.evals import run, stats
-from giraffe_jax.train import load
+from giraffe_jax.loading import load
 
 LENGTHS = (32, 64, 128, 256)
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for workdir in args.workdirs:
         with checkpoint.manager(workdir) as checkpoints:
-            steps = sorted(checkpoints.all_steps())
+            steps = checkpoint.steps(checkpoints)
         heads = [f"{task} {length:,}" for task in ("lines", "passkey") for length in args.lengths]
         print(f"{workdir}, n={args.n}\n| step | yarn | {' | '.join(heads)} |\n|---:|---:|{'---:|' * len(heads)}")
         for step in steps[-1:] if args.last else steps:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def model(workdir: str, step: int) -> LM:
     """The model of a checkpoint, without positions of its own."""
-    loaded = load(workdir, step=step)
+    loaded = load(f"{workdir}@{step}")
     return LM(dataclasses.replace(loaded.model, positions=()), loaded.params, loaded.tokenizer)
 
 

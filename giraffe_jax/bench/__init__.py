@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.records import write_atomically
-from giraffe_jax.train import load
 
 Kind = Literal["forward", "train", "decode", "attention", "attention_grad"]
 Side = Literal["giraffe_jax", "transformers"]

@@ -10,9 +10,10 @@ import numpy as np
 from giraffe_jax import decode, hf
 from giraffe_jax.attention import attend
 from giraffe_jax.bench import DECODED
+from giraffe_jax.loading import override
 from giraffe_jax.model import Llama, logits
 from giraffe_jax.optim import OptimConfig, optimizer
-from giraffe_jax.train import TrainState, override, train_step
+from giraffe_jax.train import TrainState, train_step
 
 
 def prepare(settings: dict[str, Any]) -> Callable[[], Callable[[], Any]]:

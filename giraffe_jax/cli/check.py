@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
     from giraffe_jax.records import read_rows
 
     file = workdir / "metrics.jsonl"
-    return [row for row in read_rows(file) if "loss" in row] if file.is_file() else []
+    return [row for row in read_rows(file, warnings.warn) if "loss" in row] if file.is_file() else []
 
 
 def _losses(workdir: Path) -> dict[int, float]:
@@ -211,10 +212,10 @@ def _loss_and_gradient(args: argparse.Namespace, mesh: Any) -> tuple[float, Any]
     import jax.numpy as jnp
     import numpy as np
 
+    from giraffe_jax.loading import load
     from giraffe_jax.loss import token_nll
     from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
     from giraffe_jax.sharding import batch_sharding, shardings
-    from giraffe_jax.train import load
 
     if args.source:
         loaded = load(args.source)

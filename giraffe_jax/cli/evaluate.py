@@ -53,9 +53,11 @@ def own_positions(source: str) -> Any:
     from giraffe_jax.tokenizer import gguf as gguf_file
     from giraffe_jax.tokenizer import read_json
 
-    if checkpoint.is_workdir(source):
-        with checkpoint.manager(source) as checkpoints:
-            return checkpoint.read_about(checkpoints, checkpoints.latest_step())["model"]["positions"]
+    where, which = checkpoint.split_source(source)
+    if checkpoint.is_workdir(where):
+        with checkpoint.manager(where) as checkpoints:
+            step = checkpoint.find_step(checkpoints, which)
+            return checkpoint.read_about(checkpoints, step)["model"]["positions"]
     path = locate(source)
     if path.is_file():
         file = gguf_file.open_file(path)

@@ -20,8 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from giraffe_jax import hf
+    from giraffe_jax.loading import load
     from giraffe_jax.model import num_params
-    from giraffe_jax.train import load
 
     loaded = load(args.source)
     hf.save(

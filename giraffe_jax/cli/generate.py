@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from giraffe_jax import positions
     from giraffe_jax.decode import LM, generate
-    from giraffe_jax.train import load
+    from giraffe_jax.loading import load
 
     if scaling is not None:
         positions.check(scaling, "--positions")

@@ -45,7 +45,7 @@ def write(found, folder: Path) -> None:
     """Writes an imported model (`hf.Checkpoint`) as the checkpoint of step 0, with its tokenizer's files."""
     from giraffe_jax import checkpoint
     from giraffe_jax.config import to_dict
-    from giraffe_jax.train import TOKENIZER
+    from giraffe_jax.loading import TOKENIZER
 
     (folder / TOKENIZER).mkdir(parents=True)
     for name, content in found.tokenizer.files().items():

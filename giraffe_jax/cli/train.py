@@ -3,7 +3,10 @@
   giraffe train --config=configs/llama2_7b_32k_tpu.py --config.steps=1000 --workdir=runs/llama2
 
 A new workdir gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. The same command with the same workdir
-continues from its last checkpoint, bit for bit as if it had never stopped.
+continues from its last undamaged checkpoint, bit for bit as if it had never stopped. What decides numbers must be
+what it was; mesh, remat, attention, chunks, caches, saving, keeping and evaluation may differ, and there may be more
+steps where no step that is done would have had another learning rate (schedule "constant", or decay_steps with the
+descent not begun).
 """
 
 import argparse

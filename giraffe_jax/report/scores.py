@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ def _read_one(directory: Path) -> Results:
         raise FileNotFoundError(f"{directory}: no {RESULTS} there; `giraffe run` and `giraffe evaluate` write one")
     manifest_path = path.parent / MANIFEST
     manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
-    results = collect(records.read_rows(path), manifest)
+    results = collect(records.read_rows(path, warnings.warn), manifest)
     if not results.rows and not results.failures:
         raise ConfigError(f"{path}: no results in it yet")
     return results
@@ -150,8 +151,10 @@ def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> R
     for row in rows:
         kind, key = row.get("kind"), row.get("key")
         if kind == "done" and key is not None:
-            count = row["rows"]
-            done[key] = (row, pending.pop(key, [])[-count:] if count else [])
+            count, cell = row["rows"], pending.pop(key, [])
+            if len(cell) < count:  # one of them could not be read: the cell is measured again
+                continue
+            done[key] = (row, cell[-count:] if count else [])
             failed.pop(key, None)
         elif kind == "failure":
             pending.pop(key or "", None)

@@ -9,7 +9,7 @@ from giraffe_jax import evals
 from giraffe_jax.data.synthetic import FILLER
 from giraffe_jax.decode import LM
 from giraffe_jax.evals import lines, run
-from giraffe_jax.train import load
+from giraffe_jax.loading import load
 
 PLAIN, YARN = [], [dict(name="yarn", factor=4.0)]
 

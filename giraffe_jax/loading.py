@@ -1,0 +1,140 @@
+"""Loading: weights of any source with what is needed to use them, each array placed where a mesh wants it.
+
+A source is a Hugging Face directory, a GGUF file, the name of a packaged model, or the workdir of a training run, of
+which "runs/a@1000" and "runs/a@best" name a checkpoint.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from giraffe_jax import checkpoint, hf, lora, sharding
+from giraffe_jax.config import ConfigError, build, nearest, to_dict
+from giraffe_jax.lora import LoraConfig
+from giraffe_jax.model import ModelConfig, fit_params, init_params, param_axes
+from giraffe_jax.tokenizer import Tokenizer, load_tokenizer
+
+TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Weights with what is needed to use them."""
+
+    model: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+
+
+def load(
+    source: str, overrides: Mapping[str, Any] = {}, *, tokenizer: str = "", mesh: jax.sharding.Mesh | None = None
+) -> Loaded:
+    """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
+
+    Args:
+      source: where; a workdir may name a checkpoint, "runs/a@1000" or "runs/a@best" (of the smallest eval_loss), and is
+        read from the newest undamaged one otherwise. Adapters are merged into their kernels.
+      overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
+      tokenizer: path of another tokenizer; "" takes the source's.
+      mesh: devices that share the parameters: each receives its own part alone. None takes one device.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ConfigError: something else than a model that this reads, a checkpoint that is damaged or absent; it is named.
+    """
+    where, which = checkpoint.split_source(source)
+    if checkpoint.is_workdir(where):
+        return _load_workdir(where, which, overrides, tokenizer, mesh)
+    if which:
+        raise ConfigError(f"source: {source} names a checkpoint, but {where} is not the workdir of a training run.")
+    model = override(hf.read_config(source), overrides)  # before anything large is read
+    found = hf.load(source, param_dtype=model.param_dtype, mesh=mesh)
+    words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
+    if words is None:
+        raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
+    return Loaded(model, _fit(model, found.params, mesh), words)
+
+
+def _load_workdir(
+    source: str, which: str, overrides: Mapping[str, Any], tokenizer: str, mesh: jax.sharding.Mesh | None
+) -> Loaded:
+    with checkpoint.manager(source) as checkpoints:
+        step = checkpoint.find_step(checkpoints, which, warnings.warn)
+        about = checkpoint.read_about(checkpoints, step)
+        saved = build(ModelConfig, about["model"], "model")
+        model = override(saved, overrides)
+        saved = dataclasses.replace(saved, param_dtype=model.param_dtype)
+        adapters = build(LoraConfig, about["lora"], "lora") if about.get("lora") else None
+
+        def start(key):
+            params = init_params(saved, key)
+            return params if adapters is None else lora.add(params, adapters, key)
+
+        like = jax.eval_shape(start, jax.random.key(0))
+        # Learned frequencies are in `model.positions` already; they are restored since a part of a tree cannot be.
+        if "positions" in checkpoint.saved_tree(checkpoints, step)["params"]:
+            learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
+            like = like | {"positions": {"log_ratio": learned}}
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like, _placement(saved, like, mesh)
+        )
+        params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
+    params.pop("positions", None)
+    if adapters is not None:
+
+        def merged(params):
+            return jax.tree.map(lambda x: x.astype(model.param_dtype), lora.merge(params))
+
+        where = _placement(saved, jax.eval_shape(merged, params), mesh)
+        params = jax.jit(merged, out_shardings=where)(params)
+    return Loaded(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
+
+
+def _fit(model: ModelConfig, params: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Returns the parameters of the model, those that it has beyond its source's fresh and placed like the rest."""
+    fitted = fit_params(model, params, jax.random.key(0))
+    return fitted if mesh is None else jax.tree.map(put, fitted, _placement(model, fitted, mesh))
+
+
+def _placement(model: ModelConfig, shapes: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Returns a sharding for each array: by its axes on a mesh, or one device of this process."""
+    if mesh is not None:
+        return sharding.shardings(shapes, state_axes(model), mesh)
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: single, shapes)
+
+
+def state_axes(model: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the logical axes of all that a run of the model holds: its parameters, what is trained beside them, and
+    the arrays of optimizers that are no parameter's (those of a parameter end in its path)."""
+    return param_axes(model) | {
+        "positions/log_ratio": ("features",),
+        "key": ("features",),
+        "ns_coeffs": ("features",),  # Muon's polynomial
+    }
+
+
+def put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
+    """Returns an array that is placed so already, or that this process holds whole and places its own part of."""
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
+        return x
+    if jax.process_count() == 1:
+        return jax.device_put(x, where)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda at: host[at])
+
+
+def override(model: ModelConfig, overrides: Mapping[str, Any]) -> ModelConfig:
+    """Returns the model config with some keys replaced, checked like any config."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    unknown = [k for k in overrides if k not in known]
+    if unknown:
+        hint = nearest(unknown[0], sorted(known))
+        raise ConfigError(f"model: unknown {unknown}; ModelConfig takes {', '.join(sorted(known))}.{hint}")
+    return build(ModelConfig, to_dict(model) | {k: overrides[k] for k in overrides}, "model")
