@@ -99,7 +99,7 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     """
     config = build(ExperimentConfig, config)
     tasks = check(config)
-    workdir, say = Path(workdir), say or (lambda line: print(line, flush=True))
+    workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if _first_process() else None)
     base = _base(config)
     manifest = claim(config, tasks, workdir, base)
     todo = cells(config, tasks, manifest["source"]["fingerprint"])
@@ -221,8 +221,16 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
-    """Writes the report of what is there and says where it is and what the main table holds."""
+    """Writes the report of what is there and says where it is and what the main table holds; process 0 alone does."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("results")  # process 0 has written its rows: all of them read the same
     results = report.read([workdir])
+    if not _first_process():
+        return Outcome(results, workdir / "report.html", len(results.failures))
     page = report.write([workdir], workdir)
     say("")
     say(report.main_tables(results))

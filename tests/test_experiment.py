@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from giraffe_jax import evals, experiment, records
+from giraffe_jax import evals, experiment, records, report
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.model import ModelConfig
 
@@ -70,6 +70,9 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.decode.LM", lambda config, params, tokenizer: None)
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
+
+
+CELL = ("plain", "passkey", 128)  # the first that is measured
 
 
 def run(settings, where):
@@ -147,6 +150,22 @@ def test_an_unfinished_cell_is_done_again_and_its_rows_count_once(world, tmp_pat
     assert evaluated(world) == [("linear 4", "lines", 128)]
     examples = [(row["variant"], row["task"], row["length"], row["example"]) for row in outcome.results.rows]
     assert len(examples) == len(set(examples)) == 14
+
+
+def test_a_cell_that_lost_a_row_is_measured_again_and_counts_for_nothing_before(world, tmp_path):
+    run(config(), tmp_path)
+    file = tmp_path / "results.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[0] = b'{"variant": "pla\n'
+    file.write_bytes(b"".join(lines))
+    world.calls.clear()
+    with pytest.warns(UserWarning, match="line 1"):
+        rows = report.read([tmp_path]).rows
+    assert len(rows) == 12 and not any((r["variant"], r["task"], r["length"]) == CELL for r in rows)
+    with pytest.warns(UserWarning, match="line 1"):
+        outcome, _ = run(config(), tmp_path)
+    assert evaluated(world) == [CELL] and len(outcome.results.rows) == 14
+    assert (tmp_path / "results.jsonl.bad").read_bytes() == lines[0]
 
 
 def test_failures_are_rows_and_are_tried_again(world, tmp_path):
