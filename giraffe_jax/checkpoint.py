@@ -12,13 +12,15 @@ In a job of several processes all of them call these functions together, and all
 import asyncio
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import math
+import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import ConfigError, FrozenDict
 from giraffe_jax.sharding import paths
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # beside FOLDER: checkpoints that were moved out of a run's way
 SUMS = "checksums.json"  # in the step's folder, so that it is moved and deleted with it
 METRIC = "eval_loss"  # the smallest of which is the best checkpoint's
+MEASURED_ON = "eval_data"  # saved with it: a number that stands for the data, since losses on others do not compare
 STEP = r"0|[1-9][0-9]{0,17}"  # a step as its folder's name
 READERS = 4  # files that a process sums at once
+RACY_NS = 2_000_000_000  # the coarsest clock of a file system: two writes within it can look like one
 
 Say = Callable[[str], Any]
 
@@ -98,7 +102,12 @@ class Checkpoints(ocp.CheckpointManager):
 
 
 def manager(
-    workdir: str | Path, *, keep: int | None = None, best: str | None = None, keep_best: int = 1
+    workdir: str | Path,
+    *,
+    keep: int | None = None,
+    best: str | None = None,
+    keep_best: int = 1,
+    only: Mapping[str, float] = FrozenDict({}),
 ) -> Checkpoints:
     """Returns the manager of a workdir's checkpoints.
 
@@ -106,10 +115,11 @@ def manager(
       workdir: local directory or any path orbax takes (gs://...).
       keep: how many of the latest to keep; None keeps all.
       best: name of a metric, smaller is better: its best `keep_best` are kept besides the latest.
+      only: metrics that a checkpoint must have so to be among the best, {} for any: {MEASURED_ON: ...}.
     """
 
     def score(metrics: Any) -> float:
-        return metrics.get(best, math.inf)
+        return metrics.get(best, math.inf) if all(metrics.get(key) == only[key] for key in only) else math.inf
 
     preservation: Any = ocp.checkpoint_managers.LatestN(n=keep)
     if best is not None:
@@ -143,7 +153,7 @@ def save(checkpoints: Checkpoints, step: int, state: Any, about: dict, metrics: 
 def restore(checkpoints: Checkpoints, step: int, like: Any) -> Any:
     """Returns the state of a checkpoint, or the part that `like` names, each array placed and cast as it says.
 
-    It is verified first, unless this manager has done so already.
+    It is verified first, unless this manager has done so already; files are read for it once in a process.
 
     Args:
       like: pytree of ShapeDtypeStructs with shardings; {"params": ...} alone leaves the rest unread.
@@ -261,7 +271,7 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
 
     Args:
       which: None or "" for the newest undamaged one; a step, as a number or as text; "best" for the one of the smallest
-        eval_loss, among the undamaged ones that were saved with it.
+        eval_loss, among the undamaged ones that were saved with it and measured on the data that the newest was.
       say: is told of damaged checkpoints that are passed over, and of an unverified one.
 
     Raises:
@@ -295,16 +305,20 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
 
 
 def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
-    losses: dict[int, float] = {}
+    losses: dict[int, tuple[float, Any]] = {}
     for step in there:
         bad = _damage(checkpoints, step, "metrics/")
         if bad is not None:
             say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not asked whether it is best")
             continue
-        loss = (checkpoints.metrics(step) or {}).get(METRIC)
+        found = checkpoints.metrics(step) or {}
+        loss = found.get(METRIC)
         if loss is not None and math.isfinite(loss):
-            losses[step] = loss
-    for step in sorted(losses, key=lambda step: (losses[step], -step)):
+            losses[step] = loss, found.get(MEASURED_ON)
+    data = losses[max(losses)][1] if losses else None
+    for step in [step for step in losses if losses[step][1] != data]:
+        del losses[step]
+    for step in sorted(losses, key=lambda step: (losses[step][0], -step)):
         bad = damage(checkpoints, step)
         if bad is None:
             return step
@@ -439,7 +453,20 @@ def _wrong_size(path: epath.Path, size: int, _: str) -> str | None:
 
 
 def _wrong_sum(path: epath.Path, size: int, sha256: str) -> str | None:
-    return None if _sum(path) == [size, sha256] else "changed"
+    return None if _known_sum(path) == [size, sha256] else "changed"
+
+
+def _known_sum(path: epath.Path) -> list:
+    """Returns the sum of a file, which is read once in a process unless its times or size say that it has changed."""
+    status, now = os.stat(path), time.time_ns()
+    if max(status.st_mtime_ns, status.st_ctime_ns) > now - RACY_NS:
+        return _sum(path)
+    return _sum_of(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _sum_of(path: str, *state: int) -> list:
+    return _sum(epath.Path(path))
 
 
 def _write_sums(folder: epath.Path) -> None:

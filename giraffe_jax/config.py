@@ -5,21 +5,41 @@ has a reader: an unknown key, a missing one or a wrong type raises here, before 
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
+import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """The request itself is wrong: a key, a value, a file. The command line answers it with exit status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The range of a number, as the metadata of Annotated; `low` itself is allowed unless `above`."""
+
+    low: int | float
+    above: bool = False
+    many: bool = False  # a list of such numbers
+    high: int | float = math.inf
+
+    def __contains__(self, value: int | float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        upper = "" if self.high == math.inf else f" and <= {self.high:g}"
+        return f"{'>' if self.above else '>='} {self.low:g}{upper}"
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
@@ -32,8 +52,7 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, where: str = "config") 
     """Returns the frozen dataclass `cls` made from nested mappings.
 
     Args:
-      cls: a dataclass; its field types may be bool, int, float, str, Literal, other dataclasses, Mapping, tuples and
-        unions of these.
+      cls: a dataclass; its field types are those of `coerce`.
       values: a mapping (ConfigDict or dict), or an instance of `cls`, which is returned as it is.
       where: how the place is called in errors.
 
@@ -55,22 +74,43 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, where: str = "config") 
         parts += [f"missing {missing}"] if missing else []
         hint = nearest(unknown[0], [k for k in fields if k not in given] or list(fields)) if unknown else ""
         raise ConfigError(f"{where}: {', '.join(parts)}; {cls.__name__} takes {', '.join(fields)}.{hint}")
-    return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in given.items()})
+    return cls(**{k: coerce(hints[k], v, f"{where}.{k}") for k, v in given.items()})
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) or type(value).__name__ in ("ConfigDict", "FrozenConfigDict")
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def coerce(hint: Any, value: Any, where: str) -> Any:
+    """Returns a config's value as its annotation wants it: a whole number as int, any number as float, lists as tuples.
+
+    Args:
+      hint: bool, int, float, str, Literal, a dataclass, Mapping, tuple, a union of these, Any; a number's range is
+        Annotated[float, Bound(...)], and Annotated[..., Bound(..., many=True)] a list of numbers, or of equally long
+        lists of them, which becomes a float64 array.
+      where: how the place is called in errors.
+
+    Raises:
+      ConfigError: naming the place, what was got and what is allowed. NaN is no number.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return freeze(value)
+    if origin is Annotated:
+        kind, bound = args
+        if bound.many:
+            return _numbers(value, dataclasses.replace(bound, many=False), where)
+        value = coerce(kind, value, where)
+        if isinstance(value, int | float) and value not in bound:
+            raise ConfigError(f"{where}: must be {bound}, got {value:g}.")
+        return value
+    if hint in (int, float):
+        return _number(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(args, value, where)
     if origin is Literal:
@@ -82,22 +122,46 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, str) or not isinstance(value, collections.abc.Sequence):
             raise ConfigError(f"{where}: expected a list, got {value!r}.")
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_coerce(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+            return tuple(coerce(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
         if len(value) != len(args):
             raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}: {value!r}.")
-        return tuple(_coerce(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return tuple(coerce(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
     if origin in (collections.abc.Mapping, dict):
         if not _is_mapping(value):
             raise ConfigError(f"{where}: expected keys and values, got {value!r}.")
         return freeze(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    expected = hint if isinstance(hint, type) else origin or object
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, float)):
+    if not isinstance(value, hint if isinstance(hint, type) else origin or object):
         raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}.")
     return value
+
+
+def _number(kind: type, value: Any, where: str) -> int | float:
+    number: Any = value
+    with contextlib.suppress(OverflowError):  # of an int that no float holds
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's too
+            if kind is float and not math.isnan(number):
+                return float(number)
+            if kind is int and math.isfinite(number) and int(number) == number:
+                return int(number)
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r:.60}.")
+
+
+def _numbers(value: Any, bound: Bound, where: str) -> Any:
+    import numpy as np  # when a method has such a list: help and mistakes are answered without it
+
+    def is_list(x):
+        return isinstance(x, Sequence | np.ndarray) and not isinstance(x, str) and len(x) > 0
+
+    if not is_list(value):
+        raise ConfigError(f"{where}: expected a list of numbers, got {value!r}.")
+    if is_list(value[0]):
+        rows = [_numbers(v, bound, f"{where}[{i}]") for i, v in enumerate(value)]
+        if {row.shape for row in rows} != {rows[0].shape} or rows[0].ndim > 1:
+            raise ConfigError(f"{where}: expected lists of one length, got {[row.shape[0] for row in rows]}.")
+        return np.stack(rows)
+    return np.array([coerce(Annotated[float, bound], v, f"{where}[{i}]") for i, v in enumerate(value)], np.float64)
 
 
 def _coerce_union(args: tuple, value: Any, where: str) -> Any:
@@ -107,7 +171,7 @@ def _coerce_union(args: tuple, value: Any, where: str) -> Any:
     # An exact type wins, so that 1 stays an int under `int | float`.
     for arg in sorted((a for a in args if a is not type(None)), key=lambda a: a is not type(value)):
         try:
-            return _coerce(arg, value, where)
+            return coerce(arg, value, where)
         except ConfigError as e:
             errors.append(str(e))
     raise ConfigError(errors[0])

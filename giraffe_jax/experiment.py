@@ -6,7 +6,6 @@ first cell that is not finished, where a cell is one task at one length for one 
 be added to a config between two runs; what was measured must mean the same.
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -26,7 +25,8 @@ from typing import Any, NamedTuple
 
 from giraffe_jax import evals, positions, records, report
 from giraffe_jax.config import ConfigError, build, to_dict
-from giraffe_jax.report.scores import MANIFEST, RESULTS, Results
+from giraffe_jax.report.scores import MANIFEST, RESULTS, Results, by_cell
+from giraffe_jax.workdir import check_same, read_json
 
 EMPTY: Mapping[str, Any] = {}
 
@@ -164,17 +164,7 @@ def cells(config: ExperimentConfig, tasks: list[Any], fingerprint: str) -> list[
 
 def done_keys(path: Path) -> set[str]:
     """Returns the keys of finished cells: those whose "done" row has been written after as many rows as it counts."""
-    done: set[str] = set()
-    waiting: collections.Counter[str] = collections.Counter()  # a row that was no JSON is missing: measured again
-    for row in records.read_rows(path, warnings.warn) if path.is_file() else ():
-        kind, key = row.get("kind"), row.get("key")
-        if kind is None:
-            waiting[str(key)] += 1
-            continue
-        rows = waiting.pop(str(key), 0)
-        if kind == "done" and rows >= row.get("rows", 0):
-            done.add(row["key"])
-    return done
+    return set(by_cell(records.read_rows(path, warnings.warn))[1]) if path.is_file() else set()
 
 
 def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Callable[[], Any]) -> dict[str, Any]:
@@ -193,18 +183,16 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
     }
     path, old = workdir / MANIFEST, None
     if path.is_file():
-        try:
-            old = json.loads(path.read_text())
-            differs = _first_difference(old["identity"], json.loads(json.dumps(identity)), "config")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"workdir: {path} is not an experiment's manifest ({error!r}); choose another.") from None
+        old = read_json(path, "an experiment's manifest", ("identity",))
         original_len = original_len or old.get("original_len")
-        if differs:
-            raise ConfigError(
-                f"workdir: {workdir} holds another experiment: {differs}. Choose another workdir, or delete this one."
+        now, then = json.loads(json.dumps(identity)), dict(old["identity"])
+        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
+            here, there = identity[group], then[group]
+            now[group], then[group] = (
+                {k: v for k, v in x.items() if k in here and k in there} for x in (now[group], there)
             )
-        for group in ("variants", "tasks"):  # what an earlier run measured stays part of what the workdir holds
-            identity[group] = old["identity"][group] | identity[group]
+            identity[group] = there | here  # what an earlier run measured stays part of what the workdir holds
+        check_same(workdir, "experiment", then, now)
     elif (workdir / RESULTS).is_file():
         raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
     manifest = {
@@ -444,24 +432,6 @@ def slug(name: str, seed: int | None = None) -> str:
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
     exact = plain if plain == name else f"{plain}-{_digest([name])[:6]}"
     return exact if seed is None else f"{exact}-seed{seed}"
-
-
-def _first_difference(old: Any, new: Any, where: str) -> str | None:
-    """Returns "key was X, now Y" for the first difference; variants and tasks may come and go, but not change."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        growing = where in ("config.variants", "config.tasks")
-        keys = [key for key in new if key in old] if growing else list(dict.fromkeys([*old, *new]))
-        for key in keys:
-            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}")
-            if found:
-                return found
-        return None
-    return None if old == new else f"{where} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _message(error: Exception) -> str:

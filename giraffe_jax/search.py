@@ -34,7 +34,7 @@ from giraffe_jax.positions import Encoding, check, frequencies, longrope_entry
 from giraffe_jax.records import Progress, Rows, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
 from giraffe_jax.train import POSITIONS, eval_step, to_global
-from giraffe_jax.workdir import claim
+from giraffe_jax.workdir import DATA, claim, write_config
 
 ROWS = "search.jsonl"
 TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken
@@ -123,7 +123,9 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
     if config.data.batch_size % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):
         raise ConfigError(f"mesh: data x fsdp does not divide data.batch_size {config.data.batch_size}.")
     about = {k: v for k, v in to_dict(config).items() if k != "generations"}
-    claim(workdir, about | {"data_fingerprint": pipeline.fingerprint}, loaded.tokenizer)
+    about |= {DATA: pipeline.fingerprint}
+    if claim(workdir, about, loaded.tokenizer):
+        write_config(workdir, about)
 
     with jax.set_mesh(mesh):
         params = loaded.params

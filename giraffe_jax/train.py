@@ -8,6 +8,7 @@ the config and the step.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import math
@@ -35,7 +36,7 @@ from giraffe_jax.positions import Encoding, learned_entries, turned
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
 from giraffe_jax.tokenizer import load_tokenizer
-from giraffe_jax.workdir import claim
+from giraffe_jax.workdir import DATA, claim, write_config
 
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
 
@@ -205,17 +206,21 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     loaded = _start(config, mesh)
     _check_skip(config, loaded.model)
     _check_dtype(config, loaded.model)
-    pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
-    resolved = to_dict(config) | {"model": to_dict(loaded.model), "data_fingerprint": pipeline.fingerprint}
-    changed = claim(Path(workdir), resolved, loaded.tokenizer)
     if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
         raise ConfigError(
             f"mesh: data x fsdp does not divide a micro-batch of {config.data.batch_size // config.accumulate}."
         )
+    pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
+    held_out = None
+    if config.eval_data is not None:
+        held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
+    resolved = to_dict(config) | {"model": to_dict(loaded.model), DATA: pipeline.fingerprint}
+    changed = claim(Path(workdir), resolved, loaded.tokenizer)
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        best = "eval_loss" if config.eval_data is not None else None
-        checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best))
+        best = checkpoint.METRIC if held_out is not None else None
+        measured_on = _measured_on(config, held_out)
+        checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best, only=measured_on))
         state = place(config, loaded, mesh)
         loaded = dataclasses.replace(loaded, params=None)  # the state has them: the source's are not held beside it
         if (good := _last_good(checkpoints)) is not None:
@@ -227,6 +232,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
         if changed:
             log.write(start, {"changed": {key: list(values) for key, values in changed.items()}})
+            write_config(Path(workdir), resolved)
         if not quiet and process == 0:
             for key, (old, new) in changed.items():
                 print(f"config.{key}: was {old!r}, from step {start} on {new!r}", flush=True)
@@ -234,7 +240,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
                 print(f"{workdir}: all {config.steps} steps are done: nothing is left to train", flush=True)
         about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
         with _naming_the_process(checkpoints):
-            state = _loop(config, loaded, mesh, state, pipeline, checkpoints, log, about)
+            state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about)
         checkpoints.wait_until_finished()
         model = learned_model(loaded.model, state.params)
         if config.frequencies is not None:
@@ -327,15 +333,14 @@ def place(config: TrainConfig, loaded: Loaded, mesh: jax.sharding.Mesh) -> Train
     return jax.jit(lambda p: fresh(jax.tree.map(jnp.copy, p)), out_shardings=where)(params)
 
 
-def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline, checkpoints, log: TrainLog, about):
+def _loop(
+    config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline, held_out, checkpoints, log: TrainLog, about
+):
     encoding = loaded.model.bind()
     model = dataclasses.replace(loaded.model, positions=())
     settings = dict(model=model, optim=config.optim, steps=config.steps, accumulate=config.accumulate)
     settings |= dict(adapters=config.lora, z_loss=config.z_loss, chunk=config.loss_chunk)
     settings |= dict(frequencies=config.frequencies)
-    held_out = None
-    if config.eval_data is not None:
-        held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
     began = time.perf_counter()
@@ -373,8 +378,9 @@ def _loop(config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline
         waiting = None
         scores = None
         if evaluate:
-            scores = {"eval_loss": _held_out_loss(config, model, state, held_out, encoding, mesh)}
+            scores = {checkpoint.METRIC: _held_out_loss(config, model, state, held_out, encoding, mesh)}
             log.write(done, scores)
+            scores |= _measured_on(config, held_out)
         if save:
             now = {"model": to_dict(learned_model(loaded.model, state.params)), "next_step": done}
             checkpoint.save(checkpoints, done, state, about | now, scores)
@@ -397,6 +403,14 @@ def _naming_the_process(checkpoints) -> Iterator[None]:
             f"output. Start all of them again: they go on from checkpoint {checkpoints.latest_step()}. JAX said: "
             + str(error).split("\n")[0]
         ) from error
+
+
+def _measured_on(config: TrainConfig, held_out) -> dict[str, int]:
+    """Returns a number for all that eval_loss is a mean over, by which a checkpoint's is known to compare."""
+    if held_out is None:
+        return {}
+    text = json.dumps([held_out.fingerprint, config.eval_batches])
+    return {checkpoint.MEASURED_ON: int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)}
 
 
 def _held_out_loss(config: TrainConfig, model: ModelConfig, state: TrainState, pipeline, encoding, mesh) -> float:

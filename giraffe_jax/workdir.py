@@ -1,11 +1,12 @@
-"""The workdir of a run: whose it is, and what may change between two starts of the same run.
+"""A workdir: whose it is, and what may change between two starts of the same run, search or experiment.
 
 What decides numbers must be what it was. How they are computed, saved and looked at may change, and so may the number
-of steps as long as no step that is done would have had another learning rate.
+of steps (to any, while nothing is saved) as long as no step that is done would have had another learning rate.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ from giraffe_jax.records import write_atomically
 from giraffe_jax.tokenizer import Tokenizer
 
 CONFIG = "config.json"
-MAY_CHANGE = {
-    "mesh", "loss_chunk", "save_every", "keep", "eval_data", "eval_every", "eval_batches", "tokenizer",
-    "model.attention", "model.block_size", "model.remat", "model.mlp_chunk", "data.cache_dir", "data.prefetch",
-}  # fmt: skip
+DATA = "data_fingerprint"  # in a run's config.json: stands for all that is read, which paths do not
+MAY_CHANGE = re.compile(
+    r"(mesh|loss_chunk|save_every|keep|eval_data|eval_every|eval_batches|tokenizer"
+    r"|model\.(attention|block_size|remat|mlp_chunk)|data\.(cache_dir|prefetch)"
+    r"|data\.(stages\[\d+\]\.)?sources\[\d+\]\.path)(\..*)?"
+)
 
 
 def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, tuple]:
     """Writes config.json and the tokenizer into a new workdir, or checks that the one there is of this run.
 
     Returns:
-      {"mesh.fsdp": (old, new), ...} for what has changed and may; config.json then holds the new.
+      {"mesh.fsdp": (old, new), ...} for what has changed and may. It is `write_config` that keeps the new, for when
+      the run has recorded that it changed.
 
     Raises:
       ConfigError: the workdir holds another run; names the first key that differs, and what may be done.
@@ -36,36 +40,74 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
     file, new = workdir / CONFIG, json.loads(json.dumps(resolved))
     changed: dict[str, tuple] = {}
     if file.is_file():
-        try:
-            there = json.loads(file.read_text())
-        except ValueError as e:
-            raise ConfigError(f"--workdir: {file} is not JSON: {e}.") from e
-        changed = differences(there, new)
-        for key, (old, now) in sorted(changed.items()):
-            if key == "steps" and isinstance(old, int):
-                _check_steps(workdir, old, new)
-            elif not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE):
-                raise ConfigError(
-                    f"--workdir: {workdir} holds another run: config.{key} was {old!r}, now {now!r}. Choose a new one."
-                )
+        there = read_json(file, "a run's config")
+        changed = check_same(workdir, "run", there, new, lambda key: key == "steps" or MAY_CHANGE.fullmatch(key))
+        if "steps" in changed and isinstance(there.get("steps"), int):
+            _check_steps(workdir, there["steps"], new)
     elif (workdir / checkpoint.FOLDER).exists():
         raise ConfigError(f"--workdir: {workdir} has checkpoints but no {CONFIG}: not a run that can be continued.")
-    if jax.process_index() == 0 and (changed or not file.is_file()):
-        for name, content in tokenizer.files().items():
-            if not (workdir / TOKENIZER / name).is_file():
+    else:
+        if jax.process_index() == 0:
+            for name, content in tokenizer.files().items():
                 write_atomically(workdir / TOKENIZER / name, content)
-        write_atomically(file, json.dumps(resolved, indent=2) + "\n")
+        write_config(workdir, resolved)
     return changed
 
 
+def write_config(workdir: Path, resolved: Mapping[str, Any]) -> None:
+    """Writes config.json; process 0 does."""
+    if jax.process_index() == 0:
+        write_atomically(workdir / CONFIG, json.dumps(resolved, indent=2) + "\n")
+
+
+def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns what a workdir was claimed with; ConfigError where the file is no such thing or lacks one of `keys`."""
+    try:
+        found = json.loads(file.read_text())
+        if isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in keys):
+            return found
+        error = "it lacks " + ", ".join(keys) if keys else "it is no object"
+    except (ValueError, RecursionError) as e:
+        error = str(e)
+    raise ConfigError(f"--workdir: {file} is not {what} ({error}). Choose another one.")
+
+
+def check_same(
+    workdir: Path, kind: str, old: Any, new: Any, may_change: Callable[[str], Any] = lambda key: False
+) -> dict[str, tuple]:
+    """Returns the differences of what a workdir was claimed with and is claimed with now.
+
+    Raises:
+      ConfigError: one that may not be; names the first key, and both values.
+    """
+    changed = differences(old, new)
+    for key, (was, now) in sorted(changed.items()):
+        if may_change(key):
+            continue
+        what = f"config.{key} was {_short(was)}, now {_short(now)}"
+        if key == DATA:
+            what = "its data is not the same: files, tokenizer, or what config.data says of them"
+        raise ConfigError(f"--workdir: {workdir} holds another {kind}: {what}. Choose another one, or delete this one.")
+    return changed
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple]:
-    """Returns {"optim.lr": (old, new), ...} of two nested configs, lists as wholes."""
+    """Returns {"optim.lr": (old, new), "data.sources[0].path": ...} of two nested configs."""
+    found: dict[str, tuple] = {}
     if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, tuple] = {}
         for key in sorted(old.keys() | new.keys()):
             found |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        return found
-    return {} if old == new else {where: (old, new)}
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (was, now) in enumerate(zip(old, new, strict=True)):
+            found |= differences(was, now, f"{where}[{i}]")
+    elif old != new:
+        found[where] = old, new
+    return found
 
 
 def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:

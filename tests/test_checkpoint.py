@@ -166,6 +166,20 @@ def test_what_was_verified_once_is_so_for_its_manager_and_until_it_is_asked_agai
             checkpoint.read_about(checkpoints, 40)
 
 
+def test_a_process_reads_a_file_once_for_all_managers_until_it_changes(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "RACY_NS", 0)  # files this young are read again otherwise
+    real, read = checkpoint._sum, []
+    monkeypatch.setattr(checkpoint, "_sum", lambda path: read.append(path.name) or real(path))
+    assert newest(run) == (40, []) and read
+    read.clear()
+    assert newest(run) == (40, []) and not read
+    path = run / "checkpoints" / "40" / "about" / "metadata"
+    data, times = path.read_bytes(), path.stat()
+    path.write_bytes(data.replace(b"40", b"41"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # of the same size and age: its ctime tells
+    assert_40_is_damaged(run, "about/metadata", "changed")
+
+
 def test_saving_does_not_wait_for_the_checksums_but_the_checkpoint_does(tmp_path, monkeypatch):
     real, go, went = checkpoint._write_sums, threading.Event(), []
 
@@ -320,6 +334,15 @@ def test_find_step_where_there_is_none(tmp_path):
 
 def test_best_is_not_a_number_that_is_none(tmp_path):
     write(tmp_path, [1, 2, 3], [float("nan"), 5.0, float("inf")])
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoint.find_step(checkpoints, "best") == 2
+
+
+def test_best_is_of_the_data_that_the_newest_was_measured_on(tmp_path):
+    with checkpoint.manager(tmp_path, best="eval_loss") as checkpoints:
+        for step, loss, data in ((1, 1.0, 7), (2, 5.0, 8), (3, 6.0, 8)):
+            checkpoint.save(checkpoints, step, state(step), {}, {"eval_loss": loss, checkpoint.MEASURED_ON: data})
+        checkpoint.save(checkpoints, 4, state(4), {})
     with checkpoint.manager(tmp_path) as checkpoints:
         assert checkpoint.find_step(checkpoints, "best") == 2
 

@@ -1,11 +1,12 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
-from giraffe_jax.config import ConfigError, FrozenDict, build, load, to_dict
+from giraffe_jax.config import Bound, ConfigError, FrozenDict, build, load, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Outer:
     kind: Literal["a", "b"] = "a"
     positions: tuple[Mapping[str, Any], ...] = ()
     limit: int | None = None
+    share: Annotated[float, Bound(0.0, above=True, high=1.0)] | None = None
 
 
 def test_builds_nested_values_and_freezes_them():
@@ -31,6 +33,8 @@ def test_builds_nested_values_and_freezes_them():
     built = build(Outer, given)
     assert built == Outer(3, 2.0, Inner(4), (Inner(5),), positions=(FrozenDict(dict(name="linear", factor=(1, 2))),))
     assert isinstance(built.lr, float) and isinstance(hash(built), int)
+    assert build(Outer, given | dict(steps=3.0)) == build(Outer, given | dict(steps=np.int64(3))) == built
+    assert isinstance(build(Outer, given | dict(steps=3.0)).steps, int)
     assert build(Outer, to_dict(built)) == built
 
 
@@ -43,6 +47,9 @@ def test_builds_nested_values_and_freezes_them():
         (dict(steps="3"), "c.steps: expected int, got '3'."),
         (dict(steps=True), "c.steps: expected int, got True."),
         (dict(steps=1.5), "c.steps: expected int, got 1.5."),
+        (dict(steps=float("inf")), "c.steps: expected int, got inf."),
+        (dict(steps=1, lr=float("nan")), "c.lr: expected float, got nan."),
+        (dict(steps=1, share=2), "c.share: must be > 0 and <= 1, got 2."),
         (dict(steps=1, inner=dict(sise=2)), "c.inner: unknown ['sise']; Inner takes size. Did you mean 'size'?"),
         (dict(steps=1, parts=[dict(size="x")]), "c.parts[0].size: expected int, got 'x'."),
         (dict(steps=1, parts=5), "c.parts: expected a list, got 5."),

@@ -199,9 +199,9 @@ def test_more_variants_tasks_and_lengths_may_come(world, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"name": "other"}, r"config\.name was \"test\", now \"other\""),
-        ({"source": "elsewhere"}, r"config\.source\.name was \"somewhere\", now \"elsewhere\""),
-        ({"model": {"dtype": "bfloat16"}}, r"config\.model\.dtype was null, now \"bfloat16\""),
+        ({"name": "other"}, r"config\.name was 'test', now 'other'"),
+        ({"source": "elsewhere"}, r"config\.source\.name was 'somewhere', now 'elsewhere'"),
+        ({"model": {"dtype": "bfloat16"}}, r"config\.model\.dtype was None, now 'bfloat16'"),
         ({"original_len": 64}, r"config\.model\.original_len was 128, now 64"),
         ({"tasks": [dict(TASKS[0], n=3)]}, r"config\.tasks\.passkey\.n was 2, now 3"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import giraffe_jax.train as training
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.hf import read
+from giraffe_jax.hf import names
 from giraffe_jax.loading import load, put
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.records import read_rows
@@ -55,14 +55,14 @@ def test_weights_come_in_parts(source, monkeypatch):
     """The first device is looked at whenever a tensor is read, and at the end."""
     whole = jax.tree.map(np.array, load(source).params)
     before = held()
-    most, reads, finite = [0], [], read._finite
+    most, reads, reshaped = [0], [], names.from_file
 
     def watched(tensor, *args):
         reads.append(args)
         most[0] = max(most[0], held() - before)
-        return finite(tensor, *args)
+        return reshaped(tensor, *args)
 
-    monkeypatch.setattr(read, "_finite", watched)
+    monkeypatch.setattr(names, "from_file", watched)
     loaded = load(source, mesh=make_mesh(MESH))
     assert len(reads) == 3 + 9 * MODEL.num_layers  # each tensor once, however many devices share it
     assert part(loaded.params) < nbytes(whole) / 7
@@ -73,7 +73,7 @@ def test_weights_come_in_parts(source, monkeypatch):
 
 
 def test_nothing_is_read_for_a_model_that_cannot_be(source, monkeypatch):
-    monkeypatch.setattr(read, "_finite", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(names, "from_file", lambda *_: pytest.fail("a tensor was read"))
     for overrides, message in ((dict(param_dtype="float31"), "float31"), (dict(dmodel=3), "unknown ['dmodel']")):
         with pytest.raises(ConfigError) as error:
             load(source, overrides, mesh=make_mesh(MESH))

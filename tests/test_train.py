@@ -164,6 +164,54 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path, tokenizer)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
+def test_best_is_among_what_was_measured_on_the_same_data(tmp_path, tokenizer, monkeypatch):
+    """Losses on one data say nothing of losses on other data: 1.0 on what was asked first is not better than 2.0."""
+    data = settings(tokenizer)["data"]
+    config = settings(tokenizer, keep=1, save_every=1, eval_every=1, eval_batches=1, optim=dict(lr=1e-2))
+    for seed, steps, values in ((9, 2, [1.0, 1.5]), (10, 5, [2.5, 2.0, 3.0])):
+        given = iter(values)
+        monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", lambda *_, given=given: next(given))
+        train(config | dict(steps=steps, eval_data=data | dict(seed=seed)), tmp_path, quiet=True)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoint.steps(checkpoints) == [4, 5]
+        assert checkpoint.find_step(checkpoints, "best") == 4
+
+
+def test_the_same_files_elsewhere_are_the_same_run_and_others_are_not(tmp_path, tokenizer):
+    for folder in ("here", "there", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(("other " if folder == "other" else "words ") * 200)
+
+    def config(folder, **changes):
+        source = dict(kind="text", path=str(tmp_path / folder))
+        return settings(tokenizer, data=dict(seq_len=128, batch_size=8, sources=[source]), **changes)
+
+    train(config("here", steps=2, optim=dict(lr=1e-2)), tmp_path / "run", quiet=True)
+    train(config("there", steps=4, optim=dict(lr=1e-2)), tmp_path / "run", quiet=True)
+    rows = [row["changed"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "changed" in row]
+    key = "data.sources[0].path"
+    assert rows == [{key: [str(tmp_path / "here"), str(tmp_path / "there")], "steps": [2, 4]}]
+    with pytest.raises(ConfigError, match="holds another run: its data is not the same"):
+        train(config("other", steps=4, optim=dict(lr=1e-2)), tmp_path / "run", quiet=True)
+
+
+def test_what_changed_is_kept_only_once_it_is_recorded(tmp_path, tokenizer, monkeypatch):
+    config = settings(tokenizer, steps=2, optim=dict(lr=1e-2))
+    train(config, tmp_path, quiet=True)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ConfigError, match="does not divide a micro-batch"):
+        train(config | dict(accumulate=4), tmp_path, quiet=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(giraffe_jax.train, "place", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config | dict(steps=4, loss_chunk=64), tmp_path, quiet=True)
+    assert (tmp_path / "config.json").read_text() == before
+    train(config | dict(steps=4, loss_chunk=64), tmp_path, quiet=True)
+    rows = [row["changed"] for row in read_rows(tmp_path / "metrics.jsonl") if "changed" in row]
+    assert rows == [{"loss_chunk": [1024, 64], "steps": [2, 4]}]
+    assert json.loads((tmp_path / "config.json").read_text())["loss_chunk"] == 64
+
+
 def test_a_damaged_checkpoint_is_gone_back_behind_and_the_run_ends_alike(tmp_path, tokenizer):
     config = settings(tokenizer, optim=dict(lr=1e-2, warmup_steps=2, schedule="constant"))
     whole = train(config, tmp_path / "one", quiet=True)

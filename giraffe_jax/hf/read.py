@@ -1,7 +1,8 @@
 """Reading safetensors one tensor at a time, and assembling our stacked parameters from any such source.
 
 Everything that can be wrong is found before a large array is made: the header against the file's size, then every name
-and shape. After that a parameter is filled layer by layer: beside the model, one stacked parameter is held.
+and shape. After that a parameter is filled layer by layer, and each device's part of it given up once it is placed:
+beside the model, one part of one parameter is held, and one layer's tensor.
 """
 
 import json
@@ -199,28 +200,42 @@ def assemble(
         slabs = {extent(i): np.empty([stop - start for start, stop in extent(i)], dtype) for i in wanted}
         for layer in range(config.num_layers) if row.stacked else [0]:
             tensor = tensors[getattr(row, column).format(i=layer)]
-            values = names.from_file(_finite(tensor, row, column, layer), row.layout, size)
+            values = names.from_file(tensor.read(), row.layout, size)
             for part, slab in slabs.items():
-                inside = tuple(slice(*ends) for ends in part[row.stacked :])
-                if not row.stacked:
-                    slab[...] = values[inside]
-                elif part[0][0] <= layer < part[0][1]:
-                    slab[layer - part[0][0]] = values[inside]
+                if row.stacked and not part[0][0] <= layer < part[0][1]:
+                    continue
+                piece = slab[layer - part[0][0]] if row.stacked else slab
+                piece[...] = values[tuple(slice(*ends) for ends in part[row.stacked :])]
+                if not _is_finite(piece):
+                    name = getattr(row, column).format(i=layer)
+                    raise ConfigError(f"{tensor.file}: {name} holds numbers that are not finite: the file is damaged.")
+            del values
         if mesh is None:
             flat[path] = jax.device_put(slabs[extent(whole)])
         else:
-            flat[path] = jax.make_array_from_callback(
-                shape, placed[path], lambda i, slabs=slabs, extent=extent: slabs[extent(i)]
-            )
+            flat[path] = _place(slabs, shape, placed[path], extent)
     return nest(flat)
 
 
-def _finite(tensor: Tensor, row: names.Name, column: str, layer: int) -> np.ndarray:
-    values = tensor.read()
-    if not np.isfinite(values.astype(np.float32, copy=False)).all():
-        name = getattr(row, column).format(i=layer)
-        raise ConfigError(f"{tensor.file}: {name} holds numbers that are not finite: the file is damaged.")
-    return values
+def _is_finite(values: np.ndarray) -> bool:
+    """Returns whether all numbers are finite, by their sum where that is, which takes no memory."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(values, dtype=np.float32)) or np.isfinite(values).all())
+
+
+def _place(slabs: dict[Any, np.ndarray], shape: tuple[int, ...], where: Any, extent: Callable[[Any], Any]) -> Any:
+    """Returns the array of which `slabs` are the parts of this process's devices, each dropped once it is placed."""
+    import jax
+
+    devices: dict[Any, list] = {}
+    for device, index in where.addressable_devices_indices_map(shape).items():
+        devices.setdefault(extent(index), []).append(device)
+    parts = []
+    for part, holders in devices.items():
+        slab = slabs.pop(part)
+        parts += jax.block_until_ready([jax.device_put(slab, device) for device in holders])
+        del slab
+    return jax.make_array_from_single_device_arrays(shape, where, parts)
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,39 +10,20 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import math
 import pkgutil
 import sys
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax.config import ConfigError, describe, nearest
+from giraffe_jax.config import Bound, ConfigError, coerce, describe, nearest
 from giraffe_jax.positions.encoding import Encoding
 
 Scaling = Sequence[Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """The range of a method's parameter, as the metadata of Annotated; `low` itself is allowed unless `above`."""
-
-    low: int | float
-    above: bool = False
-    many: bool = False  # a list of such numbers
-    high: int | float = math.inf
-
-    def __contains__(self, value: int | float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
-
-    def __str__(self) -> str:
-        upper = "" if self.high == math.inf else f" and <= {self.high:g}"
-        return f"{'>' if self.above else '>='} {self.low:g}{upper}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +122,10 @@ def _check_one(item: Mapping[str, Any], where: str) -> Call:
         raise ConfigError(f"{where}: {', '.join(parts)}; it takes {describe(function)}.{hint}")
     hints = typing.get_type_hints(function, include_extras=True)
     values = {p.name: p.default for p in keywords} | given
-    values = {k: _coerce(v, hints.get(k, Any), f"{where}: {k}") for k, v in values.items()}
+    values = {
+        k: _choices(v, f"{where}.{k}") if _is_nested(hints.get(k)) else coerce(hints.get(k, Any), v, f"{where}.{k}")
+        for k, v in values.items()
+    }
     numbers = {k: v for k, v in values.items() if isinstance(v, float | np.ndarray) or _is_nested(hints.get(k))}
     choices = tuple((k, v) for k, v in values.items() if k not in numbers)
     needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
@@ -152,54 +136,10 @@ def _is_nested(hint: Any) -> bool:
     return typing.get_origin(hint) is Annotated and isinstance(typing.get_args(hint)[1], Nested)
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Returns a parameter as its annotation wants it: numbers as float, lists as float64 arrays, choices as they
-    are."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType) and type(None) in args:
-        rest = [a for a in args if a is not type(None)]
-        return None if value is None else _coerce(value, rest[0] if len(rest) == 1 else Number, where)
-    bound = None
-    if _is_nested(hint):
-        if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or len(value) < 2:
-            raise ConfigError(f"{where} must be two lists of methods or more, got {value!r}.")
-        return tuple(check(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Annotated:
-        hint, bound = args
-        if bound.many:
-            return _coerce_list(value, dataclasses.replace(bound, many=False), where)
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not math.isnan(value)
-    if hint is float or hint == Number:
-        if not number:
-            raise ConfigError(f"{where} must be a number, got {value!r}.")
-        value = float(value)
-    elif hint is int:
-        if not number or int(value) != value:
-            raise ConfigError(f"{where} must be an integer, got {value!r}.")
-        value = int(value)
-    elif hint is bool and not isinstance(value, bool):
-        raise ConfigError(f"{where} must be True or False, got {value!r}.")
-    elif origin is Literal and value not in args:
-        raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}.")
-    if bound is not None and value not in bound:
-        raise ConfigError(f"{where} must be {bound}, got {value:g}.")
-    return value
-
-
-def _coerce_list(value: Any, bound: Bound, where: str) -> np.ndarray:
-    """Returns a list of numbers, or of equally long lists of them, as float64."""
-
-    def is_list(x):
-        return isinstance(x, Sequence | np.ndarray) and not isinstance(x, str) and len(x) > 0
-
-    if not is_list(value):
-        raise ConfigError(f"{where} must be a list of numbers, got {value!r}.")
-    if is_list(value[0]):
-        rows = [_coerce_list(v, bound, f"{where}[{i}]") for i, v in enumerate(value)]
-        if {row.shape for row in rows} != {rows[0].shape} or rows[0].ndim > 1:
-            raise ConfigError(f"{where} must be lists of one length, got {[row.shape[0] for row in rows]}.")
-        return np.stack(rows)
-    return np.array([_coerce(v, Annotated[Number, bound], f"{where}[{i}]") for i, v in enumerate(value)], np.float64)
+def _choices(value: Any, where: str) -> tuple[tuple[Call, ...], ...]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or len(value) < 2:
+        raise ConfigError(f"{where}: expected two lists of methods or more, got {value!r}.")
+    return tuple(check(item, f"{where}[{i}]") for i, item in enumerate(value))
 
 
 def bind(

@@ -139,10 +139,18 @@ def _read_one(directory: Path) -> Results:
 
 
 def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> Results:
-    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time.
+    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time."""
+    loose, done, failed = by_cell(rows)
+    kept = loose + [row for _, cell in done.values() for row in cell]
+    seconds = float(sum(marker.get("seconds") or 0.0 for marker, _ in done.values()))
+    return Results(tuple(kept), tuple(failed.values()), seconds, dict(manifest or {}))
+
+
+def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[Row]]], dict[str, Row]]:
+    """(rows of no cell, key of a finished cell -> its "done" row and its rows, key of a failed one -> its failure).
 
     Rows of an experiment carry the "key" of their cell and count once its "done" row has come; a "failure" row counts
-    until its cell is done. Rows without a key (from `giraffe evaluate`) all count.
+    until its cell is done. Rows without a key all count.
     """
     loose: list[Row] = []
     pending: dict[str, list[Row]] = {}
@@ -161,9 +169,7 @@ def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> R
             failed[key or str(len(failed))] = row
         elif kind is None:
             (loose if key is None else pending.setdefault(key, [])).append(row)
-    kept = loose + [row for _, cell in done.values() for row in cell]
-    seconds = float(sum(marker.get("seconds") or 0.0 for marker, _ in done.values()))
-    return Results(tuple(kept), tuple(failed.values()), seconds, dict(manifest or {}))
+    return loose, done, failed
 
 
 def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]:

@@ -96,7 +96,7 @@ def test_schemas_that_disagree_are_refused():
         (dict(rope_parameters={"full_attention": {"rope_type": "default"}}), r"one flat set of parameters"),
         (
             dict(rope_scaling={"type": "linear", "factor": "2"}),
-            r"config\.json: model\.positions\[0\] \(linear\): factor must be a number, got '2'",
+            r"config\.json: model\.positions\[0\] \(linear\).factor: expected float, got '2'",
         ),
         (dict(vocab_size="96"), r"vocab_size: expected int, got '96'"),
         (dict(num_attention_heads=5), r"hidden_size 32 is not a multiple of num_attention_heads 5"),

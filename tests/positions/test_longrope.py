@@ -65,7 +65,7 @@ def test_each_layer_may_have_its_own_lists():
     close(rotations(e)[0].k_sin[:, 0], np.sin(angle))
     with pytest.raises(ConfigError, match="long_factor must have one list for each of 4 layers, got 3"):
         bind(scaling, num_layers=4, length=64, **small)
-    with pytest.raises(ConfigError, match=r"long_factor must be lists of one length, got \[4, 3\]"):
+    with pytest.raises(ConfigError, match=r"long_factor: expected lists of one length, got \[4, 3\]"):
         bind([scaling[0] | dict(long_factor=[[1.0] * 4, [1.0] * 3])], **small)
 
 

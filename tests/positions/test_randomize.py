@@ -56,7 +56,7 @@ def test_composes_with_linear_scaling_as_giraffe_trained_it():
 
 
 def test_subset_needs_a_range():
-    with pytest.raises(ConfigError, match="max_len must be >= 1, got 0"):
+    with pytest.raises(ConfigError, match="max_len: must be >= 1, got 0"):
         check([dict(name="randomize", kind="subset", max_len=0)])
     with pytest.raises(ValueError, match="needs max_len"):
         bind([dict(name="randomize", kind="subset")], **MODEL).at(POSITIONS)
