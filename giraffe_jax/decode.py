@@ -1,5 +1,9 @@
 """A language model as evaluations and people use it: score tokens, generate tokens.
 
+    lm = giraffe_jax.load("giraffe-mini")
+    lm.score("line apple 17")  # nll of each token
+    lm.generate("line apple 17\\nask apple", 4)
+
 The compiled functions are module-level and pure; what differs between position methods (frequencies, gain, length) are
 their arguments, so all methods that differ in numbers share one compilation. Shapes are bucketed for the same reason.
 
@@ -23,19 +27,85 @@ from jaxtyping import Array, Bool, Float, Int
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Cache, Llama, ModelConfig, logits, unembedding
-from giraffe_jax.positions import Encoding, length_dependent, needs_raw_keys
+from giraffe_jax.positions import Encoding, Scaling, length_dependent, needs_raw_keys
 
 Policy = Literal["pinned", "per_call", "running"]
 Tokens = Int[Array | np.ndarray, "B T"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a model makes of a text, whose ids are `tokens` int [T]: of every token but the first, [T - 1] each."""
+
+    tokens: np.ndarray
+    nll: np.ndarray  # float32, nats
+    likeliest: np.ndarray  # bool, whether it is the most likely token
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean nll."""
+        return float(np.exp(np.mean(self.nll, dtype=np.float64)))
+
+
+@dataclasses.dataclass(frozen=True)
 class LM:
-    """A model with its parameters (in the dtype to compute in) and its tokenizer."""
+    """A model with its weights and its tokenizer: what `load` gives, and training, evaluation and export take."""
 
     config: ModelConfig
     params: Any
     tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text as the model reads one: its begin token first where the model has that rule."""
+        return [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
+
+    def score(self, text: str | Sequence[int], positions: Scaling | None = None) -> Scores:
+        """Returns the loss of every token of a text, or of ids, under the model's own position methods or others.
+
+        Raises:
+          ConfigError: fewer than two tokens, ids that are not the model's, or positions that cannot be.
+        """
+        tokens = self._ids(text, least=2)
+        padded, _ = _pad([tokens], 1, _bucket(len(tokens)))
+        segments = (np.arange(padded.shape[1]) < len(tokens))[None].astype(np.int32)
+        encoding = self.config.bind(float(len(tokens)), scaling=positions)
+        nll, likeliest = score(self, padded, encoding, segments)
+        inside = slice(len(tokens) - 1)
+        return Scores(np.asarray(tokens), np.asarray(nll)[0, inside], np.asarray(likeliest)[0, inside])
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        n: int = 64,
+        positions: Scaling | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        policy: Policy = "pinned",
+    ) -> str:
+        """Returns the text of up to `n` tokens that continue a prompt, a text or ids.
+
+        Args:
+          positions: methods in place of the model's own.
+          temperature: of sampling, by `seed`; 0 takes the likeliest token.
+          policy: which length methods read while text grows; see this module's docstring.
+
+        Raises:
+          ConfigError: an empty prompt, ids that are not the model's, positions that cannot be.
+        """
+        tokens = self._ids(prompt, least=1)
+        encoding = self.config.bind(scaling=positions)
+        settings: dict[str, Any] = dict(policy=policy, temperature=temperature, key=jax.random.key(seed))
+        (new,) = generate(self, [tokens], n, encoding, **settings)
+        return self.tokenizer.decode(new)
+
+    def _ids(self, text: str | Sequence[int], least: int) -> list[int]:
+        tokens = self.encode(text) if isinstance(text, str) else [int(token) for token in text]
+        if len(tokens) < least:
+            raise ConfigError(f"tokens: {str(text)[:40]!r} has {len(tokens)}, at least {least} must be given.")
+        if any(not 0 <= t < self.config.vocab_size for t in tokens):
+            raise ConfigError(f"tokens: ids are 0 to {self.config.vocab_size - 1}, got {min(tokens)} to {max(tokens)}.")
+        return tokens
 
 
 def score(

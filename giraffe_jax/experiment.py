@@ -202,7 +202,7 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
         "versions": versions(),
     }
     manifest |= {key: old.get(key) for key in ("model", "date", "command")} if old else _beginning(base())
-    manifest["original_len"] = original_len or base().model.original_len
+    manifest["original_len"] = original_len or base().config.original_len
     if _first_process():
         records.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
@@ -310,7 +310,6 @@ def _prepare(
     config: ExperimentConfig, variant: Variant, seed: int, workdir: Path, base: Any, say: Callable[[str], None]
 ) -> tuple[Any, Callable[[int], Any]]:
     """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
-    from giraffe_jax.decode import LM
     from giraffe_jax.train import train
 
     if variant.train is None:
@@ -321,14 +320,14 @@ def _prepare(
         trained = train_config(config, variant, seed)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
-    model = dataclasses.replace(loaded.model, positions=())
-    own = variant.positions if variant.train is None else loaded.model.positions  # training may have learned others
+    model = dataclasses.replace(loaded.config, positions=())
+    own = variant.positions if variant.train is None else loaded.config.positions  # training may have learned others
     scaling = own if variant.eval_positions is None else variant.eval_positions
 
     def encoding_for(length: int) -> Any:
         return model.bind(length, scaling=scaling)
 
-    return LM(model, loaded.params, loaded.tokenizer), encoding_for
+    return dataclasses.replace(loaded, config=model), encoding_for
 
 
 def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
@@ -384,7 +383,7 @@ def _beginning(loaded: Any) -> dict[str, Any]:
     import jax
 
     names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
-    shape = {name: getattr(loaded.model, name) for name in names}
+    shape = {name: getattr(loaded.config, name) for name in names}
     return {
         "model": {"parameters": sum(x.size for x in jax.tree.leaves(loaded.params))} | shape,
         "date": time.strftime("%Y-%m-%d"),

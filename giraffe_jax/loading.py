@@ -16,25 +16,17 @@ import numpy as np
 
 from giraffe_jax import checkpoint, hf, lora, sharding
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
+from giraffe_jax.decode import LM
 from giraffe_jax.lora import LoraConfig
 from giraffe_jax.model import ModelConfig, fit_params, init_params, param_axes
-from giraffe_jax.tokenizer import Tokenizer, load_tokenizer
+from giraffe_jax.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """Weights with what is needed to use them."""
-
-    model: ModelConfig
-    params: Any
-    tokenizer: Tokenizer
-
-
 def load(
     source: str, overrides: Mapping[str, Any] = {}, *, tokenizer: str = "", mesh: jax.sharding.Mesh | None = None
-) -> Loaded:
+) -> LM:
     """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
 
     Args:
@@ -58,12 +50,12 @@ def load(
     words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
     if words is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
-    return Loaded(model, _fit(model, found.params, mesh), words)
+    return LM(model, _fit(model, found.params, mesh), words)
 
 
 def _load_workdir(
     source: str, which: str, overrides: Mapping[str, Any], tokenizer: str, mesh: jax.sharding.Mesh | None
-) -> Loaded:
+) -> LM:
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
         about = checkpoint.read_about(checkpoints, step)
@@ -93,7 +85,7 @@ def _load_workdir(
 
         where = _placement(saved, jax.eval_shape(merged, params), mesh)
         params = jax.jit(merged, out_shardings=where)(params)
-    return Loaded(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
+    return LM(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
 
 
 def _fit(model: ModelConfig, params: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -117,7 +117,7 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
     config, workdir = build(SearchConfig, config), Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     loaded = load(config.source, config.model, tokenizer=config.tokenizer, mesh=mesh)
-    model = dataclasses.replace(loaded.model, positions=())
+    model = dataclasses.replace(loaded.config, positions=())
     process = (jax.process_index(), jax.process_count())
     pipeline = make_pipeline(config.data, loaded.tokenizer, process)
     if config.data.batch_size % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):

@@ -27,7 +27,8 @@ from optax import global_norm
 from giraffe_jax import checkpoint, lora, sharding
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-from giraffe_jax.loading import Loaded, load, override, put, state_axes
+from giraffe_jax.decode import LM
+from giraffe_jax.loading import load, override, put, state_axes
 from giraffe_jax.lora import LoraConfig, with_lr_ratio
 from giraffe_jax.loss import next_token_loss, token_nll
 from giraffe_jax.model import Llama, ModelConfig, init_params, param_axes, unembedding
@@ -184,7 +185,7 @@ def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, mo
     return jnp.sum(batch["weights"] * nll), batch["weights"].sum()
 
 
-def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> Loaded:
+def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> LM:
     """Trains to config.steps, continuing what the workdir holds, and returns the result.
 
     Args:
@@ -204,8 +205,8 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         )
     mesh = sharding.make_mesh(config.mesh)
     loaded = _start(config, mesh)
-    _check_skip(config, loaded.model)
-    _check_dtype(config, loaded.model)
+    _check_skip(config, loaded.config)
+    _check_dtype(config, loaded.config)
     if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
         raise ConfigError(
             f"mesh: data x fsdp does not divide a micro-batch of {config.data.batch_size // config.accumulate}."
@@ -214,7 +215,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     held_out = None
     if config.eval_data is not None:
         held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
-    resolved = to_dict(config) | {"model": to_dict(loaded.model), DATA: pipeline.fingerprint}
+    resolved = to_dict(config) | {"model": to_dict(loaded.config), DATA: pipeline.fingerprint}
     changed = claim(Path(workdir), resolved, loaded.tokenizer)
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -242,7 +243,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         with _naming_the_process(checkpoints):
             state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about)
         checkpoints.wait_until_finished()
-        model = learned_model(loaded.model, state.params)
+        model = learned_model(loaded.config, state.params)
         if config.frequencies is not None:
             text = json.dumps(to_dict(model.positions))
             if process == 0:
@@ -251,7 +252,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
                 print(f"learned, for any config: positions = {text}", flush=True)
         params = {name: value for name, value in state.params.items() if name != "positions"}
         params = jax.jit(lora.merge)(params) if config.lora else params
-        return dataclasses.replace(loaded, model=model, params=params)
+        return dataclasses.replace(loaded, config=model, params=params)
 
 
 def _last_good(checkpoints: checkpoint.Checkpoints) -> int | None:
@@ -298,7 +299,7 @@ def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
         )
 
 
-def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> Loaded:
+def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> LM:
     """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
         return load(config.source, config.model, tokenizer=config.tokenizer, mesh=mesh)
@@ -308,36 +309,36 @@ def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> Loaded:
     tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(f"model.vocab_size {model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}.")
-    return Loaded(model, None, tokenizer)
+    return LM(model, None, tokenizer)
 
 
-def place(config: TrainConfig, loaded: Loaded, mesh: jax.sharding.Mesh) -> TrainState:
+def place(config: TrainConfig, loaded: LM, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state before the first step, every array on the mesh by its axes."""
 
     def fresh(params):
         if config.lora is not None:
             params = lora.add(params, config.lora, jax.random.key(config.seed))
         if config.frequencies is not None:
-            params = params | {"positions": {"log_ratio": jnp.zeros(loaded.model.head_dim // 2)}}
+            params = params | {"positions": {"log_ratio": jnp.zeros(loaded.config.head_dim // 2)}}
         return init_state(params, config)
 
     if loaded.params is None:
-        start = functools.partial(init_params, loaded.model)
+        start = functools.partial(init_params, loaded.config)
         shapes = jax.eval_shape(lambda key: fresh(start(key)), jax.random.key(config.seed))
-        where = sharding.shardings(shapes, state_axes(loaded.model), mesh)
+        where = sharding.shardings(shapes, state_axes(loaded.config), mesh)
         return jax.jit(lambda key: fresh(start(key)), out_shardings=where)(jax.random.key(config.seed))
     shapes = jax.eval_shape(fresh, loaded.params)
-    where = sharding.shardings(shapes, state_axes(loaded.model), mesh)
-    params = jax.tree.map(put, loaded.params, sharding.shardings(loaded.params, param_axes(loaded.model), mesh))
+    where = sharding.shardings(shapes, state_axes(loaded.config), mesh)
+    params = jax.tree.map(put, loaded.params, sharding.shardings(loaded.params, param_axes(loaded.config), mesh))
     # A copy: the step donates its state, and the caller may still hold the loaded weights.
     return jax.jit(lambda p: fresh(jax.tree.map(jnp.copy, p)), out_shardings=where)(params)
 
 
 def _loop(
-    config: TrainConfig, loaded: Loaded, mesh, state: TrainState, pipeline, held_out, checkpoints, log: TrainLog, about
+    config: TrainConfig, loaded: LM, mesh, state: TrainState, pipeline, held_out, checkpoints, log: TrainLog, about
 ):
-    encoding = loaded.model.bind()
-    model = dataclasses.replace(loaded.model, positions=())
+    encoding = loaded.config.bind()
+    model = dataclasses.replace(loaded.config, positions=())
     settings = dict(model=model, optim=config.optim, steps=config.steps, accumulate=config.accumulate)
     settings |= dict(adapters=config.lora, z_loss=config.z_loss, chunk=config.loss_chunk)
     settings |= dict(frequencies=config.frequencies)
@@ -382,7 +383,7 @@ def _loop(
             log.write(done, scores)
             scores |= _measured_on(config, held_out)
         if save:
-            now = {"model": to_dict(learned_model(loaded.model, state.params)), "next_step": done}
+            now = {"model": to_dict(learned_model(loaded.config, state.params)), "next_step": done}
             checkpoint.save(checkpoints, done, state, about | now, scores)
         if preempted and done < config.steps:
             checkpoints.wait_until_finished()

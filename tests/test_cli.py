@@ -53,8 +53,8 @@ def test_every_verb_has_a_module_with_a_line_of_example():
         (["methods", "yran"], 2, "Did you mean 'yarn'?"),
         (["methods", "--config.x=1"], 2, "reads no config"),
         (["import", "no/such", "DST"], 2, "no/such"),
-        (["generate", "--checkpoint=no/such", "--prompt=x"], 2, "no/such"),
-        (["generate", "--checkpoint=giraffe-mini", "--prompt-file=no/such.txt"], 2, "no/such.txt"),
+        (["generate", "--source=no/such", "--prompt=x"], 2, "no/such"),
+        (["generate", "--source=giraffe-mini", "--prompt-file=no/such.txt"], 2, "no/such.txt"),
         (["report", "no/such"], 2, "no/such"),
     ],
 )
@@ -198,7 +198,7 @@ def test_import_then_generate_as_from_the_source(tmp_path, capsys):
     capsys.readouterr()
     said = []
     for checkpoint in (source, tmp_path / "ours"):
-        assert main(["generate", f"--checkpoint={checkpoint}", "--prompt=giraffe", "-n", "8"]) == 0
+        assert main(["generate", f"--source={checkpoint}", "--prompt=giraffe", "-n", "8"]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] and said[0].strip("\n")
     assert evaluate.own_positions(str(tmp_path / "ours")) == [dict(name="linear", factor=2.0)]

@@ -10,6 +10,7 @@ import pytest
 
 from giraffe_jax import evals, experiment, records, report
 from giraffe_jax.config import ConfigError, build
+from giraffe_jax.decode import LM
 from giraffe_jax.model import ModelConfig
 
 TASKS = [
@@ -39,7 +40,7 @@ def world(monkeypatch):
 
     def load(source, overrides):
         calls.append(("load", source))
-        return types.SimpleNamespace(model=model, params={}, tokenizer=None)
+        return LM(model, {}, None)
 
     def train(settings, workdir):
         calls.append(("train", settings.seed, str(workdir.name)))
@@ -67,7 +68,6 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
     monkeypatch.setattr(experiment, "source_fingerprint", lambda source: "f" * 16)
-    monkeypatch.setattr("giraffe_jax.decode.LM", lambda config, params, tokenizer: None)
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
 

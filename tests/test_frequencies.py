@@ -128,7 +128,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
     (run / POSITIONS).unlink()
     resumed = train(config, run, quiet=True)
     assert list(losses(run)) == list(losses(tmp_path / "whole"))
-    assert resumed.model == whole.model and paths(resumed.params).keys() == paths(whole.params).keys()
+    assert resumed.config == whole.config and paths(resumed.params).keys() == paths(whole.params).keys()
     for name, leaf in paths(resumed.params).items():
         np.testing.assert_array_equal(leaf, paths(whole.params)[name])
 
@@ -144,12 +144,12 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
     np.testing.assert_allclose(frequencies(entries, **ABOUT)[0], want, rtol=1.2e-7)
 
     loaded = load(str(run))
-    assert loaded.model == resumed.model and "positions" not in loaded.params
+    assert loaded.config == resumed.config and "positions" not in loaded.params
     assert [dict(p) for p in own_positions(str(run))] == entries
-    assert load(str(run), dict(positions=[])).model.positions == ()
+    assert load(str(run), dict(positions=[])).config.positions == ()
     again = dict(source=str(run), steps=1, data=config["data"], frequencies=how)
     further = train(again, tmp_path / "further", quiet=True)
-    assert [p["name"] for p in further.model.positions] == ["longrope"]
+    assert [p["name"] for p in further.config.positions] == ["longrope"]
 
 
 def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
@@ -162,8 +162,8 @@ def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     data = make_pipeline(build(DataConfig, held_out), trained_.tokenizer).batch(0)
     scores = {}
-    for name, scaling in (("learned", trained_.model.positions), ("start", [YARN])):
-        e = trained_.model.bind(scaling=scaling)
+    for name, scaling in (("learned", trained_.config.positions), ("start", [YARN])):
+        e = trained_.config.bind(scaling=scaling)
         nats, tokens = eval_step(trained_.params, data, e, model=build(ModelConfig, MODEL))
         scores[name] = float(nats / tokens)
     assert rows[-1]["eval_loss"] == pytest.approx(scores["learned"], rel=1e-6)
@@ -172,11 +172,12 @@ def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
 
 def test_the_sharding_table_names_the_ratio_and_every_device_holds_it(tokenizer):
     config = build(TrainConfig, settings(tokenizer, dict(train="with_weights")))
-    from giraffe_jax.loading import Loaded, state_axes
+    from giraffe_jax.decode import LM
+    from giraffe_jax.loading import state_axes
     from giraffe_jax.sharding import make_mesh
 
     mesh, model = make_mesh(config.mesh), build(ModelConfig, MODEL)
-    state = place(config, Loaded(model, init_params(model, jax.random.key(0)), ByteTokenizer()), mesh)
+    state = place(config, LM(model, init_params(model, jax.random.key(0)), ByteTokenizer()), mesh)
     assert "positions/log_ratio" in state_axes(model)
     ratio = state.params["positions"]["log_ratio"]
     assert ratio.sharding.is_fully_replicated and len(ratio.sharding.device_set) == 8

@@ -103,8 +103,8 @@ def test_accumulated_and_split_steps_are_the_plain_one(tokenizer):
         mesh = make_mesh(sizes)
         with jax.set_mesh(mesh):
             state = place(config, loaded, mesh)
-            args = dict(model=loaded.model, optim=config.optim, steps=6, adapters=adapters, accumulate=accumulate)
-            states.append(train_step(state, batch(8, 16), loaded.model.bind(), **args))
+            args = dict(model=loaded.config, optim=config.optim, steps=6, adapters=adapters, accumulate=accumulate)
+            states.append(train_step(state, batch(8, 16), loaded.config.bind(), **args))
     (one, metrics), (split, split_metrics) = states
     close(metrics["grad_norm"], split_metrics["grad_norm"], ulps=1024)
     assert split.params["layers"]["mlp"]["up"]["lora"]["b"].sharding.spec[-1] == "tensor"
@@ -125,12 +125,12 @@ def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer):
     assert not lora.has_adapters(loaded.params)
     for name, leaf in paths(loaded.params).items():
         close(leaf, paths(whole.params)[name], ulps=1024, what=name)
-    hf.save(loaded.params, loaded.model, loaded.tokenizer, tmp_path / "hf", dtype="float32")
+    hf.save(loaded.params, loaded.config, loaded.tokenizer, tmp_path / "hf", dtype="float32")
     exported = hf.load(tmp_path / "hf")
     before = load("giraffe-mini")
     data = jax.tree.map(lambda x: x, batch())
-    assert abs(loss(exported.params, data, before.model) - loss(loaded.params, data, before.model)) < 1e-6
-    assert abs(loss(before.params, data, before.model) - loss(loaded.params, data, before.model)) > 1e-4
+    assert abs(loss(exported.params, data, before.config) - loss(loaded.params, data, before.config)) < 1e-6
+    assert abs(loss(before.params, data, before.config) - loss(loaded.params, data, before.config)) > 1e-4
     assert load_tokenizer(tmp_path / "hf").vocab_size == loaded.tokenizer.vocab_size
 
 

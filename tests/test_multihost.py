@@ -35,8 +35,21 @@ from ml_collections import ConfigDict
 
 def get_config():
     data = dict(sources=[dict(kind="synthetic")], seq_len=256, batch_size=4)
-    return ConfigDict(dict(source="giraffe-mini", steps=4, save_every=2, optim=dict(lr=1e-3, warmup_steps=0),
+    return ConfigDict(dict(source="giraffe-mini", steps={steps}, save_every=2, optim=dict(lr=1e-3, warmup_steps=0),
         mesh=dict(fsdp=2), data=data))
+"""
+
+
+# The command line, and a line on stderr for each file that it opens for writing.
+WATCHED = """
+import os, runpy, sys
+
+def opened(event, args):
+    if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+        print("writes", args[0], file=sys.stderr, flush=True)
+
+sys.addaudithook(opened)
+runpy.run_module("giraffe_jax.cli", run_name="__main__")
 """
 
 
@@ -54,8 +67,9 @@ def write_config(folder, steps, mesh="fsdp=2"):
     return folder / "run.py"
 
 
-def start(config, workdir, process=None, port=0, processes=2, devices=1, more=(), verb="train"):
-    command = [sys.executable, "-m", "giraffe_jax.cli", verb, f"--config={config}", f"--workdir={workdir}", *more]
+def start(config, workdir, process=None, port=0, processes=2, devices=1, more=(), verb="train", watched=False):
+    program = ["-c", WATCHED] if watched else ["-m", "giraffe_jax.cli"]
+    command = [sys.executable, *program, verb, f"--config={config}", f"--workdir={workdir}", *more]
     if process is not None:
         command += ["--distributed", f"--coordinator=localhost:{port}", f"--processes={processes}"]
         command += [f"--process-id={process}"]
@@ -63,9 +77,27 @@ def start(config, workdir, process=None, port=0, processes=2, devices=1, more=()
     return subprocess.Popen([*command], env=env, stderr=subprocess.PIPE, text=True)
 
 
+def start_job(config, workdir, **keys):
+    port = free_port()
+    return [start(config, workdir, i, port, **keys) for i in (0, 1)]
+
+
 def end(process, seconds=600):
     _, text = process.communicate(timeout=seconds)
     return process.returncode, text
+
+
+def done(processes):
+    """Returns what each process has written to stderr, once all have ended well."""
+    said = []
+    try:
+        for process in processes:
+            code, text = end(process)
+            assert code == 0, text
+            said.append(text)
+    finally:
+        kill(processes)
+    return said
 
 
 def rows(workdir):
@@ -82,15 +114,8 @@ def kill(processes):
 
 @pytest.mark.parametrize("mesh", ["fsdp=2", "fsdp=1, context=2", "fsdp=1, tensor=2"])
 def test_two_processes_train_as_one_does(tmp_path, mesh):
-    config, port = write_config(tmp_path, 4, mesh), free_port()
-    job = [start(config, tmp_path / "one", devices=2)]
-    job += [start(config, tmp_path / "two", process, port) for process in (0, 1)]
-    try:
-        for process in job:
-            code, text = end(process)
-            assert code == 0, text
-    finally:
-        kill(job)
+    config = write_config(tmp_path, 4, mesh)
+    done([start(config, tmp_path / "one", devices=2), *start_job(config, tmp_path / "two")])
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert list(one) == list(two) == [1, 2, 3, 4]
     assert [two[step] for step in one] == pytest.approx([one[step] for step in one], rel=1024 * ULP)
@@ -108,30 +133,19 @@ def get_config(source):
 def test_two_processes_start_from_weights_and_what_they_save_is_everybodys(tmp_path):
     """Trained on, resumed by two processes and by one, and measured by both: the same."""
 
-    def job(*args, **keys):
-        port = free_port()
-        return [start(*args, i, port, **keys) for i in (0, 1)]
-
-    def done(processes):
-        try:
-            for process in processes:
-                code, text = end(process)
-                assert code == 0, text
-        finally:
-            kill(processes)
-
     config, two, one = tmp_path / "run.py", tmp_path / "two", tmp_path / "one"
-    config.write_text(FROM_WEIGHTS)
-    done(job(config, two))
+    config.write_text(FROM_WEIGHTS.format(steps=4))
+    done(start_job(config, two))
     shutil.copytree(two, one)
-    done(job(config, two, more=["--config.steps=6"]))
+    done(start_job(config, two, more=["--config.steps=6"]))
     done([start(config, one, more=["--config.steps=6", "--config.mesh.fsdp=1"])])
     assert list(rows(one)) == list(rows(two)) == [1, 2, 3, 4, 5, 6]
     assert list(rows(one).values()) == pytest.approx(list(rows(two).values()), rel=1024 * ULP)
 
     evaluation = tmp_path / "evaluation.py"
     evaluation.write_text(EVALUATION)
-    done(job(f"{evaluation}:{two}", tmp_path / "by two", verb="evaluate"))
+    said = done(start_job(f"{evaluation}:{two}", tmp_path / "by two", verb="evaluate", watched=True))
+    assert [f"writes {tmp_path / 'by two'}" in text for text in said] == [True, False]
     done([start(f"{evaluation}:{two}", tmp_path / "by one", verb="evaluate")])
     found = [list(read_rows(tmp_path / by / "results.jsonl")) for by in ("by two", "by one")]
     scores = [[row["metrics"] for row in rows if "metrics" in row] for rows in found]
@@ -141,38 +155,31 @@ def test_two_processes_start_from_weights_and_what_they_save_is_everybodys(tmp_p
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_from_its_checkpoint(tmp_path):
-    config = write_config(tmp_path, 3000)  # more than is waited for
-
-    def start_job(workdir):
-        port = free_port()
-        return [start(config, workdir, i, port, more=["--heartbeat-timeout=10"]) for i in (0, 1)]
-
-    lost = start_job(tmp_path / "lost")
+    """Started again with as many processes, or with one alone, from what the kill has left."""
+    config, lost, alone, whole = tmp_path / "run.py", tmp_path / "lost", tmp_path / "alone", tmp_path / "whole"
+    config.write_text(FROM_WEIGHTS.format(steps=3000))  # more than is waited for
+    job = start_job(config, lost, more=["--heartbeat-timeout=10"])
     try:
-        wait_for(lost, tmp_path / "lost", 5)
-        lost[1].kill()
-        code, text = end(lost[0])
+        wait_for(job, lost, 5)
+        job[1].kill()
+        code, text = end(job[0])
         # Whether a collective fails first, which we explain, or JAX's heartbeat, which aborts, is a race of theirs.
         assert code != 0
         assert code != 1 or ("process 0 of 2 has lost another one" in text and "from checkpoint" in text)
     finally:
-        kill(lost)
-    with checkpoint.manager(tmp_path / "lost") as checkpoints:
+        kill(job)
+    with checkpoint.manager(lost) as checkpoints:
         saved = checkpoints.latest_step()
     assert saved is not None and saved % 2 == 0
 
-    again, whole = start_job(tmp_path / "lost"), []
-    try:
-        wait_for(again, tmp_path / "lost", saved + 5)
-        kill(again)
-        whole = start_job(tmp_path / "whole")
-        wait_for(whole, tmp_path / "whole", saved + 5)
-    finally:
-        kill([*again, *whole])
-    resumed, uninterrupted = rows(tmp_path / "lost"), rows(tmp_path / "whole")
-    both = resumed.keys() & uninterrupted.keys()
-    assert set(range(1, saved + 6)) <= both
-    assert [resumed[step] for step in sorted(both)] == [uninterrupted[step] for step in sorted(both)]
+    shutil.copytree(lost, alone)
+    more = [f"--config.steps={saved + 5}"]
+    done(start_job(config, lost, more=more))
+    done([start(config, alone, more=[*more, "--config.mesh.fsdp=1"])])
+    done(start_job(config, whole, more=more))
+    assert list(rows(whole)) == list(range(1, saved + 6))
+    assert rows(lost) == rows(whole)
+    assert rows(alone) == pytest.approx(rows(whole), rel=1024 * ULP)
 
 
 def wait_for(job, workdir, step):

@@ -13,7 +13,7 @@ import giraffe_jax.search
 from giraffe_jax import search as search_
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data.pipeline import make_pipeline
-from giraffe_jax.decode import LM, score
+from giraffe_jax.decode import score
 from giraffe_jax.hf import export
 from giraffe_jax.loading import load
 from giraffe_jax.positions import frequencies
@@ -51,16 +51,16 @@ def test_losses_are_those_of_the_answers_of_each_table_alone(source):
     stacked = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
     for at_once in (1, 2, 3):
         got = table_losses(
-            loaded.params, jax.tree.map(jax.numpy.asarray, stacked), loaded.model.bind(), inv_freq, model=loaded.model,
-            at_once=at_once,
+            loaded.params, jax.tree.map(jax.numpy.asarray, stacked), loaded.config.bind(), inv_freq,
+            model=loaded.config, at_once=at_once,
         )  # fmt: skip
         want = []
         for scaling in methods:
             nats, count = 0.0, 0
             for b in batches:
-                encoding = loaded.model.bind(scaling=scaling)
+                encoding = loaded.config.bind(scaling=scaling)
                 nll, _ = score(
-                    LM(loaded.model, loaded.params, loaded.tokenizer), b["tokens"], encoding, b["segments"],
+                    loaded, b["tokens"], encoding, b["segments"],
                     b["positions"],
                 )  # fmt: skip
                 for row, text in zip(np.asarray(nll), b["tokens"], strict=True):
@@ -103,7 +103,7 @@ def test_a_whole_search_compiles_once_and_finds_no_worse_than_its_starts(source,
     np.testing.assert_allclose(got, 10000.0 ** (-np.arange(8) / 8) / recorded[-1]["best_divisors"], rtol=1e-7)
     assert gain == pytest.approx(math.sqrt(1 + math.log(4) / math.log(32)))
     loaded = load(source, dict(positions=[found.entry]))
-    rope = export.config_to_json(loaded.model)["rope_parameters"]
+    rope = export.config_to_json(loaded.config)["rope_parameters"]
     assert rope["long_factor"] == rope["short_factor"] == pytest.approx(recorded[-1]["best_divisors"])
     assert rope["attention_factor"] == pytest.approx(gain, rel=1e-7)
 
@@ -193,4 +193,6 @@ def test_the_default_numbers_are_those_of_the_released_code():
     config = SearchConfig(source="x", factor=4.0, data=CONFIG.data)
     numbers = (config.population, config.parents, config.mutations, config.crossovers, config.probability, config.step)
     assert numbers == (64, 32, 16, 16, 0.3, 0.01) and config.generations == 40 and config.top == 400
-    assert search_.gain(config, load("giraffe-mini").model) == pytest.approx(math.sqrt(1 + math.log(4) / math.log(256)))
+    assert search_.gain(config, load("giraffe-mini").config) == pytest.approx(
+        math.sqrt(1 + math.log(4) / math.log(256))
+    )

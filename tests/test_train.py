@@ -15,7 +15,8 @@ import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import make_pipeline
-from giraffe_jax.loading import Loaded, load
+from giraffe_jax.decode import LM
+from giraffe_jax.loading import load
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
@@ -102,7 +103,7 @@ def test_a_workdir_is_a_source_and_its_checkpoint_moves_to_another_mesh(tmp_path
     data = settings(tokenizer)["data"]
     first = train(settings(tokenizer, steps=2), tmp_path / "one", quiet=True)
     loaded = load(str(tmp_path / "one"), dict(positions=[]))
-    assert loaded.model.positions == () and first.model.positions != ()
+    assert loaded.config.positions == () and first.config.positions != ()
     for name, leaf in paths(loaded.params).items():
         np.testing.assert_array_equal(leaf, paths(first.params)[name])
     again = dict(source=str(tmp_path / "one"), data=data, steps=1, mesh=dict(data=2, fsdp=4))
@@ -115,11 +116,11 @@ def test_what_a_model_learns_anew_starts_beside_the_weights_of_its_source(tmp_pa
     tokens = jnp.arange(24)[None]
 
     def hidden(loaded):
-        e = loaded.model.bind(24.0).at(jnp.arange(24.0)[None])
-        return Llama(loaded.model).apply({"params": loaded.params}, tokens, e)[0]
+        e = loaded.config.bind(24.0).at(jnp.arange(24.0)[None])
+        return Llama(loaded.config).apply({"params": loaded.params}, tokens, e)[0]
 
     # T5's biases start at zero, so the model is the same function until it is trained.
-    richer = load(str(tmp_path), dict(positions=[*plain.model.positions, dict(name="t5")]))
+    richer = load(str(tmp_path), dict(positions=[*plain.config.positions, dict(name="t5")]))
     added = paths(richer.params).keys() - paths(plain.params).keys()
     assert added and all("t5" in name or "bias" in name for name in added)
     close(hidden(richer), hidden(plain), ulps=256)
@@ -315,7 +316,7 @@ def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, token
     model = MODEL | dict(dtype="bfloat16")
     config = settings(tokenizer, model=model, steps=10, save_every=10, optim=dict(lr=2e-5, warmup_steps=0))
     start = paths(
-        place(build(TrainConfig, config), Loaded(build(ModelConfig, model), None, ByteTokenizer()), make_mesh()).params
+        place(build(TrainConfig, config), LM(build(ModelConfig, model), None, ByteTokenizer()), make_mesh()).params
     )
     batches = [make_pipeline(build(TrainConfig, config).data, ByteTokenizer()).batch(i) for i in range(10)]
     there = np.unique(np.concatenate([b["tokens"][b["weights"] > 0] for b in batches]))

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 def model(workdir: str, step: int) -> LM:
     """The model of a checkpoint, without positions of its own."""
     loaded = load(f"{workdir}@{step}")
-    return LM(dataclasses.replace(loaded.model, positions=()), loaded.params, loaded.tokenizer)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, positions=()))
 
 
 def shares(lm: LM, n: int, lengths: Sequence[int] = LENGTHS, yarn: float = 1.0) -> list[float]:

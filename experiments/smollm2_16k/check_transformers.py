@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax import hf
+from giraffe_jax.decode import LM
 from giraffe_jax.model import Llama, unembedding
 
 VARIANTS = {"plain": [], "yarn 2": [dict(name="yarn", factor=2.0)]}
@@ -89,7 +90,7 @@ def their_hidden(model, tokens: np.ndarray, name: str) -> np.ndarray:
         return model.model(torch.tensor(tokens[None]), use_cache=False).last_hidden_state[0].numpy()
 
 
-def our_hidden(checkpoint: hf.Checkpoint, tokens: np.ndarray, name: str) -> np.ndarray:
+def our_hidden(checkpoint: LM, tokens: np.ndarray, name: str) -> np.ndarray:
     length = len(tokens)
     encoding = checkpoint.config.bind(float(length), scaling=VARIANTS[name])
     encoding = encoding.at(jnp.arange(length, dtype=jnp.float32)[None])

@@ -103,7 +103,7 @@ def run(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(source)
-        model, path = loaded.model, Path(folder) / "model"
+        model, path = loaded.config, Path(folder) / "model"
         hf.save(loaded.params, model, loaded.tokenizer, path, dtype=dtype)
         del loaded
         settings = dict(path=str(path), dtype=dtype, threads=threads)

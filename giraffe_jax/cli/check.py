@@ -219,7 +219,7 @@ def _loss_and_gradient(args: argparse.Namespace, mesh: Any) -> tuple[float, Any]
 
     if args.source:
         loaded = load(args.source)
-        model, params = loaded.model, loaded.params
+        model, params = loaded.config, loaded.params
     else:
         model = ModelConfig(
             vocab_size=512, d_model=64, d_mlp=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = load(args.source)
     hf.save(
-        loaded.params, loaded.model, loaded.tokenizer, args.destination, dtype=args.dtype, max_len=args.max_len
+        loaded.params, loaded.config, loaded.tokenizer, args.destination, dtype=args.dtype, max_len=args.max_len
     )  # fmt: skip
-    print(f"{args.source}: {num_params(loaded.model):,} parameters as {args.dtype} in {args.destination}")
+    print(f"{args.source}: {num_params(loaded.config):,} parameters as {args.dtype} in {args.destination}")
     return 0

@@ -1,7 +1,7 @@
 """Continue a prompt.
 
-  giraffe generate --checkpoint=giraffe-mini --prompt="It is a truth universally" -n 64
-  giraffe generate --checkpoint=runs/llama --prompt-file=book.txt --positions='[dict(name="yarn", factor=4.0)]'
+  giraffe generate --source=giraffe-mini --prompt="It is a truth universally" -n 64
+  giraffe generate --source=runs/llama --prompt-file=book.txt --positions='[dict(name="yarn", factor=4.0)]'
 
 The text that is generated goes to standard output, everything else to standard error.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint",
+        "--source",
         required=True,
-        metavar="SRC",
+        metavar="SOURCE",
         help='a workdir, a Hugging Face directory, a .gguf file, "giraffe-mini" or "smollm2"',
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -33,9 +33,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in; by default the model's own")
-    parser.add_argument(
-        "--no-bos", action="store_true", help="do not put the tokenizer's first token before the prompt"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,22 +41,19 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from giraffe_jax import positions
-    from giraffe_jax.decode import LM, generate
+    from giraffe_jax.decode import generate
     from giraffe_jax.loading import load
 
     if scaling is not None:
         positions.check(scaling, "--positions")
-    loaded = load(args.checkpoint, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
-    ids = list(loaded.tokenizer.encode(text))
-    if loaded.tokenizer.bos_id is not None and not args.no_bos:
-        ids.insert(0, loaded.tokenizer.bos_id)
-    lm = LM(loaded.model, loaded.params, loaded.tokenizer)
-    encoding = loaded.model.bind(scaling=scaling)
+    lm = load(args.source, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
+    ids = lm.encode(text)
+    encoding = lm.config.bind(scaling=scaling)
     key = jax.random.key(args.seed)
     settings: dict[str, Any] = dict(policy=args.policy, temperature=args.temperature, key=key)
     (new,) = generate(lm, [ids], args.n, encoding, **settings)
     print(f"{len(ids)} tokens of prompt, {len(new)} generated", file=sys.stderr)
-    print(loaded.tokenizer.decode(new))
+    print(lm.tokenizer.decode(new))
     return 0
 
 

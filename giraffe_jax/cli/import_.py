@@ -2,7 +2,7 @@
 
   giraffe import path/to/Llama-3.2-1B runs/llama
 
-The checkpoint is a workdir: `source` of a config, and --checkpoint of `giraffe generate`, take it. Configs take the
+The checkpoint is a workdir: `source` of a config, and of `giraffe generate`. Configs take the
 directory or the file itself too; importing saves the conversion, and reads onto any mesh in parallel.
 """
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     part = destination.with_name(destination.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        write(found, part)
+        write(found, part, args.source)
         part.replace(destination)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(found, folder: Path) -> None:
-    """Writes an imported model (`hf.Checkpoint`) as the checkpoint of step 0, with its tokenizer's files."""
+def write(found, folder: Path, source: str) -> None:
+    """Writes an imported model as the checkpoint of step 0, with its tokenizer's files."""
     from giraffe_jax import checkpoint
     from giraffe_jax.config import to_dict
     from giraffe_jax.loading import TOKENIZER
@@ -51,7 +51,5 @@ def write(found, folder: Path) -> None:
     for name, content in found.tokenizer.files().items():
         (folder / TOKENIZER / name).write_bytes(content)
     with checkpoint.manager(folder) as checkpoints:
-        checkpoint.save(
-            checkpoints, 0, {"params": found.params}, {"model": to_dict(found.config), "source": found.source}
-        )
+        checkpoint.save(checkpoints, 0, {"params": found.params}, {"model": to_dict(found.config), "source": source})
         checkpoints.wait_until_finished()

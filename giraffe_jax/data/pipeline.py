@@ -130,9 +130,9 @@ class SyntheticRows:
             self.encode = piece_encoder(tokenizer)
         except ValueError as e:
             raise ConfigError(f"data.sources: {e}") from e
-        self.eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        self.bos, self.eos = tokenizer.prefix, () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.weight_of = {"answer": config.answer_weight, "drawn": config.drawn_weight, "text": config.text_weight}
-        need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.eos)
+        need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.bos + self.eos)
         key, least = ("lengths", min(config.lengths)) if config.lengths else ("min_len", config.min_len)
         if least < need:
             kinds = ", ".join(config.kinds)
@@ -171,9 +171,9 @@ class SyntheticRows:
 
     def _fill(self, row: Batch, at: int, segment: int, rng: np.random.Generator, length: int) -> None:
         kind = self.config.kinds[int(rng.integers(len(self.config.kinds)))]
-        tokens: list[int] = []
-        weights: list[float] = []
-        for piece in synthetic_document(rng, kind, length - len(self.eos), self.count):
+        tokens: list[int] = [*self.bos]
+        weights: list[float] = [0.0] * len(self.bos)
+        for piece in synthetic_document(rng, kind, length - len(self.bos + self.eos), self.count):
             ids = self.encode(piece.text)
             tokens.extend(ids)
             weights.extend([self.weight_of[piece.role]] * len(ids))
@@ -347,5 +347,6 @@ def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) ->
     decides = {k: v for k, v in made.items() if k not in ("cache_dir", "prefetch") and (k, v) != ("skip", None)}
     for source in (*decides["sources"], *(source for stage in decides["stages"] for source in stage["sources"])):
         source.pop("path")
-    text = json.dumps([FORMAT, decides, contents, tokenizer.fingerprint, tokenizer.eos_id], sort_keys=True)
+    decides_too = [tokenizer.fingerprint, tokenizer.eos_id, *tokenizer.prefix]
+    text = json.dumps([FORMAT, decides, contents, *decides_too], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

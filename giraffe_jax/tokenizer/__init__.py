@@ -1,7 +1,7 @@
 """Text to token ids and back: tokenizer.json, SentencePiece models, the vocabulary inside a GGUF file, plain bytes.
 
-None of these adds begin or end tokens by itself: where a document starts is the data's business, and a tokenizer that
-adds them silently makes packed documents and perplexities differ between tools.
+`encode` adds no begin or end token by itself. What every text begins with is `prefix`, one rule that is kept with the
+model: training documents, evaluation, generation and exported files all follow it.
 """
 
 import hashlib
@@ -17,12 +17,14 @@ from giraffe_jax.config import ConfigError
 class Tokenizer(Protocol):
     """What the rest of the project asks of a tokenizer.
 
-    `fingerprint` is a sha256 of what decides the ids of a text; `files()` is what a Hugging Face directory has of it.
+    `fingerprint` is a sha256 of what decides the ids of a text; `files()` is what a Hugging Face directory has of it;
+    `prefix` are the ids that a text begins with for this model: its begin token, or none.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    prefix: tuple[int, ...]
 
     @property
     def fingerprint(self) -> str: ...
@@ -40,6 +42,7 @@ class ByteTokenizer:
     vocab_size: int = 258
     bos_id: int | None = 256
     eos_id: int | None = 257
+    prefix: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -66,12 +69,16 @@ class ByteTokenizer:
 class JsonTokenizer:
     """A `tokenizers.Tokenizer` (the content of a tokenizer.json), whatever it was read from.
 
-    `decode` keeps special tokens visible: what the model wrote is what is shown.
+    `decode` keeps special tokens visible: what the model wrote is what is shown. Whether a text begins with the begin
+    token is what the file's post-processor does, as in transformers 5, and `add_bos_token` of tokenizer_config.json
+    where it has none.
     """
 
     def __init__(
         self, tok: Any, *, bos: str | None = None, eos: str | None = None, config: dict[str, Any] | None = None
     ):
+        from tokenizers.processors import TemplateProcessing
+
         tok.no_truncation()
         tok.no_padding()
         self._tok = tok
@@ -85,6 +92,13 @@ class JsonTokenizer:
         tokens = {"bos_token": bos, "eos_token": eos}
         tokens = {k: v for k, v in tokens.items() if v is not None}
         self._config = config or {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+        adds = self._config.get("add_bos_token") is True
+        if tok.post_processor is not None:
+            adds = tok.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
+        elif adds and bos is not None:  # written out, since transformers 5 reads no other rule
+            tok.post_processor = TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, self.bos_id)])
+        self.prefix: tuple[int, ...] = (self.bos_id,) if adds and self.bos_id is not None else ()
+        self._config = self._config | {"add_bos_token": bool(self.prefix)}
 
     @property
     def fingerprint(self) -> str:
@@ -108,9 +122,12 @@ class JsonTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece .model file, through the `sentencepiece` library."""
+    """A SentencePiece .model file, through the `sentencepiece` library.
 
-    def __init__(self, path: str | Path):
+    Its texts begin with the begin token, as transformers' LlamaTokenizer does, unless add_bos is False.
+    """
+
+    def __init__(self, path: str | Path, add_bos: bool = True):
         try:
             import sentencepiece
         except ImportError as e:
@@ -124,6 +141,7 @@ class SentencePieceTokenizer:
         self.vocab_size = self._sp.GetPieceSize()
         self.bos_id = self._sp.bos_id() if self._sp.bos_id() >= 0 else None
         self.eos_id = self._sp.eos_id() if self._sp.eos_id() >= 0 else None
+        self.prefix = (self.bos_id,) if add_bos and self.bos_id is not None else ()
 
     @property
     def fingerprint(self) -> str:
@@ -141,6 +159,7 @@ class SentencePieceTokenizer:
 
     def files(self) -> dict[str, bytes]:
         config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+        config["add_bos_token"] = bool(self.prefix)
         for name, i in (("unk_token", self._sp.unk_id()), ("bos_token", self.bos_id), ("eos_token", self.eos_id)):
             if i is not None and i >= 0:
                 config[name] = self._sp.IdToPiece(i)
@@ -172,7 +191,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".json":
         return _load_json(path)
     if path.suffix == ".model":
-        return SentencePieceTokenizer(path)
+        beside = path.parent / "tokenizer_config.json"
+        config = read_json(beside) if beside.is_file() else {}
+        return SentencePieceTokenizer(path, add_bos=config.get("add_bos_token") is not False)
     if path.suffix == ".gguf":
         from giraffe_jax.tokenizer import gguf
 
@@ -184,7 +205,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the mapping a JSON file holds; the error names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid JSON (nested too deeply).") from None
+    except ValueError as e:  # of UTF-8, of JSON, and of numbers with thousands of digits
         raise ConfigError(f"{path}: not valid JSON ({e}).") from e
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}.")

@@ -65,7 +65,7 @@ def open_file(path: str | Path) -> File:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from None
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as e:
+    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, struct.error) as e:
         raise ConfigError(f"{path}: corrupted GGUF file ({type(e).__name__}: {e}).") from e
     if metadata.get("split.count", 0) > 1:
         raise ConfigError(f"{path}: one of {metadata['split.count']} parts; merge them first (gguf-split --merge).")
@@ -195,6 +195,9 @@ def tokenizer(file: File) -> Any:
     config |= {k: v for k, v in extras if v is not None}
     if "tokenizer.chat_template" in meta:
         config["chat_template"] = meta["tokenizer.chat_template"]
+    # llama.cpp's defaults where the file does not say.
+    default = kind == "llama" or meta.get("tokenizer.ggml.pre") in ("llama3", "llama-v3", "llama-bpe")
+    config["add_bos_token"] = bool(meta.get("tokenizer.ggml.add_bos_token", default))
     return JsonTokenizer(tok, bos=bos, eos=eos, config=config)
 
 

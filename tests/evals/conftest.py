@@ -8,6 +8,12 @@ from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.tokenizer import ByteTokenizer
 
 
+class Begun(ByteTokenizer):
+    """The same for a model whose texts begin with the begin token."""
+
+    prefix = (256,)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LM:
     config = ModelConfig(

@@ -7,7 +7,6 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.data.synthetic import FILLER
-from giraffe_jax.decode import LM
 from giraffe_jax.evals import lines, run
 from giraffe_jax.loading import load
 
@@ -17,7 +16,7 @@ PLAIN, YARN = [], [dict(name="yarn", factor=4.0)]
 @pytest.fixture(scope="module")
 def mini():
     loaded = load("giraffe-mini")
-    return LM(dataclasses.replace(loaded.model, positions=()), loaded.params, loaded.tokenizer)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, positions=()))
 
 
 def right(mini, task, length, scaling, n=40):
