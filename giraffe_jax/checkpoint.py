@@ -304,6 +304,13 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
     return step
 
 
+def best_loss(checkpoints: Checkpoints, only: Mapping[str, float]) -> float:
+    """Returns the smallest eval_loss of the checkpoints that have the metrics `only` too; infinity if there is none."""
+    found = [checkpoints.metrics(step) or {} for step in steps(checkpoints)]
+    losses = [x[METRIC] for x in found if METRIC in x and all(x.get(key) == value for key, value in only.items())]
+    return json.loads(_gather(json.dumps(min(filter(math.isfinite, losses), default=math.inf)))[0])
+
+
 def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
     losses: dict[int, tuple[float, Any]] = {}
     for step in there:
@@ -325,7 +332,7 @@ def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
         say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({bad}): taking the next best")
     raise ConfigError(
         f"{checkpoints.directory.parent}: no good checkpoint of it was saved with {METRIC}, by which one is the best; "
-        "a run saves it where eval_data is set and a step is a multiple of both eval_every and save_every. "
+        "a run saves it where its config has eval_data. "
         f"There are {_listed(there)}."
     )
 

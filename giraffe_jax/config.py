@@ -4,6 +4,7 @@ A config file has one function, `get_config()` (optionally with one string argum
 has a reader: an unknown key, a missing one or a wrong type raises here, before any device is touched.
 """
 
+import ast
 import collections.abc
 import contextlib
 import dataclasses
@@ -12,9 +13,15 @@ import functools
 import inspect
 import math
 import numbers
+import os
+import re
+import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,15 +34,18 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The range of a number, as the metadata of Annotated; `low` itself is allowed unless `above`."""
+    """The range of a number, as the metadata of Annotated; `low` itself is allowed unless `above`, infinity is not."""
 
     low: int | float
     above: bool = False
     many: bool = False  # a list of such numbers
     high: int | float = math.inf
+    infinite: bool = False  # infinity means something too: no window, no cut
 
     def __contains__(self, value: int | float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
+        return (value > self.low if self.above else value >= self.low) and (
+            value <= self.high if self.infinite or self.high < math.inf else value < math.inf
+        )
 
     def __str__(self) -> str:
         upper = "" if self.high == math.inf else f" and <= {self.high:g}"
@@ -107,7 +117,7 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
             return _numbers(value, dataclasses.replace(bound, many=False), where)
         value = coerce(kind, value, where)
         if isinstance(value, int | float) and value not in bound:
-            raise ConfigError(f"{where}: must be {bound}, got {value:g}.")
+            raise ConfigError(f"{where}: must be {bound}{' and finite' * (value == math.inf)}, got {value:g}.")
         return value
     if hint in (int, float):
         return _number(hint, value, where)
@@ -224,35 +234,249 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+class Table(dict):
+    """A dict whose keys are attributes too: `table.optim.lr`. What `load` returns, and every mapping in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        keys = [str(key) for key in self]
+        raise AttributeError(f"no key {name!r}; there are {', '.join(keys)}.{nearest(name, keys)}")
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
-    """Returns the ConfigDict of a config file, with command-line overrides applied.
+    """Returns what the config file's get_config() returns, as nested Tables and lists, with overrides applied in order.
 
     Args:
       path: `file.py` or `file.py:argument`; a folder means its `config.py`.
-      overrides: flags as typed, `--config.optim.lr=1e-4`; list items too, `--config.model.positions[0].factor=8`.
+      overrides: flags as typed, `--config.KEY=VALUE`. A KEY is like `optim.lr` or `tasks[-1].lengths`, and need not be
+        set in the file. A VALUE is what `literal` reads, else a string as typed. A key that is a string in the file
+        takes any VALUE as typed, without its quotes if it has them.
 
     Raises:
-      ConfigError: no such file, no `get_config`, an unknown key or a wrong type in an override.
+      ConfigError: a file that cannot be read or run, naming its line; a flag that leads nowhere in what it returned.
+        Whether a key has a reader is for `build` to say.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    flags = [_split_flag(flag) for flag in overrides]
+    values = _run_file(str(path))
+    # What the file says decides how a text is read, whichever flags come before.
+    found = [(flag, keys, _read_value(flag, text, _look_up(values, keys))) for flag, keys, text in flags]
+    for flag, keys, value in found:
+        _assign(values, flag, keys, _plain(value))
+    return values
 
-    file, _, argument = str(path).partition(":")
-    if Path(file).is_dir():
-        file = str(Path(file) / "config.py")
-    if not Path(file).is_file():
-        raise ConfigError(f"--config: no such file: {file}.")
-    for flag in overrides:
-        if not flag.startswith("--config."):
-            raise ConfigError(f"{flag}: not a flag of this command; config keys are set with --config.key=value.")
-    values = flags.FlagValues()
-    argv = ["giraffe", f"--config={file}" + (f":{argument}" if argument else ""), *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+
+def literal(text: str) -> Any:
+    """Returns what a Python literal says: a number, string, None, list, tuple, dict, `dict(name="yarn", factor=4.0)`.
+
+    True, False and None may be lower case; keys of dicts are strings.
+
+    Raises:
+      ValueError: it is no such literal.
+      ConfigError: it may be one, but is nested deeper than DEEPEST or has a number of more than 64 bits.
+    """
     try:
-        values(argv)
-        return values["config"].value
-    except (flags.Error, AttributeError, KeyError, IndexError, TypeError) as e:
-        raise ConfigError(f"--config={path}: {e}") from e
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unknown escape in a string stays as it is typed
+            return _evaluate(ast.parse(text.strip(), mode="eval").body)
+    except SyntaxError as e:
+        if "too many nested" in str(e.msg):
+            raise ConfigError(TOO_DEEP) from e
+        if "Exceeds the limit" in str(e.msg):
+            raise ConfigError(TOO_LARGE) from e
+        raise ValueError(f"no Python literal: {_short(text)}.") from e
+    except (RecursionError, MemoryError) as e:  # the parser's own limits
+        raise ConfigError(TOO_DEEP) from e
+
+
+DEEPEST = 32  # levels of a value, or of a key, that a flag sets
+TOO_DEEP = f"nested more than {DEEPEST} deep."
+TOO_LARGE = "a number of more than 64 bits."
+
+
+def _evaluate(node: ast.expr, depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise ConfigError(TOO_DEEP)
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise ConfigError(TOO_LARGE)
+            return value
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float()) as operand):
+            return -_evaluate(operand) if isinstance(sign, ast.USub) else _evaluate(operand)
+        case ast.Name(id="true" | "false" | "none" as name):
+            return {"true": True, "false": False, "none": None}[name]
+        case ast.List(elts=items):
+            return [_evaluate(item, depth + 1) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_evaluate(item, depth + 1) for item in items)
+        case ast.Dict(keys=keys, values=items):
+            names = [key.value if isinstance(key, ast.Constant) else None for key in keys]
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
+            names, items = [keyword.arg for keyword in keywords], [keyword.value for keyword in keywords]
+        case _:
+            raise ValueError("no Python literal.")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("no Python literal with strings as keys.")
+    return {name: _evaluate(item, depth + 1) for name, item in zip(names, items, strict=True)}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _split_flag(flag: str) -> tuple[str, list[str | int], str]:
+    """Returns (the flag up to its `=`, its keys and indices, the text of its value)."""
+    name, equals, text = flag.partition("=")
+    shown, path = _short(name), name.removeprefix("--config")
+    if not flag.startswith("--config."):
+        raise ConfigError(f"{_short(flag)}: not a flag of this command; config keys are set with --config.key=value.")
+    words = re.findall(r"\.[^.\[\]]+|\[-?[0-9]{1,9}\]", path)
+    if "".join(words) != path:
+        raise ConfigError(f"{shown}: not a key; keys are like optim.lr, tasks[0].lengths or tasks[-1].n.")
+    if len(words) > DEEPEST:
+        raise ConfigError(f"{shown}: {TOO_DEEP}")
+    if not equals:
+        raise ConfigError(f"{shown}: no value; write {shown}=VALUE.")
+    return shown, [word[1:] if word[0] == "." else int(word[1:-1]) for word in words], text
+
+
+def _look_up(values: Any, keys: Sequence[str | int]) -> Any:
+    for key in keys:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
+def _read_value(flag: str, text: str, there: Any) -> Any:
+    if isinstance(there, str) and not text.startswith(("'", '"')):
+        return text
+    try:
+        found = literal(text)
+    except ConfigError as e:
+        raise ConfigError(f"{flag}: {e}") from e
+    except ValueError:
+        return text
+    return text if isinstance(there, str) and not isinstance(found, str) else found
+
+
+def _assign(values: Table, flag: str, keys: Sequence[str | int], value: Any) -> None:
+    """Puts a value where the keys lead; tables that are missing on the way are made, items of lists are not."""
+    at: Any = values
+    place = "config"
+    for key, after in zip(keys, [*keys[1:], None], strict=True):
+        is_list, is_table = isinstance(at, list), isinstance(at, dict)
+        if isinstance(key, int):
+            if not is_list:
+                raise ConfigError(f"{flag}: there is no [{key}]: {place} is no list, it is {_short(repr(at))}.")
+            if not -len(at) <= key < len(at):
+                there = f"is an empty list; set it whole, --{place}=[...]" if not at else f"has [0] to [{len(at) - 1}]"
+                raise ConfigError(f"{flag}: there is no [{key}]: {place} {there}.")
+            here, there = f"{place}[{key}]", at[key]
+        else:
+            if is_list:
+                raise ConfigError(f"{flag}: {place} is a list of {len(at)}; one item's is set with --{place}[0].{key}.")
+            if not is_table:
+                raise ConfigError(f"{flag}: {place} is {_short(repr(at))}, no table: it has no keys.")
+            here, there = f"{place}.{key}", at.get(key)
+        if after is None:
+            at[key] = value
+        elif there is None and isinstance(after, int):
+            near = nearest(str(key), [str(k) for k in at if k != key]) if is_table else ""
+            raise ConfigError(f"{flag}: {here} is not set, so it has no [{after}]; set it whole, --{here}=[...].{near}")
+        elif there is None:
+            there = at[key] = Table()
+        at, place = there, here
+
+
+def _plain(value: Any) -> Any:
+    """Returns `value` with its mappings as Tables, lists and tuples as lists of its own, and references resolved."""
+    if type(value).__name__ == "FieldReference":
+        value = value.get()
+    if _is_mapping(value):
+        return Table({k: _plain(value[k]) for k in value})
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _run_file(path: str) -> Table:
+    typed, _, argument = path.partition(":")
+    shown = f"--config={_short(typed)}"
+    if not typed:
+        raise ConfigError("--config: empty; expected FILE.py, FILE.py:ARGUMENT or the folder of a config.py.")
+    file = Path(typed).absolute()
+    if os.path.isdir(file):
+        file /= "config.py"
+        if not os.path.isfile(file):
+            raise ConfigError(f"{shown}: this folder has no config.py.")
+    if not os.path.isfile(file):
+        beside = [other.name for other in file.parent.glob("*.py")] if os.path.isdir(file.parent) else []
+        raise ConfigError(f"--config: no such file: {_short(typed)}.{nearest(file.name, beside)}")
+    try:
+        source = file.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"{shown}: {e.strerror}.") from e
+    module = types.ModuleType(_module_name(file))
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where its own functions and dataclasses look for it
+    try:
+        with _naming_the_line(shown, file):
+            # Compiled here, since Python's own loader takes a file edited within a second for the one it has cached.
+            exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{shown}: has no function get_config().{nearest('get_config', list(vars(module)))}")
+    code = getattr(get_config, "__code__", None)
+    place = f"{shown}, line {code.co_firstlineno}" if code and code.co_filename == str(file) else shown
+    with _naming_the_line(shown, file):
+        signature = inspect.signature(get_config)
+    given = [argument] if argument else []
+    try:
+        signature.bind(*given)
+    except TypeError as e:
+        got = f"got {_short(repr(argument))}" if argument else f"none was given, as in {typed}:ARGUMENT"
+        raise ConfigError(f"{place}: get_config{signature}: {e}; {got}.") from e
+    with _naming_the_line(shown, file):
+        values = get_config(*given)
+        plain = _plain(values)
+    if not isinstance(plain, Table):
+        raise ConfigError(f"{place}: get_config() returned {_short(repr(values))}; expected a ConfigDict or a dict.")
+    return plain
+
+
+def _module_name(file: Path) -> str:
+    """Returns the file's stem, by which its functions can be imported; longer where that is another module's name."""
+    name = file.stem
+    while True:
+        if name in sys.modules:
+            taken = getattr(sys.modules[name], "__file__", None) != str(file)
+        else:
+            spec = PathFinder.find_spec(name)
+            taken = name in sys.builtin_module_names or (spec is not None and spec.origin not in (None, str(file)))
+        if not taken:
+            return name
+        name += "_"
+
+
+@contextlib.contextmanager
+def _naming_the_line(shown: str, file: Path) -> Iterator[None]:
+    """Raises what a config file raises as a ConfigError that names its line."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as e:
+        lines = [line for frame, line in traceback.walk_tb(e.__traceback__) if frame.f_code.co_filename == str(file)]
+        text = str(e)
+        if isinstance(e, SyntaxError) and e.filename == str(file):
+            lines, text = [e.lineno], str(e.msg)
+        place = f"{shown}, line {lines[-1]}" if lines and lines[-1] else shown
+        said = " ".join(f"{type(e).__name__}: {text}".rstrip(": ").split())
+        raise ConfigError(f"{place}: {said}") from e
 
 
 def describe(function: Callable) -> str:

@@ -274,6 +274,7 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
 
     label, began, found = evals.label(cell.task), time.monotonic(), []
     about = f"{cell.variant.name:<22} {label:<12} {cell.length:>7,}"
+    progress = records.Progress(None, after=20.0 if _first_process() else float("inf"), every=30.0)
     try:
         stream = evaluate(
             lm, [cell.task], encoding_for, tokens_per_batch=config.tokens_per_batch, variant=cell.variant.name,
@@ -282,11 +283,14 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
         for row in stream:
             found.append(row)
             _record(rows, cell, row=row)
+            progress.update(len(found), f"rows of {about}, {records.duration(time.monotonic() - began)}")
     except (ConfigError, OSError):
         raise
     except Exception as error:
         _record(rows, cell, failure=error)
         return f"{about}  failed: {_message(error)}"
+    finally:
+        progress.close()
     seconds = time.monotonic() - began
     _record(rows, cell, done={"rows": len(found), "seconds": round(seconds, 3)})
     return f"{about}  {report.brief(found):<34} {records.duration(seconds):>6}"

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax import checkpoint, hf, lora, sharding
+from giraffe_jax import checkpoint, hf, lora, positions, sharding
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
 from giraffe_jax.decode import LM
 from giraffe_jax.lora import LoraConfig
@@ -22,6 +22,7 @@ from giraffe_jax.model import ModelConfig, fit_params, init_params, param_axes
 from giraffe_jax.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
+METHODS = "methods"  # and of the sources of own position methods, which are never run from there unasked
 
 
 def load(
@@ -59,6 +60,7 @@ def _load_workdir(
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
         about = checkpoint.read_about(checkpoints, step)
+        _check_methods(Path(source) / METHODS, about["model"]["positions"])
         saved = build(ModelConfig, about["model"], "model")
         model = override(saved, overrides)
         saved = dataclasses.replace(saved, param_dtype=model.param_dtype)
@@ -86,6 +88,19 @@ def _load_workdir(
         where = _placement(saved, jax.eval_shape(merged, params), mesh)
         params = jax.jit(merged, out_shardings=where)(params)
     return LM(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
+
+
+def _check_methods(saved: Path, scaling: Any) -> None:
+    """Says where a run's own methods are if they are not found, and warns where those found are others."""
+    if not saved.is_dir():
+        return
+    try:
+        positions.check(scaling)
+    except ConfigError as error:
+        raise ConfigError(f"{error} The source that the run had is in {saved}: read it before it runs here.") from error
+    for path, text in positions.sources(scaling).items():
+        if (saved / path).is_file() and not positions.same(text, (saved / path).read_text(encoding="utf-8")):
+            warnings.warn(f"{path} is not what the run was trained with, which is {saved / path}", stacklevel=4)
 
 
 def _fit(model: ModelConfig, params: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
@@ -65,6 +66,10 @@ REMAT: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+_TABLES = ("head_dim", "num_layers")  # sizes of tables made for a config: a damaged number must not ask for any size
+_FLOAT32 = float(np.finfo(np.float32).max)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape and numerics of a Llama, and how it reads positions."""
@@ -93,12 +98,31 @@ class ModelConfig:
     param_dtype: Dtype = "float32"
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "original_len"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        sizes = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        for name in (*sizes, "original_len"):
+            value: Any = getattr(self, name)
+            largest = 2**16 if name in _TABLES else 2**31 - 1
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ConfigError(f"model.{name} must be a whole number, got {value!r}.")
+            if not 1 <= value <= largest:
+                limit = "at least 1" if value < 1 else f"at most {largest}"
+                raise ConfigError(f"model.{name} must be {limit}, got {value}.")
+        for name in ("theta", "norm_eps"):
+            if not 0 < getattr(self, name) < _FLOAT32:
+                raise ConfigError(f"model.{name} must be a positive, finite number, got {getattr(self, name)!r}.")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"model.num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}.")
-        self.bind()
+        for name, least in (("mlp_chunk", 0), ("block_size", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ConfigError(f"model.{name} must be at least {least}, got {getattr(self, name)}.")
+        with np.errstate(all="ignore"):  # what overflows is named below
+            bound = [self.bind(), self.bind(self.original_len)]  # without and with methods that follow the length
+        if not all(np.isfinite(table).all() for e in bound for table in (e.inv_freq, e.gain)):
+            raise ConfigError(
+                f"model.positions: with head_dim {self.head_dim}, theta {self.theta:g} and original_len"
+                f" {self.original_len} frequencies or gain of {', '.join(str(c['name']) for c in self.positions)} are"
+                " not finite."
+            )
 
     def bind(self, length: int | float | None = None, *, scaling: Scaling | None = None) -> Encoding:
         """Returns the Encoding of the config's positions, bound on the host; see positions.bind.

@@ -250,13 +250,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line that says how far the work is: rewritten in place on a terminal, else one every `every` seconds."""
+    """One line that says how far the work is: rewritten in place on a terminal, else one every `every` seconds.
+
+    Work that takes less than `after` seconds says nothing.
+    """
 
     def __init__(
-        self, total: int | None, *, start: int = 0, every: float = 10.0, file: Any = None,
+        self, total: int | None, *, start: int = 0, every: float = 10.0, after: float = 0.0, file: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
-        self.total, self.start, self.every = total, start, every
+        self.total, self.start, self.every, self.after = total, start, every, after
         self.file = sys.stderr if file is None else file
         self.clock = clock
         self.tty = self.file.isatty()
@@ -266,7 +269,7 @@ class Progress:
         """Show `done` of `total` and the text, with the time left measured from this start's own pace."""
         now = self.clock()
         pause = 0.1 if self.tty else self.every
-        if not force and now - self._shown < pause and done != self.total:
+        if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
             return
         self._shown = now
         left = ""
@@ -286,6 +289,15 @@ class Progress:
             self._width, self._open = len(line), True
         else:
             self.file.write(line + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above what shows the progress."""
+        if self._open:
+            text = text.ljust(self._width)
+            self.file.write("\r")
+        self._width, self._open = 0, False
+        self.file.write(text + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -334,6 +346,11 @@ class TrainLog:
                     self.board.add_scalar(name, value, int(step))
         if self.progress is not None and "loss" in row:
             self.progress.update(int(step), _line(row))
+
+    def say(self, text: str) -> None:
+        """Print lines that are no metrics: what the run is, and what happens to it."""
+        if self.progress is not None:
+            self.progress.say(text)
 
     def close(self) -> None:
         for part in (self.progress, self.board, self.rows):

@@ -12,6 +12,8 @@ import hashlib
 import io
 import json
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -231,14 +233,12 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         shown = io.StringIO() if quiet else None
         process, start = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
+        log.say(_header(config, loaded.config, state, mesh, workdir))
         if changed:
             log.write(start, {"changed": {key: list(values) for key, values in changed.items()}})
             write_config(Path(workdir), resolved)
-        if not quiet and process == 0:
-            for key, (old, new) in changed.items():
-                print(f"config.{key}: was {old!r}, from step {start} on {new!r}", flush=True)
-            if start >= config.steps:
-                print(f"{workdir}: all {config.steps} steps are done: nothing is left to train", flush=True)
+        for key, (old, new) in changed.items():
+            log.say(f"config.{key}: was {old!r}, from step {start} on {new!r}")
         about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
         with _naming_the_process(checkpoints):
             state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about)
@@ -344,7 +344,8 @@ def _loop(
     settings |= dict(frequencies=config.frequencies)
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
-    began = time.perf_counter()
+    began: float | None = None  # of the step in flight; None for the first one, most of whose time is compilation
+    best = checkpoint.best_loss(checkpoints, _measured_on(config, held_out)) if held_out is not None else math.inf
 
     def write(step: int, metrics: dict) -> None:
         nonlocal began
@@ -361,34 +362,110 @@ def _loop(
                 + (f"The last good checkpoint is {good}." if good is not None else "No checkpoint was saved before it.")
             )
         now = time.perf_counter()
-        row["tokens_per_second"], began = row["tokens"] / (now - began), now
+        if began is not None and now > began:
+            row["tokens_per_second"] = row["tokens"] / (now - began)
+        began = now
         log.write(step, row)
 
-    for step, batch in zip(range(first, config.steps), pipeline.iterate(first), strict=False):
-        state, metrics = train_step(state, to_global(batch, mesh), encoding, **settings)
-        if waiting is not None:
+    with _told_to_end(log) as told:
+        for step, batch in zip(range(first, config.steps), pipeline.iterate(first), strict=False):
+            if step == first and (text := _padding(batch, config.data)):
+                log.say(text)
+            state, metrics = train_step(state, to_global(batch, mesh), encoding, **settings)
+            if waiting is not None:
+                write(*waiting)
+            waiting = (step + 1, metrics)
+            done = step + 1
+            evaluate = held_out is not None and (done % config.eval_every == 0 or done == config.steps)
+            ending = checkpoints.reached_preemption(done) or bool(told)
+            save = done % config.save_every == 0 or done == config.steps or ending
+            if not (evaluate or save):
+                continue
             write(*waiting)
-        waiting = (step + 1, metrics)
-        done = step + 1
-        evaluate = held_out is not None and (done % config.eval_every == 0 or done == config.steps)
-        preempted = checkpoints.reached_preemption(done)
-        save = done % config.save_every == 0 or done == config.steps or preempted
-        if not (evaluate or save):
-            continue
-        write(*waiting)
-        waiting = None
-        scores = None
-        if evaluate:
-            scores = {checkpoint.METRIC: _held_out_loss(config, model, state, held_out, encoding, mesh)}
-            log.write(done, scores)
-            scores |= _measured_on(config, held_out)
-        if save:
-            now = {"model": to_dict(learned_model(loaded.config, state.params)), "next_step": done}
-            checkpoint.save(checkpoints, done, state, about | now, scores)
-        if preempted and done < config.steps:
-            checkpoints.wait_until_finished()
-            raise KeyboardInterrupt(f"told to end after step {done}, which is saved")
+            waiting, scores, said = None, None, []
+            if evaluate:
+                loss = _held_out_loss(config, model, state, held_out, encoding, mesh)
+                scores, said = {checkpoint.METRIC: loss}, [f"eval_loss {loss:.4f}"]
+                log.write(done, scores)
+                scores |= _measured_on(config, held_out)
+                if loss < best:
+                    best, save, said = loss, True, [*said, "the best so far"]
+            if save:
+                now = {"model": to_dict(learned_model(loaded.config, state.params)), "next_step": done}
+                checkpoint.save(checkpoints, done, state, about | now, scores)
+                said.append("saved")
+            log.say(f"step {done}: {', '.join(said)}")
+            if ending and done < config.steps:
+                checkpoints.wait_until_finished()
+                raise KeyboardInterrupt(f"told to end: step {done} is saved, and the same command goes on from it.")
+            began = time.perf_counter()
     return state
+
+
+def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, workdir: str | Path) -> str:
+    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts."""
+    params, moving = state.params, lora.split(state.params, trainable(state.params, config.lora, config.frequencies))[0]
+    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, moving)]
+    step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
+    methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
+    devices = mesh.devices.flat[0].device_kind
+    begin = "the start" if step == 0 else f"checkpoint {step}"
+    left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
+    if step >= config.steps:
+        left = f"all {config.steps:,} steps are done: nothing is left to train"
+    lines = {
+        "source": f"{config.source or 'random weights'}, {counts[0]:,} parameters, {counts[1]:,} of them trained, "
+        f"computed in {model.dtype}",
+        "positions": f"{methods}, trained to {model.original_len:,} before",
+        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
+        "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
+        + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),
+        str(workdir): left,
+    }
+    return "\n".join(f"{name}: {text}" for name, text in lines.items())
+
+
+def _padding(batch: Mapping[str, np.ndarray], data: DataConfig) -> str:
+    """Returns a warning where most of a batch is nothing, else no text."""
+    share = float(np.mean(batch["segments"] == 0))
+    return (
+        ""
+        if share <= 0.5
+        else (
+            f"warning: {share:.0%} of the first batch is padding, computed for nothing: documents are short for "
+            f'data.seq_len {data.seq_len:,}. data.packing="concat" fills rows; so does a shorter seq_len.'
+        )
+    )
+
+
+@contextlib.contextmanager
+def _told_to_end(log: TrainLog) -> Iterator[list[int]]:
+    """Yields a list that SIGINT and SIGTERM add to, so that the step is finished and saved; a second one ends at once.
+
+    In a job of several processes JAX tells all of them of a SIGTERM together (reached_preemption).
+    """
+    told: list[int] = []
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def tell(number: int, frame: Any) -> None:
+        if told:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            raise KeyboardInterrupt(
+                "told to end twice: ended between two saves; the same command goes on from the last."
+            )
+        told.append(number)
+        log.say("ending after this step, with a save; the same again ends at once")
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

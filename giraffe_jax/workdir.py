@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from giraffe_jax import checkpoint
+from giraffe_jax import checkpoint, positions
 from giraffe_jax.config import ConfigError
-from giraffe_jax.loading import TOKENIZER
+from giraffe_jax.loading import METHODS, TOKENIZER
 from giraffe_jax.records import write_atomically
 from giraffe_jax.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ MAY_CHANGE = re.compile(
 
 
 def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, tuple]:
-    """Writes config.json and the tokenizer into a new workdir, or checks that the one there is of this run.
+    """Writes config.json, tokenizer and own methods into a new workdir, or checks that the one there is of this run.
 
     Returns:
       {"mesh.fsdp": (old, new), ...} for what has changed and may. It is `write_config` that keeps the new, for when
@@ -38,10 +38,17 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
       ConfigError: the workdir holds another run; names the first key that differs, and what may be done.
     """
     file, new = workdir / CONFIG, json.loads(json.dumps(resolved))
+    methods = positions.sources(new.get("model", {}).get("positions", []))
     changed: dict[str, tuple] = {}
     if file.is_file():
         there = read_json(file, "a run's config")
         changed = check_same(workdir, "run", there, new, lambda key: key == "steps" or MAY_CHANGE.fullmatch(key))
+        for path, text in methods.items():
+            saved = workdir / METHODS / path
+            if saved.is_file() and not positions.same(text, saved.read_text(encoding="utf-8")):
+                raise ConfigError(
+                    f"--workdir: {workdir} holds a run of another {path}, the one in {saved}. Choose another one."
+                )
         if "steps" in changed and isinstance(there.get("steps"), int):
             _check_steps(workdir, there["steps"], new)
     elif (workdir / checkpoint.FOLDER).exists():
@@ -50,6 +57,8 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
         if jax.process_index() == 0:
             for name, content in tokenizer.files().items():
                 write_atomically(workdir / TOKENIZER / name, content)
+            for path, text in methods.items():
+                write_atomically(workdir / METHODS / path, text)
         write_config(workdir, resolved)
     return changed
 

@@ -74,9 +74,10 @@ def write_config(folder: Path, body: str) -> str:
 
 
 def test_a_misspelt_key_names_the_nearest(tmp_path, capsys):
-    config = write_config(tmp_path, "return ConfigDict(dict(steps=1, optim=dict(lr=1.0)))")
+    config = write_config(tmp_path, "return ConfigDict(dict(steps=1, data=dict(seq_len=8, batch_size=1)))")
     assert main(["train", f"--config={config}", "--config.optim.lrr=2.0", f"--workdir={tmp_path}/w"]) == 2
-    assert "lrr" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "config.optim: unknown ['lrr']" in said and "Did you mean 'lr'?" in said
     assert not (tmp_path / "w").exists()
 
 

@@ -88,15 +88,17 @@ def test_load_applies_overrides_inside_lists_and_arguments(file):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.lx=1", "lx"),
-        ("--config.model.postions=1", "positions"),
-        ("--config.lr=abc", "abc"),
-        ("--lr=1", "--lr=1"),
+        ("--config.stepz=1", "c: unknown ['stepz']; Outer takes steps, lr"),
+        ("--config.inner.sise=1", "c.inner: unknown ['sise']; Inner takes size. Did you mean 'size'?"),
+        ("--config.lr=abc", "c.lr: expected float, got 'abc'."),
+        ("--lr=1", "--lr=1: not a flag of this command"),
     ],
 )
 def test_wrong_overrides(file, flag, message):
-    with pytest.raises(ConfigError, match=message):
-        load(file, [flag])
+    with pytest.raises(ConfigError) as error:
+        values = load(file, [flag])
+        build(Outer, {key: values[key] for key in values if key != "model"}, "c")
+    assert message in str(error.value)
 
 
 def test_a_missing_file_is_named():

@@ -160,9 +160,59 @@ def test_number_of_parameters_of_llama_2_7b():
         (dict(attention="flash"), "allowed are 'auto', 'dense', 'blockwise'"),
         (dict(positions=[dict(name="linear", scale=2)]), "model.positions[0] (linear): unknown ['scale']"),
         (dict(head_dim=7), "head_dim must be even"),
+        (dict(head_dim=2**29), "model.head_dim must be at most 65536, got 536870912"),
+        (dict(vocab_size=2**31), "model.vocab_size must be at most 2147483647, got 2147483648"),
+        (dict(theta=0.0), "model.theta must be a positive, finite number, got 0.0"),
+        (dict(theta=math.inf), "model.theta must be a positive, finite number, got inf"),
+        (dict(norm_eps=-1e-5), "model.norm_eps must be a positive, finite number, got -1e-05"),
+        (dict(block_size=0), "model.block_size must be at least 1, got 0"),
+        (dict(mlp_chunk=-1), "model.mlp_chunk must be at least 0, got -1"),
+        (
+            dict(positions=[dict(name="linear", factor=math.inf)]),
+            "positions[0] (linear).factor: must be >= 1 and finite, got inf",
+        ),
+        (
+            dict(positions=[dict(name="longrope", short_factor=[1.0] * 4, long_factor=[1, 2, 3, math.inf])]),
+            "positions[0] (longrope).long_factor[3]: must be > 0 and finite, got inf",
+        ),
+        (
+            dict(positions=[dict(name="mixed", choices=[[], [dict(name="yarn", factor=2.0, beta_fast=math.inf)]])]),
+            "choices[1][0] (yarn).beta_fast: must be > 0 and finite, got inf",
+        ),
+        (dict(head_dim=2, positions=[dict(name="ntk", factor=2.0)]), "frequencies or gain of ntk are not finite"),
+        (
+            dict(positions=[dict(name="yarn", factor=2.0, beta_fast=1.0, beta_slow=2.0)]),
+            "positions[0] (yarn): beta_fast must be at least beta_slow, got beta_fast 1 and beta_slow 2",
+        ),
+        (
+            dict(positions=[dict(name="yarn_wavelength", factor=2.0, beta_fast=1.0, beta_slow=2.0)]),
+            "(yarn_wavelength): beta_fast must be at least beta_slow",
+        ),
+        (
+            dict(positions=[dict(name="dynamic_yarn", beta_fast=1.0, beta_slow=2.0)]),
+            "(dynamic_yarn): beta_fast must be at least beta_slow",
+        ),
+        (
+            dict(positions=[dict(name="yarn_paper", factor=2.0, alpha=32.0, beta=32.0)]),
+            "(yarn_paper): beta must be more than alpha",
+        ),
+        (
+            dict(positions=[dict(name="llama3", factor=2.0, low_freq_factor=4.0)]),
+            "(llama3): high_freq_factor must be more than low_freq_factor",
+        ),
+        (
+            dict(positions=[dict(name="dynamic", factor=2.0), dict(name="llama3", factor=2.0, low_freq_factor=4.0)]),
+            "positions[1] (llama3): high_freq_factor must be more than low_freq_factor",
+        ),
     ],
 )
 def test_wrong_configs_say_so_before_anything_is_traced(changes, message):
     with pytest.raises(ConfigError) as error:
         build(ModelConfig, dataclasses.asdict(TINY) | changes, "model")
     assert message in str(error.value)
+
+
+def test_a_truth_value_is_no_size_and_a_window_may_be_infinite():
+    with pytest.raises(ConfigError, match="model.num_layers must be a whole number, got True"):
+        dataclasses.replace(TINY, num_layers=True)
+    assert dataclasses.replace(TINY, positions=(dict(name="sliding_window", window=math.inf),)).num_layers == 2

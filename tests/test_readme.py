@@ -1,11 +1,20 @@
 """The README's first screen is what CI runs, and what it says of the code is so."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from giraffe_jax.cli import VERBS, methods
+import numpy as np
+import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from giraffe_jax.cli import VERBS, methods
+from giraffe_jax.positions import frequencies
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_first_screen_has_exactly_the_two_commands_that_ci_runs():
@@ -50,3 +59,33 @@ def test_the_config_is_one_that_can_be_built(tmp_path):
     built = config.build(TrainConfig, config.load(tmp_path / "config.py", flags))
     assert built.optim.lr == 1e-5
     assert positions.check(built.model["positions"])[0].numbers["factor"] == 8.0
+
+
+def block(section, language):
+    text = README[README.index(f"## {section}") :]
+    text = text[text.index(f"```{language}\n") + len(language) + 4 :]
+    return text[: text.index("```")]
+
+
+@pytest.mark.slow
+def test_the_commands_run_one_after_the_other(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for line in block("Commands", "bash").splitlines():
+        verb, *words = shlex.split(line)
+        assert verb == "giraffe"
+        command = [sys.executable, "-m", "giraffe_jax.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() or words[0] == "train"
+    assert (tmp_path / "mini-hf" / "model.safetensors").is_file()
+
+
+def test_the_own_method_is_one(tmp_path, monkeypatch):
+    code = block("Methods", "python")
+    (tmp_path / "my_method.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (entry,) = re.findall(r"dict\(name=.*\)", code.split("#")[1])
+    about: dict = dict(head_dim=64, theta=1e4, original_len=2048)
+    ratio = frequencies([eval(entry)], **about)[0] / frequencies([], **about)[0]
+    np.testing.assert_allclose(ratio, 8.0 ** -(np.arange(32) / 31), rtol=1e-6)

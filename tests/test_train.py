@@ -248,7 +248,7 @@ def test_steps_grow_only_where_no_step_that_is_done_would_have_had_another_rate(
     with pytest.raises(ConfigError, match="fewer than are done"):
         train(stable | dict(steps=8), tmp_path / "short", quiet=True)
     train(stable | dict(steps=9), tmp_path / "short")
-    assert "all 9 steps are done" in capsys.readouterr().out
+    assert "all 9 steps are done" in capsys.readouterr().err
     cosine = settings(tokenizer, optim=dict(lr=1e-2, warmup_steps=2, schedule="cosine"))
     train(cosine | dict(steps=2), tmp_path / "cosine", quiet=True)
     with pytest.raises(ConfigError, match="follows from config.steps"):

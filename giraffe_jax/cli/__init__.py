@@ -4,16 +4,18 @@ Each verb is a module of this folder with `arguments(parser)` and `run(args) -> 
 before a verb runs, so that help and mistakes are answered at once.
 """
 
-import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from giraffe_jax import __version__
-from giraffe_jax.config import ConfigError, nearest
+
+if TYPE_CHECKING:  # an interrupt is answered from the start of main() on: what can wait is imported inside it
+    import argparse
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,34 +37,92 @@ EPILOG = """exit status: 0 done, 1 the work failed, 2 the request was wrong.
 `giraffe VERB --help` says what a verb takes; --debug shows the traceback of an error."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong request in one message that ends in the way to more help."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} See `{self.prog} --help`.")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status of a command: 0 done, 1 the work failed, 2 the request was wrong."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Returns the exit status of a command: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+
+    Without `argv` it is the process's own command, which ends in here where a SIGINT has come: an interpreter that is
+    taken down after one, with threads of libraries still at work, crashes.
+    """
+    try:
+        if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as after `&`
+            signal.signal(signal.SIGINT, _interrupt)
+            sys.unraisablehook = _unraisable
+        status = _answer(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt as told:
+        status = INTERRUPTED
+        if not _was_interrupted():
+            print(f"giraffe: {told}" if str(told) else SAID_AT_INTERRUPT, file=sys.stderr)
+    if _was_interrupted():
+        with contextlib.suppress(OSError, ValueError):
+            print(end="", flush=True)
+        _end_with_a_word()
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, _end)  # what is left is Python's own end, in which there is nobody to catch
+    return status
+
+
+SAID_AT_INTERRUPT = "giraffe: interrupted; the same command continues what can be continued."
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """The first SIGINT is a KeyboardInterrupt, so that work cleans up after itself; any later one ends the process.
+
+    While something is imported there is nothing to clean up, and compiled modules make other errors of it.
+    """
+    signal.signal(signal.SIGINT, _end)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _end_with_a_word()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _was_interrupted() -> bool:
+    return signal.getsignal(signal.SIGINT) is _end
+
+
+def _unraisable(about: Any) -> None:
+    """Answers the interrupt that came in a destructor or a callback, which Python would print and forget."""
+    if issubclass(about.exc_type, KeyboardInterrupt):
+        _end_with_a_word()
+    sys.__unraisablehook__(about)
+
+
+def _end(*_: Any) -> NoReturn:
+    os._exit(INTERRUPTED)
+
+
+def _end_with_a_word() -> NoReturn:
+    os.write(2, f"{SAID_AT_INTERRUPT}\n".encode())
+    _end()
+
+
+def _answer(words: list[str]) -> int:
+    from giraffe_jax.config import ConfigError
+
     debug = "--debug" in words
     try:
-        return _run([word for word in words if word != "--debug"])
-    except KeyboardInterrupt:
-        print("giraffe: interrupted; the same command continues what can be continued.", file=sys.stderr)
-        return INTERRUPTED
+        status = _run([word for word in words if word != "--debug"])
+        print(end="", flush=True)  # so that what goes wrong with it is answered here too
+        return status
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
+        if _was_interrupted():  # and something else came of it
+            return INTERRUPTED
         wrong = isinstance(error, ConfigError | FileNotFoundError)
         print(f"giraffe: {_message(error)}", file=sys.stderr)
         return WRONG_REQUEST if wrong else FAILED
 
 
 def _run(words: list[str]) -> int:
+    from giraffe_jax.config import nearest
+
     words, overrides = split_overrides(words)
     parser = _parser(words[0] if words else None)
     if not words:
@@ -79,13 +139,28 @@ def _run(words: list[str]) -> int:
     if overrides and not hasattr(args, "config"):
         parser.error(f"{overrides[0]}: `giraffe {words[0]}` reads no config.")
     args.overrides = overrides
+    for folder in args.methods:
+        if not os.path.isdir(folder):
+            parser.error(f"--methods: {folder} is no folder.")
+    # Behind what is installed: a file here is found by its name, and hides nothing.
+    sys.path += [folder for folder in map(os.path.abspath, (*args.methods, ".")) if folder not in sys.path]
     if words[0] == "methods":  # whose parameters may be written as flags
         args.parameters += [word.removeprefix("--") for word in more]
     return _module(words[0]).run(args) or DONE
 
 
-def _parser(verb: str | None) -> Parser:
+def _parser(verb: str | None) -> "argparse.ArgumentParser":
     """Returns the parser of the whole command line, with the arguments of the one verb that is asked for."""
+    import argparse
+
+    from giraffe_jax.config import ConfigError
+
+    class Parser(argparse.ArgumentParser):
+        """Answers a wrong request in one message that ends in the way to more help."""
+
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"{message} See `{self.prog} --help`.")
+
     parser = Parser(prog="giraffe", description="The laboratory for context extension.", epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"giraffe-jax {__version__}")
@@ -95,6 +170,8 @@ def _parser(verb: str | None) -> Parser:
         sub = verbs.add_parser(name, help=summary, description=about, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        where = "a folder of own position methods; the current one and the config's are looked in too"
+        sub.add_argument("--methods", action="append", default=[], metavar="DIR", help=where)
         if name == verb:
             _module(name).arguments(sub)
     return parser
@@ -121,6 +198,8 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _message(error: Exception) -> str:
     """Returns what an error says; its kind too where the text alone would not be understood."""
+    from giraffe_jax.config import ConfigError
+
     text = str(error).strip()
     if isinstance(error, ConfigError) and text:
         return text

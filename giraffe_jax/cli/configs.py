@@ -24,13 +24,24 @@ def distributed_argument(parser: argparse.ArgumentParser) -> None:
         "--config.KEY",
         dest="ignored",
         metavar="VALUE",
-        help="set one key of the config; items of lists too: --config.model.positions[0].factor=8",
+        help="set any key, as in --config.optim.lr=1e-4 or --config.tasks[0].lengths=[256,512]",
     )
     distributed.arguments(parser)
 
 
+def workdir_argument(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:
+    """Adds --workdir to a verb's parser; an empty one is refused, since a Path makes the current folder of it."""
+    parser.add_argument("--workdir", required=required, metavar="DIR", type=_folder, help=help)
+
+
+def _folder(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder; the current one is written as a dot.")
+    return text
+
+
 def load(args: argparse.Namespace) -> Any:
-    """Returns the ConfigDict that a command's flags stand for, after joining the job's other processes, if any."""
+    """Returns the config that a command's flags stand for, after joining the job's other processes, if any."""
     from giraffe_jax import config
 
     for folder in reversed(import_roots(args.config)):
@@ -42,9 +53,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def import_roots(path: str) -> list[Path]:
-    """Returns the folders that a config file may import from: here, and the project the file is in.
+    """Returns the folders that a config file may import from: here, its own, and the project it is in.
 
-    So `from configs import models` and methods named by a dotted path work from wherever the command is typed.
+    So `from configs import models`, and methods named by a dotted path or in a file beside the config, work from
+    wherever the command is typed.
     """
     file = Path(path.partition(":")[0]).absolute()
-    return [Path.cwd(), *[folder for folder in file.parents if (folder / "pyproject.toml").is_file()][:1]]
+    own = file if file.is_dir() else file.parent
+    project = [folder for folder in (own, *own.parents) if (folder / "pyproject.toml").is_file()][:1]
+    return list(dict.fromkeys([Path.cwd(), own, *project]))

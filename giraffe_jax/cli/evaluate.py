@@ -17,7 +17,7 @@ from giraffe_jax.cli import configs
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     configs.config_arguments(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where results go")
+    configs.workdir_argument(parser, "where results go")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,29 +3,37 @@
   giraffe export runs/llama2_32k llama2-32k-hf
   giraffe export runs/llama2_32k llama2-32k-hf --dtype=bfloat16 --max-len=32768
 
-The position methods are written as `rope_scaling`, natively where Hugging Face has the method and else as a longrope
-table with the same frequencies; what neither can say is refused by name. Logits are then those of this project.
+Position methods are written as Hugging Face's own (`rope_scaling`) where it has them, and else as a longrope table of
+the same frequencies; logits there are those here. What neither can say is refused by name, and nothing is written.
 """
 
 import argparse
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help='workdir, Hugging Face directory, .gguf file or "giraffe-mini"')
-    parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    sources = 'workdir of a run, Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    parser.add_argument("source", metavar="SOURCE", help=sources)
+    parser.add_argument("destination", metavar="DESTINATION", help="a new folder; nothing is overwritten")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights; smaller ones are rounded")
-    parser.add_argument("--max-len", type=int, metavar="N", help="max_position_embeddings; by default what is reached")
+    reach = "max_position_embeddings to write, in tokens; by default how far the positions reach"
+    parser.add_argument("--max-len", type=int, metavar="N", help=reach)
+    parser.add_argument("--max_len", type=int, dest="max_len", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
+    import json
+
     from giraffe_jax import hf
+    from giraffe_jax.hf.export import check_new, rope_in_words
     from giraffe_jax.loading import load
     from giraffe_jax.model import num_params
 
+    check_new(args.destination)
     loaded = load(args.source)
-    hf.save(
+    out = hf.save(
         loaded.params, loaded.config, loaded.tokenizer, args.destination, dtype=args.dtype, max_len=args.max_len
-    )  # fmt: skip
-    print(f"{args.source}: {num_params(loaded.config):,} parameters as {args.dtype} in {args.destination}")
+    )
+    words = rope_in_words(json.loads((out / "config.json").read_text()))
+    print(f"{args.source}: {num_params(loaded.config):,} parameters as {args.dtype}, {words}, in {args.destination}")
     return 0

@@ -1,43 +1,39 @@
 """Import weights: a Hugging Face directory (safetensors) or a GGUF file becomes a checkpoint.
 
   giraffe import path/to/Llama-3.2-1B runs/llama
+  giraffe generate --source=runs/llama --prompt="A giraffe"
 
-The checkpoint is a workdir: `source` of a config, and of `giraffe generate`. Configs take the
-directory or the file itself too; importing saves the conversion, and reads onto any mesh in parallel.
+DESTINATION becomes a workdir, as a training run has: the `source` of a config, and of every verb that takes one. SOURCE
+itself is one too; importing saves converting it each time, and a checkpoint is read onto any mesh in parallel.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help='directory, .gguf file, "giraffe-mini" or "smollm2"')
-    parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    parser.add_argument(
+        "source", metavar="SOURCE", help='Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    )
+    parser.add_argument("destination", metavar="DESTINATION", help="a new folder; nothing is overwritten")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
 
 
 def run(args: argparse.Namespace) -> int:
-    from giraffe_jax.config import ConfigError
-
-    destination = Path(args.destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"DST: {destination} exists; nothing is overwritten, choose a new folder.")
     from giraffe_jax import hf
-
-    found = hf.load(args.source, param_dtype=args.dtype)
-    if found.tokenizer is None:
-        raise ConfigError(f"SRC: {args.source} has no tokenizer.json or tokenizer.model; put one beside its weights.")
-    part = destination.with_name(destination.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        write(found, part, args.source)
-        part.replace(destination)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    from giraffe_jax.config import ConfigError
+    from giraffe_jax.hf.export import check_new, new_directory
     from giraffe_jax.model import num_params
 
-    print(f"{args.source}: {num_params(found.config):,} parameters as {args.dtype} in {destination}")
+    check_new(args.destination)
+    found = hf.load(args.source, param_dtype=args.dtype)
+    if found.tokenizer is None:
+        raise ConfigError(
+            f"SOURCE: {args.source} has no tokenizer.json or tokenizer.model; put one beside its weights."
+        )
+    with new_directory(args.destination) as folder:
+        write(found, folder, args.source)
+    print(f"{args.source}: {num_params(found.config):,} parameters as {args.dtype} in {args.destination}")
     return 0
 
 

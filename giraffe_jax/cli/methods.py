@@ -1,8 +1,9 @@
-"""The catalogue of position methods; with a NAME, one of them drawn and explained.
+"""The catalogue of position methods; with a NAME, one of them drawn and explained, or your own by its dotted path.
 
 giraffe methods
 giraffe methods yarn
 giraffe methods yarn --factor=8 --head-dim=128 --theta=5e5 --original-len=8192 --out=yarn.svg
+giraffe methods my_method.wavelet --factor=8
 giraffe methods --page=docs/methods.md
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 WIDTH = 48  # characters of the longest bar
+OWN = "own"  # the kind of a method that is not the catalogue's
+UNSAID: dict[str, Any] = dict(training_free=False, export="", cache="")
 KINDS = {
     "frequencies": "how fast each plane turns",
     "length": "frequencies that follow the length of the sequence",
@@ -26,7 +29,12 @@ KINDS = {
     "layers": "what differs between layers",
     "bias": "what is added to logits",
 }
-RANGES = {"Factor": "float >= 1", "Positive": "float > 0", "NonNegative": "float >= 0"}  # of positions/compose.py
+RANGES = {
+    "Factor": "float >= 1",
+    "Positive": "float > 0",
+    "NonNegative": "float >= 0",
+    "Extent": "float > 0",
+}  # of positions/compose.py
 LISTS = {"Divisors": "list of float > 0", "Positives": "list of float > 0", "Choices": "list of lists of methods"}
 
 
@@ -89,16 +97,19 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         print(listing(list(entries.values())))
         return 0
+    if "." in args.name:
+        entries[args.name] = own_entry(args.name)
     if args.name not in entries:
         raise ConfigError(
             f"unknown method {args.name!r}; there are {', '.join(entries)}.{nearest(args.name, list(entries))}"
         )
     entry = entries[args.name]
-    call = {"name": entry.name, **entry.example, **parse_parameters(args.parameters)}
+    call = {"name": args.name, **entry.example, **parse_parameters(args.parameters)}
     picture = draw(call, args, entry)  # first: it may refuse the parameters
     print(f"{entry.name}: {entry.text}\n\n{entry.name}({entry.parameters})\n\n    {entry.about}\n")
-    print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.export}.")
-    print(f"Its closed form: tests/positions/{entry.closed_form}")
+    if entry.kind != OWN:
+        print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.export}.")
+        print(f"Its closed form: tests/positions/{entry.closed_form}")
     print(f"In a config: c.model.positions = [{_spelled(call)}]\n\n{picture}")
     if args.out:
         from giraffe_jax.cli.field_guide import draw_method
@@ -143,10 +154,20 @@ def catalogue() -> list[Entry]:
     return [read_entry(file) for file in sorted(folder.glob("*.py")) if not file.name.startswith("_")]
 
 
-def read_entry(file: Path) -> Entry:
+def own_entry(name: str) -> Entry:
+    """Returns what the file of an own method says about it; EXAMPLE and ABOUT may be missing there."""
+    import inspect
+
+    from giraffe_jax.positions import lookup
+
+    function = lookup(name, "giraffe methods")
+    return read_entry(Path(inspect.getfile(function)), function.__name__)
+
+
+def read_entry(file: Path, name: str = "") -> Entry:
     """Returns what a method's file says about itself."""
     module = ast.parse(file.read_text(encoding="utf-8"))
-    name = file.stem
+    own, name = bool(name), name or file.stem
     (function,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
     keywords = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     parameters = ", ".join(
@@ -164,7 +185,7 @@ def read_entry(file: Path) -> Entry:
         about=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
         example=dict(constants.get("EXAMPLE") or {}),
         needs=tuple(constants.get("NEEDS", ())),
-        **constants["ABOUT"],
+        **(UNSAID | constants.get("ABOUT", {}) | {"kind": OWN} if own else constants["ABOUT"]),
     )
 
 

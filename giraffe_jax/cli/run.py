@@ -15,7 +15,7 @@ from giraffe_jax.cli import configs
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="FILE", help="an experiment's folder or config file, FILE[:ARG]")
     configs.distributed_argument(parser)
-    parser.add_argument("--workdir", metavar="DIR", help="where results go; by default runs/<name of the experiment>")
+    configs.workdir_argument(parser, "where results go; by default runs/<name of the experiment>", required=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from giraffe_jax.cli import configs
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     configs.config_arguments(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives")
+    configs.workdir_argument(parser, "where the run lives")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 

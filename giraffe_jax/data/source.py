@@ -24,6 +24,7 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.files import FileKind, content_fingerprint, file_states, read_file, source_files
+from giraffe_jax.records import Progress
 from giraffe_jax.tokenizer import encode_batch
 
 CACHE_FORMAT = 2
@@ -119,7 +120,8 @@ def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) 
         aside = cache / f"{mine}{os.getpid()}-{threading.get_ident()}"
         aside.mkdir()
         try:
-            _write_cache(_documents(kind, path, files, where), len(names), tokenizer, aside, f"{where}: {path}")
+            size = sum(file.stat().st_size for file in files)
+            _write_cache(_documents(kind, path, files, where), len(names), tokenizer, aside, f"{where}: {path}", size)
             if file_states(source_files(kind, path, where)) != before:
                 raise ConfigError(f"{where}: files of {path} changed while they were read; start again")
             _put(aside, directory, names)
@@ -180,13 +182,19 @@ def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, s
 
 
 def _write_cache(
-    documents: Iterable[tuple[int, str]], num_files: int, tokenizer: Any, directory: Path, what: str
+    documents: Iterable[tuple[int, str]], num_files: int, tokenizer: Any, directory: Path, what: str, size: int
 ) -> None:
-    """Holds no more in memory than a batch and a document, and 8 bytes for each document's end."""
+    """Holds no more in memory than a batch and a document, and 8 bytes for each document's end.
+
+    `size` is that of the files in bytes, to say how far it is.
+    """
+    progress, read = Progress(None, after=3.0), 0
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends, firsts, total, empty = array("q"), array("q"), 0, True
     with (directory / TOKENS).open("wb") as stream:
         for batch in _batches(documents):
+            read += sum(len(text) for _, text in batch)
+            progress.update(total, f"tokens of {what}: about {min(99, 100 * read // max(1, size))}% of its files")
             for (file, _), ids in zip(batch, encode_batch(tokenizer, [text for _, text in batch]), strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
                 empty = empty and not ids
@@ -194,6 +202,7 @@ def _write_cache(
                     stream.write(np.asarray(ids, np.int32).tobytes())
                     total += len(ids)
                     ends.append(total)
+    progress.close()
     if empty:
         raise ConfigError(f"{what} has no tokens: all of its documents are empty, or there are none")
     firsts.extend([len(ends)] * (num_files - len(firsts)))

@@ -4,6 +4,8 @@ An attribute that is not understood is refused by name. An ignored attribute is 
 wrong with nobody noticing.
 """
 
+import reprlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +56,11 @@ _ROPE: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "longrope": ("longrope", ("short_factor", "long_factor"), ("factor", "attention_factor")),
 }
 _HAS_ORIGINAL = ("llama3", "yarn", "longrope")
+_ORIGINAL, _MAX = "original_max_position_embeddings", "max_position_embeddings"
+
+_shorten = reprlib.Repr()  # a value in an error, whatever its length and depth
+_shorten.maxdict, _shorten.maxlist, _shorten.maxstring, _shorten.maxlong, _shorten.maxother = 16, 8, 80, 40, 80
+_shown = _shorten.repr
 
 
 def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ours: Any) -> ModelConfig:
@@ -68,6 +75,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ou
       ConfigError: not a Llama, an attribute that is unknown or has a value this does not implement, one that is
         missing, or two rope schemas that disagree.
     """
+    _check_numbers(values, where)
     _check_kind(values, where)
     needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     if values["model_type"] == "mistral":  # its defaults differ from a Llama's: 8 key heads and a window of 4096
@@ -75,22 +83,21 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ou
     missing = [k for k in needed if k not in values]
     if missing:
         raise ConfigError(f"{where}: missing {missing}.")
-    heads, width = values["num_attention_heads"], values["hidden_size"]
-    if not (isinstance(heads, int) and isinstance(width, int) and heads > 0):
-        raise ConfigError(f"{where}: hidden_size and num_attention_heads must be integers, got {width!r}, {heads!r}.")
-    if not values.get("head_dim") and width % heads:
+    heads, width = size(values, "num_attention_heads", where), size(values, "hidden_size", where)
+    if values.get("head_dim") is None and width % heads:
         raise ConfigError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}.")
-    rope, max_len = _rope(values, where), values.get("max_position_embeddings", 2048)
+    max_len = size(values, _MAX, where, 2048)
+    rope = _rope(values, where)
     fields = dict(
-        vocab_size=values["vocab_size"],
+        vocab_size=size(values, "vocab_size", where),
         d_model=width,
-        d_mlp=values["intermediate_size"],
-        num_layers=values["num_hidden_layers"],
+        d_mlp=size(values, "intermediate_size", where),
+        num_layers=size(values, "num_hidden_layers", where),
         num_heads=heads,
-        num_kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or width // heads,
+        num_kv_heads=size(values, "num_key_value_heads", where, heads),
+        head_dim=size(values, "head_dim", where, width // heads),
         theta=rope["rope_theta"],
-        original_len=rope.get("original_max_position_embeddings", max_len),
+        original_len=rope.get(_ORIGINAL, max_len),
         norm_eps=values.get("rms_norm_eps", 1e-6),
         tie_embeddings=values.get("tie_word_embeddings", False),
         positions=_positions(rope, max_len, where),
@@ -106,24 +113,49 @@ def model_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         raise e if where in str(e) else ConfigError(f"{where}: {e}") from e
 
 
+def size(values: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """Returns a positive whole number of a file; `default` where it is absent or null."""
+    value = values.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{where}: {key} must be a positive whole number, got {_shown(value)}.")
+    return value
+
+
+def _check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for what Python reads as a number and JSON, float64 or the model do not know."""
+    items = [(key, value, 0) for key, value in values.items() if key in _READ]
+    while items:
+        key, value, depth = items.pop()
+        if isinstance(value, int | float) and not abs(value) <= 1e300:  # NaN, infinite, or beyond what float64 holds
+            raise ConfigError(f"{where}: {key} must be a finite number, got {_shown(value)}.")
+        if isinstance(value, Mapping | list):
+            if depth > 3:
+                raise ConfigError(f"{where}: {key}: lists in lists in lists are not expected, got {_shown(value)}.")
+            inside = value.items() if isinstance(value, Mapping) else enumerate(value)
+            items += [(f"{key}.{k}" if isinstance(value, Mapping) else f"{key}[{k}]", v, depth + 1) for k, v in inside]
+
+
 def _check_kind(values: Mapping[str, Any], where: str) -> None:
     kind = values.get("model_type")
     if kind not in ("llama", "mistral"):
         raise ConfigError(
-            f"{where}: model_type is {kind!r}: not a Llama. Allowed are 'llama', and 'mistral' without a"
+            f"{where}: model_type is {_shown(kind)}: not a Llama. Allowed are 'llama', and 'mistral' without a"
             " sliding window."
         )
     for key, value in values.items():
-        if key == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
+        if key == "layer_types" and isinstance(value, list) and all(v == "full_attention" for v in value):
             continue
         if key in _ONLY_AT and value not in _ONLY_AT[key][0]:
             allowed, why = _ONLY_AT[key]
-            raise ConfigError(f"{where}: {key} is {value!r}, allowed is {' or '.join(map(repr, allowed))}: {why}.")
+            raise ConfigError(
+                f"{where}: {key} is {_shown(value)}, allowed is {' or '.join(map(repr, allowed))}: {why}."
+            )
     unknown = [k for k in values if k not in _READ and k not in _HARMLESS and k not in _ONLY_AT]
     if unknown:
         raise ConfigError(
-            f"{where}: unknown attribute {unknown[0]!r} = {values[unknown[0]]!r}: what it does to the model is not"
-            f" known here, so the model is refused.{nearest(unknown[0], sorted(_READ))}"
+            f"{where}: unknown attribute {_shown(unknown[0])} = {_shown(values[unknown[0]])}: what it does to the"
+            f" model is not known here, so the model is refused.{nearest(unknown[0], sorted(_READ))}"
         )
 
 
@@ -140,50 +172,92 @@ def _rope(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         return _standard({}, values, where)
     if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
         raise ConfigError(
-            f"{where}: rope_parameters and rope_scaling with rope_theta disagree: {found['rope_parameters']} and"
-            f" {found['rope_scaling']}; remove the wrong one."
+            f"{where}: rope_parameters and rope_scaling with rope_theta disagree: {_shown(found['rope_parameters'])}"
+            f" and {_shown(found['rope_scaling'])}; remove the wrong one."
         )
     rope = found.get("rope_parameters", found.get("rope_scaling", {}))
     top = values.get("rope_theta")
-    if top is not None and float(top) != rope["rope_theta"]:
-        raise ConfigError(f"{where}: rope_theta is {top!r} and {rope['rope_theta']!r} in {next(iter(found))}.")
+    if top is not None and top != rope["rope_theta"]:
+        raise ConfigError(f"{where}: rope_theta is {_shown(top)} and {rope['rope_theta']!r} in {next(iter(found))}.")
     return rope
 
 
-def _standard(rope: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _standard(rope: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(rope, Mapping) or any(isinstance(v, Mapping) for v in rope.values()):
-        raise ConfigError(f"{where}: expected one flat set of parameters for all layers, got {rope!r}.")
+        raise ConfigError(f"{where}: expected one flat set of parameters for all layers, got {_shown(rope)}.")
     rope = {k: v for k, v in rope.items() if v is not None}
     legacy, kind = rope.pop("type", None), rope.pop("rope_type", None)
     if legacy is not None and kind is not None and legacy != kind:
-        raise ConfigError(f"{where}: rope_type is {kind!r} and type is {legacy!r}.")
+        raise ConfigError(f"{where}: rope_type is {_shown(kind)} and type is {_shown(legacy)}.")
     kind = kind or legacy or "default"
     kind = "longrope" if kind == "su" else kind
-    if kind != "default" and kind not in _ROPE:
-        raise ConfigError(f"{where}: rope_type {kind!r} is not known; known are default, {', '.join(_ROPE)}.")
+    if kind not in ("default", *_ROPE):
+        hint = nearest(kind, ["default", *_ROPE]) if isinstance(kind, str) else ""
+        raise ConfigError(
+            f"{where}: rope_type {_shown(kind)} is not known; known are default, {', '.join(_ROPE)}.{hint}"
+        )
     if rope.pop("partial_rotary_factor", 1) != 1:
         raise ConfigError(f"{where}: partial_rotary_factor other than 1 is another architecture.")
     theta, top = rope.pop("rope_theta", None), values.get("rope_theta")
     theta = theta if theta is not None else top if top is not None else 10000.0
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
-        raise ConfigError(f"{where}: rope_theta must be a positive number, got {theta!r}.")
+        raise ConfigError(f"{where}: rope_theta must be a positive number, got {_shown(theta)}.")
     allowed = _ROPE[kind][1] + _ROPE[kind][2] if kind != "default" else ()
     result: dict[str, Any] = {"rope_type": kind, "rope_theta": float(theta)}
-    original = rope.pop("original_max_position_embeddings", None)
+    original, top = rope.pop(_ORIGINAL, None), values.get(_ORIGINAL)
     if kind in _HAS_ORIGINAL:
-        top = values.get("original_max_position_embeddings")
-        if original is not None and top is not None and original != top:
-            raise ConfigError(f"{where}: original_max_position_embeddings is {original!r} here and {top!r} outside.")
-        default = values.get("max_position_embeddings", 2048)
-        result["original_max_position_embeddings"] = next(x for x in (original, top, default) if x is not None)
+        found = [size({_ORIGINAL: x}, _ORIGINAL, where) for x in (original, top) if x is not None]
+        if len(set(found)) == 2:
+            raise ConfigError(f"{where}: {_ORIGINAL} is {original!r} here and {top!r} outside.")
+        result[_ORIGINAL] = found[0] if found else size(values, _MAX, where, 2048)
+        _warn_of_other_readings(rope | result, original, top, values, where)
     for key in ("short_mscale", "long_mscale"):  # vLLM's words for attention_factor
         value = rope.pop(key, None) if kind == "longrope" else None
         if value is not None and value != rope.get("attention_factor"):
-            raise ConfigError(f"{where}: {key} is {value!r}, but attention_factor is {rope.get('attention_factor')!r}.")
+            raise ConfigError(
+                f"{where}: {key} is {_shown(value)}, but attention_factor is {_shown(rope.get('attention_factor'))}."
+            )
     unknown = [k for k in rope if k not in allowed]
     if unknown:
-        raise ConfigError(f"{where} ({kind}): unknown {unknown}; it takes {', '.join(allowed) or 'rope_theta'}.")
+        raise ConfigError(
+            f"{where} ({kind}): unknown {_shown(unknown)}; it takes {', '.join(allowed) or 'rope_theta'}."
+        )
+    for key in ("short_factor", "long_factor"):  # a method of ours takes lists for each layer, transformers does not
+        if isinstance(rope.get(key), list) and any(isinstance(x, list) for x in rope[key]):
+            raise ConfigError(f"{where}: {key} must be one list of numbers, got {_shown(rope[key])}.")
     return result | rope
+
+
+def _warn_of_other_readings(
+    rope: Mapping[str, Any], inside: int | None, outside: int | None, values: Mapping[str, Any], where: str
+) -> None:
+    """Warns where a file of transformers 4 means one model there and another in transformers 5.
+
+    For longrope version 4 reads the original length outside alone, and then takes max / original for `factor`; version
+    5, and for the other types both, read it inside alone. Where they find none they take max_position_embeddings. We
+    take the number that is there, wherever it is: of one inside that is the reading of version 5.
+    """
+    version = str(values.get("transformers_version") or "")
+    if version.partition(".")[0] not in ("", "4") or (not version and values.get("rope_parameters")):
+        return
+    max_len, kind, read = size(values, _MAX, where, 2048), rope["rope_type"], rope[_ORIGINAL]
+    in_4 = (outside if kind == "longrope" else inside) or max_len
+    in_5 = inside or max_len
+    gain, factor = rope.get("attention_factor"), rope.get("factor")
+    unused = kind == "longrope" and gain is not None and rope.get("short_factor") == rope.get("long_factor")
+    if not unused and not in_4 == in_5 == read:
+        warnings.warn(
+            f"{where}: {_ORIGINAL} is {read} {'inside' if inside else 'outside'} the rope parameters only: for {kind}"
+            f" transformers 4 reads {in_4}, transformers 5 reads {in_5}, and {read} is read here. Write it in both"
+            " places to settle it.",
+            stacklevel=2,
+        )
+    if kind == "longrope" and outside and gain is None and factor not in (None, max_len / outside):
+        warnings.warn(
+            f"{where}: factor is {_shown(factor)}, which sets the gain in transformers 5 and here; transformers 4 takes"
+            f" {_MAX} / {_ORIGINAL} = {max_len / outside:g}. Write attention_factor to settle it.",
+            stacklevel=2,
+        )
 
 
 def _positions(rope: Mapping[str, Any], max_len: int, where: str) -> list[dict[str, Any]]:
@@ -193,11 +267,12 @@ def _positions(rope: Mapping[str, Any], max_len: int, where: str) -> list[dict[s
     name, required, optional = _ROPE[kind]
     given = {k: rope[k] for k in required + optional if k in rope}
     if kind in ("yarn", "longrope") and "factor" not in given:  # as transformers does
-        given["factor"] = max_len / rope["original_max_position_embeddings"]
-    if kind == "longrope" and "attention_factor" not in given and given["factor"] <= 1:
-        given["attention_factor"] = 1.0
-    if kind == "longrope" and given["factor"] < 1:
-        given.pop("factor")
+        given["factor"] = max_len / rope[_ORIGINAL]
+    if kind == "longrope" and isinstance(given["factor"], int | float):
+        if "attention_factor" not in given and given["factor"] <= 1:
+            given["attention_factor"] = 1.0
+        if given["factor"] < 1:
+            given.pop("factor")
     missing = [k for k in required if k not in given]
     if missing:
         raise ConfigError(f"{where}: rope scaling of type {kind!r} is missing {missing}.")

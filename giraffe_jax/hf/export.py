@@ -4,10 +4,12 @@ Both rope schemas are written: a transformers 4 that finds only `rope_parameters
 scaling. Everything is written beside the target and renamed into place.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +49,70 @@ def save(
       ConfigError: positions that Hugging Face's Llama cannot compute, parameters that do not fit the config, or a
         directory that already holds something.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory}: exists already; nothing is overwritten. Give a new directory.")
+    check_new(directory)
     if dtype not in ("bfloat16", "float16", "float32"):
         raise ConfigError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}.")
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {config.vocab_size}.")
     values = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len)
     flat = _checked(params, config)
-    part = directory.parent / f".{directory.name}.writing-{os.getpid()}"
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    part.mkdir()
-    try:
+    with new_directory(directory) as part:
         ids = {k: values[k] for k in ("bos_token_id", "eos_token_id") if k in values}
         _write_json(part / "config.json", values)
         _write_json(part / "generation_config.json", {"_from_model_config": True, **ids})
         for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
             (part / name).write_bytes(content)
         _write_tensors(part, flat, config, dtype, shard_bytes)
-        part.rename(directory)
+    return Path(directory)
+
+
+def check_new(directory: str | Path) -> None:
+    """Raises ConfigError where `new_directory` would: what is there already, and where nothing can be written."""
+    path = Path(os.path.realpath(directory))
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{directory}: exists already; nothing is overwritten. Give a new directory.")
+    above = next(p for p in path.parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise ConfigError(f"{directory}: {above} is a file, so no directory can be made in it.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{directory}: {above} cannot be written in.")
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """Yields a new folder to fill, which becomes `directory` at the end, whole; after an error nothing is left.
+
+    It lies beside `directory` under a name that no other process has; what a killed one left there is not touched.
+
+    Raises:
+      ConfigError: something is there, before or by the end, or nothing can be written there.
+    """
+    check_new(directory)
+    path = Path(os.path.realpath(directory))
+    made = [p for p in path.parents if not p.exists()]  # innermost first
+    name = f".{path.name}.writing-{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for part in (path.with_name(name + f"-{i}" * (i > 0)) for i in itertools.count()):
+            with contextlib.suppress(FileExistsError):
+                part.mkdir()
+                break
+    except OSError as e:
+        raise ConfigError(f"{directory}: {e.filename} cannot be made: {e.strerror}.") from e
+    try:
+        yield part
+        try:
+            part.rename(path)  # onto nothing or an empty directory: a full one is refused by the system
+        except OSError as e:
+            raise ConfigError(
+                f"{directory}: was made meanwhile by another; nothing is overwritten ({e.strerror})."
+            ) from e
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: others are writing there too
+            for parent in made:
+                parent.rmdir()
         raise
-    return directory
 
 
 def config_to_json(
@@ -80,6 +122,8 @@ def config_to_json(
     if config.qk_norm:
         raise ConfigError("model.qk_norm: Hugging Face's Llama does not normalise queries and keys; not exported.")
     rope, reach = _rope(config)
+    if max_len is not None and max_len < 1:
+        raise ConfigError(f"max_len must be at least 1, got {max_len}.")
     if max_len is not None and rope["rope_type"] == "dynamic" and max_len != config.original_len:
         raise ConfigError(f"max_len must be {config.original_len}: transformers takes it as dynamic's original length.")
     values: dict[str, Any] = {
@@ -106,9 +150,25 @@ def config_to_json(
     }
     if rope["rope_type"] != "default":
         values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    if rope.get("short_factor") != rope.get("long_factor"):
+        # transformers 4 switches lists where this says, and not where rope_scaling says. Equal lists need no switch,
+        # and without it vLLM's default length is the whole of max_position_embeddings.
+        values["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     for name, i in (("bos", tokenizer and tokenizer.bos_id), ("eos", tokenizer and tokenizer.eos_id)):
         values[f"{name}_token_id"] = i
     return values
+
+
+def rope_in_words(values: Mapping[str, Any]) -> str:
+    """Returns how a config.json that was written here says positions, and to which length."""
+    rope, length = values["rope_parameters"], values["max_position_embeddings"]
+    kind = rope["rope_type"]
+    if kind == "default":
+        return f"positions as rope_theta {rope['rope_theta']:g}, to {length:,} tokens"
+    if kind == "dynamic":
+        return f"positions as rope_type dynamic, growing with the text beyond {length:,} tokens"
+    table = kind == "longrope" and rope["short_factor"] == rope["long_factor"]
+    return f"positions as {'a longrope table' if table else f'rope_type {kind}'}, to {length:,} tokens"
 
 
 def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
@@ -123,11 +183,17 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
         return {"rope_type": "default", "rope_theta": theta}, length
     call = {k: v for k, v in calls[0].items() if v is not None}
     name = call.pop("name")
-    if name in ("ntk", "abf") and len(calls) == 1:
-        factor = float(call.get("factor", 1.0))
-        theta = float(call.get("theta", theta)) * factor ** (config.head_dim / (config.head_dim - 2))
+    if name == "abf" and len(calls) == 1:
+        return {"rope_type": "default", "rope_theta": float(call["theta"])}, length
+    if name == "ntk" and len(calls) == 1:
+        factor = float(call["factor"])
+        theta *= factor ** (config.head_dim / (config.head_dim - 2))
         return {"rope_type": "default", "rope_theta": theta}, int(length * factor)
-    if name not in _NATIVE or len(calls) > 1:
+    if name == "longrope":  # what transformers' has not: one gain for all, no start tokens, nothing between the lists
+        call.pop("magnitude_policy", None)  # the gain is written as a number
+        call = {k: v for k, v in call.items() if v or k not in ("start_tokens", "dynamic")}
+    only_ours = {"start_tokens", "dynamic"} & call.keys() or np.ndim(call.get("short_factor", 0)) > 1
+    if name not in _NATIVE or len(calls) > 1 or only_ours:
         return _table(config, calls)
     if name == "llama3":  # whose bands have defaults here and none there
         call = check(calls)[0].numbers | call

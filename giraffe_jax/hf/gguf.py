@@ -4,13 +4,14 @@ llama.cpp keeps the rows of the query and key maps interleaved (plane i of a hea
 Face keep them half-split (rows i and i + head_dim/2). Otherwise the tensors are those of the Hugging Face checkpoint.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from giraffe_jax.config import ConfigError, nearest
-from giraffe_jax.hf.config import model_config
+from giraffe_jax.hf.config import model_config, size
 from giraffe_jax.hf.read import Tensor
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import frequencies
@@ -24,6 +25,10 @@ _READ = {
     "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow", "expert_count", "expert_used_count",
+}  # fmt: skip
+_NUMBERS = {
+    "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scale_linear", "rope.scaling.factor",
+    "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
 _FREQUENCIES = "rope_freqs.weight"
 
@@ -50,10 +55,11 @@ def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfi
         raise ConfigError(f"{where}: missing {missing}.")
     if c.get("expert_count", 0):
         raise ConfigError(f"{where}: llama.expert_count is {c['expert_count']}: experts are not a plain Llama.")
-    heads, width = c["attention.head_count"], c["embedding_length"]
-    if not isinstance(heads, int) or heads < 1:
-        raise ConfigError(f"{where}: llama.attention.head_count is {heads!r}; expected one number for all layers.")
-    head_dim = c.get("attention.key_length", width // heads)
+    heads, width = size(c, "attention.head_count", where), size(c, "embedding_length", where)
+    head_dim = size(c, "attention.key_length", where, width // heads)
+    for key in sorted(_NUMBERS & c.keys()):
+        if isinstance(c[key], bool) or not isinstance(c[key], int | float) or not 0 < c[key] < math.inf:
+            raise ConfigError(f"{where}: llama.{key} must be a positive, finite number, got {c[key]!r}.")
     for key in ("attention.value_length", "rope.dimension_count"):
         if c.get(key, head_dim) != head_dim:
             raise ConfigError(f"{where}: llama.{key} is {c[key]}, allowed is the head width {head_dim}.")
@@ -63,15 +69,15 @@ def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfi
             f"{where}: the header says {heads} heads of width {head_dim} in a model of width {width}, so"
             f" blk.0.attn_q.weight must have shape {[heads * head_dim, width]}, got {query and list(query)}."
         )
-    theta, length = c.get("rope.freq_base", 10000.0), c["context_length"]
+    theta, length = float(c.get("rope.freq_base", 10000.0)), size(c, "context_length", where)
     positions, original = _positions(c, tensors, head_dim, theta, length, where)
     fields = dict(
         vocab_size=tensors["token_embd.weight"].shape[0],
         d_model=width,
-        d_mlp=c["feed_forward_length"],
-        num_layers=c["block_count"],
+        d_mlp=size(c, "feed_forward_length", where),
+        num_layers=size(c, "block_count", where),
         num_heads=heads,
-        num_kv_heads=c.get("attention.head_count_kv", heads),
+        num_kv_heads=size(c, "attention.head_count_kv", where, heads),
         head_dim=head_dim,
         theta=theta,
         original_len=original,
@@ -88,7 +94,7 @@ def _positions(
 ) -> tuple[list[dict[str, Any]], int]:
     """Returns (methods, original_len) of the rope scaling that the header and `rope_freqs.weight` describe."""
     kind, factor = c.get("rope.scaling.type", "none"), c.get("rope.scaling.factor", c.get("rope.scale_linear", 1.0))
-    original = c.get("rope.scaling.original_context_length", length)
+    original = size(c, "rope.scaling.original_context_length", where, length)
     if "rope.scale_linear" in c and "rope.scaling.type" not in c:
         kind = "linear"
     if _FREQUENCIES in tensors:

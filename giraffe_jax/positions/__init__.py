@@ -28,6 +28,7 @@ from giraffe_jax.positions.compose import (
 )
 from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, turned
+from giraffe_jax.positions.own import same, sources
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 
 
@@ -66,6 +67,8 @@ __all__ = [
     "one_table",
     "rotate",
     "rotations",
+    "same",
     "scale_queries",
+    "sources",
     "turned",
 ]

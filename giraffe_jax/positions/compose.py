@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError, coerce, describe, nearest
+from giraffe_jax.positions import own
 from giraffe_jax.positions.encoding import Encoding
 
 Scaling = Sequence[Mapping[str, Any]]
@@ -35,6 +36,7 @@ class Nested:
 Number = float | np.ndarray | jax.Array
 Factor = Annotated[Number, Bound(1.0)]
 Positive = Annotated[Number, Bound(0.0, above=True)]
+Extent = Annotated[Number, Bound(0.0, above=True, infinite=True)]  # of a window, a base...: infinity is none of it
 NonNegative = Annotated[Number, Bound(0.0)]
 Fraction = Annotated[Number, Bound(0.0, above=True, high=1.0)]
 Positives = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
@@ -74,7 +76,7 @@ def names() -> list[str]:
 def lookup(name: str | Callable, where: str = "positions") -> Callable:
     """Returns the method of a catalogue name, of a dotted path to a function, or the function itself."""
     if callable(name):
-        return name
+        return own.check_form(name, where)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: 'name' must be a method's name or a function, got {name!r}.")
     if "." not in name:
@@ -83,11 +85,7 @@ def lookup(name: str | Callable, where: str = "positions") -> Callable:
                 f"{where}: unknown method {name!r}; there are {', '.join(names())}.{nearest(name, names())}"
             )
         return getattr(importlib.import_module(f"giraffe_jax.positions.methods.{name}"), name)
-    module, _, function = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"{where}: cannot import {name!r}: {e}.") from e
+    return own.find(name, where)
 
 
 def check(scaling: Any, where: str = "model.positions") -> tuple[Call, ...]:
@@ -233,12 +231,16 @@ def _check_kinds(calls: Sequence[Call], where: str) -> None:
 def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Encoding:
     """Returns the encoding after these calls; ConfigError names the one that refuses, counted from `first`."""
     for i, call in enumerate(calls, first):
+        at = f"{where}[{i}] ({call.function.__name__})"
+        if own.is_own(call.function):
+            e = own.call(call.function, e, call.numbers | dict(call.choices), at)
+            continue
         try:
             e = call(e)
         except ConfigError:
             raise
         except ValueError as error:
-            raise ConfigError(f"{where}[{i}] ({call.function.__name__}): {error}") from error
+            raise ConfigError(f"{at}: {error}") from error
     return e
 
 

@@ -218,6 +218,44 @@ def test_damaged_files_give_one_message_that_names_them(tmp_path):
             hf.load(bad)
 
 
+@pytest.mark.parametrize(
+    "change,keys,message",
+    [
+        (dict(rope_theta=np.inf), [], r"llama\.rope\.freq_base must be a positive, finite number, got inf"),
+        (dict(rope_theta=np.nan), [], r"llama\.rope\.freq_base must be a positive, finite number, got nan"),
+        (dict(rope_theta=0.0), [], r"llama\.rope\.freq_base must be a positive, finite number, got 0\.0"),
+        (dict(rms_norm_eps=-1.0), [], r"llama\.attention\.layer_norm_rms_epsilon must be a positive, finite number"),
+        (dict(rms_norm_eps=np.inf), [], r"layer_norm_rms_epsilon must be a positive, finite number, got inf"),
+        (
+            {},
+            [("rope.scaling.factor", np.inf)],
+            r"llama\.rope\.scaling\.factor must be a positive, finite number, got inf",
+        ),
+        ({}, [("rope.scaling.attn_factor", np.nan)], r"attn_factor must be a positive, finite number, got nan"),
+        (
+            {},
+            [("rope.scaling.original_context_length", 4.5)],
+            r"original_context_length must be a positive whole number",
+        ),
+        (
+            dict(max_position_embeddings=2**32 - 1),
+            [],
+            r"model\.original_len must be at most 2147483647, got 4294967295",
+        ),
+    ],
+)
+def test_numbers_that_no_llama_has_are_refused_by_name(tmp_path, change, keys, message):
+    with pytest.raises(ConfigError, match=rf"bad\.gguf: .*{message}"):
+        hf.load(write_gguf(tmp_path / "bad.gguf", random_tensors(c=WIDE), WIDE | change, keys=keys))
+
+
+def test_lists_in_lists_without_end_are_one_message(tmp_path):
+    deep = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + deep + struct.pack("<IQ", 9, 1) * 5000)
+    with pytest.raises(ConfigError, match=r"bad\.gguf: corrupted GGUF file \(RecursionError"):
+        hf.load(tmp_path / "bad.gguf")
+
+
 def test_every_flipped_header_byte_is_answered(tmp_path):
     """No byte of the header may make the reader hang, allocate without bound or raise anything but a clear error."""
     good = write_gguf(tmp_path / "good.gguf", random_tensors(c=WIDE), WIDE).read_bytes()

@@ -41,7 +41,9 @@ def change(kind, schema):
     rope = {"rope_type": kind.split()[0], **ROPE[kind]}
     if schema == 5:
         return {"rope_parameters": rope | {"rope_theta": 3e4}, "rope_theta": 3e4}
-    return {"rope_scaling": None if kind == "default" else rope, "rope_theta": 3e4}
+    # Where transformers 4 looks for longrope's original length; without it the file would be two models.
+    top = {"original_max_position_embeddings": 24} if kind == "longrope" else {}
+    return {"rope_scaling": None if kind == "default" else rope, "rope_theta": 3e4} | top
 
 
 @pytest.mark.parametrize("schema", [4, 5])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.positions import check, frequencies
+from giraffe_jax.positions import Encoding, check, frequencies
 from tests.positions.closed_form import LLAMA2, assert_frequencies, plain
 
 
-def double(e, *, times: float = 2.0):
+def double(e: Encoding, *, times: float = 2.0) -> Encoding:
     return e.replace(inv_freq=e.inv_freq * times)
 
 

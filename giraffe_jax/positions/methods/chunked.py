@@ -6,7 +6,7 @@ paper of its own.
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound, Positive
+from giraffe_jax.positions.compose import Bound, Extent
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 
@@ -15,7 +15,7 @@ IDENTITY = dict(chunk_size=float("inf"))
 ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
 
 
-def chunked(e: Encoding, *, chunk_size: Positive = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
+def chunked(e: Encoding, *, chunk_size: Extent = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
     """Key j for query i where i // chunk_size == j // chunk_size.
 
     Args:

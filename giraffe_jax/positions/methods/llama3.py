@@ -8,6 +8,7 @@ import math
 
 from giraffe_jax.positions.compose import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.methods.yarn import check_rising
 
 EXAMPLE = dict(factor=8.0)
 IDENTITY = dict(factor=1.0)
@@ -19,6 +20,7 @@ def llama3(
 ) -> Encoding:
     """Keeps planes with more than high_freq_factor rotations in original_len, divides those with fewer than
     low_freq_factor."""
+    check_rising(strictly=True, low_freq_factor=low_freq_factor, high_freq_factor=high_freq_factor)
     rotations = e.original_len * e.inv_freq / (2 * math.pi)
     keep = e.xp.clip((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     return e.replace(inv_freq=e.inv_freq * (1 - (1 - keep) * (1 - 1 / factor)))

@@ -6,7 +6,7 @@ without rotation by SWAN.
 
 from typing import Annotated, Any
 
-from giraffe_jax.positions.compose import Bound, Positive, scale_queries
+from giraffe_jax.positions.compose import Bound, Extent, scale_queries
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 
@@ -16,7 +16,7 @@ NEEDS = ("positions",)
 ABOUT = dict(kind="temperature", training_free=True, export="custom", cache="rotated", test="temperature")
 
 
-def logn(e: Encoding, *, base: Positive | None = None, every: Annotated[int, Bound(0)] = 0) -> Encoding:
+def logn(e: Encoding, *, base: Extent | None = None, every: Annotated[int, Bound(0)] = 0) -> Encoding:
     """Logits of query n times max(1, ln(n + 1) / ln(base)).
 
     Args:

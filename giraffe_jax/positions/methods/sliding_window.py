@@ -5,7 +5,7 @@ Mistral 7B, arXiv:2310.06825; Gemma 3, arXiv:2503.19786 (five windowed layers to
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound, Positive
+from giraffe_jax.positions.compose import Bound, Extent
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 
@@ -14,7 +14,7 @@ IDENTITY = dict(window=float("inf"))
 ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
 
 
-def sliding_window(e: Encoding, *, window: Positive, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
+def sliding_window(e: Encoding, *, window: Extent, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
     """Key j for query i where i - j < window.
 
     Args:

@@ -6,7 +6,7 @@ frequencies as they are when the method runs, so it comes last in a composition,
 
 import math
 
-from giraffe_jax.positions.compose import Positive
+from giraffe_jax.positions.compose import Extent
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(cutoff_len=2048.0)
@@ -14,7 +14,7 @@ IDENTITY = dict(cutoff_len=math.inf)
 ABOUT = dict(kind="frequencies", training_free=False, export="longrope", cache="rotated")
 
 
-def truncate(e: Encoding, *, cutoff_len: Positive) -> Encoding:
+def truncate(e: Encoding, *, cutoff_len: Extent) -> Encoding:
     """With b = 2 pi / cutoff_len: th_i where th_i >= b; b / 16 where b / 8 <= th_i < b; 0 (no rotation) below.
 
     Both tests read the original th_i: b / 16 is itself below b / 8.

@@ -5,7 +5,7 @@ half-split layout of Llama weights: the Giraffe experiments rotated interleaved 
 scrambles the pretrained model before xPos has any say.
 """
 
-from giraffe_jax.positions.compose import Positive
+from giraffe_jax.positions.compose import Extent, Positive
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(scale_base=512.0)
@@ -13,7 +13,7 @@ IDENTITY = dict(scale_base=float("inf"))
 ABOUT = dict(kind="decay", training_free=False, export="custom", cache="rotated")
 
 
-def xpos(e: Encoding, *, scale_base: Positive = 512.0, gamma: Positive = 0.4) -> Encoding:
+def xpos(e: Encoding, *, scale_base: Extent = 512.0, gamma: Positive = 0.4) -> Encoding:
     """Logits of plane i get zeta_i^((m - n) / scale_base), with zeta_i = (2i / d + gamma) / (1 + gamma).
 
     Args:

@@ -5,7 +5,9 @@ the released code (linear in the plane's index), which all published numbers and
 paper's.
 """
 
-from giraffe_jax.positions.compose import Factor, NonNegative, Positive
+import jax
+
+from giraffe_jax.positions.compose import Factor, NonNegative, Number, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.ramps import index_bounds, index_ramp, interpolate, magnitude
 
@@ -36,6 +38,7 @@ def yarn(
         scale(value=(0.1 mscale_all_dim ln(factor) + 1)^2) after it.
       truncate: round the ramp's ends outwards to whole planes, as the released code does.
     """
+    check_rising(beta_slow=beta_slow, beta_fast=beta_fast)
     ramp = index_ramp(e, *index_bounds(e, beta_fast, beta_slow, rounded=truncate))
     if attention_factor is not None:
         gain = attention_factor
@@ -44,3 +47,16 @@ def yarn(
     else:
         gain = magnitude(e, factor)
     return e.replace(inv_freq=interpolate(e, factor, ramp), gain=e.gain * gain)
+
+
+def check_rising(*, strictly: bool = False, **ends: Number) -> None:
+    """Raises ValueError unless the first of two named ends of a ramp is below the second, or equal unless `strictly`.
+
+    They are floats while a config is checked, and arrays, which were floats before, inside a step.
+    """
+    (low_name, low), (high_name, high) = ends.items()
+    if isinstance(low, jax.Array) or isinstance(high, jax.Array):
+        return
+    if low > high or (strictly and low == high):
+        least = "more than" if strictly else "at least"
+        raise ValueError(f"{high_name} must be {least} {low_name}, got {high_name} {high:g} and {low_name} {low:g}.")

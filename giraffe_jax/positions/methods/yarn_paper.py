@@ -6,6 +6,7 @@ plane 32 two and a half times as much as `yarn` does.
 
 from giraffe_jax.positions.compose import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import interpolate, magnitude, rotations_ramp
 
 EXAMPLE = dict(factor=4.0)
@@ -18,5 +19,6 @@ def yarn_paper(
     attention_factor: Positive | None = None,
 ) -> Encoding:  # fmt: skip
     """`ntk_by_parts` with the gain 0.1 ln(factor) + 1, or attention_factor."""
+    check_rising(strictly=True, alpha=alpha, beta=beta)
     gain = magnitude(e, factor) if attention_factor is None else attention_factor
     return e.replace(inv_freq=interpolate(e, factor, rotations_ramp(e, alpha, beta)), gain=e.gain * gain)

@@ -6,6 +6,7 @@ released ramp it interpolates far more than `yarn`: up to 78% in Llama 2's middl
 
 from giraffe_jax.positions.compose import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import index_bounds, index_ramp, magnitude
 
 EXAMPLE = dict(factor=4.0)
@@ -17,5 +18,6 @@ def yarn_wavelength(
     e: Encoding, *, factor: Factor, beta_fast: Positive = 32.0, beta_slow: Positive = 1.0, truncate: bool = True
 ) -> Encoding:
     """th_i / (1 + ramp_i (factor - 1)) with yarn's ramp and gain: wavelengths are blended linearly."""
+    check_rising(beta_slow=beta_slow, beta_fast=beta_fast)
     ramp = index_ramp(e, *index_bounds(e, beta_fast, beta_slow, rounded=truncate))
     return e.replace(inv_freq=e.inv_freq / (1 + ramp * (factor - 1)), gain=e.gain * magnitude(e, factor))

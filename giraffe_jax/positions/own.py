@@ -1,0 +1,194 @@
+"""Own methods: functions `Encoding -> Encoding` in any file, named in a config by their dotted path.
+
+They are found beside the config, in the current folder, in its project, or installed. Nothing is called that does not
+look like a method, and a mistake in one is told with its place and its cure.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.positions.encoding import Encoding
+
+CATALOGUE = "giraffe_jax.positions.methods."
+READS = ("length", "positions", "key")  # what NEEDS may declare
+FORM = "def name(e: Encoding, *, factor: float) -> Encoding: return e.replace(...)"
+
+
+def is_own(function: Callable) -> bool:
+    """Returns whether a method is none of the catalogue's."""
+    return not str(function.__module__).startswith(CATALOGUE)
+
+
+def find(name: str, where: str) -> Callable:
+    """Returns the function of a dotted path, such as "my_method.wavelet".
+
+    Raises:
+      ConfigError: no such module or function, a module that fails, or something that is no method.
+    """
+    module, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{where}: {name!r} is not a dotted path like my_method.wavelet.")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{where}: {name!r}: {_told(error, None)}.") from error
+        raise ConfigError(
+            f"{where}: cannot import {name!r}: no module {error.name!r} beside the config, in the current folder or "
+            "installed. --methods=FOLDER names the folder it is in."
+        ) from None
+    except Exception as error:
+        raise ConfigError(f"{where}: {name!r}: its module fails: {_told(error, None)}.") from error
+    function = getattr(found, attribute, None)
+    if function is None:
+        there = sorted(key for key, value in vars(found).items() if inspect.isfunction(value) and key[0] != "_")
+        raise ConfigError(
+            f"{where}: {getattr(found, '__file__', module)} has no function {attribute!r}; it has "
+            f"{', '.join(there) or 'none'}.{nearest(attribute, there)}"
+        )
+    return check_form(function, where)
+
+
+def check_form(function: Any, where: str) -> Callable:
+    """Returns a function that has the form of a method; nothing else is ever called."""
+    name = getattr(function, "__qualname__", repr(function))
+    if not inspect.isfunction(function):
+        raise ConfigError(f"{where}: {name} is no method but {type(function).__name__}; one is written {FORM}.")
+    parameters = list(inspect.signature(function).parameters.values())
+    first = parameters[0].annotation if parameters else None
+    if isinstance(first, str):
+        first = function.__globals__.get(first)
+    if first is not Encoding:
+        raise ConfigError(
+            f"{where}: {place(function)}: {name} is no method: the first parameter of one is annotated Encoding, as in "
+            f"{FORM}."
+        )
+    for parameter in parameters[1:]:
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            raise ConfigError(
+                f"{where}: {place(function)}: parameter {parameter} of {name} is positional; a config sets parameters "
+                "by name: put a * after the first, as in (e: Encoding, *, factor: float)."
+            )
+    try:
+        typing.get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise ConfigError(f"{where}: {place(function)}: annotations of {name}: {_told(error, None)}.") from error
+    needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
+    wrong = [need for need in needs if need not in READS] if isinstance(needs, tuple | list) else [needs]
+    if wrong:
+        hint = nearest(str(wrong[0]), READS)
+        raise ConfigError(f"{where}: {place(function)}: NEEDS has {wrong[0]!r}; allowed are {', '.join(READS)}.{hint}")
+    return function
+
+
+def place(function: Callable) -> str:
+    """Returns "file.py:12" of a function."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+
+
+def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: str) -> Encoding:
+    """Returns what an own method makes of an encoding.
+
+    Raises:
+      ConfigError: it raised, or returned something that is no encoding of the same planes; names line and cure.
+    """
+    try:
+        found = function(e, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: {_told(error, function)}.{_cure(error, function, e)}") from error
+    at = f"{where}: {place(function)}"
+    if not isinstance(found, Encoding):
+        got = "None" if found is None else type(found).__name__
+        raise ConfigError(f"{at}: it returned {got}; a method ends in `return e.replace(...)`.")
+    planes = np.shape(e.inv_freq)[-1]
+    shape = np.shape(found.inv_freq)
+    if not shape or shape[-1] != planes or len(shape) > 4:
+        raise ConfigError(
+            f"{at}: it returned inv_freq of shape {shape}; expected ({planes},), a number for each rotary plane, or "
+            f"(layers, {planes})."
+        )
+    for name in ("inv_freq", "gain"):
+        value = getattr(found, name)
+        if not isinstance(value, np.ndarray | np.generic | float | int) or np.isfinite(np.asarray(value)).all():
+            continue
+        raise ConfigError(f"{at}: it returned {name} with numbers that are not finite: {value}.")
+    return found
+
+
+def _told(error: BaseException, function: Callable | None) -> str:
+    """Returns "my_method.py:12: TypeError: ...", of the innermost line of the function's file, or of any file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = function.__code__.co_filename if isinstance(function, types.FunctionType) else None
+    skipped = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>", importlib.__file__, __file__)
+    own = [f for f in frames if (f.filename == file if file else f.filename not in skipped)]
+    if isinstance(error, SyntaxError):
+        head = f"{error.filename}:{error.lineno}: "
+    else:
+        head = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    text = str(error).strip().split("\n")[0][:300].rstrip(".")
+    return f"{head}{type(error).__name__}: {text}" if text else f"{head}{type(error).__name__}"
+
+
+def _cure(error: Exception, function: Callable, e: Encoding) -> str:
+    needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
+    names = function.__code__.co_names if isinstance(function, types.FunctionType) else ()
+    missing = [name for name in READS if name in names and name not in needs and getattr(e, name) is None]
+    if missing:
+        what = ", ".join(f"e.{name}" for name in missing)
+        declared = tuple(dict.fromkeys([*needs, *missing]))
+        return f" It reads {what}, known inside the step alone: the file must declare NEEDS = {declared!r}."
+    if "Tracer" in type(error).__name__ or "Tracer" in str(error):
+        return " Inside the step numbers are traced: compute with e.xp instead of numpy, and without `if` on them."
+    return ""
+
+
+def sources(scaling: Any) -> dict[str, str]:
+    """Returns {"folder/my_method.py": its text} of the own methods that a list of methods names, its choices too."""
+    found: dict[str, str] = {}
+    for name in _names(scaling):
+        function = name if callable(name) else None
+        module = function.__module__ if function is not None else str(name).rpartition(".")[0]
+        if module.startswith(CATALOGUE) or not module:
+            continue
+        loaded = sys.modules.get(module)
+        file = getattr(loaded, "__file__", None)
+        if file is None or not file.endswith(".py") or not Path(file).is_file():
+            continue
+        path = module.replace(".", "/") + ("/__init__.py" if Path(file).name == "__init__.py" else ".py")
+        found[path] = Path(file).read_text(encoding="utf-8")
+    return found
+
+
+def same(one: str, other: str) -> bool:
+    """Returns whether two sources are the same code: comments and layout apart."""
+    try:
+        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+    except (SyntaxError, ValueError, RecursionError):
+        return one == other
+
+
+def _names(scaling: Any) -> Iterator[Any]:
+    for item in scaling if isinstance(scaling, list | tuple) else ():
+        if isinstance(item, Mapping):
+            name = item.get("name")
+            if callable(name) or (isinstance(name, str) and "." in name):
+                yield name
+            for value in item.values():
+                yield from _names(value)
+        else:
+            yield from _names(item)

@@ -1,0 +1,154 @@
+"""An own method in a file beside a config, from the command line: drawn, trained, measured, continued; and mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.loading import load
+from giraffe_jax.positions import check, frequencies
+from giraffe_jax.positions.own import sources
+
+METHOD = '''
+"""Wavelet: planes slower by a power of a factor that grows with their wavelength."""
+
+from giraffe_jax.positions import Encoding, Factor
+
+
+def {name}(e: Encoding, *, factor: Factor = 4.0) -> Encoding:
+    """th_i / factor^(i / (R - 1))."""
+    return e.replace(inv_freq=e.inv_freq / factor ** (e.planes / e.planes[-1]))
+'''
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    data = dict(sources=[dict(kind="synthetic")], seq_len=256, batch_size=4)
+    return ConfigDict(dict(source="giraffe-mini", steps=2, optim=dict(lr=1e-3, warmup_steps=0), data=data,
+                           model=dict(positions=[dict(name="{module}.{name}", factor=2.0)])))
+"""
+
+EVALUATION = """
+from ml_collections import ConfigDict
+
+def get_config(source):
+    return ConfigDict(dict(source=source, tasks=[dict(name="lines", lengths=[64], n=4, style="compact")]))
+"""
+
+
+def write(folder: Path, module: str, name: str = "wavelet", text: str = METHOD) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{module}.py").write_text(text.replace("{name}", name))
+    return folder
+
+
+def giraffe(*words, cwd):
+    command = [sys.executable, "-m", "giraffe_jax.cli", *map(str, words)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_four_commands_know_a_method_beside_its_config(tmp_path):
+    beside = write(tmp_path / "idea", "my_wavelet")
+    (beside / "config.py").write_text(CONFIG.format(module="my_wavelet", name="wavelet"))
+    (beside / "measure.py").write_text(EVALUATION)
+    drawn = giraffe("methods", "my_wavelet.wavelet", "--factor=2", "--head-dim=32", cwd=beside)
+    assert drawn.returncode == 0 and re.search(r"plane  15 .* 0\.5000", drawn.stdout), drawn.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run = tmp_path / "run"
+    trained = giraffe("train", f"--config={beside}/config.py", f"--workdir={run}", cwd=elsewhere)
+    assert trained.returncode == 0, trained.stderr
+    assert (run / "methods" / "my_wavelet.py").read_text() == (beside / "my_wavelet.py").read_text()
+    measured = giraffe("evaluate", f"--config={beside}/measure.py:{run}", f"--workdir={tmp_path}/m", cwd=elsewhere)
+    assert measured.returncode == 0, measured.stderr
+    prompt = ("generate", f"--source={run}", "--prompt=ask", "-n", "4")
+    lost = giraffe(*prompt, cwd=elsewhere)
+    assert lost.returncode == 2 and f"{run}/methods: read it" in lost.stderr and "--methods=FOLDER" in lost.stderr
+    continued = [giraffe(*prompt, cwd=beside), giraffe(*prompt, f"--methods={run}/methods", cwd=elsewhere)]
+    assert [done.returncode for done in continued] == [0, 0], continued
+    assert continued[0].stdout == continued[1].stdout
+    (beside / "my_wavelet.py").write_text(METHOD.replace("{name}", "wavelet").replace("e.planes[-1]", "e.planes[-2]"))
+    again = giraffe("train", f"--config={beside}/config.py", f"--workdir={run}", "--config.steps=4", cwd=elsewhere)
+    assert again.returncode == 2 and "holds a run of another my_wavelet.py" in again.stderr
+    warned = giraffe(*prompt, cwd=beside)
+    assert warned.returncode == 0 and "my_wavelet.py is not what the run was trained with" in warned.stderr
+
+
+HEAD = "from giraffe_jax.positions import Encoding\n"
+MODEL = dict(head_dim=32, theta=1e4, original_len=256)
+MISTAKES = {
+    "undeclared length": (
+        "def f(e: Encoding) -> Encoding:\n    return e.replace(inv_freq=e.inv_freq * 256 / e.length)\n",
+        r"TypeError: .*It reads e\.length, known inside the step alone: the file must declare NEEDS = \('length',\)",
+    ),
+    "undeclared positions": (
+        "NEEDS = ('length',)\ndef f(e: Encoding):\n    return e.replace(query_scale=e.positions + e.length)\n",
+        r"declare NEEDS = \('length', 'positions'\)",
+    ),
+    "forgotten return": (
+        "def f(e: Encoding) -> Encoding:\n    e.replace(inv_freq=e.inv_freq / 2)\n",
+        r"m\d+\.py:2: it returned None; a method ends in `return e\.replace\(\.\.\.\)`",
+    ),
+    "wrong shape": (
+        "def f(e: Encoding) -> Encoding:\n    return e.replace(inv_freq=e.inv_freq[:-1])\n",
+        r"m\d+\.py:2: it returned inv_freq of shape \(15,\); expected \(16,\), a number for each rotary plane",
+    ),
+    "positional parameter": (
+        "def f(e: Encoding, factor: float) -> Encoding:\n    return e\n",
+        r"m\d+\.py:2: parameter factor: float of f is positional; .* put a \* after the first",
+    ),
+    "no annotation": ("def f(e, *, factor):\n    return e\n", r"the first parameter of one is annotated Encoding"),
+    "unknown need": ("NEEDS = ('lenght',)\ndef f(e: Encoding):\n    return e\n", r"NEEDS has 'lenght'.*mean 'length'"),
+    "no function": ("def g(e: Encoding):\n    return e\n", r"has no function 'f'; it has g\."),
+    "division by zero": ("def f(e: Encoding):\n    return 1 / 0\n", r"m\d+\.py:3: ZeroDivisionError: division by zero"),
+    "syntax": ("def f(e: Encoding:\n    return e\n", r"its module fails: .*m\d+\.py:2: SyntaxError"),
+    "import": ("import nowhere_at_all\n", r"m\d+\.py:2: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    "not finite": (
+        "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq * float('nan'))\n",
+        r"it returned inv_freq with numbers that are not finite",
+    ),
+    "numpy on traced numbers": (
+        "import numpy as np\nNEEDS = ('length',)\ndef f(e: Encoding):\n"
+        "    return e.replace(inv_freq=e.inv_freq * np.log(np.asarray(e.length)))\n",
+        r"compute with e\.xp instead of numpy",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_its_place_and_its_cure(tmp_path, monkeypatch, mistake):
+    text, message = MISTAKES[mistake]
+    module = f"m{list(MISTAKES).index(mistake)}"
+    monkeypatch.syspath_prepend(write(tmp_path, module, text=HEAD + text))
+    from giraffe_jax.model import ModelConfig
+
+    shape: dict = dict(vocab_size=8, d_model=8, d_mlp=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=32)
+    with pytest.raises(ConfigError, match=r"model\.positions\[0\]") as error:
+        ModelConfig(**shape, positions=(dict(name=f"{module}.f"),))
+    assert re.search(message, str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["os.getcwd", "shutil.rmtree", "subprocess.run", "builtins.exec", "os.path", "m..f", "x.y.z"]
+)
+def test_what_is_no_method_is_never_called(name):
+    with pytest.raises(ConfigError, match=r"model\.positions\[0\]: .*(no method|is not a dotted path|cannot import)"):
+        check([dict(name=name, path="/tmp/nothing")])
+
+
+def test_the_sources_of_a_list_are_those_of_its_own_methods(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, "own_of_a_list"))
+    scaling = [dict(name="linear", factor=2.0), dict(name="own_of_a_list.wavelet")]
+    np.testing.assert_allclose(frequencies(scaling, **MODEL)[0][-1] * 4, frequencies(scaling[:1], **MODEL)[0][-1], 1e-6)
+    assert list(sources(scaling)) == ["own_of_a_list.py"]
+    nested = [dict(name="mixed", choices=[[scaling[0]], [scaling[1]]])]
+    assert list(sources(nested)) == ["own_of_a_list.py"] and sources(scaling[:1]) == {}
+    assert load("giraffe-mini", dict(positions=scaling)).config.positions[1]["name"] == "own_of_a_list.wavelet"
