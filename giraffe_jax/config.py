@@ -48,8 +48,8 @@ class Bound:
         )
 
     def __str__(self) -> str:
-        upper = "" if self.high == math.inf else f" and <= {self.high:g}"
-        return f"{'>' if self.above else '>='} {self.low:g}{upper}"
+        low, high = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        return f"{'>' if self.above else '>='} {low}" + ("" if self.high == math.inf else f" and <= {high}")
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

@@ -21,10 +21,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from giraffe_jax import evals, positions, records, report
-from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.report.scores import MANIFEST, RESULTS, Results, by_cell
 from giraffe_jax.workdir import check_same, read_json
 
@@ -52,9 +52,13 @@ class ExperimentConfig:
     title: str = ""
     question: str = ""
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    original_len: int | None = None  # trained length of the source in tokens, where its config does not say it
-    tokens_per_batch: int = 8192  # in one forward pass of the evaluation
-    seeds: tuple[int, ...] = (0,)  # added to the seeds of training and of tasks that draw their examples
+    original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = (
+        None  # trained length of the source in tokens, where its config does not say it
+    )
+    tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # in one forward pass of the evaluation
+    seeds: tuple[Annotated[int, Bound(0)], ...] = (
+        0,
+    )  # added to the seeds of training and of tasks that draw their examples
 
     def __post_init__(self):
         for field in ("variants", "tasks", "seeds"):
@@ -114,9 +118,13 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
 def check(config: ExperimentConfig) -> list[Any]:
     """Returns the built tasks, after everything that can be wrong before a device is touched has been looked at."""
     tasks = [evals.build(dict(task), f"config.tasks[{i}]") for i, task in enumerate(config.tasks)]
+    from giraffe_jax.evals.perplexity import files
     from giraffe_jax.evals.run import check_labels
 
     check_labels(tasks)
+    for task in tasks:
+        if hasattr(task, "documents"):
+            files(task.documents)  # are there
     for i, variant in enumerate(config.variants):
         positions.check(variant.positions, f"config.variants[{i}].positions")
         if variant.eval_positions is not None:
@@ -184,6 +192,10 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
     path, old = workdir / MANIFEST, None
     if path.is_file():
         old = read_json(path, "an experiment's manifest", ("identity",))
+        for group in ("variants", "tasks"):
+            if not isinstance(old["identity"].get(group), dict):
+                what = f"is not an experiment's manifest (identity.{group} is no object)"
+                raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
         original_len = original_len or old.get("original_len")
         now, then = json.loads(json.dumps(identity)), dict(old["identity"])
         for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same

@@ -9,13 +9,13 @@ model adds scale * (x A) B where it finds one.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.sharding import paths
 
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -26,17 +26,15 @@ Part = Literal["norm", "embed", "lm_head"]
 class LoraConfig:
     """Which projections get adapters, and what else is trained. The defaults are LongLoRA's; LoRA alone is train=()."""
 
-    rank: int = 8
-    alpha: float = 16.0  # adapters count alpha / rank
+    rank: Annotated[int, Bound(1, high=2**16)] = 8
+    alpha: Annotated[float, Bound(0.0, above=True)] = 16.0  # adapters count alpha / rank
     targets: tuple[Target, ...] = ("q", "k", "v", "o")
     train: tuple[Part, ...] = ("norm", "embed")  # "embed" is the unembedding too where they are tied
-    lr_ratio: float = 1.0  # learning rate of B over that of all else that is trained; LoRA+ takes 16
+    lr_ratio: Annotated[float, Bound(0.0, above=True)] = (
+        1.0  # learning rate of B over that of all else that is trained; LoRA+ takes 16
+    )
 
     def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"lora: rank must be at least 1 and alpha > 0, got {self.rank} and {self.alpha}.")
-        if self.lr_ratio <= 0:
-            raise ConfigError(f"lora.lr_ratio must be > 0, got {self.lr_ratio}; 1 is one rate for both matrices.")
         if not self.targets:
             raise ConfigError("lora.targets: empty; name at least one of q, k, v, o, gate, up, down.")
 

@@ -2,14 +2,18 @@
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import Bound, ConfigError
+
+Rate = Annotated[float, Bound(0.0, above=True)]
+NonNegative = Annotated[float, Bound(0.0)]
+Decay = Annotated[float, Bound(0.0, high=0.999999)]  # of a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,29 +24,26 @@ class OptimConfig:
     from scratch in far fewer steps; norms and embeddings stay with AdamW, with Nesterov momentum.
     """
 
-    lr: float = 2e-5  # peak learning rate
-    muon_lr: float | None = None  # peak learning rate of kernels under Muon; follows the same schedule
+    lr: Rate = 2e-5  # peak learning rate
+    muon_lr: Rate | None = None  # peak learning rate of kernels under Muon; follows the same schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up, down to final_lr at the last step
-    decay_steps: int | None = None  # steps of that descent, at the peak until then; None is all after the warm-up
-    warmup_steps: int = 20
-    final_lr: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of matrices; norms and embeddings are never decayed
-    clip: float | None = 1.0  # largest global norm of the gradient
+    decay_steps: Annotated[int, Bound(1)] | None = (
+        None  # steps of that descent, at the peak until then; None is all after the warm-up
+    )
+    warmup_steps: Annotated[int, Bound(0)] = 20
+    final_lr: NonNegative = 0.0
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0  # of matrices; norms and embeddings are never decayed
+    clip: Rate | None = 1.0  # largest global norm of the gradient
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of first moments; second moments are float32 always
 
     def __post_init__(self):
-        if self.lr <= 0 or self.warmup_steps < 0:
-            raise ConfigError(f"optim: lr must be > 0 and warmup_steps >= 0, got {self.lr} and {self.warmup_steps}.")
-        if self.decay_steps is not None and (self.decay_steps < 1 or self.schedule == "constant"):
+        if self.decay_steps is not None and self.schedule == "constant":
             raise ConfigError(
-                f"optim.decay_steps: got {self.decay_steps} with schedule={self.schedule!r}; it takes at least 1, with "
-                "'cosine' or 'linear'."
+                f"optim.decay_steps: got {self.decay_steps} with schedule='constant'; it takes 'cosine' or 'linear'."
             )
-        if self.muon_lr is not None and self.muon_lr <= 0:
-            raise ConfigError(f"optim.muon_lr must be > 0, got {self.muon_lr}; None is AdamW for all parameters.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +54,15 @@ class FrequencyConfig:
     """
 
     train: Literal["alone", "with_weights"]
-    lr: float | None = None  # peak rate of log_ratio with weights; follows their schedule; None takes optim.lr
-    regularise: float = 0.0  # adds regularise * mean(log_ratio^2) to the loss: how hard to hold on to the start
+    lr: Rate | None = None  # peak rate of log_ratio with weights; follows their schedule; None takes optim.lr
+    regularise: NonNegative = 0.0  # adds regularise * mean(log_ratio^2) to the loss: how hard to hold on to the start
 
     def __post_init__(self):
-        if self.lr is not None and (self.lr <= 0 or self.train == "alone"):
+        if self.lr is not None and self.train == "alone":
             raise ConfigError(
-                f"frequencies.lr: got {self.lr} with train={self.train!r}; it takes a number above 0 beside weights "
+                f"frequencies.lr: got {self.lr} with train='alone'; it is a rate beside that of weights "
                 "(train='with_weights'), and alone frequencies move by optim.lr."
             )
-        if self.regularise < 0:
-            raise ConfigError(f"frequencies.regularise must be >= 0, got {self.regularise}.")
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -140,9 +140,9 @@ class Rows:
             written = 0
             while written < len(line):
                 written += os.write(self._fd, line[written:])
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._fd, before)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         """Return once all rows are on the disk itself (they survive a kill of the process without this)."""

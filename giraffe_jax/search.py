@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +26,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from giraffe_jax import sharding
-from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import Encoding, check, frequencies, longrope_entry
 from giraffe_jax.records import Progress, Rows, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.train import POSITIONS, eval_step, to_global
+from giraffe_jax.step import eval_step
+from giraffe_jax.train import POSITIONS, to_global
 from giraffe_jax.workdir import DATA, claim, write_config
 
 ROWS = "search.jsonl"
 TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken
+Count = Annotated[int, Bound(1, high=2**16)]  # of what is in memory at once
 Table = tuple[int, ...]  # steps above a divisor of 1, one number per plane
 
 
@@ -46,35 +48,31 @@ class SearchConfig:
     """One search. The defaults are those of LongRoPE's released code for Llama."""
 
     source: str  # weights: see TrainConfig.source
-    factor: float  # extension of the context that is searched for
+    factor: Annotated[float, Bound(1.0, above=True, high=1e6)]  # extension of the context that is searched for
     data: DataConfig  # documents of the objective; needles: synthetic, with drawn_weight and text_weight 0
-    batches: int = 1  # of data that each table is measured on, the same for all
+    batches: Count = 1  # of data that each table is measured on, the same for all
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
     tokenizer: str = ""  # path; "" takes the source's
     starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()  # lists of methods; () is linear, ntk and yarn with `factor`
-    gain: float | None = None  # of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len))
-    generations: int = 40  # after the first population; may be raised in a workdir that is done
-    population: int = 64  # first one
-    parents: int = 32
-    mutations: int = 16
-    crossovers: int = 16
-    probability: float = 0.3  # that a plane mutates, or is taken from the second parent
-    step: float = 0.01  # of the grid that divisors lie on
-    tables_at_once: int = 1  # of a generation in one forward pass: more where memory is left and matrices are small
-    loss_chunk: int = 1024  # tokens of a row whose logits exist at once
+    gain: Annotated[float, Bound(0.0, above=True)] | None = (
+        None  # of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len))
+    )
+    generations: Annotated[int, Bound(0)] = 40  # after the first population; may be raised in a workdir that is done
+    population: Count = 64  # first one
+    parents: Annotated[int, Bound(2)] = 32
+    mutations: Annotated[int, Bound(0, high=2**16)] = 16
+    crossovers: Annotated[int, Bound(0, high=2**16)] = 16
+    probability: Annotated[float, Bound(0.0, above=True, high=1.0)] = (
+        0.3  # that a plane mutates, or is taken from the second parent
+    )
+    step: Annotated[float, Bound(1e-9)] = 0.01  # of the grid that divisors lie on, in nine digits
+    tables_at_once: Count = 1  # of a generation in one forward pass: more where memory is left and matrices are small
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
     mesh: MeshConfig = MeshConfig()
-    seed: int = 0
+    seed: Annotated[int, Bound(0)] = 0
 
     def __post_init__(self):
-        for name in ("batches", "population", "tables_at_once", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.factor <= 1 or not 0 < self.probability <= 1 or self.step <= 0 or self.generations < 0:
-            raise ConfigError(
-                f"config: factor must be > 1, probability in (0, 1], step > 0, generations >= 0; got {self.factor}, "
-                f"{self.probability}, {self.step}, {self.generations}."
-            )
-        if not 2 <= self.parents <= self.population or min(self.mutations, self.crossovers, self.children - 1) < 0:
+        if self.parents > self.population or self.children < 1:
             raise ConfigError(
                 "config: 2 <= parents <= population, and mutations or crossovers of them; got "
                 f"{self.parents}, {self.population}, {self.mutations}, {self.crossovers}."

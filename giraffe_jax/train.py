@@ -1,4 +1,4 @@
-"""Training: one jitted step and one loop, the same on a laptop and on a pod. What varies is the config.
+"""Training: one loop, the same on a laptop and on a pod. What varies is the config.
 
 A run is a workdir: config.json (resolved), tokenizer/, metrics.jsonl, tensorboard/, checkpoints/. Started again in
 the same workdir it continues from the last checkpoint bit for bit, since the batch of a step is a pure function of
@@ -18,29 +18,29 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from optax import global_norm
+from jaxtyping import Array
 
 from giraffe_jax import checkpoint, lora, sharding
-from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.decode import LM
 from giraffe_jax.loading import load, override, put, state_axes
-from giraffe_jax.lora import LoraConfig, with_lr_ratio
-from giraffe_jax.loss import next_token_loss, token_nll
-from giraffe_jax.model import Llama, ModelConfig, init_params, param_axes, unembedding
-from giraffe_jax.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
-from giraffe_jax.positions import Encoding, learned_entries, turned
+from giraffe_jax.lora import LoraConfig
+from giraffe_jax.model import ModelConfig, init_params, param_axes
+from giraffe_jax.optim import FrequencyConfig, OptimConfig
+from giraffe_jax.positions import learned_entries
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
+from giraffe_jax.step import TrainState, eval_step, init_state, train_step, trainable
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.workdir import DATA, claim, write_config
 
+MOST = 2**31 - 1  # steps are counted in int32
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
 
 
@@ -49,7 +49,7 @@ class TrainConfig:
     """One training run. `source` or a full `model` says what is trained; everything else has a default but the data."""
 
     data: DataConfig
-    steps: int
+    steps: Annotated[int, Bound(1, high=MOST)]
     source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
     tokenizer: str = ""  # path; "" takes the source's
@@ -57,20 +57,17 @@ class TrainConfig:
     lora: LoraConfig | None = None  # low-rank adapters on a frozen source; None trains all parameters
     frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
     mesh: MeshConfig = MeshConfig()
-    accumulate: int = 1  # micro-batches to a step
-    z_loss: float = 0.0
-    loss_chunk: int = 1024  # tokens of a row whose logits exist at once
-    seed: int = 0
-    save_every: int = 500  # steps; the last step is always saved
-    keep: int = 2  # latest checkpoints kept
+    accumulate: Annotated[int, Bound(1)] = 1  # micro-batches to a step
+    z_loss: Annotated[float, Bound(0.0)] = 0.0
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
+    seed: Annotated[int, Bound(0, high=MOST)] = 0
+    save_every: Annotated[int, Bound(1)] = 500  # steps; the last step is always saved
+    keep: Annotated[int, Bound(1)] = 2  # latest checkpoints kept
     eval_data: DataConfig | None = None  # held-out data for eval_loss, by which the best checkpoint is kept too
-    eval_every: int = 500
-    eval_batches: int = 8
+    eval_every: Annotated[int, Bound(1)] = 500
+    eval_batches: Annotated[int, Bound(1)] = 8
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "loss_chunk", "save_every", "keep", "eval_every", "eval_batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.{name} must be at least 1, got {getattr(self, name)}.")
         if self.data.batch_size % self.accumulate:
             raise ConfigError(f"config.accumulate {self.accumulate} does not divide batch_size {self.data.batch_size}.")
         alone = self.frequencies is not None and self.frequencies.train == "alone"
@@ -78,113 +75,6 @@ class TrainConfig:
             raise ConfigError(
                 "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
             )
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that a step changes, and the key that its randomness is folded from."""
-
-    params: Any
-    opt_state: Any
-    step: Any  # int32 [], steps done
-    key: Any  # raw PRNG key data, uint32 [2]; leaves are arrays, or their shapes or shardings
-
-
-def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencies: FrequencyConfig | None) -> Any:
-    """Returns True for each parameter that training moves, in a tree like params."""
-    chosen = lora.trainable(params, adapters)
-    if frequencies is None:
-        return chosen
-    alone = frequencies.train == "alone"
-    return {
-        name: jax.tree.map(lambda yes, name=name: name == "positions" or (yes and not alone), tree)
-        for name, tree in chosen.items()
-    }
-
-
-def _optimizer(optim: OptimConfig, steps: int, adapters: LoraConfig | None, frequencies: FrequencyConfig | None):
-    moves = optimizer(optim, steps, frequencies)
-    return moves if adapters is None else with_lr_ratio(moves, adapters)
-
-
-def init_state(params: Any, config: TrainConfig) -> TrainState:
-    """Returns the state before the first step."""
-    moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
-    opt_state = _optimizer(config.optim, config.steps, config.lora, config.frequencies).init(moving)
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "optim", "adapters", "frequencies", "steps", "accumulate", "z_loss", "chunk"),
-    donate_argnums=0,
-)
-def train_step(
-    state: TrainState,
-    batch: Mapping[str, Array],
-    encoding: Encoding,
-    *,
-    model: ModelConfig,
-    optim: OptimConfig,
-    steps: int,
-    adapters: LoraConfig | None = None,
-    frequencies: FrequencyConfig | None = None,
-    accumulate: int = 1,
-    z_loss: float = 0.0,
-    chunk: int = 1024,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
-    tokens, finite (whether all weights that moved still are numbers).
-
-    Args:
-      batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
-      encoding: bound positions; its numbers are arguments, so methods that differ in numbers share one compilation.
-      model: architecture; its own `positions` are not read.
-      adapters: TrainConfig.lora; what it freezes has neither gradient nor optimizer state.
-    """
-    moving, frozen = lora.split(state.params, trainable(state.params, adapters, frequencies))
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
-
-    def loss_fn(moving, part, key):
-        params = lora.join(moving, frozen)
-        e = turned(encoding.at(part["positions"], key=key), params)
-        hidden, _ = Llama(model).apply({"params": params}, part["tokens"], e, part["segments"])
-        weights = part["weights"] / total_weight
-        loss, nats = next_token_loss(hidden, unembedding(params), part["targets"], weights, z_loss=z_loss, chunk=chunk)
-        if frequencies is not None:
-            loss += frequencies.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
-        return loss, nats
-
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulate == 1:
-        (_, loss), grads = grad_fn(moving, batch, key)
-    else:
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
-
-        def add(carry, part_and_key):
-            (_, nats), grads = grad_fn(moving, *part_and_key)
-            return jax.tree.map(jnp.add, carry, (nats, grads)), None
-
-        zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
-        (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
-    updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
-    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
-    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
-    lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)
-    metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
-    metrics["finite"] = finite
-    return TrainState(lora.join(moved, frozen), opt_state, state.step + 1, state.key), metrics
-
-
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, model: ModelConfig, chunk: int = 1024):
-    """Returns (sum of weighted nll, sum of weights) of a batch."""
-    e = turned(encoding.at(batch["positions"]), params)
-    hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])
-    nll, _, _ = token_nll(hidden, unembedding(params), batch["targets"], chunk=chunk)
-    return jnp.sum(batch["weights"] * nll), batch["weights"].sum()
 
 
 def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> LM:
@@ -449,10 +339,11 @@ def _told_to_end(log: TrainLog) -> Iterator[list[int]]:
         yield told
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as after `&`
 
     def tell(number: int, frame: Any) -> None:
         if told:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            signal.signal(number, before[signal.Signals(number)])
             raise KeyboardInterrupt(
                 "told to end twice: ended between two saves; the same command goes on from the last."
             )

@@ -33,7 +33,9 @@ def start(folder, tokenizer):
     (folder / "run.py").write_text(CONFIG.format(tokenizer=str(tokenizer)))
     command = [sys.executable, "-m", "giraffe_jax.cli", "train", f"--config={folder}/run.py", f"--workdir={folder}/run"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, and what they start, ignore SIGINT unless they are told otherwise.
+    heard: dict = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, **heard)
 
 
 def wait_for_steps(process, folder):

@@ -16,19 +16,9 @@ from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
 from giraffe_jax.optim import FrequencyConfig, OptimConfig, optimizer
 from giraffe_jax.positions import frequencies
 from giraffe_jax.sharding import paths, shardings
+from giraffe_jax.step import TrainState, init_state, train_step, trainable
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import (
-    POSITIONS,
-    TrainConfig,
-    TrainState,
-    init_state,
-    load,
-    losses,
-    place,
-    train,
-    train_step,
-    trainable,
-)
+from giraffe_jax.train import POSITIONS, TrainConfig, load, losses, place, train
 from tests.close import close
 from tests.test_train import MODEL, batch
 
@@ -154,7 +144,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
 
 def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
     from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-    from giraffe_jax.train import eval_step
+    from giraffe_jax.step import eval_step
 
     config = settings(tokenizer, dict(train="alone"), eval_every=4, eval_batches=1)
     held_out = config["data"] | dict(seed=5)

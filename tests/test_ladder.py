@@ -14,7 +14,7 @@ LADDER = [
     {"attention", "optim"},
     {"model", "data"},
     {"loss", "checkpoint", "decode", "lora"},
-    {"hf"},
+    {"hf", "step"},
     {"loading"},
     {"workdir"},
     {"train", "plan", "evals"},

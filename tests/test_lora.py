@@ -12,8 +12,9 @@ from giraffe_jax.lora import LoraConfig
 from giraffe_jax.loss import next_token_loss
 from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
+from giraffe_jax.step import init_state, train_step
 from giraffe_jax.tokenizer import load_tokenizer
-from giraffe_jax.train import TrainConfig, init_state, losses, place, train, train_step
+from giraffe_jax.train import TrainConfig, losses, place, train
 from tests.close import close
 from tests.test_train import MODEL, batch, settings
 
@@ -137,7 +138,7 @@ def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(rank=0), "rank must be at least 1"),
+        (dict(rank=0), "lora.rank: must be >= 1"),
         (dict(targets=("x",)), "allowed are 'q', 'k'"),
         (dict(targets=()), "name at least one of q, k, v, o, gate, up, down"),
         (dict(train=("norms",)), "Did you mean 'norm'"),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import ConfigError, build
 from giraffe_jax.optim import OptimConfig, decay_mask, learning_rate, optimizer
 
 PARAMS = {"q": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.array([3.0])}}
@@ -51,8 +51,8 @@ def test_norms_are_not_decayed():
 
 
 def test_a_learning_rate_of_zero_is_refused():
-    with pytest.raises(ConfigError, match="lr must be > 0"):
-        OptimConfig(lr=0.0)
+    with pytest.raises(ConfigError, match="optim.lr: must be > 0"):
+        build(OptimConfig, dict(lr=0.0), "optim")
 
 
 @pytest.mark.parametrize(("name", "shape", "rows"), [("q", (2, 6, 2, 4), 6), ("o", (2, 2, 4, 6), 8)])
@@ -76,5 +76,5 @@ def test_muon_moves_each_layers_matrix_by_its_orthogonal_factor(name, shape, row
 
 
 def test_a_muon_rate_of_zero_is_refused():
-    with pytest.raises(ConfigError, match="muon_lr must be > 0"):
-        OptimConfig(muon_lr=0.0)
+    with pytest.raises(ConfigError, match="optim.muon_lr: must be > 0"):
+        build(OptimConfig, dict(muon_lr=0.0), "optim")

@@ -168,8 +168,8 @@ def test_the_first_population_starts_from_pi_ntk_and_yarn():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(factor=1.0), "factor must be > 1"),
-        (dict(parents=1), "2 <= parents <= population"),
+        (dict(factor=1.0), "factor: must be > 1"),
+        (dict(parents=1), "parents: must be >= 2"),
         (dict(mutations=0, crossovers=0), "mutations or crossovers"),
         (dict(tables_at_onec=3), "Did you mean 'tables_at_once'?"),
         (dict(starts=[[dict(name="yran")]]), "config.starts[0][0]"),

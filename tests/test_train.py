@@ -11,6 +11,7 @@ import pytest
 
 import giraffe_jax.data.pipeline
 import giraffe_jax.optim
+import giraffe_jax.step
 import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
@@ -22,8 +23,9 @@ from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.optim import optimizer
 from giraffe_jax.records import read_rows
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
+from giraffe_jax.step import init_state, train_step
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, init_state, losses, place, train, train_step
+from giraffe_jax.train import TrainConfig, losses, place, train
 from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -338,7 +340,7 @@ def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, token
     [
         (dict(stpes=3), "unknown ['stpes']"),
         (dict(accumulate=3), "config.accumulate 3 does not divide batch_size 8"),
-        (dict(steps=0), "config.steps must be at least 1, got 0"),
+        (dict(steps=0), "config.steps: must be >= 1 and <= 2147483647, got 0"),
         (dict(tokenizer=""), "a run without a source needs a tokenizer's path"),
         (dict(mesh=dict(tensor=3)), "does not divide the 8 devices"),
         (dict(model=MODEL | dict(vocab_size=100)), "model.vocab_size 100 is less than the tokenizer's 258"),
@@ -373,7 +375,7 @@ def test_one_compilation_for_all_frequency_methods(traces):
     config = build(TrainConfig, dict(data=dict(sources=[dict(kind="synthetic")], seq_len=16, batch_size=4), steps=5))
     from giraffe_jax.model import init_params
 
-    seen, counts = traces(giraffe_jax.train, "Llama"), []
+    seen, counts = traces(giraffe_jax.step, "Llama"), []
     for scaling in (
         [],
         [dict(name="linear", factor=2.0)],

@@ -7,6 +7,7 @@ a round, so that a machine that slows down slows both. Both sides get the same w
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from giraffe_jax.records import write_atomically
 
 Kind = Literal["forward", "train", "decode", "attention", "attention_grad"]
 Side = Literal["giraffe_jax", "transformers"]
+LONGEST = 2**24  # tokens of a job; positions are float32, which counts so far
 DECODED = 64  # tokens of a decode job
 
 
@@ -47,8 +49,8 @@ def job(text: str) -> Job:
     kinds = get_args(Kind)
     if kind not in kinds:
         raise ConfigError(f"--jobs {text}: the kind is one of {', '.join(kinds)}.{nearest(kind, kinds)}")
-    if not length.isdigit() or int(length) < 2:
-        raise ConfigError(f"--jobs {text}: after the colon comes a length in tokens, such as {kind}:2048.")
+    if not re.fullmatch("[0-9]{1,8}", length) or not 2 <= int(length) <= LONGEST:
+        raise ConfigError(f"--jobs {text}: after the colon comes a length, 2 to {LONGEST} tokens, as in {kind}:2048.")
     return Job(kind, int(length))  # type: ignore[arg-type]
 
 

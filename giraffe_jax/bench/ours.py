@@ -13,7 +13,7 @@ from giraffe_jax.bench import DECODED
 from giraffe_jax.loading import override
 from giraffe_jax.model import Llama, logits
 from giraffe_jax.optim import OptimConfig, optimizer
-from giraffe_jax.train import TrainState, train_step
+from giraffe_jax.step import TrainState, train_step
 
 
 def prepare(settings: dict[str, Any]) -> Callable[[], Callable[[], Any]]:

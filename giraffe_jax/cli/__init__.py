@@ -7,6 +7,7 @@ before a verb runs, so that help and mistakes are answered at once.
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -205,4 +206,6 @@ def _message(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if where := re.search(r'writing: "([^"]+)".*: ([^:"]+) \[os_error_code', text):  # tensorstore's
+        return f"{where[1]}: {where[2]}"
     return text if isinstance(error, FileNotFoundError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

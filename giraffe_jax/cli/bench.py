@@ -11,6 +11,8 @@ decodes), measured first. Let nothing else run meanwhile.
 
 import argparse
 
+from giraffe_jax.cli import configs
+
 JOBS = [
     "attention:2048", "attention:8192", "attention_grad:2048", "attention_grad:8192", "forward:2048", "forward:8192",
     "forward:16384", "train:1024", "train:4096", "decode:2048",
@@ -18,15 +20,19 @@ JOBS = [
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", default="giraffe-mini", help="a model: directory, GGUF file, workdir or package")
+    parser.add_argument(
+        "--source", type=configs.source, default="giraffe-mini", help="directory, GGUF file, workdir or package"
+    )
     parser.add_argument("--jobs", nargs="+", default=JOBS, metavar="KIND:LENGTH", help="what to time (default: all)")
-    parser.add_argument("--runs", type=int, default=3, help="rounds; the table has their medians")
+    parser.add_argument("--runs", type=configs.number(int, 1), default=3, help="rounds; the table has their medians")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
     )
-    parser.add_argument("--threads", type=int, help="CPU cores to use (default: all)")
-    parser.add_argument("--out", metavar="FILE", help="where every measurement goes, as JSON lines")
+    parser.add_argument("--threads", type=configs.number(int, 1, high=2**16), help="CPU cores to use (default: all)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=configs.new_file(), help="where every measurement goes, as JSON lines"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from giraffe_jax.cli import check_frequencies, check_methods
+from giraffe_jax.cli import check_frequencies, check_methods, configs
 
 # A run of a few seconds whose saves take a good part of the time, so that kills hit them too.
 RESUME_CONFIG = """
@@ -48,12 +48,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(title="what to prove", metavar="WHAT", dest="what", required=True)
     resume_parser = what.add_parser("resume", help="kill -9 and start again", description=resume.__doc__)
     resume_parser.add_argument("--config", metavar="FILE[:ARG]", help="of a short run; by default a tiny one")
-    resume_parser.add_argument("--kills", type=int, default=20, help="how often to kill it (20)")
-    resume_parser.add_argument("--steps", type=int, default=200, help="of the tiny run (200)")
-    resume_parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at")
+    resume_parser.add_argument("--kills", type=configs.number(int, 0), default=20, help="how often to kill it (20)")
+    resume_parser.add_argument("--steps", type=configs.number(int, 1), default=200, help="of the tiny run (200)")
+    resume_parser.add_argument("--seed", type=configs.number(int, 0), default=0, help="of the moments to kill at")
     sharding_parser = what.add_parser("sharding", help="meshes of eight devices", description=sharding.__doc__)
-    sharding_parser.add_argument("--source", help="weights to take; by default a small Llama with random ones")
-    sharding_parser.add_argument("--tokens", type=int, default=128, help="of each of the batch's eight rows (128)")
+    sharding_parser.add_argument(
+        "--source", type=configs.source, help="weights to take; by default a small Llama with random ones"
+    )
+    sharding_parser.add_argument(
+        "--tokens", type=configs.number(int, 1, high=2**24), default=128, help="of each of the batch's eight rows (128)"
+    )
     methods = what.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
     methods.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
     what.add_parser("frequencies", help="those of transformers", description=check_frequencies.__doc__)
@@ -66,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Train once undisturbed; then again, killed at random moments and started again; compare every step's loss."""
+    if args.config is not None:
+        configs.read(args)  # its mistakes are told before anything is started
     with tempfile.TemporaryDirectory(prefix="giraffe-resume-") as folder:
         config = args.config or _tiny_run(Path(folder), args.steps)
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"

@@ -1,9 +1,12 @@
 """What the verbs that read a config share: their flags, and the config those flags stand for."""
 
 import argparse
+import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from giraffe_jax.cli import distributed
 
@@ -31,25 +34,103 @@ def distributed_argument(parser: argparse.ArgumentParser) -> None:
 
 def workdir_argument(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:
     """Adds --workdir to a verb's parser; an empty one is refused, since a Path makes the current folder of it."""
-    parser.add_argument("--workdir", required=required, metavar="DIR", type=_folder, help=help)
+    parser.add_argument("--workdir", required=required, metavar="DIR", type=_workdir, help=help)
 
 
-def _folder(text: str) -> str:
+def folder(text: str) -> str:
+    """Returns the name of a folder that a flag gives; an empty one is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder; the current one is written as a dot.")
     return text
 
 
+def source(text: str) -> str:
+    """Returns the source that a flag gives; an empty one is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a directory, a .gguf file or a packaged model's name."
+        )
+    return text
+
+
+def new_file(*suffixes: str) -> Callable[[str], str]:
+    """Returns what reads the name of a file to write, which ends in one of `suffixes` if there are any."""
+
+    def read(text: str) -> str:
+        path = Path(folder(text))
+        if suffixes and path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a name that ends in {' or '.join(suffixes)}.")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"got {text}, which is a folder.")
+        _check_place(path.absolute().parent, text)
+        return text
+
+    return read
+
+
+def number(kind: type, low: int | float, **bound: Any) -> Callable[[str], Any]:
+    """Returns what reads a flag's int or float within config.Bound(low, **bound)."""
+    from giraffe_jax.config import Bound, ConfigError, coerce
+
+    def read(text: str) -> Any:
+        try:
+            return coerce(Annotated[kind, Bound(low, **bound)], kind(text), "")
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
+        except ValueError as error:  # no number, or one with thousands of digits
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what}, got {text[:40]!r}.") from error
+
+    return read
+
+
+def _workdir(text: str) -> str:
+    """Returns a workdir's name; refused before anything is read where no folder is or can be made there."""
+    if "://" not in folder(text):  # the library says what it takes
+        _check_place(Path(text).absolute(), text)
+    return text
+
+
+def _check_place(path: Path, text: str) -> None:
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} cannot be written in.")
+
+
 def load(args: argparse.Namespace) -> Any:
     """Returns the config that a command's flags stand for, after joining the job's other processes, if any."""
-    from giraffe_jax import config
-
-    for folder in reversed(import_roots(args.config)):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-    values = config.load(args.config, args.overrides)
+    values = read(args)
     distributed.join(args)
     return values
+
+
+def read(args: argparse.Namespace) -> Any:
+    """Returns the config that a command's flags stand for."""
+    from giraffe_jax import config
+
+    for root in reversed(import_roots(args.config)):
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
+    return config.load(args.config, args.overrides)
+
+
+def quiet(args: argparse.Namespace) -> None:
+    """Lets the threads that write checkpoints say nothing of an error that is raised too, and printed once.
+
+    orbax logs it with its traceback in each thread; tensorstore tells event loops that have ended of it.
+    """
+    if args.debug:
+        return
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(about: Any) -> None:
+        if not (about.exc_type is RuntimeError and str(about.exc_value) == "Event loop is closed"):
+            before(about)
+
+    sys.unraisablehook = hook
 
 
 def import_roots(path: str) -> list[Path]:

@@ -9,16 +9,20 @@ the same frequencies; logits there are those here. What neither can say is refus
 
 import argparse
 
+from giraffe_jax.cli import configs
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     sources = 'workdir of a run, Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
-    parser.add_argument("source", metavar="SOURCE", help=sources)
-    parser.add_argument("destination", metavar="DESTINATION", help="a new folder; nothing is overwritten")
+    parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
+    new = "a new folder; nothing is overwritten"
+    parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights; smaller ones are rounded")
     reach = "max_position_embeddings to write, in tokens; by default how far the positions reach"
-    parser.add_argument("--max-len", type=int, metavar="N", help=reach)
-    parser.add_argument("--max_len", type=int, dest="max_len", help=argparse.SUPPRESS)
+    tokens = configs.number(int, 1, high=2**31 - 1)
+    parser.add_argument("--max-len", type=tokens, metavar="N", help=reach)
+    parser.add_argument("--max_len", type=tokens, dest="max_len", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

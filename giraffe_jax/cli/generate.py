@@ -11,27 +11,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from giraffe_jax.cli import configs
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         required=True,
+        type=configs.source,
         metavar="SOURCE",
         help='a workdir, a Hugging Face directory, a .gguf file, "giraffe-mini" or "smollm2"',
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file to continue; - reads standard input")
-    parser.add_argument("-n", type=int, default=64, metavar="N", help="most tokens to generate (64)")
+    parser.add_argument(
+        "-n", type=configs.number(int, 1, high=2**24), default=64, metavar="N", help="most tokens to generate (64)"
+    )
     parser.add_argument(
         "--positions", metavar="LIST", help="position methods, as in a config; by default the model's own"
     )
     parser.add_argument("--policy", choices=("pinned", "per_call", "running"), default="pinned",
                         help="the length that length-dependent methods read while text grows (pinned)")  # fmt: skip
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="of sampling; 0, the default, takes the likeliest"
+        "--temperature",
+        type=configs.number(float, 0.0),
+        default=0.0,
+        help="of sampling; 0, the default, takes the likeliest",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--seed", type=configs.number(int, 0, high=2**31 - 1), default=0, help="of sampling")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in; by default the model's own")
 
 

@@ -10,12 +10,14 @@ itself is one too; importing saves converting it each time, and a checkpoint is 
 import argparse
 from pathlib import Path
 
+from giraffe_jax.cli import configs
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="SOURCE", help='Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
-    )
-    parser.add_argument("destination", metavar="DESTINATION", help="a new folder; nothing is overwritten")
+    sources = 'Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
+    new = "a new folder; nothing is overwritten"
+    parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
 
 
@@ -31,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"SOURCE: {args.source} has no tokenizer.json or tokenizer.model; put one beside its weights."
         )
+    configs.quiet(args)
     with new_directory(args.destination) as folder:
         write(found, folder, args.source)
     print(f"{args.source}: {num_params(found.config):,} parameters as {args.dtype} in {args.destination}")

@@ -1,10 +1,12 @@
 """The catalogue of position methods; with a NAME, one of them drawn and explained, or your own by its dotted path.
 
-giraffe methods
-giraffe methods yarn
-giraffe methods yarn --factor=8 --head-dim=128 --theta=5e5 --original-len=8192 --out=yarn.svg
-giraffe methods my_method.wavelet --factor=8
-giraffe methods --page=docs/methods.md
+  giraffe methods
+  giraffe methods yarn
+  giraffe methods yarn --factor=8 --head-dim=128 --theta=5e5 --original-len=8192 --out=yarn.svg
+  giraffe methods my_method.wavelet --factor=8
+  giraffe methods --page=docs/methods.md
+
+A method of your own is found in the current folder or in --methods.
 """
 
 import argparse
@@ -14,6 +16,8 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+
+from giraffe_jax.cli import configs
 
 WIDTH = 48  # characters of the longest bar
 OWN = "own"  # the kind of a method that is not the catalogue's
@@ -70,19 +74,34 @@ class Entry:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    width, tokens = configs.number(int, 2, high=2**16), configs.number(int, 1, high=2**31 - 1)
     parser.add_argument("name", nargs="?", metavar="NAME", help="a method")
     parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE",
                         help="its parameters, --KEY=VALUE too; by default its example's")  # fmt: skip
     parser.add_argument(
-        "--head-dim", "--head_dim", type=int, help="width of a head (64, or what a list of its parameters fits)"
+        "--head-dim",
+        "--head_dim",
+        type=width,
+        metavar="N",
+        help="width of a head (64, or what a list of its parameters fits)",
     )
-    parser.add_argument("--theta", type=float, default=10000.0, help="RoPE base (10000)")
+    base = configs.number(float, 0.0, above=True)
+    parser.add_argument("--theta", type=base, default=10000.0, metavar="X", help="RoPE base (10000)")
     parser.add_argument(
-        "--original-len", "--original_len", type=int, default=2048, help="pretraining context in tokens (2048)"
+        "--original-len",
+        "--original_len",
+        type=tokens,
+        default=2048,
+        metavar="N",
+        help="pretraining context in tokens (2048)",
     )
-    parser.add_argument("--length", type=int, help="sequence length in tokens, for methods that depend on it")
-    parser.add_argument("--out", help="draw wavelengths, distances and temperature to this file too (.svg, .png)")
-    parser.add_argument("--page", help="write the whole catalogue as a Markdown page, with a plot of each method")
+    reach = "sequence length in tokens, for methods that depend on it"
+    parser.add_argument("--length", type=tokens, metavar="N", help=reach)
+    drawing = configs.new_file(".svg", ".png")
+    plot = "draw wavelengths, distances and temperature to this file too (.svg, .png)"
+    parser.add_argument("--out", type=drawing, metavar="FILE", help=plot)
+    page = "write the whole catalogue as a Markdown page, with a plot of each method"
+    parser.add_argument("--page", type=configs.new_file(), metavar="FILE", help=page)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -258,7 +277,8 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
 def shape(call: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Returns the model that a method is drawn for; a list among its parameters has one value per rotary plane."""
     lists = [value for key, value in call.items() if key in ("short_factor", "long_factor")]
-    head_dim = args.head_dim or (2 * len(lists[0]) if lists else 64)
+    fitting = 2 * len(lists[0]) if lists else 64
+    head_dim = fitting if args.head_dim is None else args.head_dim
     return dict(head_dim=head_dim, theta=args.theta, original_len=args.original_len)
 
 

@@ -1,7 +1,9 @@
 """Write the report of finished or unfinished experiments: Markdown and CSV tables, PNG and SVG plots, one HTML page.
 
-giraffe report runs/quickstart
-giraffe report runs/a runs/b --out=runs/compared
+  giraffe report runs/quickstart
+  giraffe report runs/a runs/b --out=runs/compared
+
+Its files go into the first folder unless --out names another.
 """
 
 import argparse

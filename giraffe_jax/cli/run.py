@@ -22,5 +22,6 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
     from giraffe_jax.experiment import run
 
+    configs.quiet(args)
     workdir = args.workdir or Path("runs") / str(config.get("name") or Path(args.config.partition(":")[0]).stem)
     return 1 if run(config, workdir).failures else 0

@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
     from giraffe_jax.train import train
 
+    configs.quiet(args)
     train(config, args.workdir, quiet=args.quiet)
     return 0

@@ -127,26 +127,39 @@ def _remember(record: Path, content: str) -> None:
 
 
 def _json_lines(file: Path, where: str) -> Iterator[Document]:
-    with file.open(encoding="utf-8", newline="\n") as stream:
+    with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
             except json.JSONDecodeError as e:
                 raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
+            except UnicodeDecodeError as e:
+                at = f"{e.reason} at byte {e.start} of the line"
+                raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({at})") from e
+            except RecursionError as e:
+                raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read (nested too deeply)") from e
+            except ValueError as e:  # a number of thousands of digits
+                raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read ({e})") from e
             if not isinstance(row, dict) or not isinstance(row.get(TEXT_FIELD), str):
                 has = sorted(row) if isinstance(row, dict) else type(row).__name__
                 raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {has}")
+            try:
+                row[TEXT_FIELD].encode("utf-8")
+            except UnicodeEncodeError as e:
+                half = f"half of a surrogate pair at character {e.start}"
+                raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
             yield Document(f"{file.name}:{number}", row[TEXT_FIELD])
 
 
 def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as e:
         raise ConfigError(f"{where}: reading {file} takes pyarrow, which is not installed: pip install pyarrow") from e
-    with parquet.ParquetFile(file) as table:
+    with _naming(file, where, pyarrow.ArrowException), parquet.ParquetFile(file) as table:
         if TEXT_FIELD not in table.schema_arrow.names:
             raise ConfigError(f"{where}: {file} has no column {TEXT_FIELD!r}; it has {table.schema_arrow.names}")
         number = 0
@@ -156,3 +169,13 @@ def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
                     raise ConfigError(f"{where}: {file} row {number}: column {TEXT_FIELD!r} holds {text!r}, not text")
                 yield Document(f"{file.name}:{number}", text)
                 number += 1
+
+
+@contextlib.contextmanager
+def _naming(file: Path, where: str, kind: type[Exception]) -> Iterator[None]:
+    """Says which file it was that a library, which does not name it, could not read."""
+    try:
+        yield
+    except kind as e:
+        said = " ".join(str(e).split())[:200]
+        raise ConfigError(f"{where}: {file} is not parquet, or damaged ({said})") from e

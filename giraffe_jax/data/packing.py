@@ -5,12 +5,15 @@ else; `window` turns a window of either into arrays. Every token of every docume
 """
 
 import bisect
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from giraffe_jax.config import Bound
+
 Packing = Literal["concat", "document"]
+Length = Annotated[int, Bound(1, high=2**24)]  # tokens; positions are float32, which counts so far
 
 
 class Plan(NamedTuple):

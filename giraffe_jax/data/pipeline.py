@@ -11,12 +11,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from giraffe_jax.config import ConfigError
-from giraffe_jax.data.packing import Packing, Plan, empty_row, plan, window
+from giraffe_jax.config import Bound, ConfigError
+from giraffe_jax.data.packing import Length, Packing, Plan, empty_row, plan, window
 from giraffe_jax.data.skip import SkipConfig, SkipRows
 from giraffe_jax.data.source import Tokens, load_tokens
 from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_length, synthetic_document
@@ -24,7 +24,9 @@ from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_leng
 ENDLESS = 1 << 40
 FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 DESCRIBED = 4  # rows, in a message
+MOST = 2**31 - 1  # tokens of a batch
 Batch = dict[str, np.ndarray]
+Weight = Annotated[float, Bound(0.0)]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class SyntheticConfig:
     """
 
     kinds: tuple[Kind, ...] = KINDS
-    lengths: tuple[int, ...] = ()
-    min_len: int = 32
-    max_len: int | None = None
-    answer_weight: float = 1.0
-    drawn_weight: float = 0.0
-    text_weight: float = 1.0
+    lengths: tuple[Length, ...] = ()
+    min_len: Length = 32
+    max_len: Length | None = None
+    answer_weight: Weight = 1.0
+    drawn_weight: Weight = 0.0
+    text_weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SourceConfig:
 
     kind: Literal["tfds", "text", "jsonl", "parquet", "synthetic"]
     path: str = ""
-    weight: float = 1.0
+    weight: Annotated[float, Bound(0.0, above=True)] = 1.0
     synthetic: SyntheticConfig | None = None
 
 
@@ -62,7 +64,7 @@ class StageConfig:
     """A stretch of a curriculum: its mixture is read up to step `until`; None, for the last stage, is to the end."""
 
     sources: tuple[SourceConfig, ...]
-    until: int | None = None
+    until: Annotated[int, Bound(1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,22 @@ class DataConfig:
     (data/skip.py) instead of a packed window.
     """
 
-    seq_len: int
-    batch_size: int
+    seq_len: Length
+    batch_size: Annotated[int, Bound(1, high=MOST)]
     sources: tuple[SourceConfig, ...] = ()
     stages: tuple[StageConfig, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, Bound(0)] = 0
     packing: Packing = "concat"
     skip: SkipConfig | None = None
     cache_dir: str = ""
-    prefetch: int = 4
+    prefetch: Annotated[int, Bound(1, high=1024)] = 4  # batches made ahead of time
+
+    def __post_init__(self):
+        if self.batch_size * self.seq_len > MOST:
+            raise ConfigError(
+                f"data.batch_size: {self.batch_size} rows of data.seq_len {self.seq_len} are "
+                f"{self.batch_size * self.seq_len:,} tokens; a batch has at most {MOST:,}."
+            )
 
 
 class TextRows:
@@ -281,7 +290,7 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
 
 def _check(config: DataConfig, process: tuple[int, int]) -> None:
     if bool(config.sources) == bool(config.stages):
-        raise ConfigError("data: needs either sources, one mixture for all steps, or stages, each with its own")
+        raise ConfigError("data.sources: needs either sources, one mixture for all steps, or stages, each with its own")
     ends = [stage.until for stage in config.stages]
     firsts = [0, *(end or 0 for end in ends[:-1])]
     if ends and (ends[-1] is not None or firsts != sorted(set(firsts))):

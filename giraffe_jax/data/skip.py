@@ -12,12 +12,13 @@ first one of the next stretch, and CREAM's middle never overlaps its tail.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from giraffe_jax.data.packing import empty_row
+from giraffe_jax.config import Bound
+from giraffe_jax.data.packing import Length, empty_row
 from giraffe_jax.data.source import Tokens
 
 
@@ -31,9 +32,9 @@ class SkipConfig:
     """
 
     kind: Literal["pose", "cream"]
-    target_len: int
-    reach: int = 5
-    sigma: float = 3.0
+    target_len: Length
+    reach: Annotated[int, Bound(1)] = 5
+    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0
 
 
 class Stretches(NamedTuple):

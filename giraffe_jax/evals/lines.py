@@ -19,8 +19,9 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
+from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import scoring
-from giraffe_jax.evals.scoring import Example, Scoring
+from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 HEADER = (
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
@@ -74,14 +75,14 @@ NOUNS = tuple(
 class Lines:
     """The keys of a line retrieval task; `n` examples for every length (and depth, where depths are set)."""
 
-    lengths: tuple[int, ...]
-    n: int = 50
-    depths: tuple[float, ...] | None = None  # None: the line asked for is drawn
+    lengths: tuple[Length, ...]
+    n: Count = 50
+    depths: tuple[Share, ...] | None = None  # None: the line asked for is drawn
     style: Literal["longchat", "compact"] = "longchat"
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # longchat: end with the start of the answer
-    new_tokens: int = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
-    seed: int = 0
+    new_tokens: Length = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
+    seed: Seed = 0
     name: Literal["lines"] = "lines"
     label: str | None = None
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
+from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import scoring
-from giraffe_jax.evals.scoring import Example, Scoring
+from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -31,13 +32,13 @@ QUESTION = "What is the pass key? The pass key is"
 class Passkey:
     """The keys of a passkey task; `n` examples for every length and depth."""
 
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
-    n: int = 20
+    lengths: tuple[Length, ...]
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
+    n: Count = 20
     style: Literal["landmark", "compact"] = "landmark"
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: int = 10  # generated at most; prompt and answer alone are what fills the length
-    seed: int = 0
+    new_tokens: Length = 10  # generated at most; prompt and answer alone are what fills the length
+    seed: Seed = 0
     name: Literal["passkey"] = "passkey"
     label: str | None = None
 

@@ -17,12 +17,14 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import Bound, ConfigError
+from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import scoring
+from giraffe_jax.evals.scoring import Count
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 
@@ -31,13 +33,13 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 class Perplexity:
     """The keys of a perplexity task; `n` counts windows, taken one per document in turn, documents in sorted order."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
     protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"
-    stride: int | None = None  # None: an eighth of the length; aligned: of the shortest length
-    n: int | None = 16  # None: every window of every document
+    stride: Annotated[int, Bound(1)] | None = None  # None: an eighth of the length; aligned: of the shortest length
+    n: Count | None = 16  # None: every window of every document
     bos: Literal["window", "document"] = "window"  # where the begin token goes, if the model's texts begin with one
-    bins: int = 16
+    bins: Annotated[int, Bound(1, high=2**16)] = 16
     bin_spacing: Literal["log", "uniform"] = "log"
     name: Literal["perplexity"] = "perplexity"
     label: str | None = None

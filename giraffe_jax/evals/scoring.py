@@ -10,13 +10,16 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from giraffe_jax.config import ConfigError
+from giraffe_jax.config import Bound, ConfigError
 
 Scoring = Literal["generate", "teacher"]
+Count = Annotated[int, Bound(1, high=10**6)]  # of examples, which are made before the first is measured
+Seed = Annotated[int, Bound(0)]
+Share = Annotated[float, Bound(0.0, high=1.0)]
 
 
 @dataclasses.dataclass(frozen=True)

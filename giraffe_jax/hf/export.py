@@ -241,6 +241,7 @@ def _checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig, dtype: str, shard_bytes: int) -> None:
     """Writes the weights in files of at most `shard_bytes`, holding one file's tensors in memory at a time."""
     import jax.numpy as jnp
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     size, kind = names.sizes(config), jnp.dtype(dtype)
@@ -265,7 +266,10 @@ def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig
             array = names.to_file(np.asarray(parameter), row.layout, size).astype(kind)
             tensors[row.hf.format(i=i)] = np.ascontiguousarray(array)
             total += array.nbytes
-        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+        try:
+            save_file(tensors, str(directory / file), metadata={"format": "pt"})
+        except SafetensorError as e:  # which does not name it
+            raise OSError(f"{directory / file}: {e}") from e
         where |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -6,7 +6,6 @@ reaches a reader without its n and its interval.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from giraffe_jax.evals import stats
 from giraffe_jax.evals.stats import Estimate
 from giraffe_jax.report import metrics
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
+from giraffe_jax.tokenizer import read_json
 
 RESULTS = "results.jsonl"
 MANIFEST = "experiment.json"
@@ -131,11 +131,35 @@ def _read_one(directory: Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no {RESULTS} there; `giraffe run` and `giraffe evaluate` write one")
     manifest_path = path.parent / MANIFEST
-    manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    manifest = _read_manifest(manifest_path) if manifest_path.is_file() else {}
     results = collect(records.read_rows(path, warnings.warn), manifest)
     if not results.rows and not results.failures:
         raise ConfigError(f"{path}: no results in it yet")
     return results
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What a workdir says of its experiment; ConfigError where it is none."""
+    manifest = read_json(path)
+    config = manifest.get("config", {})
+    variants = config.get("variants", []) if isinstance(config, dict) else None
+    named = isinstance(variants, list) and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in variants)
+    if not named:
+        raise ConfigError(f"{path}: not an experiment's manifest: config.variants is no list of objects with names.")
+    return manifest
+
+
+def _is_row(row: Row) -> bool:
+    """Whether a row has what every reader of it takes for granted; another one is nobody's."""
+    key, kind = row.get("key"), row.get("kind")
+    if not isinstance(key, str | None) or not isinstance(kind, str | None):
+        return False
+    if kind == "done":
+        return isinstance(row.get("rows"), int) and isinstance(row.get("seconds"), int | float | None)
+    if kind is not None:
+        return True
+    named = isinstance(row.get("variant"), str) and isinstance(row.get("task"), str)
+    return named and isinstance(row.get("length"), int) and isinstance(row.get("metrics"), dict)
 
 
 def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> Results:
@@ -157,6 +181,9 @@ def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[R
     done: dict[str, tuple[Row, list[Row]]] = {}
     failed: dict[str, Row] = {}
     for row in rows:
+        if not _is_row(row):
+            warnings.warn(f"{RESULTS}: {str(row)[:80]} is no row of an experiment; it is left out", stacklevel=2)
+            continue
         kind, key = row.get("kind"), row.get("key")
         if kind == "done" and key is not None:
             count, cell = row["rows"], pending.pop(key, [])

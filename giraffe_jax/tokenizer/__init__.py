@@ -233,6 +233,8 @@ def _special(tok: Any, directory: Path, config: dict[str, Any], name: str) -> st
     token = config.get(f"{name}_token")
     if isinstance(token, dict):
         token = token.get("content")
+    if token is not None and not isinstance(token, str):
+        raise ConfigError(f"{directory / 'tokenizer_config.json'}: {name}_token must be text, got {str(token)[:40]}.")
     if token is not None or f"{name}_token" in config:
         return token
     if not (directory / "config.json").is_file():

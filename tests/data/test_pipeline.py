@@ -252,7 +252,7 @@ def test_fingerprint_changes_with_the_batches_only(texts, tmp_path_factory):
         (dict(kind="text"), r"data\.sources\[0\]\.path: missing"),
         (dict(kind="synthetic", path="x"), "made, not read"),
         (dict(kind="text", path="x", synthetic=dict(min_len=40)), "only read by kind 'synthetic'"),
-        (dict(kind="text", path="x", weight=0.0), "weight: got 0.0"),
+        (dict(kind="text", path="x", weight=0.0), "weight: must be > 0, got 0"),
         (dict(kind="synthetic", synthetic=dict(min_len=300)), "min_len <= max_len <= data.seq_len"),
         (dict(kind="synthetic", synthetic=dict(min_len=20)), r"min_len: got 20; .* take at least \d+ tokens"),
         (dict(kind="synthetic", synthetic=dict(kinds=())), "at least one kind"),

@@ -125,7 +125,7 @@ def test_rows_depend_on_the_step_alone_and_an_epoch_is_every_document(texts, ski
     [
         (dict(skip=dict(kind="pose", target_len=95)), "target_len: got 95; pose takes at least seq_len 96"),
         (dict(skip=dict(kind="cream", target_len=100)), "cream takes 2, 3, ... times seq_len 96"),
-        (dict(skip=dict(kind="pose", target_len=384, reach=0)), "reach >= 1"),
+        (dict(skip=dict(kind="pose", target_len=384, reach=0)), "reach: must be >= 1"),
         (dict(skip=dict(kind="pose", target_len=384), packing="document"), "a row holds one document"),
         (dict(skip=dict(kind="posed", target_len=384)), "'pose'"),
     ],

@@ -82,8 +82,8 @@ def test_prompts_do_not_depend_on_how_they_are_scored():
     [
         (dict(scoring=["teach"]), "Did you mean 'teacher'"),
         (dict(scoring=[]), "the list is empty"),
-        (dict(depths=[1.5]), "from 0 to 1"),
-        (dict(n=0), "at least 1"),
+        (dict(depths=[1.5]), ">= 0 and <= 1"),
+        (dict(n=0), ">= 1"),
         (dict(style="landmarks"), "Did you mean 'landmark'"),
         (dict(deph=[0.5]), "Did you mean 'depths'"),
         (dict(name="pasky"), "Did you mean 'passkey'"),

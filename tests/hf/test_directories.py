@@ -141,7 +141,7 @@ def test_export_says_how_positions_were_written(tmp_path, capsys, positions, wor
     out = capsys.readouterr().out
     assert f"parameters as float32, {words}, in {tmp_path / 'out'}" in out
     assert main(["export", str(tmp_path / "in"), str(tmp_path / "none"), "--max-len=0"]) == 2
-    assert "max_len must be at least 1, got 0" in capsys.readouterr().err
+    assert "--max-len: must be >= 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

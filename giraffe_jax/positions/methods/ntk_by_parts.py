@@ -5,6 +5,7 @@ Peng et al., arXiv:2309.00071, section 3.2: YaRN without its gain, and with the 
 
 from giraffe_jax.positions.compose import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import interpolate, rotations_ramp
 
 EXAMPLE = dict(factor=4.0)
@@ -14,4 +15,5 @@ ABOUT = dict(kind="frequencies", training_free=True, export="longrope", cache="r
 
 def ntk_by_parts(e: Encoding, *, factor: Factor, alpha: Positive = 1.0, beta: Positive = 32.0) -> Encoding:
     """th_i / factor up to alpha rotations in original_len, th_i from beta, blended linearly in rotations between."""
+    check_rising(strictly=True, alpha=alpha, beta=beta)
     return e.replace(inv_freq=interpolate(e, factor, rotations_ramp(e, alpha, beta)))

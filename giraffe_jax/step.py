@@ -1,0 +1,125 @@
+"""One step of training: what it changes, and the jitted function that changes it. What varies is its arguments."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from optax import global_norm
+
+from giraffe_jax import lora
+from giraffe_jax.lora import LoraConfig, with_lr_ratio
+from giraffe_jax.loss import next_token_loss, token_nll
+from giraffe_jax.model import Llama, ModelConfig, unembedding
+from giraffe_jax.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
+from giraffe_jax.positions import Encoding, turned
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes, and the key that its randomness is folded from."""
+
+    params: Any
+    opt_state: Any
+    step: Any  # int32 [], steps done
+    key: Any  # raw PRNG key data, uint32 [2]; leaves are arrays, or their shapes or shardings
+
+
+def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencies: FrequencyConfig | None) -> Any:
+    """Returns True for each parameter that training moves, in a tree like params."""
+    chosen = lora.trainable(params, adapters)
+    if frequencies is None:
+        return chosen
+    alone = frequencies.train == "alone"
+    return {
+        name: jax.tree.map(lambda yes, name=name: name == "positions" or (yes and not alone), tree)
+        for name, tree in chosen.items()
+    }
+
+
+def _optimizer(optim: OptimConfig, steps: int, adapters: LoraConfig | None, frequencies: FrequencyConfig | None):
+    moves = optimizer(optim, steps, frequencies)
+    return moves if adapters is None else with_lr_ratio(moves, adapters)
+
+
+def init_state(params: Any, config: Any) -> TrainState:
+    """Returns the state before the first step; of a TrainConfig it reads optim, steps, lora, frequencies and seed."""
+    moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
+    opt_state = _optimizer(config.optim, config.steps, config.lora, config.frequencies).init(moving)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optim", "adapters", "frequencies", "steps", "accumulate", "z_loss", "chunk"),
+    donate_argnums=0,
+)
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, Array],
+    encoding: Encoding,
+    *,
+    model: ModelConfig,
+    optim: OptimConfig,
+    steps: int,
+    adapters: LoraConfig | None = None,
+    frequencies: FrequencyConfig | None = None,
+    accumulate: int = 1,
+    z_loss: float = 0.0,
+    chunk: int = 1024,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
+    tokens, finite (whether all weights that moved still are numbers).
+
+    Args:
+      batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
+      encoding: bound positions; its numbers are arguments, so methods that differ in numbers share one compilation.
+      model: architecture; its own `positions` are not read.
+      adapters: TrainConfig.lora; what it freezes has neither gradient nor optimizer state.
+    """
+    moving, frozen = lora.split(state.params, trainable(state.params, adapters, frequencies))
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
+
+    def loss_fn(moving, part, key):
+        params = lora.join(moving, frozen)
+        e = turned(encoding.at(part["positions"], key=key), params)
+        hidden, _ = Llama(model).apply({"params": params}, part["tokens"], e, part["segments"])
+        weights = part["weights"] / total_weight
+        loss, nats = next_token_loss(hidden, unembedding(params), part["targets"], weights, z_loss=z_loss, chunk=chunk)
+        if frequencies is not None:
+            loss += frequencies.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
+        return loss, nats
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (_, loss), grads = grad_fn(moving, batch, key)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+
+        def add(carry, part_and_key):
+            (_, nats), grads = grad_fn(moving, *part_and_key)
+            return jax.tree.map(jnp.add, carry, (nats, grads)), None
+
+        zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
+        (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
+    updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
+    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
+    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
+    lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)
+    metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
+    metrics["finite"] = finite
+    return TrainState(lora.join(moved, frozen), opt_state, state.step + 1, state.key), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, model: ModelConfig, chunk: int = 1024):
+    """Returns (sum of weighted nll, sum of weights) of a batch."""
+    e = turned(encoding.at(batch["positions"]), params)
+    hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])
+    nll, _, _ = token_nll(hidden, unembedding(params), batch["targets"], chunk=chunk)
+    return jnp.sum(batch["weights"] * nll), batch["weights"].sum()
