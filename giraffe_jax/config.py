@@ -147,6 +147,12 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def check_fields(instance: Any, where: str) -> None:
+    """Raises ConfigError where a dataclass that was made by hand, not by `build`, has a field that `coerce` refuses."""
+    for name, hint in _hints(type(instance)).items():
+        coerce(hint, getattr(instance, name), f"{where}.{name}")
+
+
 def _number(kind: type, value: Any, where: str) -> int | float:
     number: Any = value
     with contextlib.suppress(OverflowError):  # of an int that no float holds

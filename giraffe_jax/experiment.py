@@ -52,13 +52,11 @@ class ExperimentConfig:
     title: str = ""
     question: str = ""
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = (
-        None  # trained length of the source in tokens, where its config does not say it
-    )
+    # Trained length of the source in tokens, where its config does not say it.
+    original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = None
     tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # in one forward pass of the evaluation
-    seeds: tuple[Annotated[int, Bound(0)], ...] = (
-        0,
-    )  # added to the seeds of training and of tasks that draw their examples
+    # Added to the seeds of training and of tasks that draw their examples.
+    seeds: tuple[Annotated[int, Bound(0)], ...] = (0,)
 
     def __post_init__(self):
         for field in ("variants", "tasks", "seeds"):

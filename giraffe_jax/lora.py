@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from giraffe_jax.config import Bound, ConfigError
+from giraffe_jax.config import Bound, ConfigError, check_fields
 from giraffe_jax.sharding import paths
 
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -30,11 +30,11 @@ class LoraConfig:
     alpha: Annotated[float, Bound(0.0, above=True)] = 16.0  # adapters count alpha / rank
     targets: tuple[Target, ...] = ("q", "k", "v", "o")
     train: tuple[Part, ...] = ("norm", "embed")  # "embed" is the unembedding too where they are tied
-    lr_ratio: Annotated[float, Bound(0.0, above=True)] = (
-        1.0  # learning rate of B over that of all else that is trained; LoRA+ takes 16
-    )
+    # Learning rate of B over that of all else that is trained; LoRA+ takes 16.
+    lr_ratio: Annotated[float, Bound(0.0, above=True)] = 1.0
 
     def __post_init__(self):
+        check_fields(self, "lora")
         if not self.targets:
             raise ConfigError("lora.targets: empty; name at least one of q, k, v, o, gate, up, down.")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from giraffe_jax.config import Bound, ConfigError
+from giraffe_jax.config import Bound, ConfigError, check_fields
 
 Rate = Annotated[float, Bound(0.0, above=True)]
 NonNegative = Annotated[float, Bound(0.0)]
@@ -27,9 +27,8 @@ class OptimConfig:
     lr: Rate = 2e-5  # peak learning rate
     muon_lr: Rate | None = None  # peak learning rate of kernels under Muon; follows the same schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up, down to final_lr at the last step
-    decay_steps: Annotated[int, Bound(1)] | None = (
-        None  # steps of that descent, at the peak until then; None is all after the warm-up
-    )
+    # Steps of that descent, at the peak until then; None is all after the warm-up.
+    decay_steps: Annotated[int, Bound(1)] | None = None
     warmup_steps: Annotated[int, Bound(0)] = 20
     final_lr: NonNegative = 0.0
     b1: Decay = 0.9
@@ -40,6 +39,7 @@ class OptimConfig:
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of first moments; second moments are float32 always
 
     def __post_init__(self):
+        check_fields(self, "optim")
         if self.decay_steps is not None and self.schedule == "constant":
             raise ConfigError(
                 f"optim.decay_steps: got {self.decay_steps} with schedule='constant'; it takes 'cosine' or 'linear'."
@@ -58,6 +58,7 @@ class FrequencyConfig:
     regularise: NonNegative = 0.0  # adds regularise * mean(log_ratio^2) to the loss: how hard to hold on to the start
 
     def __post_init__(self):
+        check_fields(self, "frequencies")
         if self.lr is not None and self.train == "alone":
             raise ConfigError(
                 f"frequencies.lr: got {self.lr} with train='alone'; it is a rate beside that of weights "

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from giraffe_jax import sharding
-from giraffe_jax.config import Bound, ConfigError, build, to_dict
+from giraffe_jax.config import Bound, ConfigError, build, check_fields, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig
@@ -54,17 +54,15 @@ class SearchConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
     tokenizer: str = ""  # path; "" takes the source's
     starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()  # lists of methods; () is linear, ntk and yarn with `factor`
-    gain: Annotated[float, Bound(0.0, above=True)] | None = (
-        None  # of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len))
-    )
+    # Of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len)).
+    gain: Annotated[float, Bound(0.0, above=True)] | None = None
     generations: Annotated[int, Bound(0)] = 40  # after the first population; may be raised in a workdir that is done
     population: Count = 64  # first one
     parents: Annotated[int, Bound(2)] = 32
     mutations: Annotated[int, Bound(0, high=2**16)] = 16
     crossovers: Annotated[int, Bound(0, high=2**16)] = 16
-    probability: Annotated[float, Bound(0.0, above=True, high=1.0)] = (
-        0.3  # that a plane mutates, or is taken from the second parent
-    )
+    # That a plane mutates, or is taken from the second parent.
+    probability: Annotated[float, Bound(0.0, above=True, high=1.0)] = 0.3
     step: Annotated[float, Bound(1e-9)] = 0.01  # of the grid that divisors lie on, in nine digits
     tables_at_once: Count = 1  # of a generation in one forward pass: more where memory is left and matrices are small
     loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
@@ -72,6 +70,7 @@ class SearchConfig:
     seed: Annotated[int, Bound(0)] = 0
 
     def __post_init__(self):
+        check_fields(self, "config")
         if self.parents > self.population or self.children < 1:
             raise ConfigError(
                 "config: 2 <= parents <= population, and mutations or crossovers of them; got "

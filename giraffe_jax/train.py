@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array
 
 from giraffe_jax import checkpoint, lora, sharding
-from giraffe_jax.config import Bound, ConfigError, build, to_dict
+from giraffe_jax.config import Bound, ConfigError, build, check_fields, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.decode import LM
 from giraffe_jax.loading import load, override, put, state_axes
@@ -68,6 +68,7 @@ class TrainConfig:
     eval_batches: Annotated[int, Bound(1)] = 8
 
     def __post_init__(self):
+        check_fields(self, "config")
         if self.data.batch_size % self.accumulate:
             raise ConfigError(f"config.accumulate {self.accumulate} does not divide batch_size {self.data.batch_size}.")
         alone = self.frequencies is not None and self.frequencies.train == "alone"

@@ -17,6 +17,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import METHODS, TOKENIZER
 from giraffe_jax.records import write_atomically
 from giraffe_jax.tokenizer import Tokenizer
+from giraffe_jax.tokenizer import read_json as read_object
 
 CONFIG = "config.json"
 DATA = "data_fingerprint"  # in a run's config.json: stands for all that is read, which paths do not
@@ -72,12 +73,13 @@ def write_config(workdir: Path, resolved: Mapping[str, Any]) -> None:
 def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what a workdir was claimed with; ConfigError where the file is no such thing or lacks one of `keys`."""
     try:
-        found = json.loads(file.read_text())
-        if isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in keys):
+        found = read_object(file)
+        lacking = [key for key in keys if not isinstance(found.get(key), dict)]
+        if not lacking:
             return found
-        error = "it lacks " + ", ".join(keys) if keys else "it is no object"
-    except (ValueError, RecursionError) as e:
-        error = str(e)
+        error = "it lacks " + ", ".join(lacking)
+    except ConfigError as e:
+        error = str(e).removeprefix(f"{file}: ").rstrip(".")
     raise ConfigError(f"--workdir: {file} is not {what} ({error}). Choose another one.")
 
 

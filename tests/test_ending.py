@@ -15,6 +15,7 @@ from giraffe_jax.config import build
 from giraffe_jax.data.pipeline import DataConfig
 from giraffe_jax.records import read_rows
 from giraffe_jax.train import train
+from tests import processes
 from tests.test_train import settings
 
 CONFIG = """
@@ -33,9 +34,7 @@ def start(folder, tokenizer):
     (folder / "run.py").write_text(CONFIG.format(tokenizer=str(tokenizer)))
     command = [sys.executable, "-m", "giraffe_jax.cli", "train", f"--config={folder}/run.py", f"--workdir={folder}/run"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    # A shell's background jobs, and what they start, ignore SIGINT unless they are told otherwise.
-    heard: dict = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, **heard)
+    return processes.start(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_steps(process, folder):

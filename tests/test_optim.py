@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.optim import OptimConfig, decay_mask, learning_rate, optimizer
+from giraffe_jax.optim import FrequencyConfig, OptimConfig, decay_mask, learning_rate, optimizer
 
 PARAMS = {"q": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.array([3.0])}}
 
@@ -78,3 +78,16 @@ def test_muon_moves_each_layers_matrix_by_its_orthogonal_factor(name, shape, row
 def test_a_muon_rate_of_zero_is_refused():
     with pytest.raises(ConfigError, match="optim.muon_lr: must be > 0"):
         build(OptimConfig, dict(muon_lr=0.0), "optim")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimConfig(lr=0.0), "optim.lr: must be > 0, got 0"),
+        (lambda: OptimConfig(warmup_steps=-1), "optim.warmup_steps: must be >= 0, got -1"),
+        (lambda: FrequencyConfig(train="alone", regularise=-1.0), "frequencies.regularise: must be >= 0, got -1"),
+    ],
+)
+def test_what_is_made_by_hand_is_checked_too(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -15,6 +15,7 @@ import pytest
 
 from giraffe_jax.cli import configs, main
 from giraffe_jax.config import ConfigError, build, literal, load, to_dict
+from tests import processes
 
 FILE = """
 from ml_collections import ConfigDict
@@ -431,9 +432,7 @@ def test_an_interrupt_is_one_line_and_status_130(write, tmp_path, text, interrup
     write(f"import traceback\n{WAIT}{careless}", "slow_giraffe.py")
     command = [sys.executable, "-m", "giraffe_jax.cli", "train", f"--config={write(text)}", "--workdir=w"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    # A shell's background jobs, and what they start, ignore SIGINT unless they are told otherwise.
-    heard: dict = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, **heard)
+    process = processes.start(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     for number in range(1, interrupts + 1):
         while not (tmp_path / str(number)).exists() and process.poll() is None:
             time.sleep(0.01)

@@ -83,21 +83,16 @@ def parse_positions(text: str) -> list[dict[str, Any]]:
     Raises:
       ConfigError: it is not such a list; which methods there are is checked later.
     """
-    import ast
-
-    from giraffe_jax.config import ConfigError
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-            return {str(keyword.arg): value(keyword.value) for keyword in node.keywords}
-        return [value(item) for item in node.elts] if isinstance(node, ast.List) else ast.literal_eval(node)
+    from giraffe_jax.config import ConfigError, literal
 
     try:
-        found = value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as error:
+        found = literal(text)
+    except ValueError as error:  # ConfigError too
         raise ConfigError(
-            f"--positions: {text!r} is not a list of dicts like [dict(name='yarn', factor=4.0)]."
+            f"--positions: {text[:80]!r} is not a list of dicts like [dict(name='yarn', factor=4.0)]."
         ) from error
     if not isinstance(found, list):
-        raise ConfigError(f"--positions: expected a list of dicts like [dict(name='yarn', factor=4.0)], got {text!r}.")
+        raise ConfigError(
+            f"--positions: expected a list of dicts like [dict(name='yarn', factor=4.0)], got {text[:80]!r}."
+        )
     return found
