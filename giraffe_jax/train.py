@@ -100,6 +100,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     loaded = _start(config, mesh)
     _check_skip(config, loaded.config)
     _check_dtype(config, loaded.config)
+    _check_rank(config, loaded.config)
     if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
         raise ConfigError(
             f"mesh: data x fsdp does not divide a micro-batch of {config.data.batch_size // config.accumulate}."
@@ -187,6 +188,14 @@ def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
             f"config.model.param_dtype: got {model.param_dtype!r}, which is for weights that do not move (config.lora, "
             "or frequencies alone): a step of 2e-5 is less than its rounding. Weights that are trained are 'float32'; "
             "to compute in bfloat16 set config.model.dtype."
+        )
+
+
+def _check_rank(config: TrainConfig, model: ModelConfig) -> None:
+    if config.lora is not None and config.lora.rank > model.d_model:
+        raise ConfigError(
+            f"config.lora.rank: must be <= {model.d_model}, the model's d_model, got {config.lora.rank}: adapters "
+            "would be larger than what they adapt."
         )
 
 

@@ -58,12 +58,12 @@ def find(name: str, where: str) -> Callable:
             f"{where}: {getattr(found, '__file__', module)} has no function {attribute!r}; it has "
             f"{', '.join(there) or 'none'}.{nearest(attribute, there)}"
         )
-    return check_form(function, where)
+    return check_form(function, where, name)
 
 
-def check_form(function: Any, where: str) -> Callable:
-    """Returns a function that has the form of a method; nothing else is ever called."""
-    name = getattr(function, "__qualname__", repr(function))
+def check_form(function: Any, where: str, name: str = "") -> Callable:
+    """Returns a function that has the form of a method; nothing else is ever called. `name` is the config's."""
+    name = name or getattr(function, "__qualname__", repr(function))
     if not inspect.isfunction(function):
         raise ConfigError(f"{where}: {name} is no method but {type(function).__name__}; one is written {FORM}.")
     parameters = list(inspect.signature(function).parameters.values())
