@@ -371,7 +371,12 @@ def split_source(source: str) -> tuple[str, str]:
     """Returns ("runs/a", "1000") for "runs/a@1000", ("runs/a", "best") for "runs/a@best", else (source, "").
 
     A path that is there with the @ in its name is that path.
+
+    Raises:
+      ConfigError: an empty source.
     """
+    if not source.strip():
+        raise ConfigError(f"source: got {source!r}, expected a directory, a .gguf file or a packaged model's name.")
     found = re.fullmatch(r"(.+)@([0-9]{1,18}|best)", source, re.DOTALL)
     if found is None or ("://" not in source and Path(source).exists()):
         return source, ""

@@ -41,8 +41,6 @@ def load(
       FileNotFoundError: nothing there.
       ConfigError: something else than a model that this reads, a checkpoint that is damaged or absent; it is named.
     """
-    if not source.strip():
-        raise ConfigError(f"source: got {source!r}, expected a directory, a .gguf file or a packaged model's name.")
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
         return _load_workdir(where, which, overrides, tokenizer, mesh)

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,22 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
                 f"{directory}: was made meanwhile by another; nothing is overwritten ({e.strerror})."
             ) from e
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
         with contextlib.suppress(OSError):  # not empty: others are writing there too
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder into which threads may still be writing what is left of a failed save, for some seconds."""
+    gone = 0
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        gone = 0 if folder.exists() else gone + 1
+        if gone == 2:
+            return
+        time.sleep(0.1)
 
 
 def config_to_json(
