@@ -12,8 +12,13 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# No test asserts a time: a first example may compile, on a machine that does other things.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Programs that two workers, or two runs, compile alike are compiled once.
 CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"

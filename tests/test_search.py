@@ -128,7 +128,7 @@ CONFIG = build(SearchConfig, values(factor=8.0))
 TABLES = st.lists(st.integers(0, CONFIG.top), min_size=16, max_size=16).map(lambda xs: tuple(sorted(xs)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TABLES, TABLES, st.integers(0, 1000))
 def test_children_are_monotone_and_in_range(one, two, seed):
     rng = np.random.default_rng(seed)

@@ -20,7 +20,7 @@ def rows_of(sizes, seq_len, how, seed=0):
 
 @pytest.mark.parametrize("how", ["concat", "document"])
 @given(sizes=documents, seq_len=st.integers(1, 64), seed=st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_token_once_and_every_successor_known(how, sizes, seq_len, seed):
     ends, rows = rows_of(sizes, seq_len, how, seed)
     held = np.concatenate([row["tokens"][row["segments"] > 0] for row in rows])
@@ -40,7 +40,7 @@ def test_every_token_once_and_every_successor_known(how, sizes, seq_len, seed):
 
 @pytest.mark.parametrize("how", ["concat", "document"])
 @given(sizes=documents, seq_len=st.integers(1, 64))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_segment_is_one_stretch_of_one_document(how, sizes, seq_len):
     ends, rows = rows_of(sizes, seq_len, how)
     for row in rows:
@@ -56,7 +56,7 @@ def test_a_segment_is_one_stretch_of_one_document(how, sizes, seq_len):
 
 
 @given(sizes=documents, seq_len=st.integers(1, 64))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_concat_pads_the_last_window_only(sizes, seq_len):
     ends, rows = rows_of(sizes, seq_len, "concat")
     assert len(rows) == -(-int(ends[-1]) // seq_len)
@@ -64,7 +64,7 @@ def test_concat_pads_the_last_window_only(sizes, seq_len):
 
 
 @given(sizes=documents, seq_len=st.integers(1, 64))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whole_documents_stay_whole_and_windows_are_well_filled(sizes, seq_len):
     ends, rows = rows_of(sizes, seq_len, "document")
     starts = np.concatenate([[0], ends[:-1]])

@@ -32,7 +32,7 @@ def word_count(text: str) -> int:
 
 @pytest.mark.parametrize("kind", ["lines", "records"])
 @given(seed=st.integers(0, 10**6), length=st.integers(20, 3000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_answers_are_the_values_of_the_records(kind, seed, length):
     text = text_of(synthetic_document(np.random.default_rng(seed), kind, length, word_count))
     records = re.findall(RECORDS[kind], text, re.M)
@@ -44,7 +44,7 @@ def test_answers_are_the_values_of_the_records(kind, seed, length):
 
 
 @given(seed=st.integers(0, 10**6), length=st.integers(40, 3000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_passkey_is_said_once_and_asked(seed, length):
     text = text_of(synthetic_document(np.random.default_rng(seed), "passkey", length, word_count))
     said = re.findall(r"^The pass key is: (\d{2})$", text, re.M)
@@ -108,7 +108,7 @@ def test_shortest_length_always_suffices_and_one_less_may_not(kind):
 @given(
     seed=st.integers(0, 10**6), queries=st.integers(1, 4), spare=st.integers(0, 300), gap=st.sampled_from([0.0, 0.3])
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_questions_asked_for_are_all_there_whatever_keys_cost(seed, queries, spare, gap):
     length = 40 * queries + 40 + spare  # bytes: words of very different cost
     document = lines_document(np.random.default_rng(seed), length, len, queries=queries, gap=gap)
