@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from giraffe_jax import positions, sharding
-from giraffe_jax.attention import Implementation, attend
+from giraffe_jax.attention import Implementation, Place, attend, place_of_rows
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import Encoding, Scaling
 from giraffe_jax.sharding import constrain
@@ -224,12 +224,13 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, local, segments, cache):
+    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, local, place, cache):
         """Returns (out [B T D], this layer's cache or None).
 
         Args:
           tables, key_tables: one positions.Rotation per band, for these tokens and (raw caches) for the cached keys.
           local: None, or this layer's window and chunk.
+          place: of these tokens.
           cache: None, or this layer's (k, v [B S K H], slots [B T], raw).
         """
         c = self.config
@@ -247,11 +248,11 @@ class Attention(nn.Module):
         if hasattr(bias, "with_params"):
             bias = bias.with_params(lambda name, init: self.param(name, lambda key: init(key, N)))
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
-        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, length=encoding.length, local=local)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, local=local, q_place=place)
         settings |= dict(implementation=c.attention, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-            out = attend(q_bands, k_bands, v, segments=segments, **settings)
+            out, _ = attend(q_bands, k_bands, v, k_place=place, **settings)
         if cache is not None:
             cached_k, cached_v, slots, raw = cache
             stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
@@ -262,7 +263,8 @@ class Attention(nn.Module):
                 k_bands = (cached_k.astype(k.dtype),) * len(tables)
                 if raw:
                     k_bands = tuple(positions.rotate(k_bands[0], t.k_cos, t.k_sin) for t in key_tables)
-                out = attend(q_bands, k_bands, cached_v.astype(v.dtype), q_index=slots, **settings)
+                filled = place_of_rows(None, cached_k.shape[:2])
+                out, _ = attend(q_bands, k_bands, cached_v.astype(v.dtype), k_place=filled, **settings)
             cache = (cached_k, cached_v)
         return Einsum("btnh,nhd->btd", (N, H, D), 2, c, name="o")(out), cache
 
@@ -308,13 +310,13 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], layer, shared):
         x = checkpoint_name(x, "residual")
         tables, key_tables, local, cached = layer
-        shared_tables, shared_key_tables, encoding, segments, slots, raw = shared
+        shared_tables, shared_key_tables, encoding, place, slots, raw = shared
         tables = shared_tables if tables is None else tables
         key_tables = shared_key_tables if key_tables is None else key_tables
         cache = None if cached is None else (*cached, slots, raw)
         attention = Attention(self.config, name="attention")
         out, cached = attention(
-            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, local, segments, cache
+            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, local, place, cache
         )
         x = constrain(x + out, "batch", "tokens", None)
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -411,7 +413,10 @@ class Llama(nn.Module):
         shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
         light = encoding.replace(positions=None, query_scale=None)
-        return layer, (*shared_tables, light, segments, slots, raw), slots
+        place = place_of_rows(segments, encoding.positions.shape)
+        if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
+            place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))
+        return layer, (*shared_tables, light, place, slots, raw), slots
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:

@@ -22,12 +22,23 @@ def test_model_flops_are_the_closed_form():
     attention = 32 * 4 * 32 * 128 * causal
     assert train == pytest.approx(3 * (2 * MATRICES * 4096 + attention), rel=1e-3)
     assert bench.flops(LLAMA2_7B, bench.Job("attention_grad", 4096)) == pytest.approx(3 * attention / 32, rel=1e-3)
+    # Eight documents of 500 tokens and one of 96 attend within themselves; the matrices are the same.
+    packed = bench.flops(LLAMA2_7B, bench.Job("packed", 4096))
+    within = 32 * 4 * 32 * 128 * (8 * 500**2 + 96**2) / 2
+    assert packed == pytest.approx(3 * (2 * MATRICES * 4096 + within), rel=1e-4)
+    # Every row counts; of a prompt the unembedding sees the last token alone.
+    rows = bench.flops(LLAMA2_7B, bench.job("prefill:1024x8"))
+    assert rows == pytest.approx(8 * bench.flops(LLAMA2_7B, bench.job("prefill:1024")))
+    assert bench.flops(LLAMA2_7B, bench.job("nll:1024x8")) - rows == pytest.approx(8 * 1023 * 2 * 32000 * 4096)
     # A token decoded after 4,096 reads 2 * 32 * 4096 * 4 bytes of cache for each of them: 2 GiB in bfloat16.
     cache = bench.moved(LLAMA2_7B, bench.Job("decode", 4096), 2) / bench.DECODED - 2 * MATRICES
     assert cache == pytest.approx(2**31, rel=0.01)
 
 
-@pytest.mark.parametrize("text, says", [("forwards:8", "forward"), ("train:", "train:2048")])
+@pytest.mark.parametrize(
+    "text, says",
+    [("forwards:8", "forward"), ("train:", "train:2048"), ("train:8x", "train:256x8"), ("nll:9999999x9999", "at most")],
+)
 def test_jobs_are_refused_by_name(text, says):
     with pytest.raises(ConfigError, match=says):
         bench.job(text)

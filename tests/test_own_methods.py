@@ -103,7 +103,7 @@ MISTAKES = {
     ),
     "positional parameter": (
         "def f(e: Encoding, factor: float) -> Encoding:\n    return e\n",
-        r"m\d+\.py:2: parameter factor: float of f is positional; .* put a \* after the first",
+        r"m\d+\.py:2: parameter factor: float of m\d+\.f is positional; .* put a \* after the first",
     ),
     "no annotation": ("def f(e, *, factor):\n    return e\n", r"the first parameter of one is annotated Encoding"),
     "unknown need": ("NEEDS = ('lenght',)\ndef f(e: Encoding):\n    return e\n", r"NEEDS has 'lenght'.*mean 'length'"),

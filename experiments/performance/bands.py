@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from giraffe_jax import positions
-from giraffe_jax.attention import attend
+from giraffe_jax.attention import attend, place_of_rows
 
 METHODS = {
     "plain": [],
@@ -42,15 +42,17 @@ def main() -> None:
         e = positions.bind(METHODS[name], head_dim=64, theta=1e5, original_len=args.original_len, length=args.length)
         e = e.at(jnp.arange(float(args.length))[None])
 
-        def run(q, k, v, e):
+        place = place_of_rows(None, (1, args.length))
+
+        def run(q, k, v, e, place=place):
             tables = positions.rotations(e)
             local = None if e.window is None else (e.window, jnp.inf)
             return attend(
                 tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables),
                 tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables),
-                v, bands=e.bands, bias=e.bias, length=e.length, local=local,
+                v, q_place=place, k_place=place, bands=e.bands, bias=e.bias, local=local,
                 implementation="blockwise", block_size=args.block_size,
-            )  # fmt: skip
+            )[0]  # fmt: skip
 
         compiled = jax.jit(run).lower(q, k, v, e).compile()
         jax.block_until_ready(compiled(q, k, v, e))

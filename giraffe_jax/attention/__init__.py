@@ -1,19 +1,21 @@
 """Attention: `attend`, one function for every backend; positions are already in the rotated queries and keys."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from giraffe_jax.attention.blockwise import Place, blockwise, index_in_document, place_of_rows
-from giraffe_jax.attention.dense import dense
-from giraffe_jax.positions import CAUSAL, Band
+from giraffe_jax.attention.blockwise import blockwise
+from giraffe_jax.attention.dense import MASKED, dense
+from giraffe_jax.attention.places import Place, place_of_rows
+from giraffe_jax.positions import Band
 
 Implementation = Literal["auto", "dense", "blockwise"]
 
-DENSE_UP_TO = 256  # tokens; on a CPU blocks train as fast there, and 2.6 times as fast at 1,024 (LOG.md)
+DENSE_UP_TO = 128  # queries; fewer are no block worth walking
 
-__all__ = ["Implementation", "Place", "attend", "blockwise", "dense", "index_in_document", "place_of_rows"]
+__all__ = ["Implementation", "Place", "attend", "blockwise", "dense", "merge", "place_of_rows"]
 
 
 def attend(
@@ -21,46 +23,43 @@ def attend(
     k: tuple[Float[Array, "B S K H"], ...],
     v: Float[Array, "B S K H"],
     *,
-    segments: Int[Array, "B T"] | None = None,
-    q_index: Int[Array, "#B T"] | None = None,
-    bands: tuple[Band, ...] = (CAUSAL,),
+    q_place: Place,
+    k_place: Place,
+    bands: tuple[Band, ...] = (),
     bias=None,
-    length=None,
     local: tuple | None = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
-) -> Float[Array, "B T N H"]:
-    """Returns causal attention with grouped heads: query head n reads key head n // (N / K).
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Returns causal attention with grouped heads, and the log-sum-exp of its logits, by which `merge` joins it to
+    attention over other keys. Query head n reads key head n // (N / K). A query that sees no key has 0 and MASKED.
 
     Args:
       q, k: rotated queries and keys, one of each per band.
       v: values.
-      segments: document of each token where queries and keys are the same tokens; other documents are not attended to.
-      q_index: index of each query among the keys, for a key-value cache; None where queries and keys are the same
-        tokens.
-      bands: which band holds for a pair of tokens, by their indices in their document; see positions.Band.
+      q_place, k_place: index, segment and document start of each query and key; a query sees the keys of its segment
+        with an index up to its own. They may be different tokens, in any order.
+      bands: which of q and k hold for a pair, by the indices in their documents; none: one, for every pair.
       bias: additive logit bias of positions.Encoding, or None.
-      length: sequence length for the bands' masks.
       local: (window, chunk): further, keys less than `window` tokens back and of the query's chunk of `chunk` tokens.
-      implementation: "dense" (the reference), "blockwise" (O(T) memory), or "auto": dense for caches and short rows.
+      implementation: "dense" (the reference), "blockwise" (O(T) memory), or "auto": dense for few queries.
       block_size: tokens of a block of keys in "blockwise"; None leaves it to the backend.
     """
-    if q_index is None and (implementation == "blockwise" or (implementation == "auto" and v.shape[1] > DENSE_UP_TO)):
-        place = place_of_rows(segments, (v.shape[0], v.shape[1]))
-        settings: dict[str, Any] = dict(bands=bands, bias=bias, length=length, local=local, block_size=block_size)
-        return blockwise(q, k, v, q_place=place, k_place=place, **settings)
-    k_index = jnp.arange(v.shape[1])[None]
-    within = k_index if segments is None else index_in_document(segments)
-    return dense(
-        q,
-        k,
-        v,
-        q_index=k_index if q_index is None else q_index,
-        k_index=k_index,
-        within=(within if q_index is None else q_index, within),
-        segments=None if segments is None else (segments, segments),
-        bands=bands,
-        bias=bias,
-        length=length,
-        local=local,
-    )
+    about: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias, local=local)
+    if implementation == "blockwise" or (implementation == "auto" and q[0].shape[1] > DENSE_UP_TO):
+        return blockwise(q, k, v, **about, block_size=block_size)
+    return dense(q, k, v, **about)
+
+
+def merge(
+    parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Returns the attention over all keys from that over disjoint parts of them: (out, log-sum-exp) of each."""
+    lses = jnp.stack([lse for _, lse in parts])
+    top = lses.max(0)
+    # Parts that saw nothing weigh nothing, also where no part saw anything.
+    weights = jnp.where(lses > MASKED, jnp.exp(lses - top), 0.0)
+    total = weights.sum(0)
+    seen = jnp.where(total > 0, total, 1.0)
+    out = sum(w[..., None] * x.astype(jnp.float32) for w, (x, _) in zip(weights / seen, parts, strict=True))
+    return jnp.asarray(out).astype(parts[0][0].dtype), jnp.where(total > 0, top + jnp.log(seen), MASKED)

@@ -17,37 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from giraffe_jax.attention.dense import MASKED, is_local
-from giraffe_jax.positions import Band
+from giraffe_jax.attention.dense import MASKED
+from giraffe_jax.attention.places import Place
+from giraffe_jax.positions import CAUSAL, Band
+from giraffe_jax.positions.encoding import whole
 
 ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"  # what a remat policy may keep, by name
 BLOCK, MOST = 256, 1024  # tokens of a block of keys where the caller names none, and most of a block of queries
 ROWS = 3072  # rows, tokens x heads, of a block of queries: measured on a CPU (LOG.md, 2026-11-24)
-
-
-class Place(NamedTuple):
-    """Where tokens are, [B T] each: a query sees keys of its segment whose order is not above its own."""
-
-    order: Any  # index in the row
-    segment: Any  # document
-    within: Any  # index in the document: what bands and biases read
-
-
-def index_in_document(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Returns the index of each token in its run of equal segments."""
-    index = jnp.arange(segments.shape[1])
-    starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return index - lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
-def place_of_rows(segments: Int[Array, "B T"] | None, shape: tuple[int, int]) -> Place:
-    """Returns the place of every token of whole rows; segments None: one document a row."""
-    index = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    if segments is None:
-        return Place(index, jnp.ones_like(index), index)
-    return Place(index, segments, index_in_document(segments))
 
 
 def blockwise(
@@ -57,58 +36,48 @@ def blockwise(
     *,
     q_place: Place,
     k_place: Place,
-    bands: tuple[Band, ...],
-    bias,
-    length,
+    bands: tuple[Band, ...] = (),
+    bias=None,
     local: tuple | None = None,
     block_size: int | None = None,
-) -> Float[Array, "B T N H"]:
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns what `dense` does, never holding more than one block of logits."""
-    sizes = (jnp.asarray(0.0 if length is None else length, jnp.float32), local)
-    return _flash(bands, block_size, q, k, v, bias, (q_place, k_place), sizes)
+    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands, local)
+    return found
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _flash(bands, block_size, q, k, v, bias, places, sizes):
-    return forward(bands, block_size, q, k, v, bias, places, sizes)[0].astype(v.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(block_size, q, k, v, bias, places, bands, local):
+    out, lse = forward(block_size, q, k, v, bias, places, bands, local)
+    return out.astype(v.dtype), lse
 
 
-def _flash_forward(bands, block_size, q, k, v, bias, places, sizes):
-    out, lse = forward(bands, block_size, q, k, v, bias, places, sizes)
-    out = checkpoint_name(out.astype(v.dtype), ATTENTION_OUT)
-    lse = checkpoint_name(lse, ATTENTION_LSE)
-    return out, (q, k, v, bias, places, sizes, out, lse)
+def _flash_forward(block_size, q, k, v, bias, places, bands, local):
+    found: Any = _flash(block_size, q, k, v, bias, places, bands, local)
+    out, lse = found
+    out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
+    return (out, lse), (q, k, v, bias, places, bands, local, out, lse)
 
 
-def _flash_backward(bands, block_size, saved, d_out):
-    q, k, v, bias, places, sizes, out, lse = saved
-    inputs = (q, k, v, bias, places, sizes)
-    d_q, d_k, d_v, d_bias = backward(bands, block_size, *inputs, out, lse, d_out)
+def _flash_backward(block_size, saved, cotangents):
+    q, k, v, bias, *_ = saved
+    d_q, d_k, d_v, d_bias = backward(block_size, *saved, *cotangents)
     cast = functools.partial(jax.tree.map, lambda g, x: g.astype(x.dtype))
-    return (
-        cast(d_q, q),
-        cast(d_k, k),
-        d_v.astype(v.dtype),
-        cast(d_bias, bias),
-        None,
-        jax.tree.map(jnp.zeros_like, sizes),
-    )
+    return cast(d_q, q), cast(d_k, k), d_v.astype(v.dtype), cast(d_bias, bias), None, None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def forward(bands, block_size, q, k, v, bias, places, sizes):
+def forward(block_size, q, k, v, bias, places, bands, local):
     """Returns (out [B T N H], log-sum-exp [B T N]) in float32; a query that sees no key has 0 and MASKED.
 
     Args:
-      bands: static; q and k have one array for each.
       block_size: tokens of a block of keys; None takes BLOCK.
-      q, k, v, bias: as in `blockwise`.
+      q, k, v, bias, bands, local: as in `attend`.
       places: (q_place, k_place).
-      sizes: (length, local).
     """
-    walk = _walk(bands, block_size, q, k, v, bias, places, sizes)
+    walk = _walk(block_size, q, k, v, bias, places, bands, local)
     rows, width = walk.q[0].shape[-2:]
 
     def query_block(row, head, i):
@@ -132,11 +101,12 @@ def forward(bands, block_size, q, k, v, bias, places, sizes):
     return _from_query_blocks(out, q[0].shape), _from_query_blocks(lse, q[0].shape[:-1])
 
 
-def backward(bands, block_size, q, k, v, bias, places, sizes, out, lse, d_out):
-    """Returns the gradients of q, k, v and bias in float32, given that of `out`; out and lse may have seen more keys
-    than these."""
-    walk = _walk(bands, block_size, q, k, v, bias, places, sizes)
-    dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+def backward(block_size, q, k, v, bias, places, bands, local, out, lse, d_out, d_lse):
+    """Returns the gradients of q, k, v and bias in float32, given those of `out` and `lse`, which may have seen more
+    keys than these."""
+    walk = _walk(block_size, q, k, v, bias, places, bands, local)
+    # A logit's gradient is its probability times (d_out . value - dot): what lse's gradient adds is the same for all.
+    dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
     cut = functools.partial(_to_query_blocks, num_kv_heads=v.shape[2], block=walk.block)
     d_outs, lses, dots = cut(d_out.astype(v.dtype)), cut(lse), cut(dot)
     # Gradients of keys and values are summed transposed: a CPU multiplies by probabilities twice as fast as by their
@@ -165,10 +135,10 @@ def backward(bands, block_size, q, k, v, bias, places, sizes, out, lse, d_out):
                 d_k = _replace(d_k, b, d_k[b].at[j].add(product(q_t[b][row, head, i], d_logits)))
                 return d_q, d_k, d_v, d_bias
 
-            d_q, *carry = walk.over_keys(row, i, update, ((zero_q,) * len(bands), *carry))
+            d_q, *carry = walk.over_keys(row, i, update, ((zero_q,) * len(q), *carry))
             return tuple(carry), d_q
 
-        carry, d_q = lax.scan(query_block, ((zero_k,) * len(bands), zero_k, zero_bias), walk.query_blocks)
+        carry, d_q = lax.scan(query_block, ((zero_k,) * len(q), zero_k, zero_bias), walk.query_blocks)
         return d_q, *carry
 
     d_q, d_k, d_v, d_bias = walk.over_heads(one_head)
@@ -209,25 +179,61 @@ def _from_key_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.moveaxis(x, 1, 2)[:, : shape[1]]
 
 
-def _place_blocks(place: Place, block: int, *, order: int, segment: int) -> Place:
-    """Returns the place of each block's tokens, [B M block]; what is padded is nobody's: no key is below its order and
-    none is of its segment."""
-    padding = ((0, 0), (0, -place.order.shape[1] % block))
-    nobody = [jnp.pad(x, padding, constant_values=c) for x, c in ((place.order, order), (place.segment, segment))]
+class _Marks(NamedTuple):
+    """What masks compare, [B M block] each. A pair is seen where the query's index is not less than the key's, the
+    segments are equal, and in each range low <= query's chunk - key's chunk < high; and the key's `within` is below
+    the band's `keys`."""
+
+    index: Any
+    segment: Any
+    within: Any
+    chunks: tuple  # for each band and each of its ranges, the token's chunk: within // size
+
+
+class _Range(NamedTuple):
+    """Limits of a difference of chunks, int32 []."""
+
+    low: Any
+    high: Any
+    size: Any
+
+
+def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> _Marks:
+    """Returns the marks of each block's tokens; what is padded is nobody's: no key is below its index and none is of
+    its segment. Chunks are counted here, once: a division for each pair would cost more than its products."""
+    padding = ((0, 0), (0, -place.index.shape[1] % block))
+
+    def cut(x):
+        return x.reshape(x.shape[0], -1, block)
+
+    def pad(x, value):
+        return cut(jnp.pad(x, padding, constant_values=value))
+
     within = jnp.pad(place.within, padding, mode="edge")  # which leaves the block's corners where they are
-    return Place(*(x.reshape(x.shape[0], -1, block) for x in (*nobody, within)))
+    chunks = tuple(tuple(cut(within // r.size) for r in band) for band in ranges)
+    return _Marks(pad(place.index, index), pad(place.segment, segment), cut(within), chunks)
+
+
+def _ranges(bands: tuple[Band, ...], local: tuple | None) -> tuple[tuple[_Range, ...], ...]:
+    """Returns the ranges of each band; those that hold for every pair are left out where that shows."""
+    everywhere = []
+    if local is not None:
+        window, chunk = map(whole, local)
+        everywhere = [_Range(-(2**30), window, 1), _Range(0, 1, chunk)]
+    own = [[_Range(whole(b.low), whole(b.high), whole(b.chunk))] for b in bands] or [[]]
+    return tuple(tuple(ranges + everywhere) for ranges in own)
 
 
 class _Walk(NamedTuple):
     """Everything in blocks, and which blocks of keys each block of queries has to visit."""
 
     bands: tuple[Band, ...]
+    ranges: tuple[tuple[_Range, ...], ...]  # of each band
     q: tuple[jax.Array, ...]  # scaled
     k: tuple[jax.Array, ...]
     v: jax.Array
     bias: Any
-    places: tuple[Place, Place]
-    sizes: tuple
+    marks: tuple[_Marks, _Marks]  # of queries and of keys
     visits: tuple  # [bands, B, M] each: first and last visited block of keys, first and last full block of these
     block: int  # tokens of a block of queries
 
@@ -243,7 +249,7 @@ class _Walk(NamedTuple):
 
     def over_keys(self, row, i, update, carry):
         """Returns the carry after update(carry, band, block of keys, masked) for all that query block i has to see."""
-        for b in range(len(self.bands)):
+        for b in range(len(self.q)):
             start, stop, full_start, full_stop = (x[b, row, i] for x in self.visits)
             before, full = full_start - start, full_stop - full_start
 
@@ -264,23 +270,27 @@ class _Walk(NamedTuple):
         mask = jnp.repeat(self._mask(row, b, i, j), logits.shape[0] // self.block, axis=0)
         return jnp.where(mask, logits, MASKED), mask
 
-    def _pair(self, row, i, j):
-        """Returns the places of one block pair, [t 1] and [1 s]."""
-        q_place, k_place = self.places
-        return Place(*(x[row, i][:, None] for x in q_place)), Place(*(x[row, j][None, :] for x in k_place))
+    def _mask(self, row, b: int, i, j):
+        """Returns whether each pair of a block pair is seen in a band, [t s]."""
+        q_at, k_at = jax.tree.map(lambda x: x[row, i][:, None], self.marks[0]), self._keys(row, j)
+        mask = (q_at.index >= k_at.index) & (q_at.segment == k_at.segment)
+        for r, q_chunk, k_chunk in zip(self.ranges[b], q_at.chunks[b], k_at.chunks[b], strict=True):
+            apart = q_chunk - k_chunk
+            mask &= (apart >= r.low) & (apart < r.high)
+        if self.bands:
+            band = self.bands[b]
+            mask &= k_at.within < whole(band.keys)
+            mask = mask if band.mask is None else mask & band.mask(q_at.within, k_at.within)
+        return mask
 
-    def _mask(self, row, b, i, j):
-        q_at, k_at = self._pair(row, i, j)
-        length, local = self.sizes
-        mask = (q_at.order >= k_at.order) & (q_at.segment == k_at.segment)
-        mask &= self.bands[b].mask(q_at.within, k_at.within, length)
-        return mask if local is None else mask & is_local(q_at.within, k_at.within, *local)
+    def _keys(self, row, j) -> _Marks:
+        return jax.tree.map(lambda x: x[row, j][None, :], self.marks[1])
 
     def _bias_block(self, bias, row, head, i, j):
-        q_at, k_at = self._pair(row, i, j)
+        i_t1, j_1s = self.marks[0].within[row, i][:, None], self.marks[1].within[row, j][None, :]
         group = self.q[0].shape[3] // self.block
         num_heads = group * self.v.shape[1]
-        block = bias(q_at.within[None, None], k_at.within[None, None], num_heads)
+        block = bias(i_t1[None, None], j_1s[None, None], num_heads)
         shape = (num_heads, self.block, self.v.shape[3])
         block = jnp.broadcast_to(block.reshape(block.shape[-3:]), shape)
         block = lax.dynamic_slice_in_dim(block, head * group, group)
@@ -291,7 +301,7 @@ class _Walk(NamedTuple):
         return jax.vjp(lambda bias: self._bias_block(bias, row, head, i, j), self.bias)[1](d_logits)[0]
 
 
-def _walk(bands, block_size, q, k, v, bias, places, sizes) -> _Walk:
+def _walk(block_size, q, k, v, bias, places, bands, local) -> _Walk:
     block_size = block_size or BLOCK
     num_kv_heads, group = v.shape[2], q[0].shape[2] // v.shape[2]
     k_block = min(block_size, v.shape[1])
@@ -300,46 +310,44 @@ def _walk(bands, block_size, q, k, v, bias, places, sizes) -> _Walk:
     q_block = min(block_size * multiple, q[0].shape[1])
     scale = q[0].shape[-1] ** -0.5
     q_blocks = tuple(_to_query_blocks(x * jnp.asarray(scale, x.dtype), num_kv_heads, q_block) for x in q)
-    q_place = _place_blocks(places[0], q_block, order=-1, segment=-1)
-    k_place = _place_blocks(places[1], k_block, order=jnp.iinfo(jnp.int32).max, segment=-2)
     k_blocks, v_blocks = tuple(_to_key_blocks(x, k_block) for x in k), _to_key_blocks(v, k_block)
-    visits = _visits(bands, q_place, k_place, sizes)
-    return _Walk(bands, q_blocks, k_blocks, v_blocks, bias, (q_place, k_place), sizes, visits, q_block)
+    ranges = _ranges(bands, local)
+    q_marks = _marks(places[0], ranges, q_block, index=-1, segment=-1)
+    k_marks = _marks(places[1], ranges, k_block, index=jnp.iinfo(jnp.int32).max, segment=-2)
+    visits = _visits(bands, ranges, q_marks, k_marks)
+    return _Walk(bands, ranges, q_blocks, k_blocks, v_blocks, bias, (q_marks, k_marks), visits, q_block)
 
 
-def _visits(bands, q_place: Place, k_place: Place, sizes):
+def _visits(bands, ranges, q_marks: _Marks, k_marks: _Marks):
     """Returns for each band, row and block of queries: the first and last (exclusive) block of keys in which it can
     hold for any pair, and of those the first run in which it holds for every pair, by interval arithmetic."""
 
-    def corners(x):
-        return x.min(-1), x.max(-1)
+    def corners(marks: _Marks, axis: int) -> tuple[_Marks, _Marks]:
+        lowest = jax.tree.map(lambda x: jnp.expand_dims(x.min(-1), axis), marks)
+        return lowest, jax.tree.map(lambda x: jnp.expand_dims(x.max(-1), axis), marks)
 
-    q_low, q_high = zip(*((low[:, :, None], high[:, :, None]) for low, high in map(corners, q_place)), strict=True)
-    k_low, k_high = zip(*((low[:, None, :], high[:, None, :]) for low, high in map(corners, k_place)), strict=True)
-    (q0, sq0, i0), (q1, sq1, i1) = q_low, q_high
-    (k0, sk0, j0), (k1, sk1, j1) = k_low, k_high
-    some = (q1 >= k0) & (sq1 >= sk0) & (sk1 >= sq0)
-    every = (q0 >= k1) & (sq0 == sk1) & (sq1 == sk0) & (sq0 == sq1)
-    length, local = sizes
-    if local is not None:
-        window, chunk = local
-        first, last = jnp.floor(i0 / chunk), jnp.floor(i1 / chunk)
-        some &= (i0 - j1 < window) & (first <= jnp.floor(j1 / chunk)) & (jnp.floor(j0 / chunk) <= last)
-        every &= (i1 - j0 < window) & (first == jnp.floor(j1 / chunk)) & (jnp.floor(j0 / chunk) == last)
+    (q0, q1), (k0, k1) = corners(q_marks, 2), corners(k_marks, 1)
+    some = (q1.index >= k0.index) & (q1.segment >= k0.segment) & (k1.segment >= q0.segment)
+    every = (q0.index >= k1.index) & (q0.segment == q1.segment)
+    every &= (q0.segment == k1.segment) & (q1.segment == k0.segment)
     found = []
-    for band in bands:
-        here, whole = some, every
-        if hasattr(band.mask, "blocks"):
-            any_pair, all_pairs = band.mask.blocks((i0, i1), (j0, j1), length)
-            here, whole = some & any_pair, every & all_pairs
-        else:  # a mask that says nothing of its blocks is evaluated in each
-            whole = jnp.zeros_like(every)
+    for b, band in enumerate(bands or (CAUSAL,)):
+        here, all_pairs = some, every
+        for n, r in enumerate(ranges[b]):
+            nearest, farthest = q0.chunks[b][n] - k1.chunks[b][n], q1.chunks[b][n] - k0.chunks[b][n]
+            here &= (farthest >= r.low) & (nearest < r.high)
+            all_pairs &= (nearest >= r.low) & (farthest < r.high)
+        if bands:
+            keys = whole(band.keys)
+            here &= k0.within < keys
+            all_pairs &= k1.within < keys
+            all_pairs = all_pairs if band.mask is None else jnp.zeros_like(all_pairs)
         num_blocks = here.shape[-1]
         start, stop = jnp.argmax(here, -1), num_blocks - jnp.argmax(here[..., ::-1], -1)
         stop = jnp.where(here.any(-1), stop, start)
-        full_start = jnp.argmax(whole, -1)
-        after = ~whole & (jnp.arange(num_blocks) >= full_start[..., None])
+        full_start = jnp.argmax(all_pairs, -1)
+        after = ~all_pairs & (jnp.arange(num_blocks) >= full_start[..., None])
         full_stop = jnp.where(after.any(-1), jnp.argmax(after, -1), num_blocks)
-        empty = ~whole.any(-1)
+        empty = ~all_pairs.any(-1)
         found.append((start, stop, jnp.where(empty, start, full_start), jnp.where(empty, start, full_stop)))
     return tuple(jnp.stack(x) for x in zip(*found, strict=True))

@@ -2,16 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from giraffe_jax.positions import Band
+from giraffe_jax.attention.places import Place
+from giraffe_jax.positions import CAUSAL, Band
 
 MASKED = -1e30
-
-
-def is_local(i, j, window, chunk):
-    """Returns whether key j is less than `window` tokens before query i, and in its chunk of `chunk` tokens."""
-    return (i - j < window) & (jnp.floor(i / chunk) == jnp.floor(j / chunk))
 
 
 def dense(
@@ -19,42 +15,39 @@ def dense(
     k: tuple[Float[Array, "B S K H"], ...],
     v: Float[Array, "B S K W"],
     *,
-    q_index: Int[Array, "#B T"],
-    k_index: Int[Array, "#B S"],
-    within: tuple[Int[Array, "#B T"], Int[Array, "#B S"]],
-    segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None,
-    bands: tuple[Band, ...],
-    bias,
-    length,
+    q_place: Place,
+    k_place: Place,
+    bands: tuple[Band, ...] = (),
+    bias=None,
     local: tuple | None = None,
-) -> Float[Array, "B T N W"]:
-    """Returns softmax(q k / sqrt(H)) v; see `attend` for the arguments.
-
-    Args:
-      q_index, k_index: which keys a query may see: those up to its own index.
-      within: index of each query and key in its document, which bands and biases read.
-    """
+) -> tuple[Float[Array, "B T N W"], Float[Array, "B T N"]]:
+    """Returns softmax(q k / sqrt(H) + bias) v and the logits' log-sum-exp; see `attend` for the arguments."""
     num_heads, num_kv_heads, head_dim = q[0].shape[2], k[0].shape[2], q[0].shape[3]
-    allowed_BTS = q_index[:, :, None] >= k_index[:, None, :]
-    i_BT1, j_B1S = within[0][:, :, None], within[1][:, None, :]
-    if segments is not None:
-        allowed_BTS &= segments[0][:, :, None] == segments[1][:, None, :]
     groups = (num_kv_heads, num_heads // num_kv_heads)
+    allowed_BTS = q_place.index[:, :, None] >= k_place.index[:, None, :]
+    allowed_BTS &= q_place.segment[:, :, None] == k_place.segment[:, None, :]
+    i_BT1, j_B1S = q_place.within[:, :, None], k_place.within[:, None, :]
     if local is not None:
-        allowed_BTS &= is_local(i_BT1, j_B1S, *local)
+        window, chunk = local
+        allowed_BTS &= Band(high=window).holds(i_BT1, j_B1S) & Band(high=1, chunk=chunk).holds(i_BT1, j_B1S)
     logits_BKGTS = jnp.full((v.shape[0], *groups, q[0].shape[1], v.shape[1]), MASKED)
     covered_BTS = jnp.zeros_like(allowed_BTS)
-    for q_band, k_band, band in zip(q, k, bands, strict=True):
+    for q_band, k_band, band in zip(q, k, bands or (CAUSAL,), strict=True):
         q_BTKGH = q_band.reshape(*q_band.shape[:2], *groups, head_dim)
         band_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_band, preferred_element_type=jnp.float32)
-        here_BTS = band.mask(i_BT1, j_B1S, length) & allowed_BTS
+        here_BTS = band.holds(i_BT1, j_B1S) & allowed_BTS
         covered_BTS |= here_BTS
         logits_BKGTS = jnp.where(here_BTS[:, None, None], band_BKGTS * head_dim**-0.5, logits_BKGTS)
     if bias is not None:
         bias_BNTS = bias(i_BT1[:, None], j_B1S[:, None], num_heads)
         shape = (v.shape[0], num_heads, *logits_BKGTS.shape[-2:])
         logits_BKGTS += jnp.broadcast_to(bias_BNTS, shape).reshape(logits_BKGTS.shape)
-    logits_BKGTS = jnp.where(covered_BTS[:, None, None], logits_BKGTS, MASKED)
-    probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    covered_B11TS = covered_BTS[:, None, None]
+    logits_BKGTS = jnp.where(covered_B11TS, logits_BKGTS, MASKED)
+    # A query that sees nothing has zeros, not a mean of what it must not see.
+    probs_BKGTS = jnp.where(covered_B11TS, jax.nn.softmax(logits_BKGTS, axis=-1), 0.0)
     out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", probs_BKGTS.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out_BTKGH.reshape(*q[0].shape[:3], v.shape[-1]).astype(q[0].dtype)
+    seen_B11T = covered_BTS.any(-1)[:, None, None]
+    lse_BKGT = jnp.where(seen_B11T, jax.nn.logsumexp(logits_BKGTS, axis=-1), MASKED)
+    out = out_BTKGH.reshape(*q[0].shape[:3], v.shape[-1]).astype(q[0].dtype)
+    return out, jnp.moveaxis(lse_BKGT, 3, 1).reshape(q[0].shape[:3])

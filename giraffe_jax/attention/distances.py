@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from giraffe_jax import positions
 from giraffe_jax.attention.dense import dense
+from giraffe_jax.attention.places import Place, place_of_rows
 from giraffe_jax.positions import Scaling
 
 REACH = 0.5  # radians of the largest distance: sin() is invertible, and steep, up to there
@@ -41,7 +42,8 @@ def distances(
     index = keys if queries is None else jnp.asarray(queries, jnp.int32)[None]
     e = e.at(keys.astype(jnp.float32))
     slow = REACH / length
-    e = e.replace(inv_freq=jnp.array([slow]), gain=jnp.float32(1), start=None)
+    bands = tuple(band.replace(inv_freq=None, gain=None) for band in e.bands)
+    e = e.replace(inv_freq=jnp.array([slow]), gain=jnp.float32(1), start=None, bands=bands)
     e = e.replace(log_decay=None, query_scale=None, bias=None)
     return np.asarray(_probe(e, index, keys, slow))
 
@@ -57,10 +59,10 @@ def _probe(e, index, keys, slow):
     k = tuple(positions.rotate(key, t.k_cos, t.k_sin) for t in tables)
     local = tuple(jnp.inf if size is None else size for size in (e.window, e.chunk))
     one_hot = jnp.eye(length)[None, :, None]
-    weights_TS = dense(
-        q, k, one_hot, q_index=index, k_index=keys, within=(index, keys), segments=None, bands=e.bands, bias=None,
-        length=e.length, local=local,
-    )[0, :, 0]  # fmt: skip
+    place = place_of_rows(None, (1, length))
+    q_place = Place(*(x[:, index[0]] for x in place))
+    out, _ = dense(q, k, one_hot, q_place=q_place, k_place=place, bands=e.bands, local=local)
+    weights_TS = out[0, :, 0]
     own = jnp.take_along_axis(weights_TS, index[0][:, None], axis=1)
     logits_TS = (jnp.log(weights_TS) - jnp.log(own)) / 8
     return jnp.where(weights_TS > 0, jnp.arcsin(jnp.clip(logits_TS, -1, 1)) / slow, jnp.nan)

@@ -22,42 +22,55 @@ from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.records import write_atomically
 
-Kind = Literal["forward", "train", "decode", "attention", "attention_grad"]
+Kind = Literal["forward", "nll", "train", "packed", "prefill", "decode", "attention", "attention_grad"]
 Side = Literal["giraffe_jax", "transformers"]
 LONGEST = 2**24  # tokens of a job; positions are float32, which counts so far
 DECODED = 64  # tokens of a decode job
+MOST_ROWS = 4096
+DOCUMENT = 500  # tokens of a document of a packed row
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is timed: one kind of work on one sequence of `length` tokens.
+    """What is timed: one kind of work on `rows` sequences of `length` tokens.
 
-    forward: hidden states of all tokens and the last one's logits. train: loss, gradient and AdamW. decode: DECODED
-    tokens after `length` cached ones. attention, attention_grad: causal attention of one layer, and with its gradient.
+    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradient
+    and AdamW. packed: the same with rows of documents of DOCUMENT tokens. prefill: prompts into a cache, and their last
+    logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of one layer,
+    and with its gradient.
     """
 
     kind: Kind
     length: int
+    rows: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.length}"
+        return f"{self.kind}:{self.length}" + (f"x{self.rows}" if self.rows > 1 else "")
 
 
 def job(text: str) -> Job:
-    """Returns the job that `kind:length` says."""
-    kind, _, length = text.partition(":")
+    """Returns the job that `kind:length` or `kind:lengthxrows` says."""
+    kind, _, size = text.partition(":")
     kinds = get_args(Kind)
     if kind not in kinds:
         raise ConfigError(f"--jobs {text}: the kind is one of {', '.join(kinds)}.{nearest(kind, kinds)}")
-    if not re.fullmatch("[0-9]{1,8}", length) or not 2 <= int(length) <= LONGEST:
-        raise ConfigError(f"--jobs {text}: after the colon comes a length, 2 to {LONGEST} tokens, as in {kind}:2048.")
-    return Job(kind, int(length))  # type: ignore[arg-type]
+    found = re.fullmatch("([0-9]{1,8})(?:x([0-9]{1,4}))?", size)
+    length, rows = (int(found[1]), int(found[2] or 1)) if found else (0, 0)
+    if not 2 <= length <= LONGEST or not 1 <= rows <= MOST_ROWS or rows * length > LONGEST:
+        raise ConfigError(
+            f"--jobs {text}: after the colon come a length and maybe rows, {LONGEST} tokens at most, as in {kind}:2048"
+            f" or {kind}:256x8."
+        )
+    return Job(kind, length, rows)  # type: ignore[arg-type]
 
 
 def flops(model: ModelConfig, what: Job) -> float:
     """Returns the model FLOPs of a job, two per multiply-add; attention is causal and counted once."""
-    tokens = DECODED if what.kind == "decode" else what.length
+    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
     attended = what.length + DECODED / 2 if what.kind == "decode" else what.length / 2
+    if what.kind == "packed":  # whole documents, and what is left of the row
+        whole, rest = divmod(what.length, DOCUMENT)
+        attended = (whole * DOCUMENT**2 + rest**2) / 2 / what.length
     attention = 4.0 * tokens * attended * model.num_heads * model.head_dim
     if what.kind == "attention":
         return attention
@@ -65,14 +78,14 @@ def flops(model: ModelConfig, what: Job) -> float:
         return 3 * attention
     head = model.vocab_size * model.d_model
     matrices = num_params(model) - (1 if model.tie_embeddings else 2) * head
-    predicted = 1 if what.kind == "forward" else tokens
+    predicted = what.rows if what.kind in ("forward", "prefill") else tokens
     once = 2.0 * (matrices * tokens + head * predicted) + model.num_layers * attention
-    return 3 * once if what.kind == "train" else once
+    return 3 * once if what.kind in ("train", "packed") else once
 
 
 def moved(model: ModelConfig, what: Job, itemsize: int) -> float:
     """Returns the bytes that decoding has to read: all matrices and the cache, for every token."""
-    cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim
+    cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim * what.rows
     head = 0 if model.tie_embeddings else model.vocab_size * model.d_model
     return DECODED * itemsize * (num_params(model) - head + cached)
 
@@ -111,8 +124,8 @@ def run(
         settings = dict(path=str(path), dtype=dtype, threads=threads)
         machine = _worker(settings | dict(side="machine"))
         for number, what, side in _order(runs, jobs, sides):
-            got = _worker(settings | dict(side=side, kind=what.kind, length=what.length))
-            seconds = got["seconds"] / (DECODED if what.kind == "decode" else 1)
+            got = _worker(settings | dict(side=side, kind=what.kind, length=what.length, rows=what.rows))
+            seconds = got["seconds"] / (DECODED if what.kind == "decode" else 1)  # a decoded token of every row
             about = dict(run=number, side=side, job=str(what))
             row = about | got | _fraction(model, what, got["seconds"], machine, dtype) | dict(seconds=seconds)
             rows.append(row)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax import decode, hf
-from giraffe_jax.attention import attend
-from giraffe_jax.bench import DECODED
+from giraffe_jax.attention import attend, place_of_rows
+from giraffe_jax.bench import DECODED, DOCUMENT
 from giraffe_jax.loading import override
 from giraffe_jax.model import Llama, logits
 from giraffe_jax.optim import OptimConfig, optimizer
@@ -20,21 +20,18 @@ def prepare(settings: dict[str, Any]) -> Callable[[], Callable[[], Any]]:
     """Loads the weights and returns the function that compiles the job, which returns the function to time."""
     kind, length, dtype = settings["kind"], settings["length"], settings["dtype"]
     if kind.startswith("attention"):
-        return lambda: _attention(hf.read_config(settings["path"]), length, dtype, grad=kind.endswith("grad"))
+        rows = settings["rows"]
+        return lambda: _attention(hf.read_config(settings["path"]), rows, length, dtype, grad=kind.endswith("grad"))
     checkpoint = hf.load(settings["path"])
     model = override(checkpoint.config, dict(attention="auto", dtype=dtype, param_dtype=dtype))
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpoint.params)
-    tokens = _tokens(length, model.vocab_size)
-    jobs = dict(forward=_forward, train=_train, decode=_decode)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (settings["rows"], length), np.int32)
+    jobs = dict(forward=_forward, nll=_nll, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
     return lambda: jobs[kind](model, params, tokens)
 
 
-def _tokens(length: int, vocab_size: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab_size, (1, length), np.int32)
-
-
 def _forward(model, params, tokens):
-    encoding = model.bind(float(tokens.shape[1])).at(jnp.arange(float(tokens.shape[1]))[None])
+    encoding = model.bind(float(tokens.shape[1])).at(_places(tokens))
 
     def forward(params, tokens, encoding):
         hidden, _ = Llama(model).apply({"params": params}, tokens, encoding)  # type: ignore[misc]
@@ -44,14 +41,35 @@ def _forward(model, params, tokens):
     return lambda: jax.block_until_ready(compiled(params, tokens, encoding))
 
 
-def _train(model, params, tokens):
+def _nll(model, params, tokens):
+    lm, encoding = decode.LM(model, params, None), model.bind(float(tokens.shape[1]))  # type: ignore[arg-type]
+    jax.block_until_ready(decode.score(lm, tokens, encoding))  # compiles
+    return lambda: jax.block_until_ready(decode.score(lm, tokens, encoding))
+
+
+def _places(tokens, document: int | None = None) -> np.ndarray:
+    row = np.arange(tokens.shape[1], dtype=np.float32)
+    return np.broadcast_to(row if document is None else row % document, tokens.shape)
+
+
+def _packed(model, params, tokens):
+    return _train(model, params, tokens, DOCUMENT)
+
+
+def _train(model, params, tokens, document: int | None = None):
     optim = OptimConfig(lr=1e-6)
     moments = optimizer(optim, 100).init(params)
     state = TrainState(params, moments, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0)))
     ones = np.ones(tokens.shape, np.float32)
-    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
+    segments = np.broadcast_to(
+        np.arange(tokens.shape[1], dtype=np.int32) // (document or tokens.shape[1]) + 1, tokens.shape
+    )
     batch = dict(
-        tokens=tokens, targets=np.roll(tokens, -1), weights=ones, positions=places, segments=np.ones_like(tokens)
+        tokens=tokens,
+        targets=np.roll(tokens, -1, axis=1),
+        weights=ones,
+        positions=_places(tokens, document),
+        segments=segments,
     )
     settings = dict(model=model, optim=optim, steps=100)
     compiled = train_step.lower(state, batch, model.bind(), **settings).compile()
@@ -64,36 +82,37 @@ def _train(model, params, tokens):
     return step
 
 
+def _prefill(model, params, tokens):
+    lm, (rows, length) = decode.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
+    encoding = model.bind(float(length)).at(_places(tokens))
+    inputs = (lm, tokens, np.full(rows, length), encoding)
+    jax.block_until_ready(decode.prefill(*inputs, capacity=length + DECODED))  # compiles
+    return lambda: jax.block_until_ready(decode.prefill(*inputs, capacity=length + DECODED))
+
+
 def _decode(model, params, tokens):
-    lm = decode.LM(model, params, None)
-    length = tokens.shape[1]
-    encoding = model.bind(float(length + DECODED)).at(jnp.arange(float(length))[None])
-    first, cache = decode.prefill(lm, tokens, np.array([length]), encoding, capacity=length + DECODED)
+    lm, (rows, length) = decode.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
+    encoding = model.bind(float(length + DECODED)).at(_places(tokens))
+    first, cache = decode.prefill(lm, tokens, np.full(rows, length), encoding, capacity=length + DECODED)
     light = encoding.replace(positions=None)
     settings = dict(policy="pinned", sample=False, room=DECODED)
-    inputs = (
-        first,
-        cache,
-        light,
-        DECODED,
-        np.array([-1], np.int32),
-        np.float32(0),
-        jax.random.key(0),
-        np.array([True]),
-    )
+    never, alive = np.array([-1], np.int32), np.ones(rows, bool)
+    inputs = (first, cache, light, DECODED, never, np.float32(0), jax.random.key(0), alive)
     compiled = decode.loop.lower(model, params, *inputs, **settings).compile()
     return lambda: jax.block_until_ready(compiled(params, *inputs))
 
 
-def _attention(model, length: int, dtype: str, *, grad: bool):
+def _attention(model, rows: int, length: int, dtype: str, *, grad: bool):
     keys = jax.random.split(jax.random.key(0), 4)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads, model.num_heads)
     q, k, v, d = (
-        jax.random.normal(key, (1, length, n, model.head_dim), dtype) for key, n in zip(keys, heads, strict=True)
+        jax.random.normal(key, (rows, length, n, model.head_dim), dtype) for key, n in zip(keys, heads, strict=True)
     )
 
+    place = place_of_rows(None, (rows, length))
+
     def forward(q, k, v):
-        return attend((q,), (k,), v, implementation="blockwise")
+        return attend((q,), (k,), v, q_place=place, k_place=place, implementation="blockwise")[0]
 
     def both(q, k, v, d):
         out, back = jax.vjp(forward, q, k, v)

@@ -14,8 +14,9 @@ import argparse
 from giraffe_jax.cli import configs
 
 JOBS = [
-    "attention:2048", "attention:8192", "attention_grad:2048", "attention_grad:8192", "forward:2048", "forward:8192",
-    "forward:16384", "train:1024", "train:4096", "decode:2048",
+    "attention:2048", "attention:8192", "attention_grad:2048", "attention_grad:8192", "nll:2048", "nll:8192",
+    "nll:16384", "train:1024", "train:4096", "packed:4096", "prefill:1024", "prefill:1024x8", "decode:1024",
+    "decode:1024x8",
 ]  # fmt: skip
 
 
@@ -23,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=configs.source, default="giraffe-mini", help="directory, GGUF file, workdir or package"
     )
-    parser.add_argument("--jobs", nargs="+", default=JOBS, metavar="KIND:LENGTH", help="what to time (default: all)")
+    parser.add_argument(
+        "--jobs", nargs="+", default=JOBS, metavar="KIND:LENGTH[xROWS]", help="what to time (default: all)"
+    )
     parser.add_argument("--runs", type=configs.number(int, 1), default=3, help="rounds; the table has their medians")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument(

@@ -210,6 +210,7 @@ def read_entry(file: Path, name: str = "") -> Entry:
 
 def _type(annotation: str) -> str:
     """Returns an annotation as a reader of the catalogue wants it: ranges and choices instead of the names of types."""
+    annotation = annotation.replace("[Number, ", "[float, ")
     annotation = re.sub(r"Annotated\[(\w+), Bound\((.+?)\)\]", r"\1 >= \2", annotation)
     annotation = re.sub(r"Sequence\[(.+?)\]", r"list of \1", annotation)
     annotation = re.sub(r"Literal\[(.+?)\]", lambda m: m[1].replace(", ", " | "), annotation)

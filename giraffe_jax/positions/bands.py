@@ -1,88 +1,58 @@
-"""Bands: pieces that methods build distance-dependent attention from.
+"""Bands: distances that are true in one range and something else in another.
 
-A band says which pairs of tokens it holds for, and by which positions it rotates their queries and keys. Masks and
-positions are frozen dataclasses, so that encodings of equal parameters compare equal and share one compilation.
+Each band of an Encoding says which pairs of tokens it holds for, and by which positions it rotates their queries and
+keys. Its numbers are data: rerope and self_extend with any parameters are one program.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
+from giraffe_jax.positions.encoding import Band, Encoding
 
 
-@dataclasses.dataclass(frozen=True)
-class Apart:
-    """Holds where low <= i // chunk - j // chunk < high, and j < keys."""
-
-    low: int = 0
-    high: float = math.inf
-    chunk: int = 1
-    keys: float = math.inf
-
-    def __call__(self, i, j, length):
-        del length
-        apart = i - j if self.chunk == 1 else i // self.chunk - j // self.chunk
-        held = apart >= self.low
-        if self.high < math.inf:
-            held &= apart < self.high
-        return held if self.keys == math.inf else held & (j < self.keys)
-
-    def blocks(self, i, j, length):
-        """Returns whether the mask can hold for any pair, and whether it must for all, of indices between (low, high)
-        corners i and j."""
-        del length
-        near = i[0] // self.chunk - j[1] // self.chunk
-        far = i[1] // self.chunk - j[0] // self.chunk
-        some = (far >= self.low) & (near < self.high) & (j[0] < self.keys)
-        return some, (near >= self.low) & (far < self.high) & (j[1] < self.keys)
-
-
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """min(position // group * scale + shift, highest), with position % modulo in place of the position if given."""
+    """min(position // group * scale + shift, highest), with position % modulo in place of the position."""
 
-    scale: float = 1.0
-    shift: float = 0.0
-    group: int = 1
-    modulo: int = 0
-    highest: float = math.inf
+    scale: Any = 1.0
+    shift: Any = 0.0
+    group: Any = 1.0
+    modulo: Any = math.inf
+    highest: Any = math.inf
 
-    def __call__(self, positions: Any, length: Any) -> Any:
-        del length
-        p = positions % self.modulo if self.modulo else positions
-        p = jnp.floor(p / self.group) if self.group > 1 else p
-        p = p * self.scale + self.shift
-        return p if self.highest == math.inf else jnp.minimum(p, self.highest)
-
-
-SAME = CAUSAL.q_pos
+    def __call__(self, positions: Any) -> Any:
+        # By hand, since infinity is no modulus and positions that are interpolated are no whole numbers.
+        p = jnp.where(jnp.isinf(self.modulo), positions, jnp.mod(positions, self.modulo))
+        p = jnp.where(self.group > 1, jnp.floor(p / self.group), p)
+        return jnp.minimum(p * self.scale + self.shift, self.highest)
 
 
-def near(window: int) -> Band:
+def near(window: Any) -> Band:
     """Returns the band of pairs less than `window` tokens apart, at their true distance."""
-    return Band(Apart(0, window), SAME, SAME)
+    return Band(high=window)
 
 
-def far(window: int, q_pos: Line, k_pos: Line | Callable = SAME, keys: float = math.inf) -> Band:
+def far(window: Any, q_pos: Line, k_pos: Line | None = None, keys: Any = math.inf) -> Band:
     """Returns the band of pairs `window` tokens apart or more; of those, keys with an index below `keys`."""
-    return Band(Apart(window, keys=keys), q_pos, k_pos)
+    return Band(low=window, keys=keys, q_pos=q_pos, k_pos=k_pos)
 
 
-def with_bands(e: Encoding, *bands: Band) -> Encoding:
-    """Returns the encoding with these bands.
+def with_bands(e: Encoding, *bands: Band, key_pos: Any = None) -> Encoding:
+    """Returns the encoding with these bands, which rotate keys by `key_pos` where they have no `k_pos` of their own.
 
     Raises:
       ValueError: an earlier method has set bands: two answers to what a distance is.
     """
-    if e.bands != (CAUSAL,):
+    if e.bands:
         raise ValueError("an earlier method already says which distances are seen; only one method may.")
-    return e.replace(bands=bands)
+    return e.replace(bands=bands, key_pos=key_pos)
 
 
-def window_of(e: Encoding, given: int | None, share: float) -> int:
-    """Returns a window in tokens: as given, or a share of original_len, which must be known while binding."""
-    return max(1, int(share * float(e.original_len))) if given is None else given
+def window_of(e: Encoding, given: Any, share: float) -> Any:
+    """Returns a window in tokens: as given, or a share of original_len, rounded down to a token at least."""
+    return e.xp.maximum(1, e.xp.floor(share * e.original_len)) if given is None else given

@@ -191,9 +191,8 @@ def _bind64(
     pending: list[tuple[int, Call]] = []
     for i, call in enumerate(calls):
         waits_for_length = "length" in call.needs and length is None
-        follows_one = any("length" in p.needs for _, p in pending)
-        # Bands turn nothing themselves, and their defaults are shares of original_len, which no step may look into.
-        follows_one &= _kind(call) != "bands"
+        # Bands turn nothing themselves: they need not wait, nor does what follows them.
+        follows_one = _kind(call) != "bands" and any("length" in p.needs and _kind(p) != "bands" for _, p in pending)
         if waits_for_length or follows_one or "positions" in call.needs or "key" in call.needs:
             pending.append((i, call))
         else:
@@ -206,8 +205,9 @@ def _bind64(
 
 
 _ONCE = {
-    "training": "positions are drawn anew while training",
-    "length": "frequencies follow the length",
+    "training": "how positions are drawn anew while training",
+    "length": "how frequencies follow the length",
+    "bands": "which distances are seen",
 }
 _TABLES = {"longrope"}  # divisors of whatever was there: what is learned or searched comes on top of any method
 
@@ -223,7 +223,7 @@ def _check_kinds(calls: Sequence[Call], where: str) -> None:
         name = call.function.__name__
         kind = _kind(call)
         if kind in _ONCE and kind in seen and name not in _TABLES:
-            raise ConfigError(f"{where}[{i}] ({name}): {seen[kind]} already says how {_ONCE[kind]}; only one may.")
+            raise ConfigError(f"{where}[{i}] ({name}): {seen[kind]} already says {_ONCE[kind]}; only one may.")
         if kind:
             seen.setdefault(kind, name)
 
@@ -273,11 +273,15 @@ def frequencies(
 
 def length_dependent(encoding: Encoding) -> bool:
     """Returns whether the encoding, bound without a length, is another one at every length."""
-    waits = any("length" in call.needs for call in encoding.pending) or any(b.by_length for b in encoding.bands)
+    waits = any("length" in call.needs for call in encoding.pending)
     return (waits or encoding.limits is not None) and encoding.length is None
 
 
 def needs_raw_keys(encoding: Encoding) -> bool:
     """Returns whether a cache must hold unrotated keys: several bands rotate a key in several ways (unless they all do
     it alike), or its rotation follows a length that is not pinned."""
-    return len({band.k_pos for band in encoding.bands}) > 1 or length_dependent(encoding)
+    if length_dependent(encoding):
+        return True
+    if encoding.pending:  # which may have bands to add; what they are shows without numbers
+        encoding = jax.eval_shape(lambda: encoding.at(jnp.zeros((1, 1)), length=1.0))
+    return any(x is not None for b in encoding.bands for x in (b.k_pos, b.inv_freq, b.gain))

@@ -1,7 +1,7 @@
 """Encoding: everything a forward pass knows about position, in one record."""
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -9,46 +9,47 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """One range of query-key pairs and the positions that its rotation uses.
+    """One range of query-key pairs, and what rotates them; every number is data, so bands share compilations.
 
-    mask(i, j, length) -> bool: whether the pair belongs to the band. i and j are the tokens' indices in their document
-      (int32), never positions; causality and document boundaries are applied on top, so a mask says only what is
-      special about the band. With a method `blocks((i_low, i_high), (j_low, j_high), length) -> (any, all)`, whether it
-      can hold for any pair of two ranges and whether it must for all, blockwise attention skips what is empty.
-    q_pos(positions, length), k_pos(positions, length) -> float32: the positions to rotate queries and keys by.
-
-    The masks of an Encoding's bands must be disjoint. A pair that no band covers is not attended to. All three are
-    compared when a step is looked up among the compiled ones: dataclasses (positions/bands.py) compare equal where
-    their parameters do, lambdas never.
+    It holds for query i and key j, indices in their document (never positions), where
+    low <= i // chunk - j // chunk < high and j < keys. Causality and document boundaries are applied on top. The bands
+    of an Encoding must be disjoint; a pair that none covers is not attended to.
     """
 
-    mask: Callable[[Any, Any, Any], Any]
-    q_pos: Callable[[Any, Any], Any]
-    k_pos: Callable[[Any, Any], Any]
-    by_length: bool = False  # whether any of them reads the length
+    low: Any = 0.0
+    high: Any = math.inf
+    chunk: Any = 1.0  # tokens
+    keys: Any = math.inf  # only so many first tokens of a document are seen: sinks
+    q_pos: Any = (
+        None  # positions -> positions to rotate queries by, a pytree (positions/bands.py: Line); None: unchanged
+    )
+    k_pos: Any = None  # and keys; None: what all bands share, Encoding.key_pos
+    inv_freq: Any = None  # [R] or [L R], in place of the Encoding's
+    gain: Any = None  # [], in place of the Encoding's
+    mask: Any = (
+        None  # mask(i, j) -> bool besides, a pytree; it is evaluated for every pair, so no block is skipped by it
+    )
+
+    def replace(self, **changes) -> "Band":
+        return dataclasses.replace(self, **changes)
+
+    def holds(self, i: Any, j: Any) -> Any:
+        """Returns whether pairs are the band's; in whole numbers, since a quotient of floats may round up."""
+        low, high, chunk, keys = (whole(x) for x in (self.low, self.high, self.chunk, self.keys))
+        apart = i // chunk - j // chunk
+        held = (apart >= low) & (apart < high) & (j < keys)
+        return held if self.mask is None else held & self.mask(i, j)
 
 
-@dataclasses.dataclass(frozen=True)
-class Everywhere:
-    """A mask that holds for every pair."""
-
-    def __call__(self, i, j, length):
-        del length
-        return (i >= j) | (i < j)
-
-    def blocks(self, i, j, length):
-        del i, j, length
-        return True, True
+def whole(limit: Any) -> Any:
+    """Returns a number of tokens as int32, infinity as more than any."""
+    return jnp.minimum(jnp.asarray(limit, jnp.float32), 2.0**30).astype(jnp.int32)
 
 
-def _unchanged(positions, length):
-    del length
-    return positions
-
-
-CAUSAL = Band(mask=Everywhere(), q_pos=_unchanged, k_pos=_unchanged)
+CAUSAL = Band()
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +86,8 @@ class Encoding:
     limits: Any = None  # [K - 1], longest document of all but the last choice, where K are stacked in inv_freq and gain
     key: Any = None  # PRNG key while training; None elsewhere
     pending: tuple = ()  # calls that need positions, length or key, in order
-    bands: tuple[Band, ...] = dataclasses.field(default=(CAUSAL,), metadata={"static": True})
+    bands: tuple[Band, ...] = ()  # none: every earlier key, at its own position
+    key_pos: Any = None  # positions -> positions by which bands rotate keys that have no `k_pos`; None: unchanged
     num_layers: int | None = dataclasses.field(default=None, metadata={"static": True})
     bias: Any = None
     # bias(i, j, num_heads) -> [#B N T S], evaluated block by block on indices in the document, [#B 1 T 1] and

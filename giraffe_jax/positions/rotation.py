@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
 
 
 class Rotation(NamedTuple):
@@ -27,19 +27,23 @@ def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
     """Returns one Rotation per band, computed once per forward pass for all layers."""
     if encoding.positions is None:
         raise ValueError("this Encoding has no positions: call encoding.at(positions) first.")
-    return tuple(_rotation(encoding, band) for band in encoding.bands)
+    found = [_rotation(encoding, band) for band in encoding.bands or (CAUSAL,)]
+    # Only queries, or one band, may differ between layers; a scan wants all or none of the tables to.
+    shape = jnp.broadcast_shapes(*(table.shape for tables in found for table in tables))
+    return tuple(Rotation(*(jnp.broadcast_to(table, shape) for table in tables)) for tables in found)
 
 
-def _rotation(e: Encoding, band) -> Rotation:
-    inv_freq = _per_token(e.inv_freq)  # [.. B T R] or [.. 1 1 R]
-    gain = e.gain[..., None]
+def _rotation(e: Encoding, band: Band) -> Rotation:
+    inv_freq = _per_token(e.inv_freq if band.inv_freq is None else band.inv_freq)  # [.. B T R] or [.. 1 1 R]
+    gain = (e.gain if band.gain is None else band.gain)[..., None]
+    k_pos = e.key_pos if band.k_pos is None else band.k_pos
     if e.start is not None:
         early_BT1 = e.positions[..., None] < e.start.tokens
         inv_freq = jnp.where(early_BT1, inv_freq * _per_token(e.start.stretch), inv_freq)
         gain = jnp.where(early_BT1, gain * e.start.gain, gain)
     tables = []
-    for sign, band_positions in ((1.0, band.q_pos), (-1.0, band.k_pos)):
-        p_BT1 = band_positions(e.positions, e.length)[..., None]
+    for sign, moved in ((1.0, band.q_pos), (-1.0, k_pos)):
+        p_BT1 = (e.positions if moved is None else moved(e.positions))[..., None]
         angle = p_BT1 * inv_freq
         scale = gain
         if e.log_decay is not None:
@@ -48,9 +52,7 @@ def _rotation(e: Encoding, band) -> Rotation:
         if e.query_scale is not None and sign > 0:
             scale = scale * e.query_scale[..., None]
         tables += [jnp.cos(angle) * scale, jnp.sin(angle) * scale]
-    # Only queries may differ between layers; a scan wants all or none of a band's tables to.
-    shape = jnp.broadcast_shapes(*(table.shape for table in tables))
-    return Rotation(*(jnp.broadcast_to(table, shape) for table in tables))
+    return Rotation(*tables)
 
 
 def _per_token(x):

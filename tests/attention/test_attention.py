@@ -1,6 +1,7 @@
 """Attention against float64 numpy written from the definition, and blockwise against dense, gradients included."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -8,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.attention import attend, place_of_rows
+from giraffe_jax.attention import Place, attend, merge, place_of_rows
 from giraffe_jax.attention.blockwise import _walk
-from giraffe_jax.positions import CAUSAL, Band
-from giraffe_jax.positions.bands import Apart
-from giraffe_jax.positions.methods.lampe import Middle, Span, Tail
+from giraffe_jax.attention.dense import MASKED
+from giraffe_jax.positions import Band
 from tests.close import close
 
 B, T, N, K, H = 2, 37, 4, 2, 8
@@ -25,8 +25,13 @@ def inputs(num_bands=1, seed=0):
     return q, k, jax.random.normal(keys[-1], (B, T, K, H))
 
 
-SPAN = Span(head=5, tail=8, longest=24, a=0.05, b=-1.0)
 SEGMENTS = jnp.array([[1] * 20 + [2] * 17, [1] * 5 + [2] * 30 + [0] * 2], jnp.int32)
+
+
+def attention(q, k, v, segments=None, **settings):
+    """Returns the attention of whole rows to themselves, without its log-sum-exp."""
+    place = place_of_rows(segments, v.shape[:2])
+    return attend(q, k, v, q_place=place, k_place=place, **settings)[0]
 
 
 def by_hand(q, k, v, segments=None, masks=None, bias=None):
@@ -55,13 +60,12 @@ IMPLEMENTATIONS = [("dense", 512), ("blockwise", 8), ("blockwise", 16), ("blockw
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
 def test_equals_the_definition(implementation, block_size, segments):
     q, k, v = inputs()
-    got = attend(q, k, v, segments=segments, implementation=implementation, block_size=block_size)
+    got = attention(q, k, v, segments, implementation=implementation, block_size=block_size)
     want = by_hand(q, k, v, None if segments is None else np.asarray(segments))
     close(got, want)
 
 
-NEAR = Band(lambda i, j, length: i - j < 5, CAUSAL.q_pos, CAUSAL.k_pos)
-FAR = Band(lambda i, j, length: (i - j >= 5) & (i - j < 20), CAUSAL.q_pos, CAUSAL.k_pos)
+NEAR, FAR = Band(high=5), Band(low=5, high=20)
 
 
 def slope_bias(i, j, num_heads):
@@ -75,19 +79,19 @@ def test_bands_and_bias(implementation, block_size):
     settings = dict(
         implementation=implementation, block_size=block_size, bands=(NEAR, FAR), bias=jax.tree_util.Partial(slope_bias)
     )
-    got = attend(q, k, v, segments=SEGMENTS, **settings)
+    got = attention(q, k, v, SEGMENTS, **settings)
     masks = (lambda i, j: i - j < 5, lambda i, j: 5 <= i - j < 20)
     want = by_hand(q, k, v, np.asarray(SEGMENTS), masks, lambda i, j, n: -(2.0 ** -(n + 1)) * (i - j))
     close(got, want)
 
 
-@pytest.mark.parametrize("bands", [(CAUSAL,), (NEAR, FAR)], ids=["causal", "two bands"])
+@pytest.mark.parametrize("bands", [(), (NEAR, FAR)], ids=["causal", "two bands"])
 def test_gradients_of_blockwise_are_those_of_dense(bands):
-    q, k, v = inputs(num_bands=len(bands))
+    q, k, v = inputs(num_bands=max(1, len(bands)))
     weights = jax.random.normal(jax.random.key(9), (B, T, N, H))
 
     def loss(q, k, v, **settings):
-        return jnp.sum(weights * attend(q, k, v, segments=SEGMENTS, bands=bands, **settings))
+        return jnp.sum(weights * attention(q, k, v, SEGMENTS, bands=bands, **settings))
 
     want = jax.grad(loss, (0, 1, 2))(q, k, v, implementation="dense")
     got = jax.grad(loss, (0, 1, 2))(q, k, v, implementation="blockwise", block_size=16)
@@ -97,12 +101,12 @@ def test_gradients_of_blockwise_are_those_of_dense(bands):
 
 def test_bands_count_from_the_start_of_each_document():
     q, k, v = inputs()
-    chunked = (Band(lambda i, j, length: i // 6 == j // 6, CAUSAL.q_pos, CAUSAL.k_pos),)
+    chunked = (Band(high=1, chunk=6),)
     start = np.where(np.asarray(SEGMENTS) == 1, 0, np.argmax(np.asarray(SEGMENTS) == 2, axis=1)[:, None])
     start[1, 35:] = 35
     for implementation, block_size in IMPLEMENTATIONS:
         settings = dict(implementation=implementation, block_size=block_size)
-        got = np.asarray(attend(q, k, v, segments=SEGMENTS, bands=chunked, **settings))
+        got = np.asarray(attention(q, k, v, SEGMENTS, bands=chunked, **settings))
         for b, first in ((0, 0), (0, 20), (1, 5)):
             masks = (lambda i, j, first=first: (i - first) // 6 == (j - first) // 6,)
             want = by_hand(q, k, v, start, masks)
@@ -125,8 +129,8 @@ def test_gradients_of_a_bias_are_those_of_dense(segments):
     weights = jax.random.normal(jax.random.key(9), (B, T, N, H))
 
     def loss(bias, **settings):
-        settings |= dict(segments=segments, bands=(NEAR, FAR), bias=bias)
-        return jnp.sum(weights * attend(q, k, v, **settings))
+        settings |= dict(bands=(NEAR, FAR), bias=bias)
+        return jnp.sum(weights * attention(q, k, v, segments, **settings))
 
     want = jax.grad(loss)(Slope(jnp.float32(0.3)), implementation="dense").slope
     got = jax.grad(loss)(Slope(jnp.float32(0.3)), implementation="blockwise", block_size=8).slope
@@ -143,7 +147,7 @@ def test_blockwise_memory_grows_with_tokens_not_with_their_square():
         x = jax.ShapeDtypeStruct((1, tokens, 2, 8), jnp.float32)
 
         def loss(q, k, v):
-            return jnp.sum(attend((q,), (k,), v, implementation="blockwise", block_size=64))
+            return jnp.sum(attention((q,), (k,), v, implementation="blockwise", block_size=64))
 
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
         memory = compiled.memory_analysis()
@@ -156,42 +160,139 @@ def test_blockwise_memory_grows_with_tokens_not_with_their_square():
 
 def test_cached_queries_see_the_slots_up_to_their_own():
     q, k, v = inputs()
-    full = attend(q, k, v, implementation="dense")
+    full = attention(q, k, v, implementation="dense")
     index = jnp.array([[20], [36]])
     picked = jnp.take_along_axis(q[0], index[:, :, None, None], axis=1)
-    got = attend((picked,), k, v, q_index=index)
+    place = Place(index, jnp.ones_like(index), jnp.zeros_like(index))
+    got, _ = attend((picked,), k, v, q_place=place, k_place=place_of_rows(None, (B, T)))
     close(got, jnp.take_along_axis(full, index[:, :, None, None], axis=1))
+
+
+def shuffled(place, q, k, v, key):
+    """Queries and keys in two orders of their own, keys without some that they had."""
+    q_order, k_order = (jax.random.permutation(x, T) for x in jax.random.split(key))
+    k_order = k_order[: T - 6]
+    pick = lambda x, order: jax.tree.map(lambda x: x[:, order], x)  # noqa: E731
+    return pick(q, q_order), pick(k, k_order), pick(v, k_order), pick(place, q_order), pick(place, k_order)
+
+
+CASES = {
+    "plain": ((), None),
+    "local window": ((), (11.0, math.inf)),
+    "local chunk": ((), (math.inf, 8.0)),
+    "one window": ((Band(high=7),), None),
+    "a hole": ((Band(low=4, high=9),), None),
+    "window and sinks": ((Band(high=6), Band(low=6, keys=3)), None),
+    "chunks": ((Band(high=1, chunk=9), Band(low=1, high=2, chunk=9), Band(low=2, chunk=9)), (20.0, math.inf)),
+}
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def with_gradients(q, k, v, q_place, k_place, bands, local, d_out, d_lse, implementation):
+    def both(q, k, v, slope):
+        settings = dict(q_place=q_place, k_place=k_place, bands=bands, local=local, block_size=8)
+        return attend(q, k, v, bias=Slope(slope), implementation=implementation, **settings)
+
+    (out, lse), back = jax.vjp(both, q, k, v, jnp.float32(0.3))
+    return (out, lse), back((d_out, jnp.where(lse > MASKED, d_lse, 0.0)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blockwise_is_dense_in_any_order_of_tokens_with_every_gradient(name):
+    """Random places, packed documents, queries that see nothing, grouped heads, a learned bias; outputs, log-sum-exps,
+    and the gradients of all that has one under cotangents of both."""
+    bands, local = CASES[name]
+    q, k, v = inputs(num_bands=max(1, len(bands)))
+    q, k, v, q_place, k_place = shuffled(place_of_rows(SEGMENTS, (B, T)), q, k, v, jax.random.key(3))
+    keys = jax.random.split(jax.random.key(9))
+    d_out, d_lse = jax.random.normal(keys[0], (B, T, N, H)), jax.random.normal(keys[1], (B, T, N))
+
+    inputs_of_both = (q, k, v, q_place, k_place, jax.tree.map(jnp.float32, bands), local, d_out, d_lse)
+    (out, lse), grads = with_gradients(*inputs_of_both, implementation="blockwise")
+    (want_out, want_lse), want = with_gradients(*inputs_of_both, implementation="dense")
+    empty = np.asarray(want_lse == MASKED)
+    assert empty.any() and not empty.all()  # keys were left out, so that some queries see none
+    assert (np.asarray(lse == MASKED) == empty).all() and not np.asarray(out)[empty].any()
+    close(out, want_out)
+    close(np.where(empty, 0, lse), np.where(empty, 0, want_lse))
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
+        close(got, expected, ulps=84)  # 1e-5 of the largest
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_parts_of_the_keys_merge_to_the_whole_with_their_gradients(implementation):
+    """What rings, caches and bands do: attention over disjoint parts of the keys, one of them not seen by most."""
+    q, k, v = inputs()
+    place = place_of_rows(SEGMENTS, (B, T))
+    parts = [slice(0, 9), slice(9, 30), slice(30, T)]
+    weights = jax.random.normal(jax.random.key(9), (B, T, N, H))
+
+    def cut(q, k, v, part):
+        k_place = jax.tree.map(lambda x: x[:, part], place)
+        settings = dict(q_place=place, k_place=k_place, implementation=implementation, block_size=8)
+        return attend(q, (k[0][:, part],), v[:, part], **settings)
+
+    def whole(q, k, v):
+        out = attention(q, k, v, SEGMENTS, implementation="dense")
+        return jnp.sum(weights * out), out
+
+    def merged(q, k, v):
+        out, _ = merge([cut(q, k, v, part) for part in parts])
+        return jnp.sum(weights * out), out
+
+    (want, out), (got, merged_out) = (jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(q, k, v) for f in (whole, merged))
+    close(merged_out, out)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        close(a, b, ulps=84)
+
+
+def test_bands_that_differ_in_numbers_are_one_program():
+    q, k, v = inputs(num_bands=2)
+    traces = []
+
+    @jax.jit
+    def run(bands):
+        traces.append(bands)
+        return attention(q, k, v, SEGMENTS, bands=bands, implementation="blockwise", block_size=8)
+
+    for window in (3, 5, 8):
+        bands = jax.tree.map(jnp.float32, (Band(high=window), Band(low=window, keys=window - 1)))
+        masks = (lambda i, j, w=window: i - j < w, lambda i, j, w=window: i - j >= w and j < w - 1)
+        start = np.asarray(place_of_rows(SEGMENTS, (B, T)).start)
+        got = run(bands)
+        for b, first in ((0, 0), (0, 20), (1, 5)):
+            here = start[b] == first
+            of_document = [lambda i, j, m=m, first=first: m(i - first, j - first) for m in masks]
+            close(got[b, here], by_hand(q, k, v, start, of_document)[b, here])
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
 @pytest.mark.parametrize(
-    ("mask", "local"),
+    ("band", "local"),
     [
-        (CAUSAL.mask, None),
-        (Apart(0, 9), None),
-        (Apart(9), None),
-        (Apart(5, keys=3), None),
-        (Apart(1, 2, 7), None),
-        (Middle(SPAN), None),
-        (Tail(SPAN), None),
-        (CAUSAL.mask, (6.0, math.inf)),
-        (CAUSAL.mask, (math.inf, 10.0)),
-        (lambda i, j, length: i - j < 5, None),
+        (Band(), None),
+        (Band(high=9), None),
+        (Band(low=9), None),
+        (Band(low=5, keys=3), None),
+        (Band(low=1, high=2, chunk=7), None),
+        (Band(low=6, high=29), None),
+        (Band(), (6.0, math.inf)),
+        (Band(), (math.inf, 10.0)),
+        (Band(mask=jax.tree_util.Partial(lambda i, j: i - j < 5)), None),
     ],
 )
-def test_blocks_are_visited_where_a_pair_is_seen(mask, local, segments):
+def test_blocks_are_visited_where_a_pair_is_seen(band, local, segments):
     """Against every pair's own mask: nothing seen is skipped, no block called full has a pair that is not seen, and
     where there is one document no empty block is visited at either end."""
     block, shape = 4, (1 if segments is None else B, T)
     place = place_of_rows(segments, shape)
-    q, k, v = inputs()
-    bands = (Band(mask, CAUSAL.q_pos, CAUSAL.k_pos),)
-    walk = _walk(bands, block, *(jax.tree.map(lambda x: x[: shape[0]], x) for x in (q, k, v)), None, (place, place),
-                 (jnp.float32(T), local))  # fmt: skip
-    order, segment, within = (np.asarray(x) for x in place)
+    q, k, v = (jax.tree.map(lambda x: x[: shape[0]], x) for x in inputs())
+    walk = _walk(block, q, k, v, None, (place, place), (band,), local)
+    order, segment, within = (np.asarray(x) for x in (place.index, place.segment, place.within))
     i, j = within[:, :, None], within[:, None, :]
     seen = (order[:, :, None] >= order[:, None, :]) & (segment[:, :, None] == segment[:, None, :])
-    seen &= np.asarray(mask(i, j, T))
+    seen &= np.asarray(band.holds(i, j))
     if local is not None:
         seen &= (i - j < local[0]) & (np.floor(i / local[1]) == np.floor(j / local[1]))
     padded = np.zeros((shape[0], walk.block * walk.q[0].shape[2], -(-T // block) * block), bool)
@@ -203,6 +304,23 @@ def test_blocks_are_visited_where_a_pair_is_seen(mask, local, segments):
     visited, full = (at >= start) & (at < stop), (at >= full_start) & (at < full_stop)
     assert not (some & ~visited).any()
     assert not (full & ~every).any() and (full <= visited).all()
-    if segments is None and hasattr(mask, "blocks"):
+    if segments is None and band.mask is None:
         assert (visited == some).all()
         assert local is not None or every.sum() - full.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("band", "seen"),
+    [
+        (Band(), lambda i, j: True),
+        (Band(low=3, high=8), lambda i, j: 3 <= i - j < 8),
+        (Band(low=1, high=3, chunk=5), lambda i, j: 1 <= i // 5 - j // 5 < 3),
+        (Band(low=4, keys=2), lambda i, j: i - j >= 4 and j < 2),
+        (Band(high=2, chunk=2**23 - 1), lambda i, j: i // (2**23 - 1) - j // (2**23 - 1) < 2),
+    ],
+)
+def test_a_band_holds_where_its_definition_does(band, seen):
+    far = 2**24 - 40 if float(band.chunk) > 1e6 else 0  # up to the largest index that float32 counts
+    i, j = np.tril_indices(40)
+    want = [seen(a + far, b + far // 2) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    np.testing.assert_array_equal(band.holds(i + far, j + far // 2), want)

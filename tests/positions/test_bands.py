@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.positions import bind, distances
-from giraffe_jax.positions.methods.lampe import Span
-from tests.close import ULP
+from giraffe_jax.positions import bind, distances, needs_raw_keys, rotations
+from giraffe_jax.positions.bands import Line
+from giraffe_jax.positions.methods.lampe import Shrunk, mapped
+from tests.close import ULP, close
 
 MODEL = dict(head_dim=64, theta=1e4, original_len=96)
 
@@ -128,9 +129,9 @@ def test_bands_are_disjoint_and_cover_what_they_promise(name, first, second, ori
     parameters = CLOSED_FORMS[name][1] | dict(
         zip(keys, (first + second if name == "dca" else first, second), strict=False)
     )
-    bands = bind([dict(name=name, **parameters)], head_dim=8, theta=1e4, original_len=original_len).bands
+    bands = bind([dict(name=name, **parameters)], head_dim=8, theta=1e4, original_len=original_len, length=length).bands
     i, j = np.tril_indices(160)
-    held = sum(np.asarray(band.mask(i, j, length), np.int32) for band in bands)
+    held = sum(np.asarray(band.holds(i, j), np.int32) for band in bands)
     assert held.max() <= 1
     if name not in ("lm_infinite", "streaming"):
         assert held.min() == 1
@@ -153,6 +154,27 @@ def test_no_distance_leaves_the_trained_range(name, length, parameters):
     assert np.nanmax(got) < MODEL["original_len"] + 0.5
 
 
+def test_a_band_may_have_frequencies_and_gain_of_its_own():
+    """Positions divided by four are frequencies divided by four; and a band's gain is that of cos and sin."""
+    e = bind([dict(name="leaky_rerope", window=24, factor=4.0)], **MODEL).at(jnp.arange(200.0)[None])
+    near, far = e.bands
+    slow = far.replace(inv_freq=e.inv_freq / 4, gain=e.gain * 1.5, q_pos=Line(shift=24 * 4 - 24.0), k_pos=None)
+    (_, want), (same, got) = rotations(e), rotations(e.replace(bands=(near, slow)))
+    for name, table in want._asdict().items():
+        close(getattr(got, name), 1.5 * table, ulps=2 * 200)  # angles up to 200 are rounded before their cosine
+        close(getattr(same, name), getattr(rotations(e)[0], name), ulps=0)
+    assert needs_raw_keys(e.replace(bands=(near, slow)))
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
+def test_caches_hold_raw_keys_where_bands_rotate_them_in_several_ways(name):
+    entry = [dict(name=name, **CLOSED_FORMS[name][1])]
+    rotated = name in ("dca", "streaming", "string")
+    assert needs_raw_keys(bind(entry, length=200, **MODEL)) == (not rotated)
+    # Bands that wait for a length which is pinned after binding are no other bands.
+    assert needs_raw_keys(bind(entry, **MODEL).replace(length=np.float32(200))) == (not rotated)
+
+
 def test_a_local_size_beyond_the_chunk_is_refused():
     with pytest.raises(ConfigError, match="local_size 80 must be less than chunk_size 72"):
         bind([dict(name="dca", chunk_size=72, local_size=80)], **MODEL)
@@ -172,10 +194,10 @@ def test_lampe_is_the_papers_rounded_once_more_at_most():
 
 @pytest.mark.parametrize("length", [4096, 131072, 1_000_000])
 def test_lampe_rounds_exactly_where_float32_alone_would_not(length):
-    span = Span(head=512, tail=200, longest=82358, a=4.505e-5, b=-2.7886)
+    settings = dict(longest=82358, a=4.505e-5, b=-2.7886, least=712)
     positions = np.random.default_rng(0).integers(0, length, 5000)
-    m = int(span.mapped(jnp.float32(length)))
+    m = int(mapped(float(length), **settings, xp=np))
     assert abs(m - min(max(82358 / (1 + math.exp(-(4.505e-5 * length - 2.7886))), 712), length)) < 0.51
     above, below = m - 712, length - 712
-    got = span.shrunk(jnp.asarray(positions, jnp.float32), jnp.float32(length))
+    got = Shrunk(jnp.float32(above), jnp.float32(below))(jnp.asarray(positions, jnp.float32))
     np.testing.assert_array_equal(got, [int(p) * above // below for p in positions])

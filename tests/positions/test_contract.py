@@ -229,7 +229,7 @@ def test_equal_parameters_share_one_compilation(name):
     ("scaling", "message"),
     [
         ([dict(name="rerope", window=8), dict(name="dca")],
-         r"model.positions\[1\] \(dca\): an earlier method already says which distances are seen"),
+         r"model.positions\[1\] \(dca\): rerope already says which distances are seen"),
         ([dict(name="kerple"), dict(name="kerple")], r"model.positions\[1\] \(kerple\): kerple is there already"),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.attention import attend
+from giraffe_jax.attention import attend, place_of_rows
 from giraffe_jax.hf import export
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import (
@@ -50,14 +50,15 @@ def test_gradient_is_that_of_finite_differences_in_float64(implementation):
     q, weights = rng.normal(size=(2, 13, 4, 32))
     k, v = rng.normal(size=(2, 13, 2, 32))
     e = bind([dict(name="ntk", factor=4.0)], **MODEL)
-    start = np.asarray(e.inv_freq, np.float64)
+    start, place = np.asarray(e.inv_freq, np.float64), place_of_rows(None, (1, 13))
 
     def loss(log_ratio):
         arrays = [jnp.asarray(x, jnp.float32)[None] for x in (q, k, v)]
         where = turned(e.at(jnp.arange(13.0)[None]), {"positions": {"log_ratio": log_ratio}})
         (t,) = rotations(where)
         turned_q, turned_k = rotate(arrays[0], t.q_cos, t.q_sin), rotate(arrays[1], t.k_cos, t.k_sin)
-        out = attend((turned_q,), (turned_k,), arrays[2], implementation=implementation, block_size=4)
+        settings = dict(q_place=place, k_place=place, implementation=implementation, block_size=4)
+        out, _ = attend((turned_q,), (turned_k,), arrays[2], **settings)
         return jnp.sum(out[0] * jnp.asarray(weights, jnp.float32))
 
     value, got = jax.value_and_grad(loss)(jnp.asarray(RATIO, jnp.float32))

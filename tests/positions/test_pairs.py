@@ -28,7 +28,7 @@ def refused(first, second):
     if kinds == ("length", "length") and second != "longrope":
         return "already says how frequencies follow the length"
     if kinds == ("bands", "bands"):
-        return "an earlier method already says which distances are seen"
+        return f"{first} already says which distances are seen"
     if second == "abf" and first in FREQUENCIES:
         return "comes before other methods of frequencies"
     if (first, second) == ("mixed", "nope_layers"):

@@ -7,7 +7,7 @@ cos and sin by 0.05 ln(length / original_len) + 1, which the paper's tables are 
 
 from typing import Annotated
 
-from giraffe_jax.positions.bands import Apart, Line, window_of, with_bands
+from giraffe_jax.positions.bands import Line, window_of, with_bands
 from giraffe_jax.positions.compose import Bound
 from giraffe_jax.positions.encoding import Band, Encoding
 
@@ -32,11 +32,11 @@ def dca(
     size, local = window_of(e, chunk_size, 3 / 4), window_of(e, local_size, 1 / 8)
     c = size - local
     if c < 1:
-        raise ValueError(f"local_size {local} must be less than chunk_size {size}.")
-    key = Line(modulo=c)
+        raise ValueError(f"local_size {local:g} must be less than chunk_size {size:g}.")
     return with_bands(
         e,
-        Band(Apart(0, 1, c), key, key),
-        Band(Apart(1, 2, c), Line(modulo=c, shift=c, highest=size), key),
-        Band(Apart(2, chunk=c), Line(0.0, min(2 * c - 1, size)), key),
+        Band(high=1, chunk=c, q_pos=Line(modulo=c)),
+        Band(low=1, high=2, chunk=c, q_pos=Line(modulo=c, shift=c, highest=size)),
+        Band(low=2, chunk=c, q_pos=Line(scale=0, shift=e.xp.minimum(2 * c - 1, size))),
+        key_pos=Line(modulo=c),
     )

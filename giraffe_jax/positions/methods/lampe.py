@@ -13,23 +13,24 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from giraffe_jax.positions.bands import SAME, Apart, window_of, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.bands import Line, near, window_of, with_bands
+from giraffe_jax.positions.compose import Bound, Number
 from giraffe_jax.positions.encoding import Band, Encoding
 
-EXAMPLE = dict(a=0.05, b=-1.0, head=6, tail=4)
+EXAMPLE = dict(a=0.05, b=-1.0, head=6.0, tail=4.0)
 IDENTITY = "short"
+NEEDS = ("length",)
 ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
 
 
 def lampe(
     e: Encoding,
     *,
-    a: Annotated[float, Bound(0.0)],
-    b: Annotated[float, Bound(-1000.0)],
-    longest: Annotated[int, Bound(1)] | None = None,
-    head: Annotated[int, Bound(1)] | None = None,
-    tail: Annotated[int, Bound(0)] = 200,
+    a: Annotated[Number, Bound(0.0)],
+    b: Annotated[Number, Bound(-1000.0)],
+    longest: Annotated[Number, Bound(1.0)] | None = None,
+    head: Annotated[Number, Bound(1.0)] | None = None,
+    tail: Annotated[Number, Bound(0.0)] = 200.0,
 ) -> Encoding:
     """D where D <= head; m - length + D where D >= length - tail; between, both ends' line, in whole tokens:
     floor(r (i - head)) + head - floor(r j), r = (m - head - tail) / (length - head - tail).
@@ -45,85 +46,39 @@ def lampe(
       head: tokens; 1/16 of original_len by default.
       tail: tokens.
     """
-    head = window_of(e, head, 1 / 16)
-    span = Span(head, tail, window_of(e, longest, 3 / 4), float(a), float(b))
+    xp = e.xp
+    near_end, most = window_of(e, head, 1 / 16), window_of(e, longest, 3 / 4)
+    ends = near_end + tail
+    m = mapped(e.length, a=a, b=b, longest=most, least=ends, xp=xp)
+    below = xp.maximum(e.length - ends, 1)
+    above = xp.where(e.length > ends, xp.maximum(m - ends, 0), below)
+    first, last = near_end + 1, e.length - tail
     return with_bands(
         e,
-        Band(Apart(0, head + 1), SAME, SAME),
-        Band(Middle(span), MiddleQuery(span), MiddleKey(span), by_length=True),
-        Band(Tail(span), TailQuery(span), SAME, by_length=True),
+        near(first),
+        Band(low=first, high=last, q_pos=Shrunk(above, below, near_end), k_pos=Shrunk(above, below)),
+        Band(low=xp.maximum(first, last), q_pos=Line(shift=m - e.length), k_pos=Line()),
     )
 
 
+def mapped(length: Any, *, a: Any, b: Any, longest: Any, least: Any, xp: Any) -> Any:
+    """Returns m of a length, tokens: the sigmoid's, to the nearest, at least `least` and at most the length."""
+    m = xp.round(longest / (1 + xp.exp(-(a * length + b))))
+    return xp.minimum(xp.maximum(m, least), length)
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Span:
-    """How a sequence of some length is mapped to fewer positions."""
+class Shrunk:
+    """floor((position - head) * above / below) + head, exactly: float32 is off by one where that is nearly whole."""
 
-    head: int
-    tail: int
-    longest: int
-    a: float
-    b: float
+    above: Any  # whole numbers of tokens
+    below: Any
+    head: Any = 0.0
 
-    def mapped(self, length: Any) -> Any:
-        """Returns m of a length, tokens."""
-        m = jnp.round(self.longest * jax.nn.sigmoid(self.a * length + self.b))
-        return jnp.minimum(jnp.maximum(m, self.head + self.tail), length)
-
-    def shrunk(self, positions: Any, length: Any) -> Any:
-        """Returns floor(r * position), exactly: float32 alone would be off by one where that is nearly whole."""
-        ends = self.head + self.tail
-        below = jnp.maximum(length - ends, 1).astype(jnp.int32)
-        above = jnp.maximum(self.mapped(length) - ends, 0).astype(jnp.int32)
-        above, p = jnp.where(length > ends, above, below), jnp.floor(positions).astype(jnp.int32)
+    def __call__(self, positions: Any) -> Any:
+        above, below = (jnp.asarray(x).astype(jnp.int32) for x in (self.above, self.below))
+        p = jnp.floor(positions - self.head).astype(jnp.int32)
         guess = jnp.floor(p.astype(jnp.float32) * (above / below)).astype(jnp.int32)
         # The products may exceed 32 bits; their difference is small, and exact all the same.
-        return (guess + (p * above - guess * below) // below).astype(jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Middle:
-    span: Span
-
-    def __call__(self, i, j, length):
-        return (i - j > self.span.head) & (i - j < length - self.span.tail)
-
-    def blocks(self, i, j, length):
-        near, far, last = i[0] - j[1], i[1] - j[0], length - self.span.tail
-        return (far > self.span.head) & (near < last), (near > self.span.head) & (far < last)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tail:
-    span: Span
-
-    def __call__(self, i, j, length):
-        return (i - j > self.span.head) & (i - j >= length - self.span.tail)
-
-    def blocks(self, i, j, length):
-        near, far, first = i[0] - j[1], i[1] - j[0], length - self.span.tail
-        return (far > self.span.head) & (far >= first), (near > self.span.head) & (near >= first)
-
-
-@dataclasses.dataclass(frozen=True)
-class MiddleQuery:
-    span: Span
-
-    def __call__(self, positions: Any, length: Any) -> Any:
-        return self.span.shrunk(positions - self.span.head, length) + self.span.head
-
-
-@dataclasses.dataclass(frozen=True)
-class MiddleKey:
-    span: Span
-
-    def __call__(self, positions: Any, length: Any) -> Any:
-        return self.span.shrunk(positions, length)
-
-
-@dataclasses.dataclass(frozen=True)
-class TailQuery:
-    span: Span
-
-    def __call__(self, positions: Any, length: Any) -> Any:
-        return positions + self.span.mapped(length) - length
+        return (guess + (p * above - guess * below) // below).astype(jnp.float32) + self.head

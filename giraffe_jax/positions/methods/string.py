@@ -24,5 +24,5 @@ def string(
       shift: tokens; by default 0.33 of original_len.
       window: tokens kept between a query and the distances that are used again.
     """
-    shift = window_of(e, shift, 0.33)
-    return with_bands(e, near(shift), far(shift, Line(1.0, window - shift)))
+    first = window_of(e, shift, 0.33)
+    return with_bands(e, near(first), far(first, Line(shift=window - first)))
