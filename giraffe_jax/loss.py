@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from giraffe_jax import cpu
 from giraffe_jax.sharding import constrain, copies, local_chunks
 
 
@@ -26,6 +27,10 @@ def token_nll(
     Args:
       chunk: tokens of a row on one device whose logits exist at once; the backward pass recomputes them.
     """
+    if cpu.alone():
+        flat = cpu.nll(hidden.reshape(-1, hidden.shape[-1]), unembedding.T.astype(hidden.dtype), targets.ravel(), chunk)
+        nll, norm, correct = (x.reshape(targets.shape) for x in flat)
+        return nll, norm, correct
     hidden_chunks, _ = local_chunks(hidden, chunk)
     target_chunks, restore = local_chunks(targets, chunk)
     unembedding = constrain(unembedding.astype(hidden.dtype), None, "vocab")
@@ -80,6 +85,15 @@ def _loss(z_loss, chunk, hidden, unembedding, targets, weights):
 def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
     learns, dtype = unembedding.perturbed, unembedding.value.dtype
     hidden, unembedding, targets, weights = hidden.value, unembedding.value, targets.value, weights.value
+    if cpu.alone():
+        flat, words = hidden.reshape(-1, hidden.shape[-1]), unembedding.T.astype(hidden.dtype)
+        nll, norm, d_hidden, d_words = cpu.nll_and_gradients(
+            flat, words, targets.ravel(), weights.ravel(), z_loss=z_loss, chunk=chunk, learns=learns
+        )
+        nll, norm = nll.reshape(targets.shape), norm.reshape(targets.shape)
+        per_token, d_matrix = nll + z_loss * norm**2, None if d_words is None else d_words.T.astype(dtype)
+        out = jnp.sum(weights * per_token), jnp.sum(weights * nll)
+        return out, (d_hidden.reshape(hidden.shape), d_matrix, per_token)
     matrix = constrain(unembedding.astype(hidden.dtype), None, "vocab")
     chunks = [local_chunks(x, chunk)[0] for x in (hidden, targets, weights)]
     restore_hidden, restore = local_chunks(hidden, chunk)[1], local_chunks(targets, chunk)[1]

@@ -19,7 +19,7 @@ from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from giraffe_jax import positions, sharding
+from giraffe_jax import cpu, positions, sharding
 from giraffe_jax.attention import Implementation, Place, attend, place_of_rows
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import Encoding, Scaling
@@ -198,12 +198,18 @@ def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]
       x: input.
       weights: {"kernel": W}, and maybe {"lora": {"a": A, "b": B, "scale": []}}.
     """
-    out = jnp.einsum(equation, x, weights["kernel"].astype(x.dtype))
+    inputs, _, outputs = re.split(",|->", equation)
+    read, written = inputs[2:], outputs[2:]
+    kernel = weights["kernel"].astype(x.dtype)
+    if cpu.alone():
+        rows, columns = x.shape[:2], kernel.shape[len(read) :]
+        flat = cpu.matmul(x.reshape(math.prod(rows), -1), kernel.reshape(-1, math.prod(columns)))
+        out = flat.reshape(*rows, *columns)
+    else:
+        out = jnp.einsum(equation, x, kernel)
     if "lora" not in weights:
         return out
     adapter = weights["lora"]
-    inputs, _, outputs = re.split(",|->", equation)
-    read, written = inputs[2:], outputs[2:]
     low_BTr = jnp.einsum(f"{inputs},{read}r->btr", x, adapter["a"].astype(x.dtype))
     low_BTr *= adapter["scale"].astype(x.dtype)
     return out + jnp.einsum(f"btr,r{written}->{outputs}", low_BTr, adapter["b"].astype(x.dtype))
@@ -215,6 +221,8 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T *D"]) -> Float[Array, "B T *D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        if cpu.alone():
+            return cpu.rms_norm(x.reshape(-1, x.shape[-1]), scale, self.config.norm_eps).reshape(x.shape)
         x32 = x.astype(jnp.float32)
         x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
         return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
@@ -287,6 +295,9 @@ class MLP(nn.Module):
 
 def gated(x: Float[Array, "B T D"], weights: Mapping[str, Any], *axes: str | None) -> Float[Array, "B T D"]:
     """Returns down(silu(gate(x)) * up(x)); `axes` are the logical axes of B and T."""
+    if cpu.alone() and not any("lora" in w for w in weights.values()):
+        kernels = (weights[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
+        return cpu.gated(x.reshape(-1, x.shape[-1]), *kernels).reshape(x.shape)
     hidden_BTF = nn.silu(linear("btd,df->btf", x, weights["gate"])) * linear("btd,df->btf", x, weights["up"])
     return linear("btf,fd->btd", constrain(hidden_BTF, *axes, "mlp"), weights["down"])
 

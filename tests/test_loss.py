@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from giraffe_jax import cpu
 from giraffe_jax.loss import next_token_loss, token_nll
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.close import close, decided
@@ -15,6 +16,13 @@ from tests.close import close, decided
 HIDDEN = jax.random.normal(jax.random.key(0), (2, 21, 8))
 UNEMBEDDING = jax.random.normal(jax.random.key(1), (8, 30))
 TARGETS = jax.random.randint(jax.random.key(2), (2, 21), 0, 30)
+
+
+@pytest.fixture(autouse=True, params=["cpu", "any device"])
+def forms(request, monkeypatch):
+    """The loss of one CPU, and that of every other device."""
+    if request.param == "any device":
+        monkeypatch.setattr(cpu, "alone", lambda: False)
 
 
 def by_hand():

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from giraffe_jax.tuning import tune
+
 ENOUGH = 5.0  # seconds after which a call is not repeated
 
 
 def main(settings: dict[str, Any]) -> dict[str, float]:
     """Returns seconds (the fastest call), peak_bytes and compile_seconds of a job; or what the machine gives."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
+    if settings["side"] == "giraffe_jax":
+        tune()  # as the command does
     if settings["side"] == "machine":
         from giraffe_jax.bench import machine
 

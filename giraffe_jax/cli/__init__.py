@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from giraffe_jax import __version__
+from giraffe_jax.tuning import tune
 
 if TYPE_CHECKING:  # an interrupt is answered from the start of main() on: what can wait is imported inside it
     import argparse
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as after `&`
             signal.signal(signal.SIGINT, _interrupt)
             sys.unraisablehook = _unraisable
+        if argv is None:
+            tune()
         status = _answer(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as told:
         status = INTERRUPTED

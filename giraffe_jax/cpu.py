@@ -1,0 +1,247 @@
+"""What one CPU computes fast: the layer's matrix products, SwiGLU, RMSNorm and the loss, with gradients by hand.
+
+XLA's CPU backend multiplies at the machine's peak where operands are plain matrices and the wider side of the result is
+its columns, and at half of it elsewhere; and it does not fuse across products, so that every array of an elementwise
+formula is one more pass over memory. Other devices have neither fault: `alone` is the one place that chooses, and the
+formulas are those that the model and the loss have without them.
+
+Axes: M tokens, I and O a map's inputs and outputs, D model, F MLP, V vocabulary.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+MLP_CHUNK = 512  # tokens whose hidden layer stays in the cache
+TILE = 512  # rows of the unembedding that are multiplied at once
+LOWEST = -1e30
+
+
+def alone() -> bool:
+    """Returns whether what is traced here is for one CPU, and not for a mesh of devices or another kind of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.default_backend() == "cpu"
+    device = mesh.abstract_device
+    return mesh.size == 1 and (jax.default_backend() if device is None else device.platform) == "cpu"
+
+
+# Linear maps
+
+
+def matmul(x: Float[Array, "M I"], w: Float[Array, "I O"]) -> Float[Array, "M O"]:
+    """Returns x w."""
+    out: Any = _matmul(x, w)
+    return out
+
+
+@jax.custom_vjp
+def _matmul(x, w):
+    return jnp.dot(x, w)
+
+
+def weight_gradient(x: Float[Array, "M I"], g: Float[Array, "M O"], dtype: Any = None) -> Float[Array, "I O"]:
+    """Returns x^T g, with the wider of I and O as the columns of the product."""
+    product = functools.partial(
+        lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), preferred_element_type=dtype
+    )
+    if x.shape[1] <= g.shape[1]:
+        return product(x, g)
+    return lax.optimization_barrier(product(g, x)).T  # or the compiler would undo it
+
+
+def _matmul_backward(saved, g):
+    x, w = saved
+    return jnp.dot(g, w.T), weight_gradient(x, g)
+
+
+_matmul.defvjp(lambda x, w: (jnp.dot(x, w), (x, w)), _matmul_backward)
+
+
+# SwiGLU
+
+
+def gated(
+    x: Float[Array, "M D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
+) -> Float[Array, "M D"]:
+    """Returns (silu(x gate) * (x up)) down; its backward pass keeps x gate and x up alone."""
+    out: Any = _gated(x, gate, up, down)
+    return out
+
+
+@jax.custom_vjp
+def _gated(x, gate, up, down):
+    return _gated_forward(x, gate, up, down)[0]
+
+
+def _gated_forward(x, gate, up, down):
+    def chunk(x):
+        a, b = jnp.dot(x, gate), jnp.dot(x, up)
+        return jnp.dot(jax.nn.silu(a) * b, down), a, b
+
+    out, a, b = _in_chunks(chunk, x)
+    return out, (x, a, b, gate, up, down)
+
+
+def _gated_backward(saved, g):
+    x, a, b, gate, up, down = saved
+
+    def chunk(g, a, b):
+        share = jax.nn.sigmoid(a)
+        s = a * share
+        d_hidden = jnp.dot(g, down.T)
+        d_a, d_b = d_hidden * b * (share + s * (1 - share)), d_hidden * s
+        return jnp.dot(d_a, gate.T) + jnp.dot(d_b, up.T), s * b, d_a, d_b
+
+    d_x, hidden, d_a, d_b = _in_chunks(chunk, g, a, b)
+    return d_x, weight_gradient(x, d_a), weight_gradient(x, d_b), weight_gradient(hidden, g)
+
+
+def _in_chunks(function, *arrays):
+    """Returns function of [M ...] arrays, MLP_CHUNK rows at a time where M divides into them."""
+    rows = arrays[0].shape[0]
+    if rows <= MLP_CHUNK or rows % MLP_CHUNK:
+        return function(*arrays)
+    parts = tuple(x.reshape(-1, MLP_CHUNK, *x.shape[1:]) for x in arrays)
+    found = lax.map(lambda part: function(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), found)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
+
+
+# RMSNorm
+
+
+def rms_norm(x: Float[Array, "M D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "M D"]:
+    """Returns x / sqrt(mean(x^2) + eps) * scale, computed in float32."""
+    out: Any = _norm(x, scale, eps)
+    return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _norm(x, scale, eps):
+    return _norm_forward(x, scale, eps)[0]
+
+
+def _norm_forward(x, scale, eps):
+    x32 = x.astype(jnp.float32)
+    r = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * r * scale.astype(jnp.float32)).astype(x.dtype), (x, r, scale)
+
+
+def _norm_backward(eps, saved, g):
+    del eps
+    x, r, scale = saved
+    normed, g32 = x.astype(jnp.float32) * r, g.astype(jnp.float32)
+    along = g32 * scale.astype(jnp.float32)
+    d_x = r * (along - normed * jnp.mean(along * normed, axis=-1, keepdims=True))
+    d_scale = jnp.dot(jnp.ones((1, x.shape[0])), g32 * normed)[0]  # a product: faster than a sum over rows
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+# The loss
+
+
+def nll(
+    hidden: Float[Array, "M D"], unembedding: Float[Array, "V D"], targets: Int[Array, "M"], chunk: int
+) -> tuple[Float[Array, "M"], Float[Array, "M"], Bool[Array, "M"]]:
+    """Returns (nll, log-normaliser, whether the target is the argmax) of each token, float32.
+
+    Args:
+      chunk: tokens that are multiplied with TILE rows of the unembedding at once.
+    """
+    tiles = _tiles(unembedding)
+
+    @jax.checkpoint
+    def one(part):
+        hidden, targets = part
+        top, norm, target, _ = _scores(hidden, targets, tiles, unembedding.shape[0], keep=False)
+        return norm - target, norm, target >= top
+
+    parts, restore = _token_chunks(chunk, hidden, targets)
+    return jax.tree.map(restore, lax.map(one, parts))
+
+
+def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss: float, chunk: int, learns: bool):
+    """Returns (nll [M], log-normaliser [M], gradient of hidden [M D], of the unembedding [V D] in float32 or None) of
+    sum(weights * (nll + z_loss * log-normaliser^2)).
+
+    Logits of a chunk of tokens are made once and kept until the chunk's gradient is done.
+    """
+    tiles, num_words = _tiles(unembedding), unembedding.shape[0]
+
+    def one(d_tiles, part):
+        hidden, targets, weights = part
+        _, norm, target, kept = _scores(hidden, targets, tiles, num_words, keep=True)
+        scale = (weights * (1 + 2 * z_loss * norm))[:, None]
+
+        def tile(d_hidden, part):
+            first, matrix, logits, d_matrix = part
+            hit = first + jnp.arange(TILE) == targets[:, None]
+            d_logits = scale * jnp.exp(logits - norm[:, None]) - jnp.where(hit, weights[:, None], 0.0)
+            d_logits = d_logits.astype(hidden.dtype)
+            d_hidden += jnp.dot(d_logits, matrix, preferred_element_type=jnp.float32)
+            if d_matrix is not None:
+                d_matrix += weight_gradient(d_logits, hidden, jnp.float32)
+            return d_hidden, d_matrix
+
+        zeros = jnp.zeros(hidden.shape, jnp.float32)
+        d_hidden, d_tiles = lax.scan(tile, zeros, (_firsts(tiles), tiles, kept, d_tiles))
+        return d_tiles, (norm - target, norm, d_hidden.astype(hidden.dtype))
+
+    parts, restore = _token_chunks(chunk, hidden, targets, weights)
+    start = jnp.zeros(tiles.shape, jnp.float32) if learns else None
+    d_tiles, found = lax.scan(one, start, parts)
+    d_matrix = None if d_tiles is None else d_tiles.reshape(-1, d_tiles.shape[-1])[:num_words]
+    return *jax.tree.map(restore, found), d_matrix
+
+
+def _tiles(unembedding):
+    """Returns [n TILE D]; what is beyond the vocabulary is zero."""
+    padded = jnp.pad(unembedding, ((0, -unembedding.shape[0] % TILE), (0, 0)))
+    return padded.reshape(-1, TILE, unembedding.shape[1])
+
+
+def _firsts(tiles):
+    return jnp.arange(tiles.shape[0]) * TILE
+
+
+def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
+    """Returns (largest logit, log-normaliser, the target's logit, [n M TILE] all logits or None) of each token."""
+
+    def tile(carry, part):
+        top, total, target = carry
+        first, matrix = part
+        logits = jnp.dot(hidden, matrix.T, preferred_element_type=jnp.float32)
+        if num_words % TILE:
+            logits = jnp.where(first + jnp.arange(TILE) < num_words, logits, LOWEST)
+        new_top = jnp.maximum(top, logits.max(-1))
+        total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
+        at = targets - first
+        here = jnp.take_along_axis(logits, jnp.clip(at, 0, TILE - 1)[:, None], axis=1)[:, 0]
+        target = jnp.where((at >= 0) & (at < TILE), here, target)
+        return (new_top, total, target), logits if keep else None
+
+    rows = hidden.shape[0]
+    start = (jnp.full(rows, LOWEST), jnp.zeros(rows), jnp.zeros(rows))
+    (top, total, target), kept = lax.scan(tile, start, (_firsts(tiles), tiles))
+    return top, top + jnp.log(total), target, kept
+
+
+def _token_chunks(chunk: int, *arrays):
+    """Returns the arrays [M ...] as [chunks, tokens, ...], padded with zeros, and what undoes it."""
+    rows = arrays[0].shape[0]
+    chunk = min(chunk, rows)
+
+    def split(x):
+        return jnp.pad(x, ((0, -rows % chunk),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+
+    return tuple(map(split, arrays)), lambda x: x.reshape(-1, *x.shape[2:])[:rows]
