@@ -9,6 +9,7 @@ Axes: M tokens, I and O a map's inputs and outputs, D model, F MLP, V vocabulary
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -33,15 +34,21 @@ def alone() -> bool:
 # Linear maps
 
 
-def matmul(x: Float[Array, "M I"], w: Float[Array, "I O"]) -> Float[Array, "M O"]:
-    """Returns x w."""
-    out: Any = _matmul(x, w)
+def linear(x: Float[Array, "B T ..."], w: Float[Array, "..."]) -> Float[Array, "B T ..."]:
+    """Returns x w, contracted over all axes of x but the first two."""
+    out: Any = _linear(x, w)
     return out
 
 
+def _flat(x, w):
+    """Returns x and w as matrices."""
+    rows, inputs = math.prod(x.shape[:2]), math.prod(x.shape[2:])
+    return x.reshape(rows, inputs), w.reshape(inputs, -1)
+
+
 @jax.custom_vjp
-def _matmul(x, w):
-    return jnp.dot(x, w)
+def _linear(x, w):
+    return jnp.dot(*_flat(x, w)).reshape(*x.shape[:2], *w.shape[x.ndim - 2 :])
 
 
 def weight_gradient(x: Float[Array, "M I"], g: Float[Array, "M O"], dtype: Any = None) -> Float[Array, "I O"]:
@@ -54,12 +61,14 @@ def weight_gradient(x: Float[Array, "M I"], g: Float[Array, "M O"], dtype: Any =
     return lax.optimization_barrier(product(g, x)).T  # or the compiler would undo it
 
 
-def _matmul_backward(saved, g):
+def _linear_backward(saved, g):
     x, w = saved
-    return jnp.dot(g, w.T), weight_gradient(x, g)
+    (flat, matrix), g = _flat(x, w), g.reshape(-1, math.prod(w.shape[x.ndim - 2 :]))
+    return jnp.dot(g, matrix.T).reshape(x.shape), weight_gradient(flat, g).reshape(w.shape)
 
 
-_matmul.defvjp(lambda x, w: (jnp.dot(x, w), (x, w)), _matmul_backward)
+# What is kept is x as it came: maps that read one x keep it once.
+_linear.defvjp(lambda x, w: (_linear(x, w), (x, w)), _linear_backward)
 
 
 # SwiGLU

@@ -201,12 +201,7 @@ def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]
     inputs, _, outputs = re.split(",|->", equation)
     read, written = inputs[2:], outputs[2:]
     kernel = weights["kernel"].astype(x.dtype)
-    if cpu.alone():
-        rows, columns = x.shape[:2], kernel.shape[len(read) :]
-        flat = cpu.matmul(x.reshape(math.prod(rows), -1), kernel.reshape(-1, math.prod(columns)))
-        out = flat.reshape(*rows, *columns)
-    else:
-        out = jnp.einsum(equation, x, kernel)
+    out = cpu.linear(x, kernel) if cpu.alone() else jnp.einsum(equation, x, kernel)
     if "lora" not in weights:
         return out
     adapter = weights["lora"]

@@ -29,8 +29,8 @@ def norm(x, scale):
 
 
 CASES = {
-    "wider": (cpu.matmul, jnp.dot, [(7, 5), (5, 12)]),
-    "narrower": (cpu.matmul, jnp.dot, [(7, 12), (12, 5)]),
+    "wider": (cpu.linear, functools.partial(jnp.einsum, "btd,dnh->btnh"), [(2, 7, 5), (5, 3, 4)]),
+    "narrower": (cpu.linear, functools.partial(jnp.einsum, "btnh,nhd->btd"), [(2, 7, 3, 4), (3, 4, 5)]),
     "swiglu": (cpu.gated, swiglu, [(7, 6), (6, 10), (6, 10), (10, 6)]),
     "swiglu in chunks": (cpu.gated, swiglu, [(12, 6), (6, 10), (6, 10), (10, 6)]),
     "norm": (functools.partial(cpu.rms_norm, eps=1e-5), norm, [(7, 6), (6,)]),
