@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax import cpu
+from giraffe_jax.attention import attend, place_of_rows
 from giraffe_jax.loading import load
 from giraffe_jax.loss import next_token_loss
 from giraffe_jax.model import Llama, unembedding
@@ -74,6 +75,23 @@ def test_the_model_and_its_gradient_are_those_of_any_device(monkeypatch):
     close(value, want)
     for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         close(got, wanted, ulps=1024)
+
+
+@pytest.mark.parametrize("grouped", [1, 3])
+def test_attention_walks_its_heads_at_once_elsewhere_and_gets_the_same(monkeypatch, grouped):
+    q, k, v, d = draw((2, 70, 2 * grouped, 8), (2, 70, 2, 8), (2, 70, 2, 8), (2, 70, 2 * grouped, 8))
+    place = place_of_rows(jnp.asarray(np.repeat([[1, 2], [3, 3]], 35, axis=1), jnp.int32), (2, 70))
+
+    def both(q, k, v, d):
+        settings = dict(q_place=place, k_place=place, implementation="blockwise", block_size=16)
+        out, back = jax.vjp(lambda q, k, v: attend((q,), (k,), v, **settings)[0], q, k, v)
+        return out, back(d)
+
+    got = jax.jit(both)(q, k, v, d)
+    monkeypatch.setattr(cpu, "alone", lambda: False)
+    want = jax.jit(lambda *inputs: both(*inputs))(q, k, v, d)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        close(a, b, ulps=84)
 
 
 def test_a_mesh_of_several_devices_is_not_one_cpu():

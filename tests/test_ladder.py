@@ -10,8 +10,8 @@ import giraffe_jax
 ROOT = Path(str(giraffe_jax.__file__)).parent
 
 LADDER = [
-    {"config", "positions", "sharding", "tokenizer", "records", "tuning"},
-    {"attention", "cpu", "optim"},
+    {"config", "cpu", "positions", "sharding", "tokenizer", "records", "tuning"},
+    {"attention", "optim"},
     {"model", "data"},
     {"loss", "checkpoint", "decode", "lora"},
     {"hf", "step"},

@@ -19,6 +19,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from giraffe_jax import cpu
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.places import Place
 from giraffe_jax.positions import CAUSAL, Band
@@ -26,7 +27,7 @@ from giraffe_jax.positions.encoding import whole
 
 ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"  # what a remat policy may keep, by name
 BLOCK, MOST = 256, 1024  # tokens of a block of keys where the caller names none, and most of a block of queries
-ROWS = 3072  # rows, tokens x heads, of a block of queries: measured on a CPU (LOG.md, 2026-11-24)
+ROWS = 1536  # rows, tokens x heads, of a block of queries: measured on a CPU (LOG.md, 2026-11-26)
 
 
 def blockwise(
@@ -242,8 +243,8 @@ class _Walk(NamedTuple):
         return jnp.arange(self.q[0].shape[2])
 
     def over_heads(self, function):
-        """Returns function(row, head) of all rows and key heads: in turn on a CPU, at once elsewhere."""
-        each = lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
+        """Returns function(row, head) of all rows and key heads: in turn on one CPU, at once elsewhere."""
+        each = lax.map if cpu.alone() else lambda f, xs: jax.vmap(f)(xs)
         heads = jnp.arange(self.v.shape[1])
         return each(lambda row: each(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
 
