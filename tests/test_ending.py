@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ import giraffe_jax.train
 from giraffe_jax import checkpoint
 from giraffe_jax.config import build
 from giraffe_jax.data.pipeline import DataConfig
-from giraffe_jax.records import read_rows
+from giraffe_jax.records import TrainLog, read_rows
 from giraffe_jax.train import train
 from tests import processes
 from tests.test_train import settings
@@ -168,3 +169,61 @@ def test_tokenising_says_how_far_it_is(tmp_path, tokenizer, capsys, monkeypatch)
 
     source.load_tokens("text", str(tmp_path / "a.txt"), ByteTokenizer(), str(tmp_path / "cache"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_at_once_and_handlers_are_put_back(tmp_path, capsys, number):
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt, match="told to end twice"):
+        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+            signal.raise_signal(number)
+            assert told == [number] and "ending after this step" in capsys.readouterr().err
+            signal.raise_signal(number)
+            pytest.fail("it went on")
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
+    try:
+        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+            signal.raise_signal(signal.SIGINT)
+            assert told == [] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_told_in_a_step_it_ends_with_that_step_saved_and_a_run_that_is_done_is_done(
+    tmp_path, tokenizer, monkeypatch, last
+):
+    def step(*args, **keys):
+        if int(args[0].step) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **keys)
+
+    real = giraffe_jax.train.train_step
+    monkeypatch.setattr(giraffe_jax.train, "train_step", step)
+    config = settings(tokenizer, steps=2 if last else 6, save_every=100)
+    if last:
+        try:
+            train(config, tmp_path, quiet=True)
+        except KeyboardInterrupt as told:  # which would end pytest
+            pytest.fail(str(told))
+    else:
+        with pytest.raises(KeyboardInterrupt, match="told to end: step 2 is saved"):
+            train(config, tmp_path, quiet=True)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoint.steps(checkpoints) == [2]
+
+
+def test_a_run_in_a_thread_handles_no_signals(tmp_path):
+    def enter():
+        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+            found.append(told)
+
+    found: list = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [[]]

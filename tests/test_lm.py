@@ -4,14 +4,16 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax import hf, load
+from giraffe_jax import decode, hf, load
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model import Llama, logits
 from tests.close import close
+from tests.test_prefix import Begun
 
 README = Path(__file__).parent.parent / "README.md"
 YARN = [dict(name="yarn", factor=4.0)]
@@ -65,6 +67,7 @@ def test_it_answers_what_it_was_trained_for(lm):
         (lambda lm: lm.score("a"), "has 1, at least 2"),
         (lambda lm: lm.generate(""), "has 0, at least 1"),
         (lambda lm: lm.score([1, 99_999]), r"ids are 0 to \d+, got 1 to 99999"),
+        (lambda lm: lm.score([1, lm.config.vocab_size]), "ids are 0 to"),
         (lambda lm: lm.generate([-1]), "got -1 to -1"),
         (lambda lm: lm.score("some text", positions=[dict(name="yran")]), "Did you mean 'yarn'"),
         (lambda lm: lm.generate("some text", 0), "n must be at least 1"),
@@ -108,3 +111,38 @@ def test_it_continues_a_prompt_as_transformers_does_the_exported_model(lm, posit
         assert sure >= 8 or stop
         cut = words.decode(new[:sure], skip_special_tokens=False)
         assert ours.generate(prompt, 48)[: len(cut)] == cut
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What LM.generate asks of the function that does it: (prompts, n, encoding, settings) of each call."""
+    calls: list = []
+
+    def generate(lm, prompts, n, encoding, **settings):
+        calls.append((prompts, n, encoding, settings))
+        return [[97]]
+
+    monkeypatch.setattr(decode, "generate", generate)
+    return calls
+
+
+def test_the_begin_token_of_a_text_is_scored_and_continued_once_and_ids_are_as_given(lm, asked):
+    begun = dataclasses.replace(lm, tokenizer=Begun())
+    assert begun.encode("ab") == [256, 97, 98]
+    for text, ids in (("ab", [256, 97, 98]), ([97, 98], [97, 98])):
+        assert begun.score(text).tokens.tolist() == ids
+        begun.generate(text)
+        assert asked.pop()[0] == [ids]
+
+
+def test_it_generates_as_it_is_asked_to(lm, asked):
+    lm.generate([1, 2], 7, positions=YARN, temperature=0.5, seed=3, policy="running")
+    (prompts, n, encoding, settings), plain = asked.pop(), lm.config.bind()
+    assert (prompts, n, settings["policy"], settings["temperature"]) == ([[1, 2]], 7, "running", 0.5)
+    assert jax.random.key_data(settings["key"]).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
+    np.testing.assert_array_equal(encoding.inv_freq, lm.config.bind(scaling=YARN).inv_freq)
+    assert not np.array_equal(encoding.inv_freq, plain.inv_freq)
+    lm.generate([1, 2])
+    _, n, encoding, settings = asked.pop()
+    assert (n, settings["policy"], settings["temperature"]) == (64, "pinned", 0.0)
+    np.testing.assert_array_equal(encoding.inv_freq, plain.inv_freq)

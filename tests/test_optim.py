@@ -48,6 +48,7 @@ def test_a_rate_may_stay_at_its_peak_before_it_falls():
 
 def test_norms_are_not_decayed():
     assert decay_mask(PARAMS) == {"q": {"kernel": True}, "norm": {"scale": False}}
+    assert decay_mask({"q": {"lora": {"a": 0, "b": 0}}}) == {"q": {"lora": {"a": True, "b": True}}}
 
 
 def test_a_learning_rate_of_zero_is_refused():
@@ -86,6 +87,12 @@ def test_a_muon_rate_of_zero_is_refused():
         (lambda: OptimConfig(lr=0.0), "optim.lr: must be > 0, got 0"),
         (lambda: OptimConfig(warmup_steps=-1), "optim.warmup_steps: must be >= 0, got -1"),
         (lambda: FrequencyConfig(train="alone", regularise=-1.0), "frequencies.regularise: must be >= 0, got -1"),
+        (lambda: OptimConfig(lr=math.inf), "optim.lr: must be > 0 and finite, got inf"),
+        (lambda: OptimConfig(clip=0.0), "optim.clip: must be > 0, got 0"),
+        (lambda: OptimConfig(b1=1.0), "optim.b1: must be >= 0 and <= 0.999999, got 1"),
+        (lambda: OptimConfig(schedule="linear", decay_steps=0), "optim.decay_steps: must be >= 1, got 0"),
+        (lambda: FrequencyConfig(train="with_weights", lr=0.0), "frequencies.lr: must be > 0, got 0"),
+        (lambda: FrequencyConfig(train="alone", lr=0.1), "frequencies.lr: got 0.1 with train='alone'"),
     ],
 )
 def test_what_is_made_by_hand_is_checked_too(make, message):

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.positions import check, frequencies
-from giraffe_jax.positions.own import sources
+from giraffe_jax.positions.own import same, sources
 
 METHOD = '''
 """Wavelet: planes slower by a power of a factor that grows with their wavelength."""
@@ -115,6 +116,10 @@ MISTAKES = {
         "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq * float('nan'))\n",
         r"it returned inv_freq with numbers that are not finite",
     ),
+    "gain not finite": (
+        "def f(e: Encoding):\n    return e.replace(gain=float('inf'))\n",
+        r"it returned gain with numbers that are not finite",
+    ),
     "numpy on traced numbers": (
         "import numpy as np\nNEEDS = ('length',)\ndef f(e: Encoding):\n"
         "    return e.replace(inv_freq=e.inv_freq * np.log(np.asarray(e.length)))\n",
@@ -152,3 +157,29 @@ def test_the_sources_of_a_list_are_those_of_its_own_methods(tmp_path, monkeypatc
     nested = [dict(name="mixed", choices=[[scaling[0]], [scaling[1]]])]
     assert list(sources(nested)) == ["own_of_a_list.py"] and sources(scaling[:1]) == {}
     assert load("giraffe-mini", dict(positions=scaling)).config.positions[1]["name"] == "own_of_a_list.wavelet"
+
+
+def test_a_method_is_the_same_whatever_its_comments_and_layout():
+    assert same("x = 1  # one\n", "x  =  1\n") and not same("x = 1\n", "x = 2\n")
+    assert same("no python", "no python") and not same("no python", "none either")
+
+
+def test_the_source_of_a_package_is_kept_as_a_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "own_package", "__init__")
+    write(tmp_path / "own_package", "inside")
+    found = sources([dict(name=f"own_package{module}.wavelet") for module in ("", ".inside")])
+    assert found == {}  # nothing is imported to find it
+    check([dict(name="own_package.wavelet"), dict(name="own_package.inside.wavelet")])
+    found = sources([dict(name="own_package.wavelet"), dict(name="own_package.inside.wavelet")])
+    assert list(found) == ["own_package/__init__.py", "own_package/inside.py"]
+
+
+def test_folders_of_methods_are_looked_in_behind_what_is_installed(tmp_path, monkeypatch):
+    """In this process: `python -m` would put the current folder in front by itself."""
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
+    monkeypatch.setattr(sys, "path", [*before])
+    assert main(["methods", "--methods=m"]) == 0
+    assert sys.path == [*before, str(tmp_path / "m"), str(tmp_path)]

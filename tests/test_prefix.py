@@ -118,3 +118,12 @@ def test_the_rule_is_part_of_what_is_cached_and_of_what_a_run_reads(tmp_path):
 
 def test_the_packaged_model_s_texts_begin_with_nothing():
     assert load("giraffe-mini").tokenizer.prefix == ()
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Begun()], ids=["none", "begun"])
+def test_made_documents_leave_room_for_what_begins_and_ends_them(tokenizer):
+    made = dict(seq_len=256, batch_size=64, sources=[dict(kind="synthetic", synthetic=dict(min_len=80))])
+    batch = make_pipeline(build(DataConfig, made), tokenizer).batch(0)
+    for tokens, segments in zip(batch["tokens"], batch["segments"], strict=True):
+        for segment in range(1, segments.max() + 1):
+            assert tokens[segments == segment][-1] == 257

@@ -39,7 +39,7 @@ AWKWARD = [
 ]
 
 
-def write_gguf(path, tokens, types, *, model, pre=None, merges=None, scores=None, **ids):
+def write_gguf(path, tokens, types, *, model, pre=None, merges=None, scores=None, begins=None, **ids):
     gguf = pytest.importorskip("gguf")
     w = gguf.GGUFWriter(str(path), "llama")
     w.add_tokenizer_model(model)
@@ -53,6 +53,8 @@ def write_gguf(path, tokens, types, *, model, pre=None, merges=None, scores=None
         w.add_token_scores(scores)
     for name, i in ids.items():
         getattr(w, f"add_{name}_token_id")(i)
+    if begins is not None:
+        w.add_add_bos_token(begins)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -296,3 +298,26 @@ def test_fingerprint_follows_the_vocabulary(tmp_path):
     assert saved({"a": 0, "b": 1}, "x.json") == saved({"a": 0, "b": 1}, "y.json")
     assert saved({"a": 0, "b": 1}, "x.json") != saved({"a": 1, "b": 0}, "z.json")
     assert len(ByteTokenizer().fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "want"), [(None, (1,)), ({"add_bos_token": True}, (1,)), ({"add_bos_token": False}, ())]
+)
+def test_a_sentencepiece_model_s_texts_begin_as_its_config_says_and_that_outlives_it(
+    tmp_path, sentencepiece_model, config, want
+):
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(tmp_path)
+    assert found.prefix == want
+    for name, content in found.files().items():
+        (tmp_path / name).write_bytes(content)
+    assert load_tokenizer(tmp_path).prefix == want
+
+
+@pytest.mark.parametrize(("begins", "want"), [(None, (1,)), (True, (1,)), (False, ())])
+def test_a_gguf_s_texts_begin_as_its_header_says(tmp_path, begins, want):
+    tokens, types = ["<unk>", "<s>", "</s>", "a", "\u2581"], [2, 3, 3, 1, 1]
+    path = write_gguf(tmp_path / "a.gguf", tokens, types, model="llama", scores=[0.0] * 5, begins=begins, bos=1, eos=2)
+    assert load_tokenizer(path).prefix == want
