@@ -171,6 +171,15 @@ def test_tokenising_says_how_far_it_is(tmp_path, tokenizer, capsys, monkeypatch)
     assert capsys.readouterr().err == ""
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as in a foreground job: a shell's background jobs, and what they start, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_at_once_and_handlers_are_put_back(tmp_path, capsys, number):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
@@ -193,6 +202,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("last", [False, True])
 def test_told_in_a_step_it_ends_with_that_step_saved_and_a_run_that_is_done_is_done(
     tmp_path, tokenizer, monkeypatch, last
