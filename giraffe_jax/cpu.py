@@ -172,8 +172,8 @@ def nll(
     @jax.checkpoint
     def one(part):
         hidden, targets = part
-        top, norm, target, _ = _scores(hidden, targets, tiles, unembedding.shape[0], keep=False)
-        return norm - target, norm, target >= top
+        top, norm, target, ahead, _ = _scores(hidden, targets, tiles, unembedding.shape[0], keep=False)
+        return norm - target, norm, (target >= top) & (target > ahead)
 
     parts, restore = _token_chunks(chunk, hidden, targets)
     return jax.tree.map(restore, lax.map(one, parts))
@@ -189,7 +189,7 @@ def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss: float, c
 
     def one(d_tiles, part):
         hidden, targets, weights = part
-        _, norm, target, kept = _scores(hidden, targets, tiles, num_words, keep=True)
+        _, norm, target, _, kept = _scores(hidden, targets, tiles, num_words, keep=True)
         scale = (weights * (1 + 2 * z_loss * norm))[:, None]
 
         def tile(d_hidden, part):
@@ -224,10 +224,11 @@ def _firsts(tiles):
 
 
 def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
-    """Returns (largest logit, log-normaliser, the target's logit, [n M TILE] all logits or None) of each token."""
+    """Returns (largest logit, log-normaliser, the target's logit, the largest of the words before it, [n M TILE] all
+    logits or None) of each token. Of equal logits the first word's is the argmax."""
 
     def tile(carry, part):
-        top, total, target = carry
+        top, total, target, ahead = carry
         first, matrix = part
         logits = jnp.dot(hidden, matrix.T, preferred_element_type=jnp.float32)
         if num_words % TILE:
@@ -237,12 +238,13 @@ def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
         at = targets - first
         here = jnp.take_along_axis(logits, jnp.clip(at, 0, TILE - 1)[:, None], axis=1)[:, 0]
         target = jnp.where((at >= 0) & (at < TILE), here, target)
-        return (new_top, total, target), logits if keep else None
+        before = jnp.where(jnp.arange(TILE) < at[:, None], logits, LOWEST).max(-1)
+        return (new_top, total, target, jnp.maximum(ahead, before)), logits if keep else None
 
     rows = hidden.shape[0]
-    start = (jnp.full(rows, LOWEST), jnp.zeros(rows), jnp.zeros(rows))
-    (top, total, target), kept = lax.scan(tile, start, (_firsts(tiles), tiles))
-    return top, top + jnp.log(total), target, kept
+    start = (jnp.full(rows, LOWEST), jnp.zeros(rows), jnp.zeros(rows), jnp.full(rows, LOWEST))
+    (top, total, target, ahead), kept = lax.scan(tile, start, (_firsts(tiles), tiles))
+    return top, top + jnp.log(total), target, ahead, kept
 
 
 def _token_chunks(chunk: int, *arrays):

@@ -42,6 +42,17 @@ def test_nll_norm_and_argmax(chunk):
     np.testing.assert_array_equal(correct[clear], (scores.argmax(-1) == TARGETS)[clear])
 
 
+@pytest.mark.parametrize("num_words", [30, 1100])
+def test_of_equal_logits_the_first_word_is_the_argmax(num_words):
+    """As numpy's; a model whose logits are all alike has not answered everything."""
+    targets = jnp.array([[0, 1, 29, num_words - 1]])
+    _, _, correct = token_nll(jnp.zeros((1, 4, 8)), jnp.ones((8, num_words)), targets)
+    assert correct.tolist() == [[True, False, False, False]]
+    lifted = jnp.ones((8, num_words)).at[:, 29].set(2.0).at[:, num_words - 1].set(2.0)
+    _, _, correct = token_nll(jnp.ones((1, 4, 8)), lifted, targets)
+    assert correct.tolist() == [[False, False, True, num_words == 30]]
+
+
 def test_gradient_does_not_depend_on_the_chunk():
     def loss(hidden, unembedding, chunk):
         return token_nll(hidden, unembedding, TARGETS, chunk=chunk)[0].mean()

