@@ -48,6 +48,10 @@ def _flat(x, w):
 
 @jax.custom_vjp
 def _linear(x, w):
+    return _product(x, w)
+
+
+def _product(x, w):
     return jnp.dot(*_flat(x, w)).reshape(*x.shape[:2], *w.shape[x.ndim - 2 :])
 
 
@@ -68,7 +72,7 @@ def _linear_backward(saved, g):
 
 
 # What is kept is x as it came: maps that read one x keep it once.
-_linear.defvjp(lambda x, w: (_linear(x, w), (x, w)), _linear_backward)
+_linear.defvjp(lambda x, w: (_product(x, w), (x, w)), _linear_backward)
 
 
 # SwiGLU
@@ -192,18 +196,19 @@ def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss: float, c
         _, norm, target, _, kept = _scores(hidden, targets, tiles, num_words, keep=True)
         scale = (weights * (1 + 2 * z_loss * norm))[:, None]
 
-        def tile(d_hidden, part):
-            first, matrix, logits, d_matrix = part
-            hit = first + jnp.arange(TILE) == targets[:, None]
+        def tile(carry, part):
+            d_hidden, d_tiles = carry
+            i, matrix, logits = part
+            hit = i * TILE + jnp.arange(TILE) == targets[:, None]
             d_logits = scale * jnp.exp(logits - norm[:, None]) - jnp.where(hit, weights[:, None], 0.0)
             d_logits = d_logits.astype(hidden.dtype)
             d_hidden += jnp.dot(d_logits, matrix, preferred_element_type=jnp.float32)
-            if d_matrix is not None:
-                d_matrix += weight_gradient(d_logits, hidden, jnp.float32)
-            return d_hidden, d_matrix
+            if d_tiles is not None:
+                d_tiles = d_tiles.at[i].add(weight_gradient(d_logits, hidden, jnp.float32))
+            return (d_hidden, d_tiles), None
 
         zeros = jnp.zeros(hidden.shape, jnp.float32)
-        d_hidden, d_tiles = lax.scan(tile, zeros, (_firsts(tiles), tiles, kept, d_tiles))
+        (d_hidden, d_tiles), _ = lax.scan(tile, (zeros, d_tiles), (jnp.arange(len(tiles)), tiles, kept))
         return d_tiles, (norm - target, norm, d_hidden.astype(hidden.dtype))
 
     parts, restore = _token_chunks(chunk, hidden, targets, weights)
@@ -219,17 +224,14 @@ def _tiles(unembedding):
     return padded.reshape(-1, TILE, unembedding.shape[1])
 
 
-def _firsts(tiles):
-    return jnp.arange(tiles.shape[0]) * TILE
-
-
 def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
     """Returns (largest logit, log-normaliser, the target's logit, the largest of the words before it, [n M TILE] all
     logits or None) of each token. Of equal logits the first word's is the argmax."""
 
     def tile(carry, part):
         top, total, target, ahead = carry
-        first, matrix = part
+        i, matrix = part
+        first = i * TILE
         logits = jnp.dot(hidden, matrix.T, preferred_element_type=jnp.float32)
         if num_words % TILE:
             logits = jnp.where(first + jnp.arange(TILE) < num_words, logits, LOWEST)
@@ -243,7 +245,7 @@ def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
 
     rows = hidden.shape[0]
     start = (jnp.full(rows, LOWEST), jnp.zeros(rows), jnp.zeros(rows), jnp.full(rows, LOWEST))
-    (top, total, target, ahead), kept = lax.scan(tile, start, (_firsts(tiles), tiles))
+    (top, total, target, ahead), kept = lax.scan(tile, start, (jnp.arange(len(tiles)), tiles))
     return top, top + jnp.log(total), target, ahead, kept
 
 

@@ -330,16 +330,25 @@ class Block(nn.Module):
 
 
 def _remat(block: Any, how: str) -> Any:
-    """Returns the layer that keeps what REMAT says for its backward pass."""
-    if how == "none":
+    """Returns the layer that keeps what REMAT says for its backward pass.
+
+    On one CPU "none" keeps what matrix products gave, attention's among them; norms, rotations and sums are made again,
+    which takes no time that can be measured (LOG.md, 2026-11-26).
+    """
+    policies = jax.checkpoint_policies
+    if how == "none" and not cpu.alone():
         return block
-    kept, offloaded = REMAT[how]
-    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=kept,
-        names_which_can_be_offloaded=offloaded,
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
+    if how == "none":
+        attended = policies.save_only_these_names(*REMAT["save_attention"][0])
+        policy = policies.save_from_both_policies(policies.dots_saveable, attended)
+    else:
+        kept, offloaded = REMAT[how]
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=kept,
+            names_which_can_be_offloaded=offloaded,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     return nn.remat(block, prevent_cse=False, policy=policy)
 
 
@@ -383,7 +392,7 @@ class Llama(nn.Module):
 
         layer, shared, slots = self._inputs(encoding, segments, cache)
         scanned = nn.scan(
-            _remat(Block, c.remat),
+            _remat(Block, c.remat) if cache is None else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=cast(Any, (0, nn.broadcast)),

@@ -114,6 +114,8 @@ def test_what_each_policy_keeps():
     attention = 3 * 4 * 32 * (4 * 8 + 4)
     assert kept("save_attention") == dict(host=0, device=residual + attention)
     assert kept("offload_attention") == dict(host=residual + attention, device=0)
+    products = 3 * 4 * 32 * (4 * 8 + 2 * 2 * 8 + 16 + 2 * 40)  # q, k and v, what attention adds, gate and up
+    assert kept("none") == dict(host=0, device=residual + attention + products)  # on one CPU, as here
 
 
 def test_moments_have_their_own_dtypes():

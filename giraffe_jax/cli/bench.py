@@ -6,7 +6,8 @@
   giraffe bench --source=giraffe-mini --alone                     # this side only, on any device: seconds, MFU, memory
 
 Each measurement is a process of its own. Fractions are of this machine's matmul peak (of its memory bandwidth where it
-decodes), measured first. Let nothing else run meanwhile.
+decodes), measured first. Both sides get the environment as it is: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives both of
+them huge pages. Let nothing else run meanwhile.
 """
 
 import argparse
