@@ -153,9 +153,11 @@ def prefill(
     """
     tokens = jnp.asarray(tokens, jnp.int32)
     check_cache(encoding, raw)
-    if encoding.positions is None:
-        encoding = encoding.at(np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape))
     lengths = jnp.asarray(lengths, jnp.int32)
+    if encoding.positions is None:
+        own = lengths if length_dependent(encoding) else None  # padding is none of it
+        places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
+        encoding = encoding.at(places, length=own)
     return _prefill(_program(lm.config), lm.params, tokens, lengths, encoding, capacity=capacity, raw=raw)
 
 

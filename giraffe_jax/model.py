@@ -416,7 +416,12 @@ class Llama(nn.Module):
             if cache.raw:
                 rows = jnp.arange(slots.shape[0])[:, None]
                 key_positions = cache.positions.at[rows, slots].set(encoding.positions)
-                key_tables = positions.rotations(encoding.replace(positions=key_positions, query_scale=None))
+                of_keys = dict(positions=key_positions, query_scale=None)
+                if encoding.inv_freq.ndim > 2:  # of each token: a cache's row is one document, whose tokens are alike
+                    of_keys |= dict(inv_freq=encoding.inv_freq[..., :1, :])
+                if encoding.gain.ndim:
+                    of_keys |= dict(gain=encoding.gain[:, :1])
+                key_tables = positions.rotations(encoding.replace(**of_keys))
         # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
         per_layer, per_layer_keys = (t is not None and t[0].q_cos.ndim == 4 for t in (tables, key_tables))
         cached = None if cache is None else (cache.k, cache.v)

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_the_field_guide_is_what_the_methods_say_of_themselves():
         "giraffe methods --page=docs/methods.md"
     )
     assert {file.stem for file in page.with_suffix("").glob("*.svg")} == {entry.name for entry in methods.catalogue()}
+
+
+def test_contributings_method_is_the_repositorys_and_one_file_of_code_and_one_test():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code, test = (textwrap.dedent(block) for block in re.findall(r"```python\n(.+?)```", text, re.DOTALL)[:2])
+    method = ROOT / "giraffe_jax" / "positions" / "methods" / "resonance.py"
+    assert code == method.read_text(encoding="utf-8")
+    assert test in (ROOT / "tests" / "positions" / "test_resonance.py").read_text(encoding="utf-8")
+    named = [f for f in (ROOT / "giraffe_jax").rglob("*.py") if "resonance" in f.read_text(encoding="utf-8").lower()]
+    assert named == [method]  # nothing else of the package knows it
 
 
 def test_every_verb_is_described():

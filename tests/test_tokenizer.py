@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from giraffe_jax.tokenizer import (
     load_tokenizer,
 )
 from giraffe_jax.tokenizer import gguf as gguf_file
+from giraffe_jax.tokenizer.to_gguf import describe
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
 SMOLLM2 = os.environ.get("GIRAFFE_SMOLLM2", "")
@@ -247,6 +249,63 @@ def test_gguf_sentencepiece_vocabulary_equals_sentencepiece(tmp_path, sentencepi
         ids = sp.encode(text)
         assert tok.encode(text) == ids, text
         assert tok.decode(ids) == sp.decode(ids), text
+
+
+def write_described(path, tokenizer, vocab_size):
+    """A GGUF file with nothing but what to_gguf says of a tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    w = gguf.GGUFWriter(str(path), "llama")
+    add = {str: w.add_string, bool: w.add_bool, int: w.add_uint32, list: w.add_array}
+    for key, value in describe(tokenizer, vocab_size).items():
+        add[type(value)](key, value)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bytes", "gpt-2", "smollm", "llama-bpe", "sentencepiece", "gguf of sentencepiece"])
+def test_a_tokenizer_comes_back_from_what_a_gguf_file_says_of_it(tmp_path, kind, sentencepiece_model):
+    from tokenizers import AddedToken
+
+    if "sentencepiece" in kind:
+        tok: Any = load_tokenizer(sentencepiece_model)
+        if kind.startswith("gguf"):
+            tok = load_tokenizer(write_described(tmp_path / "first.gguf", tok, tok.vocab_size))
+    elif kind == "bytes":
+        tok = ByteTokenizer()
+    else:
+        trained = bpe_of(splitter(kind), " ".join(AWKWARD) * 3)
+        trained.model.ignore_merges = kind == "llama-bpe"
+        trained.add_special_tokens([AddedToken("<s>", special=True)])
+        tok = JsonTokenizer(trained, bos="<s>", config=dict(add_bos_token=True, chat_template="{{ bos_token }}"))
+    back = load_tokenizer(write_described(tmp_path / "a.gguf", tok, tok.vocab_size + 3))
+    assert back.vocab_size == tok.vocab_size + 3  # which are unused
+    assert (back.bos_id, back.eos_id, back.prefix) == (tok.bos_id, tok.eos_id, tok.prefix)
+    for text in [*AWKWARD[1:], "the highest leaves were waiting below", "giraffes eat"]:
+        ids = tok.encode(text)
+        assert back.encode(text) == ids, text
+        assert back.decode(ids) == tok.decode(ids), text
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_is_refused(sentencepiece_model):
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def refused(match, change):
+        trained = bpe_of(splitter("gpt-2"), " ".join(AWKWARD) * 3)
+        change(trained)
+        with pytest.raises(ConfigError, match=match):
+            describe(JsonTokenizer(trained), trained.get_vocab_size())
+
+    odd = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("[aeiou]"), "isolated"), byte_level])
+    refused(r"it splits a text by \['\[aeiou\]'\]", lambda t: setattr(t, "pre_tokenizer", odd))
+    refused(r"pre-tokenizers \['Whitespace'\]", lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Whitespace()))
+    refused(r"normalizer Lowercase", lambda t: setattr(t, "normalizer", normalizers.Lowercase()))
+    with pytest.raises(ConfigError, match="a WordLevel model"):
+        describe(JsonTokenizer(Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))), 1)
 
 
 @needs_smollm2

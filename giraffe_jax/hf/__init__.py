@@ -1,4 +1,4 @@
-"""In from Hugging Face directories and GGUF files, out to Hugging Face directories.
+"""In from Hugging Face directories and GGUF files, and out to them.
 
 Example:
     lm = hf.load("path/to/Llama-3.2-1B")  # or a .gguf file, "giraffe-mini", "smollm2"
@@ -7,7 +7,8 @@ Example:
 
 from giraffe_jax.hf.config import config_from_json
 from giraffe_jax.hf.export import config_to_json, save
+from giraffe_jax.hf.export_gguf import save_gguf
 from giraffe_jax.hf.load import find_gguf, load, locate, read_config
 
 __all__ = ["config_from_json", "config_to_json", "find_gguf", "load", "locate",
-           "read_config", "save"]  # fmt: skip
+           "read_config", "save", "save_gguf"]  # fmt: skip

@@ -35,6 +35,7 @@ def save(
     *,
     dtype: str = "bfloat16",
     max_len: int | None = None,
+    gain_in_weights: bool = False,
     shard_bytes: int = _SHARD_BYTES,
 ) -> Path:
     """Returns the directory written: config.json, generation_config.json, safetensors and the tokenizer's files.
@@ -44,6 +45,8 @@ def save(
       directory: must not exist, or be empty; it appears complete or not at all.
       dtype: "bfloat16", "float16" or "float32"; numbers are rounded to it.
       max_len: max_position_embeddings to write; by default what the scaling reaches.
+      gain_in_weights: multiplies the query map by the square of the positions' gain and writes an attention_factor of
+        1, for readers that do not honour it; the map is then rounded once more.
       shard_bytes: weights beyond this go into several files with an index.
 
     Raises:
@@ -55,8 +58,10 @@ def save(
         raise ConfigError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}.")
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {config.vocab_size}.")
-    values = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len)
-    flat = _checked(params, config)
+    values = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len, gain_in_weights=gain_in_weights)
+    flat = checked(params, config)
+    if gain_in_weights:
+        flat = fold_gain(flat, _gain(config))
     with new_directory(directory) as part:
         ids = {k: values[k] for k in ("bos_token_id", "eos_token_id") if k in values}
         _write_json(part / "config.json", values)
@@ -77,6 +82,16 @@ def check_new(directory: str | Path) -> None:
         raise ConfigError(f"{directory}: {above} is a file, so no directory can be made in it.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"{directory}: {above} cannot be written in.")
+
+
+def check_new_file(path: str | Path) -> None:
+    """Raises ConfigError where no new file can be made, or something is there already."""
+    path = Path(path)
+    if os.path.lexists(path):
+        raise ConfigError(f"{path}: exists already; nothing is overwritten. Give a new file.")
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: {folder} {'cannot be written in' if folder.is_dir() else 'is no directory'}.")
 
 
 @contextlib.contextmanager
@@ -128,12 +143,21 @@ def _remove(folder: Path) -> None:
 
 
 def config_to_json(
-    config: ModelConfig, tokenizer: Tokenizer | None = None, *, dtype: str = "bfloat16", max_len: int | None = None
+    config: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: str = "bfloat16",
+    max_len: int | None = None,
+    gain_in_weights: bool = False,
 ) -> dict[str, Any]:
-    """Returns the config.json of a model, readable by transformers 4 and 5."""
+    """Returns the config.json of a model, readable by transformers 4 and 5; see `save`."""
     if config.qk_norm:
         raise ConfigError("model.qk_norm: Hugging Face's Llama does not normalise queries and keys; not exported.")
     rope, reach = _rope(config)
+    if gain_in_weights and rope["rope_type"] in ("yarn", "longrope"):
+        rope |= {
+            k: 1.0 for k in ("attention_factor", "short_mscale", "long_mscale") if k == "attention_factor" or k in rope
+        }
     if max_len is not None and max_len < 1:
         raise ConfigError(f"max_len must be at least 1, got {max_len}.")
     if max_len is not None and rope["rope_type"] == "dynamic" and max_len != config.original_len:
@@ -188,8 +212,7 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
 
     What it has no name for, but is a table of frequencies and a gain, is written as `longrope` with equal lists.
     """
-    calls = [dict(to_dict(p)) for p in config.positions]
-    calls = [c for c, bound in zip(calls, check(config.positions), strict=True) if "key" not in bound.needs]
+    calls = _acting(config)
     theta, length = float(config.theta), config.original_len
     if not calls:
         return {"rope_type": "default", "rope_theta": theta}, length
@@ -221,24 +244,63 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
 
 def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
     """Returns rope_parameters of type longrope whose two lists are the methods' frequencies, whatever their formula."""
+    has = (
+        f"It has ntk and abf (as rope_theta), {', '.join(_NATIVE)}, and, as longrope, every method that `giraffe "
+        "methods` lists so, composed or alone."
+    )
+    (inv_freq, gain), factor, theta = (
+        static_table(config, "Hugging Face's Llama", has),
+        largest_factor(calls),
+        float(config.theta),
+    )
+    entry = longrope_entry(inv_freq, gain, head_dim=config.head_dim, theta=theta, factor=factor)
+    rope = {"rope_type": entry.pop("name"), "rope_theta": theta, **entry}
+    rope["original_max_position_embeddings"] = config.original_len
+    rope |= {"short_mscale": gain, "long_mscale": gain}  # vLLM reads the gain here
+    return rope, reach_of(config)
+
+
+def _acting(config: ModelConfig) -> list[dict[str, Any]]:
+    """Returns the config's methods without those that act while training only."""
+    calls = [dict(to_dict(p)) for p in config.positions]
+    return [c for c, bound in zip(calls, check(config.positions), strict=True) if "key" not in bound.needs]
+
+
+def reach_of(config: ModelConfig) -> int:
+    """Returns how far the positions of a model reach, in tokens: original_len times the largest factor."""
+    return int(config.original_len * largest_factor(_acting(config)))
+
+
+def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray, float]:
+    """Returns (inv_freq [R], gain) of positions that are nothing more.
+
+    Raises:
+      ConfigError: they are more, which `whose` Llama does not know; and what it `has`.
+    """
+    calls = _acting(config)
     model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
     found = one_table(calls, **model, num_layers=config.num_layers)
     if found is None:
         listed = ", ".join(str(c["name"]) for c in calls)
         raise ConfigError(
-            f"model.positions: {listed} cannot be exported: Hugging Face's Llama knows frequencies and a gain that are "
-            f"the same in every layer and at every length. It has ntk and abf (as rope_theta), {', '.join(_NATIVE)}, "
-            "and, as longrope, every method that `giraffe methods` lists so, composed or alone."
+            f"model.positions: {listed} cannot be exported: {whose} knows frequencies and a gain that are the same in "
+            f"every layer and at every length. {has}"
         )
-    (inv_freq, gain), factor, theta = found, largest_factor(calls), float(config.theta)
-    entry = longrope_entry(inv_freq, gain, head_dim=config.head_dim, theta=theta, factor=factor)
-    rope = {"rope_type": entry.pop("name"), "rope_theta": theta, **entry}
-    rope["original_max_position_embeddings"] = config.original_len
-    rope |= {"short_mscale": gain, "long_mscale": gain}  # vLLM reads the gain here
-    return rope, max(config.original_len, int(config.original_len * factor))
+    return found
 
 
-def _checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+def _gain(config: ModelConfig) -> float:
+    return float(config.bind(config.original_len).gain)
+
+
+def fold_gain(flat: Mapping[str, Any], gain: float) -> dict[str, Any]:
+    """Returns the parameters with the gain of cos and sin in the query map, whose logits get its square."""
+    query = "layers/attention/q/kernel"
+    return dict(flat) if gain == 1 else {**flat, query: np.asarray(flat[query], np.float32) * np.float32(gain**2)}
+
+
+def checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Returns the parameters by their paths; ConfigError where they are not those of the config."""
     flat = paths(params)
     size = names.sizes(config)
     want = {n.path: (config.num_layers,) * n.stacked + names.our_shape(n.layout, size) for n in names.names(config)}

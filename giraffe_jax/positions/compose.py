@@ -245,13 +245,18 @@ def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Enc
 
 
 def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -> Any:
-    """Returns what a step will make of the pending calls, so that one that refuses does so when a config is built."""
+    """Runs the pending calls as a step will, at one length for all and at one of each token, so that one that refuses
+    does so when a config is built."""
     positions = jnp.zeros((1, 1))
     e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
-    e = e.replace(positions=positions, length=positions[0, 0] + 2.0, key=jax.random.key(0))
-    for i, call in pending:
-        e = apply(e, [call], where, i)
-    return e.inv_freq
+    each = e if e.limits is None else e.choose(0)
+    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 1, 1), 2.0))):
+        if length.ndim and start.inv_freq.ndim == 2:
+            start = start.replace(inv_freq=start.inv_freq[:, None, None])
+        made = start.replace(positions=positions, length=length, key=jax.random.key(0))
+        for i, call in pending:
+            made = apply(made, [call], where, i)
+    return made.inv_freq
 
 
 def frequencies(

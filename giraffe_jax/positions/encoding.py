@@ -68,12 +68,12 @@ class Encoding:
     host, while methods are bound, they are float64 numpy; inside a step they are float32.
     """
 
-    inv_freq: Any  # [R] or [L R], radians per token of each rotary plane; chosen for each token [B T R] or [L B T R]
+    inv_freq: Any  # [R] or [L R], radians per token of each rotary plane; of each token [B T R] or [L B T R]
     gain: Any  # [] or [B T], multiplies cos and sin, so logits get its square
     theta: Any  # [], RoPE base
     original_len: Any  # [], pretraining context, tokens
     positions: Any = None  # [B T], tokens since the document's start; never used for masking
-    length: Any = None  # [], current sequence length, tokens: what length-dependent methods read
+    length: Any = None  # current length in tokens, which length-dependent methods read: [], or [B T 1] of each document
     log_decay: Any = None  # [R], xPos: queries get exp(+p log_decay), keys exp(-p log_decay)
     query_scale: Any = None  # [B T] or [L B T], multiplies queries
     log_n: Any = None  # [B T], logarithm of how many keys a query sees: SSMax multiplies it by a learned number
@@ -120,24 +120,34 @@ class Encoding:
 
         Args:
           positions: [B T], tokens since the document's start.
-          length: current sequence length in tokens; by default the one given when binding, else max(positions) + 1.
+          length: current length in tokens, of all [] or of each row [B]; by default the one given when binding, else
+            each token's own document's, so that a document's frequencies do not depend on what else is in the batch.
           key: PRNG key of a training step; None turns training-time methods off.
           choice: [B], which choice of `mixed` each row reads; by default each document's own, or that of `length`.
         """
-        given = length is not None or self.length is not None
-        e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.replace(pending=(), key=None))
+        length = self.length if length is None else length
+        if choice is not None and self.limits is None:
+            raise ValueError("a choice is given, but there is nothing to choose from: `mixed` is what has choices.")
+        e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.replace(pending=(), key=None, length=None))
         positions = jnp.asarray(positions, jnp.float32)
-        if length is None:
-            length = jnp.max(positions) + 1 if self.length is None else self.length
-        e = e.replace(positions=positions, length=jnp.asarray(length, jnp.float32), key=key)
+        if length is not None:
+            length = jnp.asarray(length, jnp.float32)
+            length = length[:, None, None] if length.ndim == 1 else length
+        elif self.limits is not None or any("length" in call.needs for call in self.pending):
+            length = document_sizes(positions)[..., None]
+        e = e.replace(positions=positions, length=length, key=key)
+        if e.limits is not None and length is not None:
+            size = length if length.ndim == 0 else length[..., 0]
+            index = jnp.sum(size[..., None] > e.limits, axis=-1)
+            e = e.choose(index if choice is None else jnp.broadcast_to(jnp.asarray(choice)[:, None], positions.shape))
+        if e.gain.ndim:  # [B T 1] while methods are at work, as lengths are
+            e = e.replace(gain=e.gain[..., None])
+        if length is not None and length.ndim and e.inv_freq.ndim == 2:  # layers that differ, before tokens that do
+            e = e.replace(inv_freq=e.inv_freq[:, None, None])
         for i, call in enumerate(self.pending):
             e = call(e if key is None else e.replace(key=jax.random.fold_in(key, i)))
-        if choice is not None and e.limits is None:
-            raise ValueError("a choice is given, but there is nothing to choose from: `mixed` is what has choices.")
-        if e.limits is not None:
-            size = e.length if given else document_sizes(positions)
-            index = jnp.sum(size[..., None] > e.limits, axis=-1) if choice is None else jnp.asarray(choice)[:, None]
-            e = e.choose(index if choice is None else jnp.broadcast_to(index, positions.shape))
+        if e.gain.ndim:
+            e = e.replace(gain=e.gain[..., 0])
         return e.replace(key=None)
 
 

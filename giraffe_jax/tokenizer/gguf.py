@@ -18,20 +18,20 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [b for b in range(256) if b not in set(_PRINTABLE)]
 BYTE_CHARACTERS = [chr(b) if b in set(_PRINTABLE) else chr(256 + _OTHERS.index(b)) for b in range(256)]
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Each expression splits the pieces the one before it left.
 PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "gpt-2": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
     "llama-bpe": (_LLAMA3,),
 }
 # Vocabulary entries that are whole words are taken before any merge (`ignore_merges`).
-_WHOLE_WORDS = ("llama-bpe",)
+WHOLE_WORDS = ("llama-bpe",)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # token types of the format
 
@@ -213,7 +213,7 @@ def _byte_level(meta: Mapping, tokens: list[str], vocab: dict[str, int], types: 
         )
     merges = [tuple(m.split(" ", 1)) for m in meta.get("tokenizer.ggml.merges") or []]
     try:
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=name in _WHOLE_WORDS)
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=name in WHOLE_WORDS)
     except Exception as e:  # the library raises bare Exception
         raise ConfigError(f"{where}: its vocabulary and merges do not fit together: {e}.") from e
     tok = Tokenizer(model)

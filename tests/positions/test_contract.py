@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from giraffe_jax import positions as giraffe_positions
 from giraffe_jax.config import ConfigError
 from giraffe_jax.decode import LM, decode_step, generate, prefill
 from giraffe_jax.model import Llama, ModelConfig, logits
 from giraffe_jax.positions import frequencies, names, rotations
+from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.close import ULP, close
 
 MODEL = dict(head_dim=8, theta=10000.0, original_len=32)
@@ -46,7 +48,11 @@ def name(request):
 PROGRAMS = {"dynamic", "fire", "logn", "mixed", "randomize", "self_extend", "sliding_window", "streaming", "yarn"}
 
 
-@pytest.fixture(params=[n if n in PROGRAMS else pytest.param(n, marks=pytest.mark.slow) for n in sorted(CATALOGUE)])
+def all_of(default):
+    return [n if n in default else pytest.param(n, marks=pytest.mark.slow) for n in sorted(CATALOGUE)]
+
+
+@pytest.fixture(params=all_of(PROGRAMS))
 def program(request):
     return request.param
 
@@ -149,8 +155,8 @@ def test_only_distances_matter(name):
     close(forward(name, e.at(count(48, 240))), forward(name, e.at(count(48))), ulps=256 * 64)
 
 
-def test_finite_at_long_lengths(name):
-    length = 8192.0
+def test_finite_at_a_million_tokens(name):
+    length = 1e6 if name != "xpos" else 32768.0  # whose powers of the position outgrow float32
     e = bind(example(name), length).at(jnp.linspace(0, length - 1, 64)[None], key=None)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(rotations(e)))
 
@@ -176,6 +182,84 @@ def test_packed_documents_are_as_if_alone(program):
     for start, n in ((0, 30), (30, 18)):
         alone = hidden(params(name), e.at(count(n)), TOKENS[:, start : start + n])
         close(got[:, start : start + n], alone, ulps=256)
+
+
+@pytest.mark.parametrize("name", all_of({"dynamic", "fire", "self_extend"}))
+def test_eight_devices_are_as_one(name):
+    """Rows over four devices and tokens over two; packed documents, whose lengths are their own."""
+    if name == "s2":
+        pytest.skip("its groups are of a row")
+    sizes = (30, 18)
+    tokens = jax.random.randint(jax.random.key(3), (4, 48), 0, 32)
+    places = jnp.tile(jnp.concatenate([count(n) for n in sizes], axis=1), (4, 1))
+    segments = jnp.tile(jnp.repeat(jnp.array([1, 2]), jnp.array(sizes))[None], (4, 1))
+    e, tree = bind(example(name)), params(name)
+
+    @jax.jit
+    def read(tree, e, tokens, places, segments):
+        config = dataclasses.replace(CONFIG, attention="blockwise", block_size=16)
+        return Llama(config).apply({"params": tree}, tokens, e.at(places), segments)[0]
+
+    want = read(tree, e, tokens, places, segments)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+    with jax.set_mesh(mesh):
+        rows = (jax.device_put(x, batch_sharding(mesh)) for x in (tokens, places, segments))
+        close(read(jax.device_put(tree, jax.sharding.NamedSharding(mesh, PartitionSpec())), e, *rows), want, ulps=256)
+
+
+def test_methods_of_frequencies_in_one_program_are_each_as_alone():
+    """All of them stacked, and one vmapped forward pass: numbers alone tell them apart."""
+    static = [n for n in CATALOGUE if CATALOGUE[n].ABOUT["kind"] in ("frequencies", "length")]
+    bound = [bind(example(n), 48).at(count(48)) for n in static]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *bound)
+    tree = params()
+    got = jax.jit(jax.vmap(lambda e: hidden(tree, e, TOKENS)))(together)
+    for i, name in enumerate(static):
+        close(got[i], hidden(params(), bound[i], TOKENS), ulps=256, what=name)
+    assert len(np.unique(np.asarray(got[:, 0, -1, 0]))) > len(static) - 5  # they do differ
+
+
+FOLLOW = [n for n, m in CATALOGUE.items() if m.ABOUT["kind"] == "length"]
+
+
+@pytest.mark.parametrize("after", [[], [dict(name="nope_layers", every=2)]], ids=["alone", "with nope_layers"])
+@pytest.mark.parametrize("name", FOLLOW)
+def test_a_documents_length_is_its_own(name, after):
+    """Without a length: documents of 44, 40 and 12 tokens, packed and in two rows, are as each is at its own length,
+    whatever lies beside it. original_len is 32."""
+    if name == "mixed" and after:
+        after, before = [], after  # what differs between layers comes first
+    else:
+        before = []
+    scaling, sizes = before + example(name) + after, ((44,), (40, 12))
+    e = bind(scaling)
+    width = 52
+    rows = [jnp.concatenate([*[count(n)[0] for n in row], jnp.zeros(width - sum(row))]) for row in sizes]
+    segments = [np.repeat([*range(1, len(row) + 1), 0], [*row, width - sum(row)]) for row in sizes]
+    tokens = jax.random.randint(jax.random.key(9), (2, width), 0, 32)
+    got = hidden(params(name), e.at(jnp.stack(rows)), tokens, jnp.asarray(np.stack(segments)))
+    for row, documents in enumerate(sizes):
+        start = 0
+        for n in documents:
+            part = slice(start, start + n)
+            alone = hidden(params(name), bind(scaling, int(n)).at(count(int(n))), tokens[row : row + 1, part])
+            close(got[row : row + 1, part], alone, ulps=256 * 8)
+            start += n
+
+
+@pytest.mark.parametrize("name", FOLLOW)
+def test_prompts_of_several_lengths_are_read_at_their_own(name):
+    """Prefill of a raw cache without a length, padded on the right, and one more token each at its new length."""
+    lm, sizes = LM(CONFIG, params(name), None), np.array([44, 12])
+    tokens = jax.random.randint(jax.random.key(9), (2, 45), 0, 32)
+    got, cache = prefill(lm, tokens[:, :44], sizes, bind(example(name)), capacity=48, raw=True)
+    more, _ = decode_step(lm, tokens[:, 44], bind(example(name)), cache)
+    for row, n in enumerate(map(int, sizes)):
+        alone, at = tokens[row : row + 1, :n], np.array([n])
+        want, kept = prefill(lm, alone, at, bind(example(name), n), capacity=48, raw=True)
+        close(got[row], want[0], ulps=256 * 8)
+        want, _ = decode_step(lm, tokens[row : row + 1, 44], bind(example(name), n + 1), kept)
+        close(more[row], want[0], ulps=256 * 8)
 
 
 @functools.partial(jax.jit, static_argnames="attention")

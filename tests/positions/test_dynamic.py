@@ -23,6 +23,6 @@ def test_base_grows_with_the_length(factor, length):
 def test_a_traced_length_gives_the_pinned_frequencies():
     scaling = [dict(name="dynamic", factor=2.0), dict(name="power", exponent=0.5)]
     positions = jnp.arange(9000.0)[None]
-    running = jax.jit(lambda e, p: e.at(p).inv_freq)(bind(scaling, **LLAMA2), positions)
+    running = jax.jit(lambda e, p: e.at(p, length=p.max() + 1).inv_freq)(bind(scaling, **LLAMA2), positions)
     pinned = bind(scaling, **LLAMA2, length=9000).inv_freq
     close(running / pinned, np.ones(64))

@@ -36,7 +36,8 @@ def lampe(
     floor(r (i - head)) + head - floor(r j), r = (m - head - tail) / (length - head - tail).
 
     The mapped length m is longest / (1 + exp(-(a length + b))) to the nearest token, at least head + tail and at most
-    the length itself, where all distances are true.
+    the length itself, where all distances are true. The length is one for a batch: of its longest document, where it is
+    not given.
 
     Args:
       a, b: fitted to a model's perplexity at a few lengths; released are (8.673e-5, -0.648) with longest 2489 for
@@ -46,18 +47,18 @@ def lampe(
       head: tokens; 1/16 of original_len by default.
       tail: tokens.
     """
-    xp = e.xp
+    xp, length = e.xp, e.xp.max(e.length)
     near_end, most = window_of(e, head, 1 / 16), window_of(e, longest, 3 / 4)
     ends = near_end + tail
-    m = mapped(e.length, a=a, b=b, longest=most, least=ends, xp=xp)
-    below = xp.maximum(e.length - ends, 1)
-    above = xp.where(e.length > ends, xp.maximum(m - ends, 0), below)
-    first, last = near_end + 1, e.length - tail
+    m = mapped(length, a=a, b=b, longest=most, least=ends, xp=xp)
+    below = xp.maximum(length - ends, 1)
+    above = xp.where(length > ends, xp.maximum(m - ends, 0), below)
+    first, last = near_end + 1, length - tail
     return with_bands(
         e,
         near(first),
         Band(low=first, high=last, q_pos=Shrunk(above, below, near_end), k_pos=Shrunk(above, below)),
-        Band(low=xp.maximum(first, last), q_pos=Line(shift=m - e.length), k_pos=Line()),
+        Band(low=xp.maximum(first, last), q_pos=Line(shift=m - length), k_pos=Line()),
     )
 
 

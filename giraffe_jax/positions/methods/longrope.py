@@ -46,6 +46,8 @@ def longrope(
             raise ValueError(f"{name} must have head_dim / 2 = {num_planes} values, got {values.shape[-1]}.")
         if values.ndim == 2 and e.num_layers not in (None, len(values)):
             raise ValueError(f"{name} must have one list for each of {e.num_layers} layers, got {len(values)}.")
+    if xp.ndim(e.length) and (short.ndim == 2 or long.ndim == 2):  # layers that differ, and tokens
+        short, long = (x[:, None, None] if x.ndim == 2 else x for x in (short, long))
     divisor = xp.where(e.length > e.original_len, long, short)
     if dynamic:
         if factor is None:

@@ -18,4 +18,5 @@ ABOUT = dict(kind="layers", training_free=False, export="custom", cache="rotated
 
 def nope_layers(e: Encoding, *, every: Annotated[int, Bound(1)] = 4) -> Encoding:
     """0 for every plane of layers every, 2 every, ... (counted from 1)."""
-    return e.replace(inv_freq=alternate(e, every, e.inv_freq, 0 * e.inv_freq, axes=1))
+    axes = 3 if e.inv_freq.ndim > 2 else 1  # [B T R] where tokens differ
+    return e.replace(inv_freq=alternate(e, every, e.inv_freq, 0 * e.inv_freq, axes=axes))

@@ -1,0 +1,134 @@
+"""Read one Hugging Face directory here and with transformers (extra `oracle`), in float32, and compare logits,
+next-token distributions and perplexities on a text: within the original length, at it, and at the length that the
+positions reach (or at twice the original).
+
+The text is --text, or the English reference text that Python carries (pydoc_data). A directory without a tokenizer gets
+random ids. The largest difference may be 2e-5 of the largest logit, or what float32 leaves of the angle of the last
+position where that is more: 2^-23 radians for each token.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.cli import configs
+from giraffe_jax.config import ConfigError
+
+LEAST = 2e-5  # of the largest logit
+CHUNK = 256  # positions whose logits exist at once
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", type=configs.source, help="a Hugging Face directory")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="UTF-8 text to read (default: Python's own reference)"
+    )
+    parser.add_argument(
+        "--lengths",
+        nargs="+",
+        type=configs.number(int, 2, high=2**24),
+        metavar="N",
+        help="tokens (default: half the original length, the original, and what the positions reach or twice it)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ConfigError(f"check hf: {error}; `pip install 'giraffe-jax[oracle]'` has it.") from error
+    from giraffe_jax import hf
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not (Path(args.directory) / "config.json").is_file():
+        raise ConfigError(f"{args.directory}: no config.json in it, so not a Hugging Face directory.")
+    ours = hf.load(args.directory)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        args.directory, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    original = ours.config.original_len
+    reach = max(int(model.config.max_position_embeddings), original)
+    lengths = args.lengths or [max(original // 2, 2), original, reach if reach > original else 2 * original]
+    tokens, what = _tokens(ours, args.text, max(lengths))
+    print(f"{args.directory}: {what}\n")
+    print("tokens  largest difference  allowed     KL mean      KL max  perplexity  transformers")
+    worst, good = 0.0, True
+    for length in lengths:
+        row = compare(ours, model.eval(), tokens[:length])
+        allowed = max(LEAST, length * 2.0**-23)
+        good &= row["difference"] <= allowed  # False for a nan too
+        worst = max(worst, row["difference"]) if row["difference"] == row["difference"] else row["difference"]
+        print(
+            f"{length:>6}{row['difference']:>20.1e}{allowed:>9.1e}{row['kl_mean']:>12.1e}{row['kl_max']:>12.1e}"
+            f"{row['perplexity']:>12.4f}{row['theirs']:>14.4f}",
+            flush=True,
+        )
+    print(f"\n{'passed' if good else 'FAILED'}: logits differ by up to {worst:.1e} of the largest")
+    return 0 if good else 1
+
+
+def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
+    """Returns (ids, what they are)."""
+    import numpy as np
+
+    if ours.tokenizer is None:
+        return np.random.default_rng(0).integers(0, ours.config.vocab_size, length), "random ids: it has no tokenizer"
+    if text is None:
+        from pydoc_data.topics import topics
+
+        words, name = "\n\n".join(topics[key] for key in sorted(topics)), "Python's reference text"
+    else:
+        try:
+            words, name = text.read_text(encoding="utf-8"), str(text)
+        except ValueError as error:
+            raise ConfigError(f"--text {text}: not UTF-8 text ({error}).") from error
+    ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
+    if len(ids) < length:
+        raise ConfigError(
+            f"{name} has {len(ids)} tokens, {length} are asked for; give a longer --text or less --lengths."
+        )
+    return np.array(ids[:length]), f"{name}, by its own tokenizer"
+
+
+def compare(ours: Any, model: Any, tokens: Any) -> dict[str, float]:
+    """Returns the largest difference of logits over the largest logit, the divergence of the next-token distributions
+    (KL of ours from theirs, nats), and both perplexities.
+
+    Args:
+      ours: decode.LM.
+      model: transformers' model of the same weights.
+      tokens: [T].
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from giraffe_jax.model import Llama, unembedding
+
+    length = len(tokens)
+    encoding = ours.config.bind(float(length)).at(jnp.arange(length, dtype=jnp.float32)[None])
+    read = jax.jit(lambda params, tokens, e: Llama(ours.config).apply({"params": params}, tokens, e)[0])  # type: ignore[index]
+    hidden = np.asarray(read(ours.params, jnp.asarray(tokens[None], jnp.int32), encoding))[0]
+    with torch.no_grad():
+        their_hidden = model.model(torch.tensor(tokens[None]), use_cache=False).last_hidden_state[0].numpy()
+    head, their_head = np.asarray(unembedding(ours.params)), model.get_output_embeddings().weight.detach().numpy().T
+    difference = largest = kl_max = 0.0
+    kl, nll = 0.0, np.zeros(2)
+    for at in range(0, length, CHUNK):
+        part = slice(at, at + CHUNK)
+        both = np.stack([hidden[part] @ head, their_hidden[part] @ their_head]).astype(np.float64)
+        difference = float(np.maximum(difference, np.abs(both[0] - both[1]).max()))  # keeps a nan
+        largest = max(largest, float(np.abs(both[1]).max()))
+        top = both.max(-1, keepdims=True)
+        log_p = both - top - np.log(np.exp(both - top).sum(-1, keepdims=True))
+        divergence = (np.exp(log_p[1]) * (log_p[1] - log_p[0])).sum(-1)
+        kl, kl_max = kl + divergence.sum(), max(kl_max, float(divergence.max()))
+        targets = tokens[at + 1 : at + 1 + CHUNK]
+        nll -= log_p[:, np.arange(len(targets)), targets].sum(-1)
+    perplexity, theirs = np.exp(nll / (length - 1))
+    return dict(
+        difference=difference / largest, kl_mean=kl / length, kl_max=kl_max, perplexity=perplexity, theirs=theirs
+    )

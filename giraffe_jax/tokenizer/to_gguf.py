@@ -1,0 +1,144 @@
+"""What a GGUF file says of a tokenizer, from which llama.cpp (and `tokenizer.gguf`) builds one that gives the same ids.
+
+llama.cpp knows two kinds that Llamas use: byte-level BPE, whose pre-tokenizer it has by name, and SentencePiece BPE. A
+tokenizer that is neither is refused: a near one would give fluent text by other ids.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.tokenizer import Tokenizer
+from giraffe_jax.tokenizer.gguf import GPT2, PRE_TOKENIZERS, WHOLE_WORDS
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of the format
+LOWEST = -1e9  # the score of what is not merged
+
+
+def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """Returns the tokenizer.* keys of a header; ids up to vocab_size that the tokenizer has not are unused ones.
+
+    Raises:
+      ConfigError: llama.cpp has no tokenizer like it; the message says what it lacks.
+    """
+    files = tokenizer.files()
+    if "tokenizer.json" in files:
+        kind, tokens, types, about = _from_json(json.loads(files["tokenizer.json"]))
+        template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
+        about |= {"chat_template": template} if isinstance(template, str) else {}
+    elif "tokenizer.model" in files:
+        kind, tokens, types, about = _from_sentencepiece(files["tokenizer.model"])
+    else:
+        raise ConfigError(f"tokenizer: a {type(tokenizer).__name__} has no description that llama.cpp could read.")
+    missing = range(len(tokens), vocab_size)
+    tokens += [f"[PAD{i}]" for i in missing]
+    types += [UNUSED for _ in missing]
+    if "scores" in about:
+        about["scores"] += [LOWEST for _ in missing]
+    unknown = next((i for i, t in enumerate(types) if t == UNKNOWN), None)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "unknown_token_id": unknown}
+    about |= {k: i for k, i in ids.items() if i is not None} | {"add_bos_token": bool(tokenizer.prefix)}
+    template = {"tokenizer.chat_template": about.pop("chat_template")} if "chat_template" in about else {}
+    keys = dict(model=kind, tokens=tokens, token_type=types) | about
+    return {f"tokenizer.ggml.{k}": v for k, v in keys.items() if v != []} | template
+
+
+def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dict[str, Any]]:
+    """Returns (kind, tokens, token types, further keys) of the content of a tokenizer.json."""
+    model = parts["model"]
+    if model.get("type") != "BPE":
+        raise ConfigError(f"tokenizer: a {model.get('type')} model; llama.cpp's Llamas have BPE models alone.")
+    vocab: dict[str, int] = dict(model["vocab"])
+    added = {t["id"]: t for t in parts.get("added_tokens") or []}
+    vocab |= {t["content"]: i for i, t in added.items()}
+    by_id = {i: token for token, i in vocab.items()}
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)]
+    merges = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model.get("merges") or []]
+    pieces = bool(model.get("byte_fallback"))
+    types = [NORMAL if i in by_id else UNUSED for i in range(len(tokens))]
+    for i, token in enumerate(tokens):
+        if pieces and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            types[i] = BYTE
+        if i in added:
+            types[i] = CONTROL if added[i]["special"] else USER_DEFINED
+        if pieces and token == model.get("unk_token"):
+            types[i] = UNKNOWN
+    if pieces:
+        return "llama", tokens, types, dict(scores=_scores(tokens, merges), add_space_prefix=_space_prefix(parts))
+    pre = _pre_tokenizer(parts, bool(merges), bool(model.get("ignore_merges")))
+    return "gpt2", tokens, types, dict(pre=pre, merges=[" ".join(pair) for pair in merges])
+
+
+def _from_sentencepiece(content: bytes) -> tuple[str, list[str], list[int], dict[str, Any]]:
+    """Returns the same of a SentencePiece model, whose pieces have scores and the format's own kinds."""
+    from sentencepiece import sentencepiece_model_pb2 as pb2
+
+    model: Any = pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    if model.trainer_spec.model_type != 2 or model.normalizer_spec.precompiled_charsmap:
+        raise ConfigError(
+            "tokenizer: a SentencePiece model that is not BPE, or that normalises text; llama.cpp's Llamas do neither."
+        )
+    about = dict(scores=[p.score for p in model.pieces], add_space_prefix=model.normalizer_spec.add_dummy_prefix)
+    return "llama", [p.piece for p in model.pieces], [p.type for p in model.pieces], about
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """Returns a score for each token by which the best merge comes first, as the order of `merges` has it."""
+    rank: dict[str, int] = {}
+    for pair in merges:
+        rank.setdefault("".join(pair), len(rank))
+    return [-float(rank[token]) if token in rank else LOWEST for token in tokens]
+
+
+def _space_prefix(parts: Mapping[str, Any]) -> bool:
+    """Returns whether a text gets a space in front, of a tokenizer that writes spaces as U+2581 and does no more."""
+    steps = _steps(parts.get("normalizer"), "normalizers")
+    before = _steps(parts.get("pre_tokenizer"), "pretokenizers")
+    if [s["type"] for s in before] == ["Metaspace"] and not steps and before[0].get("split") is False:
+        return before[0].get("prepend_scheme") in ("always", "first")
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if not before and steps[-1:] == [replaced] and [s["type"] for s in steps[:-1]] in ([], ["Prepend"]):
+        return len(steps) == 2
+    raise ConfigError(
+        f"tokenizer: normalizers {[s['type'] for s in steps]} and pre-tokenizers {[s['type'] for s in before]} before "
+        "pieces with byte fallback; llama.cpp writes spaces as U+2581, with or without one in front, and does no more."
+    )
+
+
+def _pre_tokenizer(parts: Mapping[str, Any], merges: bool, whole_words: bool) -> str:
+    """Returns llama.cpp's name of how byte-level BPE splits a text before it merges."""
+    steps = _steps(parts.get("normalizer"), "normalizers")
+    if steps:
+        raise ConfigError(f"tokenizer: normalizer {steps[0]['type']}; llama.cpp's byte-level BPE changes no text.")
+    before = _steps(parts.get("pre_tokenizer"), "pretokenizers")
+    if not before or before[-1]["type"] != "ByteLevel" or before[-1].get("add_prefix_space"):
+        raise ConfigError(
+            f"tokenizer: pre-tokenizers {[s['type'] for s in before]}; llama.cpp's BPE ends with ByteLevel, without a "
+            "space in front, or has byte fallback."
+        )
+    if not merges:  # nothing is joined, however a text is split
+        return "gpt-2"
+    splits = tuple(_expression(s) for s in before[:-1]) + ((GPT2,) if before[-1].get("use_regex", True) else ())
+    for name, known in PRE_TOKENIZERS.items():
+        if known == splits and (name in WHOLE_WORDS) == whole_words:
+            return name
+    raise ConfigError(
+        f"tokenizer: it splits a text by {list(splits)}, ignore_merges {whole_words}; none that has a name of "
+        f"llama.cpp's here does: {', '.join(PRE_TOKENIZERS)}. Without it (--no-tokenizer) the file serves token ids."
+    )
+
+
+def _expression(step: Mapping[str, Any]) -> str:
+    if step["type"] == "Digits" and step.get("individual_digits"):
+        return r"\p{N}"
+    if step["type"] == "Split" and step["behavior"] in ("Isolated", "isolated") and not step.get("invert"):
+        return str(step["pattern"].get("Regex"))
+    return f"<{step['type']}>"
+
+
+def _steps(step: Mapping[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """Returns the steps of a normalizer or pre-tokenizer, which is one or a sequence of them."""
+    if step is None:
+        return []
+    return [dict(s) for s in step[inner]] if step["type"] == "Sequence" else [dict(step)]
