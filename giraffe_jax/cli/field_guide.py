@@ -113,7 +113,7 @@ def page_text(entries: list[Entry], folder: str) -> str:
                 "",
                 f"`{entry.name}({entry.parameters})`: {' '.join(entry.about.split())}",
                 "",
-                f"{training}; cached keys {entry.cache}; export: {entry.export}; closed form: "
+                f"{training}; cached keys {entry.cache}; export: {entry.exported}; closed form: "
                 f"[{entry.closed_form}](../tests/positions/{entry.closed_form})",
                 "",
                 f"![{entry.name}]({folder}/{entry.name}.svg)",

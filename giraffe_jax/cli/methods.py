@@ -57,12 +57,18 @@ class Entry:
     training_free: bool
     export: str  # "native" or "longrope" of a Hugging Face config, "custom" code, or "weights only"
     cache: str  # of keys: "rotated", or "raw" where they must be rotated anew
+    instead: str = ""  # what comes nearest where it does not export
     test: str = ""  # whose file holds its closed form; its own by default
 
     @property
     def closed_form(self) -> str:
         """The test, in tests/positions, that compares it with its formula in float64."""
         return f"test_{self.test or self.name}.py"
+
+    @property
+    def exported(self) -> str:
+        """How it exports, and what comes nearest where it does not."""
+        return f"{self.export} code (nearest: {self.instead})" if self.instead else self.export
 
     @property
     def paper(self) -> str:
@@ -127,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     picture = draw(call, args, entry)  # first: it may refuse the parameters
     print(f"{entry.name}: {entry.text}\n\n{entry.name}({entry.parameters})\n\n    {entry.about}\n")
     if entry.kind != OWN:
-        print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.export}.")
+        print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.exported}.")
         print(f"Its closed form: tests/positions/{entry.closed_form}")
     print(f"In a config: c.model.positions = [{_spelled(call)}]\n\n{picture}")
     if args.out:

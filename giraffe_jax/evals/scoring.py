@@ -3,7 +3,8 @@
 Teacher-forced: prompt and answer in one forward pass; right when the most likely token is the answer's at every answer
 position, which is when greedy decoding would have said the answer. It needs no cache and moves before generation does
 (the answer's loss). Generated: greedy decoding from the prompt; the first whole number in the output must be the answer
-(Giraffe's rule), and whether the last one is (LongEval's rule) is recorded beside it.
+(Giraffe's rule), and whether the last one is (LongEval's rule) is recorded beside it. Where answers are texts, the
+score is the share of them that the output holds, in any case of letters (RULER's rule; Lost in the Middle's, of one).
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ Share = Annotated[float, Bound(0.0, high=1.0)]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A question whose answer is a number: prompt and answer as tokens, so that prompt + answer is the whole text."""
+    """A question and its answer as tokens, so that prompt + answer is the whole text."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    expected: int
-    depth: float  # where in the record the answer stands, 0 the start, 1 the end
+    expected: int | tuple[str, ...]  # a number, or all texts that the output must hold
+    depth: float  # where in the record the answer (the first of several) stands, 0 the start, 1 the end
 
 
 def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -124,8 +125,8 @@ def retrieval_rows(
     task: Any,
     tokens_per_batch: int,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row per example, scored as `task.scoring` says: metrics generate, generate_last, teacher (0 or 1)
-    and answer_nll (mean nats per token).
+    """Yields one row per example, scored as `task.scoring` says: metrics generate (0 or 1, or of several texts the
+    share), generate_last (of numbers), teacher (0 or 1) and answer_nll (mean nats per token).
 
     `prompt` in a row is a hash of the prompt's tokens: equal for every model and method that was asked the same.
     """
@@ -143,11 +144,15 @@ def retrieval_rows(
                 m["answer_nll"] = float(np.mean(nll[-len(e.answer) :], dtype=np.float64))
         if "generate" in task.scoring:
             prompts = [list(e.prompt) for e in batch]
-            generated = decode.generate(lm, prompts, task.new_tokens, encoding, length=length, batch=size, width=length)
+            new = task.new_tokens
+            generated = decode.generate(lm, prompts, new, encoding, length=length, batch=size, width=length)
             for i, (m, e, tokens) in enumerate(zip(metrics, batch, generated, strict=True)):
                 outputs[i] = text = lm.tokenizer.decode(tokens)
-                m["generate"] = int(first_number(text) == e.expected)
-                m["generate_last"] = int(last_number(text) == e.expected)
+                if isinstance(e.expected, int):
+                    m["generate"] = int(first_number(text) == e.expected)
+                    m["generate_last"] = int(last_number(text) == e.expected)
+                else:
+                    m["generate"] = held(text, e.expected)
         for i, (m, e, text) in enumerate(zip(metrics, batch, outputs, strict=True)):
             yield {
                 "example": start + i,
@@ -155,7 +160,7 @@ def retrieval_rows(
                 "metrics": m,
                 "prompt_tokens": len(e.prompt),
                 "prompt": hashlib.sha256(np.asarray(e.prompt, "<i4").tobytes()).hexdigest()[:16],
-                "expected": e.expected,
+                "expected": e.expected if isinstance(e.expected, int) else list(e.expected),
             } | ({} if text is None else {"output": text})
 
 
@@ -165,6 +170,11 @@ def batch_size(length: int, tokens_per_batch: int, examples: int) -> int:
     For few examples it is a power of two, so that tasks with about as many share a compilation.
     """
     return max(1, min(tokens_per_batch // length, 1 << max(0, examples - 1).bit_length()))
+
+
+def held(text: str, references: Sequence[str]) -> float:
+    """Returns the share of the references that a text holds, in any case of letters."""
+    return sum(r.lower() in text.lower() for r in references) / len(references)
 
 
 def first_number(text: str) -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.hf import names
 from giraffe_jax.model import ModelConfig
-from giraffe_jax.positions import check, largest_factor, longrope_entry, one_table
+from giraffe_jax.positions import check, instead_of, largest_factor, longrope_entry, one_table
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import Tokenizer
 
@@ -281,10 +281,10 @@ def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray,
     model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
     found = one_table(calls, **model, num_layers=config.num_layers)
     if found is None:
-        listed = ", ".join(str(c["name"]) for c in calls)
+        listed, nearest = ", ".join(str(c["name"]) for c in calls), instead_of(calls)
         raise ConfigError(
             f"model.positions: {listed} cannot be exported: {whose} knows frequencies and a gain that are the same in "
-            f"every layer and at every length. {has}"
+            f"every layer and at every length. {has}" + (f" Nearest to {nearest}." if nearest else "")
         )
     return found
 

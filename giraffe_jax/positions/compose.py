@@ -212,8 +212,20 @@ _ONCE = {
 _TABLES = {"longrope"}  # divisors of whatever was there: what is learned or searched comes on top of any method
 
 
+def _about(call: Call, what: str) -> str | None:
+    """Returns what a method's file says of it, if it does."""
+    return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get(what)
+
+
 def _kind(call: Call) -> str | None:
-    return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get("kind")
+    return _about(call, "kind")
+
+
+def instead_of(scaling: Scaling) -> str:
+    """Returns what comes nearest to methods that other software does not have, in words: "logn: scale"."""
+    return ". ".join(
+        f"{call.function.__name__}: {text}" for call in check(scaling) if (text := _about(call, "instead"))
+    )
 
 
 def _check_kinds(calls: Sequence[Call], where: str) -> None:

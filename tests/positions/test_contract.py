@@ -102,7 +102,8 @@ def test_file_holds_one_documented_function_with_its_source(name):
     assert inspect.getdoc(function) and re.search("arXiv|meta-llama|kexue|bloc97", module.__doc__)
     parameters = inspect.signature(function).parameters
     assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:])
-    assert set(module.ABOUT) - {"test"} == {"kind", "training_free", "export", "cache"}
+    assert set(module.ABOUT) - {"test", "instead"} == {"kind", "training_free", "export", "cache"}
+    assert ("instead" in module.ABOUT) == (module.ABOUT["export"] == "custom")  # what comes nearest is said
     assert module.ABOUT["kind"] in KINDS and isinstance(module.ABOUT["training_free"], bool)
     assert module.ABOUT["export"] in EXPORTS
 

@@ -12,7 +12,14 @@ from giraffe_jax.positions.layers import alternate
 
 EXAMPLE = dict(chunk_size=16.0)
 IDENTITY = dict(chunk_size=float("inf"))
-ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
+ABOUT = dict(
+    kind="mask",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="masks",
+    instead="Llama 4's attention_chunk_size, in another class",
+)
 
 
 def chunked(e: Encoding, *, chunk_size: Extent = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:

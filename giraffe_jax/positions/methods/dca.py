@@ -13,7 +13,14 @@ from giraffe_jax.positions.encoding import Band, Encoding
 
 EXAMPLE = dict(chunk_size=24, local_size=4)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="rotated", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="bands",
+    instead="yarn of the same reach; vLLM computes it for Qwen2 (dual_chunk_attention_config)",
+)
 
 
 def dca(

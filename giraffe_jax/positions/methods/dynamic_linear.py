@@ -8,7 +8,13 @@ from giraffe_jax.positions.encoding import Encoding
 EXAMPLE = dict()
 IDENTITY = "short"
 NEEDS = ("length",)
-ABOUT = dict(kind="length", training_free=True, export="custom", cache="raw")
+ABOUT = dict(
+    kind="length",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    instead="linear, with the factor of the longest text",
+)
 
 
 def dynamic_linear(e: Encoding) -> Encoding:

@@ -11,7 +11,9 @@ from giraffe_jax.positions.methods.yarn import yarn
 EXAMPLE = dict()
 IDENTITY = "short"
 NEEDS = ("length",)
-ABOUT = dict(kind="length", training_free=True, export="custom", cache="raw")
+ABOUT = dict(
+    kind="length", training_free=True, export="custom", cache="raw", instead="yarn, with the factor of the longest text"
+)
 
 
 def dynamic_yarn(

@@ -16,7 +16,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(width=4, threshold=16.0)
 IDENTITY = None  # the network starts with random weights
-ABOUT = dict(kind="bias", training_free=False, export="custom", cache="rotated", test="biases")
+ABOUT = dict(
+    kind="bias",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="biases",
+    instead="none: a Llama's logits have no bias",
+)
 
 
 def fire(

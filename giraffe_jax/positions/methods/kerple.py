@@ -14,7 +14,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict()
 IDENTITY = None  # has no parameters, and always penalises distance
-ABOUT = dict(kind="bias", training_free=False, export="custom", cache="rotated", test="biases")
+ABOUT = dict(
+    kind="bias",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="biases",
+    instead="none: a Llama's logits have no bias",
+)
 
 
 def kerple(e: Encoding) -> Encoding:

@@ -20,7 +20,14 @@ from giraffe_jax.positions.encoding import Band, Encoding
 EXAMPLE = dict(a=0.05, b=-1.0, head=6.0, tail=4.0)
 IDENTITY = "short"
 NEEDS = ("length",)
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    test="bands",
+    instead="ntk or yarn of the same reach",
+)
 
 
 def lampe(

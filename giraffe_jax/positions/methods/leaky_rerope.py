@@ -11,7 +11,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=8, factor=4.0)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    test="bands",
+    instead="ntk or yarn of the same reach",
+)
 
 
 def leaky_rerope(

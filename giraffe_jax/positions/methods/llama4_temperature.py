@@ -13,7 +13,14 @@ from giraffe_jax.positions.layers import alternate
 EXAMPLE = dict(floor_scale=16.0)
 IDENTITY = dict(attn_scale=0.0)
 NEEDS = ("positions",)
-ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="rotated", test="temperature")
+ABOUT = dict(
+    kind="temperature",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="temperature",
+    instead="Llama 4's attn_temperature_tuning, in another class; scale, at one length",
+)
 
 
 def llama4_temperature(

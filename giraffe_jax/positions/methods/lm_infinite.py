@@ -11,7 +11,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=16, num_global=2)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    test="bands",
+    instead="a class with a sliding window (Mistral), without the first tokens",
+)
 
 
 def lm_infinite(

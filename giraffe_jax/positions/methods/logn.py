@@ -13,7 +13,14 @@ from giraffe_jax.positions.layers import alternate
 EXAMPLE = dict()
 IDENTITY = dict(base=float("inf"))
 NEEDS = ("positions",)
-ABOUT = dict(kind="temperature", training_free=True, export="custom", cache="rotated", test="temperature")
+ABOUT = dict(
+    kind="temperature",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="temperature",
+    instead="scale, at one length",
+)
 
 
 def logn(e: Encoding, *, base: Extent | None = None, every: Annotated[int, Bound(0)] = 0) -> Encoding:

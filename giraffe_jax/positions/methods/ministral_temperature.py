@@ -10,7 +10,14 @@ from giraffe_jax.positions.encoding import Encoding
 EXAMPLE = dict()
 IDENTITY = dict(beta=0.0)
 NEEDS = ("positions",)
-ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="rotated", test="temperature")
+ABOUT = dict(
+    kind="temperature",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="temperature",
+    instead="Ministral 3's llama_4_scaling_beta, in another class; scale, at one length",
+)
 
 
 def ministral_temperature(e: Encoding, *, beta: NonNegative = 0.1) -> Encoding:

@@ -14,7 +14,7 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(choices=[[], [{"name": "linear", "factor": 4.0}]])
 IDENTITY = "short"
-ABOUT = dict(kind="length", training_free=False, export="custom", cache="raw")
+ABOUT = dict(kind="length", training_free=False, export="custom", cache="raw", instead="the last of its choices")
 
 
 def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> Encoding:

@@ -13,7 +13,14 @@ from giraffe_jax.positions.layers import alternate
 
 EXAMPLE = dict(every=2)
 IDENTITY = None  # every layer of at least one kind is changed
-ABOUT = dict(kind="layers", training_free=False, export="custom", cache="rotated", test="masks")
+ABOUT = dict(
+    kind="layers",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="masks",
+    instead="SmolLM3, whose weights are a Llama's (no_rope_layers)",
+)
 
 
 def nope_layers(e: Encoding, *, every: Annotated[int, Bound(1)] = 4) -> Encoding:

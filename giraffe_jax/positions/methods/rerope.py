@@ -11,7 +11,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=8)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    test="bands",
+    instead="ntk or yarn of the same reach",
+)
 
 
 def rerope(e: Encoding, *, window: Annotated[int, Bound(1)] = 512) -> Encoding:

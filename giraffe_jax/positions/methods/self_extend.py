@@ -13,7 +13,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=8, group=4)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="raw", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="raw",
+    test="bands",
+    instead="ntk or yarn of the same reach; llama.cpp can do it at run time (group attention)",
+)
 
 
 def self_extend(

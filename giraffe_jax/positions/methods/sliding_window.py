@@ -11,7 +11,14 @@ from giraffe_jax.positions.layers import alternate
 
 EXAMPLE = dict(window=16.0)
 IDENTITY = dict(window=float("inf"))
-ABOUT = dict(kind="mask", training_free=True, export="custom", cache="rotated", test="masks")
+ABOUT = dict(
+    kind="mask",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="masks",
+    instead="a class with a sliding window: Mistral, whose weights are a Llama's",
+)
 
 
 def sliding_window(e: Encoding, *, window: Extent, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:

@@ -8,7 +8,7 @@ from giraffe_jax.positions.encoding import Encoding
 EXAMPLE = dict()
 IDENTITY = None  # has no parameters; plain attention where n + 1 = original_len, as the scales start
 NEEDS = ("positions",)
-ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="rotated")
+ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="rotated", instead="scale, at one length")
 
 
 def ssmax(e: Encoding) -> Encoding:

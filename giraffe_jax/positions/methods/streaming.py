@@ -12,7 +12,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=16, sinks=2)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="rotated", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="bands",
+    instead="a class with a sliding window (Mistral), without the first tokens",
+)
 
 
 def streaming(

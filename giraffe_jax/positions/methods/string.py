@@ -12,7 +12,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(shift=12, window=4)
 IDENTITY = "short"
-ABOUT = dict(kind="bands", training_free=True, export="custom", cache="rotated", test="bands")
+ABOUT = dict(
+    kind="bands",
+    training_free=True,
+    export="custom",
+    cache="rotated",
+    test="bands",
+    instead="ntk or yarn of the same reach",
+)
 
 
 def string(

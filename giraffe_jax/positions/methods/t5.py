@@ -17,7 +17,14 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(num_buckets=8, max_distance=32)
 IDENTITY = dict(num_buckets=8, max_distance=32)  # the table starts at 0
-ABOUT = dict(kind="bias", training_free=False, export="custom", cache="rotated", test="biases")
+ABOUT = dict(
+    kind="bias",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    test="biases",
+    instead="none: a Llama's logits have no bias",
+)
 
 
 def t5(

@@ -10,7 +10,13 @@ from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(scale_base=512.0)
 IDENTITY = dict(scale_base=float("inf"))
-ABOUT = dict(kind="decay", training_free=False, export="custom", cache="rotated")
+ABOUT = dict(
+    kind="decay",
+    training_free=False,
+    export="custom",
+    cache="rotated",
+    instead="none: without its decay it is another model",
+)
 
 
 def xpos(e: Encoding, *, scale_base: Extent = 512.0, gamma: Positive = 0.4) -> Encoding:

@@ -1,0 +1,185 @@
+"""RULER's and Lost in the Middle's prompts: a reader that knows nothing of how they were made answers them."""
+
+import collections
+import json
+import re
+
+import pytest
+
+from giraffe_jax import evals
+from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import key_values, ruler, scoring
+from giraffe_jax.tokenizer import ByteTokenizer
+
+BYTES = ByteTokenizer()
+LENGTH = 6000
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("books")
+    words = "the old giraffe saw rain and slowly walked over far hills where other trees stood".split()
+    text = " ".join(f"{words[i % 15].capitalize()} {words[i % 7]} {i}." for i in range(3000))
+    (folder / "a.txt").write_text(text)
+    return str(folder)
+
+
+def make(kind, book, **keys):
+    return evals.build(dict(name="ruler", kind=kind, lengths=[LENGTH], documents=[book], n=4) | keys)
+
+
+def search(pattern, text):
+    found = re.search(pattern, text)
+    assert found
+    return found[1]
+
+
+def read_needles(prompt):
+    """What is asked for, by the sentences of the prompt alone."""
+    found = collections.defaultdict(list)
+    for _, key, value in re.findall(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.", prompt):
+        found[key].append(value)
+    asked = search(r"special magic \w+ for ([^\n]+?) mentioned in the provided text\?", prompt)
+    return [v for key in re.split(r", and |, ", asked) for v in found[key]]
+
+
+def read_chain(prompt):
+    asked = prompt.rindex("Memorize and track")
+    value = search(r"assigned the value (\d+) in", prompt[asked:])
+    names, pairs = [], re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", prompt[asked:])
+    while new := [name for name, source in pairs if source in (value, *names) and name not in names]:
+        names += new
+    return names
+
+
+def read_common(prompt):
+    asked = prompt[prompt.rindex("Below is a numbered list") :]
+    words = re.findall(r"\d+\. (\S+)", asked[: asked.index("Question:")])
+    return [w for w, _ in collections.Counter(words).most_common(10)]
+
+
+def read_frequent(prompt):
+    text = prompt[prompt.index("coded words. ") + 13 : prompt.index("\nQuestion:")]
+    return [w for w, _ in collections.Counter(w for w in text.split() if w != "...").most_common(3)]
+
+
+READERS = dict.fromkeys(ruler.NEEDLES, read_needles) | dict(vt=read_chain, cwe=read_common, fwe=read_frequent)
+
+
+def length_of(kind):
+    return 9000 if kind == "cwe" else LENGTH  # thirty times ten words are many bytes
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_reader_of_the_prompt_scores_one_and_silence_scores_nothing(kind, book):
+    examples = ruler.examples(make(kind, book), BYTES, length_of(kind))
+    for e in examples:
+        prompt, said = BYTES.decode(e.prompt), BYTES.decode(e.answer)
+        found = READERS[kind](prompt)
+        assert scoring.held(" ".join(found), e.expected) == 1.0 and len(found) == len(e.expected)
+        assert scoring.held(said, e.expected) == 1.0  # so is the answer that teacher forcing asks for
+        assert scoring.held("", e.expected) == 0.0
+        if kind in ruler.DETERMINED:
+            assert kind == "vt" or str(e.expected[0]) not in prompt[prompt.rindex("provided text") :]
+    assert len({e.prompt for e in examples}) == 4
+    assert ruler.examples(make(kind, book, n=2), BYTES, length_of(kind)) == examples[:2]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_prompts_are_as_long_as_they_can_be(kind, book):
+    slack = 170 if kind == "niah_multikey_3" else 120  # one unit of what fills
+    for e in ruler.examples(make(kind, book), BYTES, length_of(kind)):
+        assert length_of(kind) - slack < len(e.prompt) + len(e.answer) <= length_of(kind)
+
+
+@pytest.mark.parametrize("kind", ["niah_single_1", "niah_single_2", "niah_multikey_2"])
+def test_a_single_needle_lies_at_its_depth(kind, book):
+    for depth in (0.0, 0.3, 1.0):
+        (e,) = ruler.examples(make(kind, book, n=1, depths=[depth]), BYTES, LENGTH)
+        prompt = BYTES.decode(e.prompt)
+        context = prompt[prompt.index("afterwards.\n") : prompt.rindex("\nWhat ")]
+        at = context.index(e.expected[0]) / len(context)
+        assert abs(at - depth) < 0.06 and abs(e.depth - depth) < 0.02
+
+
+def test_prompts_are_the_published_ones(book):
+    """Released templates, written out once more."""
+    (e,) = ruler.examples(make("niah_single_1", book, n=1), BYTES, LENGTH)
+    prompt, (key,) = BYTES.decode(e.prompt), re.findall("for (.+) is: ", BYTES.decode(e.prompt))
+    assert prompt.startswith(
+        "A special magic number is hidden within the following text. Make sure to memorize it. I will quiz you about "
+        "the number afterwards.\n"
+    )
+    assert prompt.endswith(
+        f"\nWhat is the special magic number for {key} mentioned in the provided text? The special magic number for "
+        f"{key} mentioned in the provided text is"
+    )
+    assert f"\nOne of the special magic numbers for {key} is: {e.expected[0]}.\n" in prompt
+    (e,) = ruler.examples(make("niah_multiquery", book, n=1), BYTES, LENGTH)
+    assert re.search(
+        r"\nWhat are all the special magic numbers for \S+, \S+, \S+, and \S+ mentioned in the provided text\?",
+        BYTES.decode(e.prompt),
+    )
+    (e,) = ruler.examples(make("vt", book, n=1), BYTES, LENGTH)
+    assert re.search(
+        r"Question: Find all variables that are assigned the value (\d{5}) in the text above\. Answer: According to "
+        r"the chain\(s\) of variable assignment in the text above, 5 variables are assigned the value \1, they are: $",
+        BYTES.decode(e.prompt),
+    )
+
+
+def test_what_makes_no_sense_is_refused(book):
+    with pytest.raises(ConfigError, match="'teacher' asks for one text, and the answers of cwe have no order"):
+        make("cwe", book, scoring=["teacher"])
+    with pytest.raises(ConfigError, match="niah_single_2 hides its needles in text; name files"):
+        make("niah_single_2", book, documents=[])
+    with pytest.raises(ConfigError, match="vt hides more than one thing"):
+        make("vt", book, depths=[0.5])
+    with pytest.raises(ConfigError, match=r"ruler \(cwe\) at length 300: 300 tokens are not enough"):
+        ruler.examples(make("cwe", book), BYTES, 300)
+
+
+def test_as_much_is_generated_as_published_unless_told(book):
+    assert [make(k, book).new_tokens for k in ("niah_single_1", "vt", "cwe", "fwe")] == [128, 30, 120, 50]
+    assert make("vt", book, new_tokens=7).new_tokens == 7 and evals.label(make("vt", book)) == "ruler/vt"
+
+
+def pairs_task(**keys):
+    return evals.build(dict(name="key_values", lengths=[LENGTH], n=4) | keys)
+
+
+@pytest.mark.parametrize("depth", [None, 0.0, 0.5, 1.0])
+def test_the_object_is_json_and_holds_the_answer_at_its_depth(depth):
+    for e in key_values.examples(pairs_task(depths=None if depth is None else [depth]), BYTES, LENGTH):
+        prompt = BYTES.decode(e.prompt)
+        found = json.loads(prompt[prompt.index("{") : prompt.index("}") + 1])
+        asked = search('Key: "(.+)"\nCorresponding value: "$', prompt)
+        assert (found[asked],) == e.expected and BYTES.decode(e.answer) == found[asked]
+        assert e.depth == pytest.approx(list(found).index(asked) / (len(found) - 1))
+        assert depth is None or abs(e.depth - depth) < 0.51 / (len(found) - 1)
+        assert LENGTH - 85 < len(e.prompt) + len(e.answer) <= LENGTH
+
+
+def test_the_prompt_of_lost_in_the_middle():
+    assert key_values.prompt([("a", "b"), ("c", "d")], "c") == (
+        "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n"
+        '{"a": "b",\n "c": "d"}\n\nKey: "c"\nCorresponding value:'
+    )
+    (e,) = key_values.examples(pairs_task(n=1, cue=False, scoring=["generate"]), BYTES, LENGTH)
+    assert BYTES.decode(e.prompt).endswith("\nCorresponding value:")
+    with pytest.raises(ConfigError, match="'teacher' needs cue=True"):
+        pairs_task(cue=False)
+
+
+def test_texts_are_scored_by_the_share_that_is_held():
+    assert scoring.held("it is ABC, and def", ("abc", "DEF", "ghi")) == pytest.approx(2 / 3)
+
+
+def test_rows_of_texts(tiny, book):
+    task = make("niah_multiquery", book, n=2, new_tokens=4)
+    rows = list(ruler.rows(task, tiny, 2000, tiny.config.bind(2000.0), tokens_per_batch=4000))
+    assert [r["metrics"].keys() for r in rows] == [{"generate"}] * 2 and all(len(r["expected"]) == 4 for r in rows)
+    task = pairs_task(n=2, scoring=["teacher", "generate"], new_tokens=4)
+    rows = list(key_values.rows(task, tiny, 500, tiny.config.bind(500.0), tokens_per_batch=1000))
+    assert rows[0]["metrics"].keys() == {"teacher", "answer_nll", "generate"}
+    assert evals.build(dict(name="key_values", lengths=[500])).scoring == ("teacher",)
