@@ -1,28 +1,44 @@
 """Evaluation tasks, one file each: the file's name is the task's name in a config, its dataclass holds the config's
 keys.
 
-A task module has `Task` (a frozen dataclass whose first field is `name`) and
-`rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples are a pure
-function of (task, tokenizer, length), so every model and method is asked exactly the same. Imports nothing heavy:
-reports use `stats` where JAX is not started.
+A task module has `Task` (a frozen dataclass whose first field is `name`), `METRICS` (what its rows may hold, see
+`evals.metrics`) and `rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples
+are a pure function of (task, tokenizer, length), so every model and method is asked exactly the same. Imports nothing
+heavy: reports use `stats` where JAX is not started.
 """
 
 import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from giraffe_jax import config
+from giraffe_jax.evals.metrics import Metric
 
 # Modules of this folder that are not tasks: how rows are made, and what is made of them.
-_MACHINERY = ("run", "scoring", "stats")
+_MACHINERY = ("metrics", "run", "scoring", "stats")
 
 
 def names() -> list[str]:
     """Returns the names of the tasks in this folder, sorted."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+
+
+def module(name: str) -> Any:
+    """Returns the module of a task."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def metrics_of(names: Iterable[str]) -> dict[str, Metric]:
+    """Returns the metrics that tasks declare, by name. ValueError where two declare one name differently."""
+    found: dict[str, Metric] = {}
+    for name in names:
+        for metric in module(name).METRICS:
+            if found.setdefault(metric.name, metric) != metric:
+                raise ValueError(f"evals.{name}: its metric {metric.name!r} is declared otherwise by another task")
+    return found
 
 
 def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:
@@ -37,7 +53,7 @@ def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:
         nearest = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise config.ConfigError(f"{where}.name: got {name!r}; the tasks are {', '.join(names())}.{hint}")
-    task = config.build(importlib.import_module(f"{__name__}.{name}").Task, values, f"{where} ({name})")
+    task = config.build(module(name).Task, values, f"{where} ({name})")
     if not task.lengths or min(task.lengths) < 2:
         raise config.ConfigError(f"{where}.lengths: got {task.lengths}; expected token counts of 2 or more.")
     return task

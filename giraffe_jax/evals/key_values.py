@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import scoring
+from giraffe_jax.evals import metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = "Extract the value corresponding to the specified key in the JSON object below."
@@ -42,13 +42,15 @@ class KeyValues:
 
 
 Task = KeyValues
+METRICS = (metrics.TEACHER, metrics.MATCH_ALL, metrics.ANSWER_NLL)
 
 
 def rows(task: KeyValues, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
     """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
     yield from scoring.retrieval_rows(
-        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch
-    )
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch,
+        judge=scoring.match_all,
+    )  # fmt: skip
 
 
 def examples(task: KeyValues, tokenizer: Any, length: int) -> list[Example]:

@@ -20,7 +20,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import scoring
+from giraffe_jax.evals import metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 HEADER = (
@@ -93,6 +93,7 @@ class Lines:
 
 
 Task = Lines
+METRICS = (metrics.TEACHER, metrics.NUMBER, metrics.LAST_NUMBER, metrics.ANSWER_NLL)
 
 
 def rows(task: Lines, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import scoring
+from giraffe_jax.evals import metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = (
@@ -47,6 +47,7 @@ class Passkey:
 
 
 Task = Passkey
+METRICS = (metrics.TEACHER, metrics.NUMBER, metrics.LAST_NUMBER, metrics.ANSWER_NLL)
 
 
 def rows(task: Passkey, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import scoring
+from giraffe_jax.evals import metrics, scoring
 from giraffe_jax.evals.scoring import Count
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -46,6 +46,7 @@ class Perplexity:
 
 
 Task = Perplexity
+METRICS = (metrics.PERPLEXITY,)
 
 
 @dataclasses.dataclass(frozen=True)

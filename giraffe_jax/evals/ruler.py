@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import perplexity, scoring
+from giraffe_jax.evals import metrics, perplexity, scoring
 from giraffe_jax.evals.lines import ADJECTIVES, NOUNS, draw_keys
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
@@ -124,13 +124,15 @@ class Ruler:
 
 
 Task = Ruler
+METRICS = (metrics.TEACHER, metrics.MATCH_ALL, metrics.MATCH_PART, metrics.ANSWER_NLL)
 
 
 def rows(task: Ruler, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
     """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
     yield from scoring.retrieval_rows(
-        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch
-    )
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch,
+        judge=scoring.match_all,
+    )  # fmt: skip
 
 
 def examples(task: Ruler, tokenizer: Any, length: int) -> list[Example]:

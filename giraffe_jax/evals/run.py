@@ -1,6 +1,5 @@
 """Tasks x lengths -> rows, one row per example; nothing here knows what a task asks."""
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ def evaluate(
     built = [evals.build(task, f"tasks[{i}]") for i, task in enumerate(tasks)]
     check_labels(built)
     for task in built:
-        module = importlib.import_module(f"giraffe_jax.evals.{task.name}")
+        module = evals.module(task.name)
         for length in task.lengths:
             if skip(evals.label(task), length):
                 continue
@@ -52,7 +51,7 @@ def check_labels(tasks: Sequence[Any]) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, stats.Estimate]]:
-    """Returns (task, length) -> metric -> Estimate of the rows of one variant: ppl, shares of retrieval, answer_nll."""
+    """Returns (task, length) -> metric -> Estimate of the rows of one variant: ppl, shares of right answers, means."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["length"]), []).append(row)
@@ -60,9 +59,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, s
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, stats.Estimate]:
-    metrics = rows[0]["metrics"]
-    found = {"ppl": stats.perplexity(rows)} if "nll" in metrics else {}
-    found |= {m: stats.share(rows, m) for m in ("generate", "generate_last", "teacher") if m in metrics}
-    if "answer_nll" in metrics:
-        found["answer_nll"] = stats.normal_mean([r["metrics"]["answer_nll"] for r in rows])
+    found = {"ppl": stats.perplexity(rows)} if "nll" in rows[0]["metrics"] else {}
+    for name, metric in evals.metrics_of(evals.names()).items():
+        if name in rows[0]["metrics"]:
+            values = [row["metrics"][name] for row in rows]
+            found[name] = stats.share(rows, name) if metric.share else stats.normal_mean(values)
     return found

@@ -2,9 +2,8 @@
 
 Teacher-forced: prompt and answer in one forward pass; right when the most likely token is the answer's at every answer
 position, which is when greedy decoding would have said the answer. It needs no cache and moves before generation does
-(the answer's loss). Generated: greedy decoding from the prompt; the first whole number in the output must be the answer
-(Giraffe's rule), and whether the last one is (LongEval's rule) is recorded beside it. Where answers are texts, the
-score is the share of them that the output holds, in any case of letters (RULER's rule; Lost in the Middle's, of one).
+(the answer's loss). Generated: greedy decoding from the prompt, and a rule of the task's, a `Judge`, says what the
+output is worth.
 """
 
 import dataclasses
@@ -29,8 +28,33 @@ class Example:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    expected: int | tuple[str, ...]  # a number, or all texts that the output must hold
+    expected: int | tuple[str, ...]  # a number, or the texts that the task's rule looks for in the output
     depth: float  # where in the record the answer (the first of several) stands, 0 the start, 1 the end
+
+
+# (output, expected) -> metrics: a task's rule for what was generated.
+Judge = Callable[[str, Any], dict[str, float]]
+
+
+def numbers(text: str, expected: int) -> dict[str, float]:
+    """Returns whether the first number of the output is the answer (Giraffe's rule), and whether the last is
+    (LongEval's)."""
+    return {"generate": int(first_number(text) == expected), "generate_last": int(last_number(text) == expected)}
+
+
+def match_all(text: str, expected: Sequence[str]) -> dict[str, float]:
+    """Returns the share of the texts that the output holds, in any case of letters (RULER's string_match_all)."""
+    return {"match_all": sum(e.lower() in text.lower() for e in expected) / len(expected)}
+
+
+def match_part(text: str, expected: Sequence[str]) -> dict[str, float]:
+    """Returns whether the output holds one of the texts, in any case of letters (RULER's string_match_part)."""
+    return {"match_part": int(any(e.lower() in text.lower() for e in expected))}
+
+
+def presence(text: str, expected: Sequence[str]) -> dict[str, float]:
+    """Returns whether the output holds one of the texts to the letter (Giraffe's presence accuracy)."""
+    return {"presence": int(any(e.strip() in text for e in expected))}
 
 
 def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -124,9 +148,10 @@ def retrieval_rows(
     *,
     task: Any,
     tokens_per_batch: int,
+    judge: Judge = numbers,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row per example, scored as `task.scoring` says: metrics generate (0 or 1, or of several texts the
-    share), generate_last (of numbers), teacher (0 or 1) and answer_nll (mean nats per token).
+    """Yields one row per example, scored as `task.scoring` says: metrics teacher (0 or 1) and answer_nll (mean nats
+    per token), and for what was generated those of `judge`.
 
     `prompt` in a row is a hash of the prompt's tokens: equal for every model and method that was asked the same.
     """
@@ -148,11 +173,7 @@ def retrieval_rows(
             generated = decode.generate(lm, prompts, new, encoding, length=length, batch=size, width=length)
             for i, (m, e, tokens) in enumerate(zip(metrics, batch, generated, strict=True)):
                 outputs[i] = text = lm.tokenizer.decode(tokens)
-                if isinstance(e.expected, int):
-                    m["generate"] = int(first_number(text) == e.expected)
-                    m["generate_last"] = int(last_number(text) == e.expected)
-                else:
-                    m["generate"] = held(text, e.expected)
+                m |= judge(text, e.expected)
         for i, (m, e, text) in enumerate(zip(metrics, batch, outputs, strict=True)):
             yield {
                 "example": start + i,
@@ -170,11 +191,6 @@ def batch_size(length: int, tokens_per_batch: int, examples: int) -> int:
     For few examples it is a power of two, so that tasks with about as many share a compilation.
     """
     return max(1, min(tokens_per_batch // length, 1 << max(0, examples - 1).bit_length()))
-
-
-def held(text: str, references: Sequence[str]) -> float:
-    """Returns the share of the references that a text holds, in any case of letters."""
-    return sum(r.lower() in text.lower() for r in references) / len(references)
 
 
 def first_number(text: str) -> int | None:

@@ -137,7 +137,11 @@ def perplexity(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap:
 
 
 def share(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
-    """Returns the share of rows whose `metric` is 1, with Wilson's interval; rows without the metric do not count."""
+    """Returns the mean of a metric within 0..1, with Wilson's interval; rows without the metric do not count.
+
+    Of a metric that is 0 or 1 that is the share of ones; the interval of fractions is wider than it need be, since
+    nothing within 0..1 spreads as far as zeros and ones of the same mean.
+    """
     values = [float(r["metrics"][metric]) for r in rows if r["metrics"].get(metric) is not None]
     return wilson(sum(values), len(values))
 

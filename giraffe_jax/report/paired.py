@@ -47,7 +47,7 @@ def difference(results: Results, task: str, metric: Metric, length: int, variant
     p = None
     if metric.kind == "perplexity":
         e = stats.paired_nll(mine, other)
-    elif metric.share:
+    elif metric.kind == "share":
         e, p = stats.paired_share(mine, other, metric.name)
     else:
         e = stats.paired_mean(mine, other, metric.name)

@@ -24,6 +24,10 @@ def book(tmp_path_factory):
     return str(folder)
 
 
+def held(text, expected):
+    return scoring.match_all(text, expected)["match_all"]
+
+
 def make(kind, book, **keys):
     return evals.build(dict(name="ruler", kind=kind, lengths=[LENGTH], documents=[book], n=4) | keys)
 
@@ -76,9 +80,9 @@ def test_a_reader_of_the_prompt_scores_one_and_silence_scores_nothing(kind, book
     for e in examples:
         prompt, said = BYTES.decode(e.prompt), BYTES.decode(e.answer)
         found = READERS[kind](prompt)
-        assert scoring.held(" ".join(found), e.expected) == 1.0 and len(found) == len(e.expected)
-        assert scoring.held(said, e.expected) == 1.0  # so is the answer that teacher forcing asks for
-        assert scoring.held("", e.expected) == 0.0
+        assert held(" ".join(found), e.expected) == 1.0 and len(found) == len(e.expected)
+        assert held(said, e.expected) == 1.0  # so is the answer that teacher forcing asks for
+        assert held("", e.expected) == 0.0
         if kind in ruler.DETERMINED:
             assert kind == "vt" or str(e.expected[0]) not in prompt[prompt.rindex("provided text") :]
     assert len({e.prompt for e in examples}) == 4
@@ -171,15 +175,18 @@ def test_the_prompt_of_lost_in_the_middle():
         pairs_task(cue=False)
 
 
-def test_texts_are_scored_by_the_share_that_is_held():
-    assert scoring.held("it is ABC, and def", ("abc", "DEF", "ghi")) == pytest.approx(2 / 3)
+def test_texts_are_scored_by_the_published_rules():
+    said, texts = "it is ABC, and def", ("abc", "DEF", "ghi")
+    assert held(said, texts) == pytest.approx(2 / 3)
+    assert scoring.match_part(said, texts) == {"match_part": 1} and scoring.match_part(said, ["x"])["match_part"] == 0
+    assert scoring.presence(said, [" ABC "]) == {"presence": 1} and scoring.presence(said, ["abc"])["presence"] == 0
 
 
 def test_rows_of_texts(tiny, book):
     task = make("niah_multiquery", book, n=2, new_tokens=4)
     rows = list(ruler.rows(task, tiny, 2000, tiny.config.bind(2000.0), tokens_per_batch=4000))
-    assert [r["metrics"].keys() for r in rows] == [{"generate"}] * 2 and all(len(r["expected"]) == 4 for r in rows)
+    assert [r["metrics"].keys() for r in rows] == [{"match_all"}] * 2 and all(len(r["expected"]) == 4 for r in rows)
     task = pairs_task(n=2, scoring=["teacher", "generate"], new_tokens=4)
     rows = list(key_values.rows(task, tiny, 500, tiny.config.bind(500.0), tokens_per_batch=1000))
-    assert rows[0]["metrics"].keys() == {"teacher", "answer_nll", "generate"}
+    assert rows[0]["metrics"].keys() == {"teacher", "answer_nll", "match_all"}
     assert evals.build(dict(name="key_values", lengths=[500])).scoring == ("teacher",)

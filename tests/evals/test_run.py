@@ -1,6 +1,8 @@
 """Running tasks: one compilation for all frequency methods, the same prompts for all, rows in order."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +101,12 @@ def test_two_tasks_of_one_kind_need_labels(tiny):
 
 
 def test_tasks_are_the_files_of_the_folder():
-    assert evals.names() == ["lines", "passkey", "perplexity"]
-    with pytest.raises(ConfigError, match=r"config.tasks\[2\]\.name: got None; the tasks are lines, passkey"):
+    folder = Path(evals.__file__).parent
+    files = {p.stem for p in folder.glob("[a-z]*.py")}
+    assert {"lines", "passkey", "perplexity", "ruler"} < set(evals.names()) < files
+    for name in files - set(evals.names()):
+        assert not hasattr(importlib.import_module(f"giraffe_jax.evals.{name}"), "Task")
+    with pytest.raises(
+        ConfigError, match=r"config.tasks\[2\]\.name: got None; the tasks are key_values, lines, passkey"
+    ):
         evals.build(dict(lengths=[3]), "config.tasks[2]")
