@@ -116,13 +116,12 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
 def check(config: ExperimentConfig) -> list[Any]:
     """Returns the built tasks, after everything that can be wrong before a device is touched has been looked at."""
     tasks = [evals.build(dict(task), f"config.tasks[{i}]") for i, task in enumerate(config.tasks)]
-    from giraffe_jax.evals.perplexity import files
+    from giraffe_jax.evals import cases
     from giraffe_jax.evals.run import check_labels
 
     check_labels(tasks)
     for task in tasks:
-        if hasattr(task, "documents"):
-            files(task.documents)  # are there
+        cases.present(task)
     for i, variant in enumerate(config.variants):
         positions.check(variant.positions, f"config.variants[{i}].positions")
         if variant.eval_positions is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import evaluation, models
+from configs import evaluation, models, ruler
 from giraffe_jax import config
 from giraffe_jax.model import ModelConfig, num_params
 
@@ -78,3 +78,14 @@ def test_the_tpu_config_trains_a_small_llama_on_eight_devices(tmp_path):
     assert len(kernel.sharding.device_set) == 8 and not kernel.sharding.is_fully_replicated
     assert kernel.dtype == jax.numpy.float32
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2]
+
+
+def test_rulers_config_asks_what_it_has_files_for(tmp_path):
+    from giraffe_jax import experiment
+    from giraffe_jax.cli.evaluate import as_experiment
+
+    book, questions = tmp_path / "a.txt", tmp_path / "q.json"
+    book.write_text("One. Two."), questions.write_text("[]")
+    for argument, kinds in (("x", 6), (f"x,{book}", 11), (f"x,{book},{questions},{questions}", 13)):
+        built = config.build(experiment.ExperimentConfig, as_experiment({**ruler.get_config(argument)}))
+        assert len({task.kind for task in experiment.check(built)}) == kinds

@@ -1,9 +1,11 @@
-"""Write the report of finished or unfinished experiments: Markdown and CSV tables, PNG and SVG plots, one HTML page.
+"""Write the report of finished or unfinished experiments: Markdown, LaTeX and CSV tables, PNG and SVG plots, a page.
 
   giraffe report runs/quickstart
   giraffe report runs/a runs/b --out=runs/compared
 
-Its files go into the first folder unless --out names another.
+Of several folders the page also compares the first with each other one: variants of the same name, on the windows and
+questions that both have measured, at the longest such length. Its files go into the first folder unless --out names
+another.
 """
 
 import argparse
@@ -11,7 +13,12 @@ from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdirs", nargs="+", metavar="DIR", help="workdirs of `giraffe run` or `giraffe evaluate`")
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        metavar="DIR",
+        help="workdirs of `giraffe run` or `giraffe evaluate`; several are compared with the first",
+    )
     parser.add_argument("--out", metavar="DIR", help="where the report goes; by default the first DIR")
 
 

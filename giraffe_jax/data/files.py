@@ -7,9 +7,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 
@@ -128,29 +128,38 @@ def _remember(record: Path, content: str) -> None:
 
 def _json_lines(file: Path, where: str) -> Iterator[Document]:
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except json.JSONDecodeError as e:
-                raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
-            except UnicodeDecodeError as e:
-                at = f"{e.reason} at byte {e.start} of the line"
-                raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({at})") from e
-            except RecursionError as e:
-                raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read (nested too deeply)") from e
-            except ValueError as e:  # a number of thousands of digits
-                raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read ({e})") from e
-            if not isinstance(row, dict) or not isinstance(row.get(TEXT_FIELD), str):
-                has = sorted(row) if isinstance(row, dict) else type(row).__name__
-                raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {has}")
+        for number, row in json_rows(stream, file, where):
+            if not isinstance(row.get(TEXT_FIELD), str):
+                raise ConfigError(
+                    f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {sorted(row)}"
+                )
             try:
                 row[TEXT_FIELD].encode("utf-8")
             except UnicodeEncodeError as e:
                 half = f"half of a surrogate pair at character {e.start}"
                 raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
             yield Document(f"{file.name}:{number}", row[TEXT_FIELD])
+
+
+def json_rows(lines: Iterable[bytes], file: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of every line that is not empty; ConfigError naming file and line where it is none."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
+        except UnicodeDecodeError as e:
+            at = f"{e.reason} at byte {e.start} of the line"
+            raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({at})") from e
+        except RecursionError as e:
+            raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read (nested too deeply)") from e
+        except ValueError as e:  # a number of thousands of digits
+            raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read ({e})") from e
+        if not isinstance(row, dict):
+            raise ConfigError(f"{where}: {file}:{number}: expected an object, got {type(row).__name__}")
+        yield number, row
 
 
 def _parquet_rows(file: Path, where: str) -> Iterator[Document]:

@@ -1,8 +1,9 @@
 """Key-value retrieval: a JSON object of random UUIDs, and the value of one of its keys is asked for.
 
 Liu et al., "Lost in the Middle", arXiv:2307.03172: its prompt to the letter, with as many pairs as `length` tokens
-hold. An answer is right, by the published rule, where the output holds the value. A base model is given the value's
-opening quote too (`cue`), after which the value must follow; without it only generation can be scored, as published.
+hold; `files` are its published cases, with the pair that is asked for moved to a depth where depths are set. An answer
+is right, by the published rule, where the output holds the value. A base model is given the value's opening quote too
+(`cue`), after which the value must follow; without it only generation can be scored, as published.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, scoring
+from giraffe_jax.evals import cases, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = "Extract the value corresponding to the specified key in the JSON object below."
@@ -25,7 +26,8 @@ class KeyValues:
 
     lengths: tuple[Length, ...]
     n: Count = 50
-    depths: tuple[Share, ...] | None = None  # None: the pair asked for is drawn
+    depths: tuple[Share, ...] | None = None  # None: the pair asked for is drawn; of files, it is where it is
+    files: tuple[str, ...] = ()  # published cases: JSON lines, also gzipped
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # end with the quote that opens the value
     new_tokens: Length = 100  # generated at most; prompt and answer alone fill the length
@@ -53,23 +55,50 @@ def rows(task: KeyValues, lm: Any, length: int, encoding: Any, *, tokens_per_bat
     )  # fmt: skip
 
 
+@scoring.remembered
 def examples(task: KeyValues, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
     Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
     """
+    if task.files:
+        kinds = {"ordered_kv_records": list, "key": str, "value": str}
+        return [
+            example
+            for depth in task.depths or (None,)
+            for example in cases.asked(
+                cases.read(task.files, kinds, "key_values.files"),
+                lambda row, depth=depth: _published(row, task, tokenizer, depth), task, length, "key_values.files",
+            )
+        ]  # fmt: skip
     return [_one(task, tokenizer, length, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
 
 
-def prompt(pairs: Sequence[tuple[str, str]], key: str) -> str:
+def prompt(pairs: Sequence[Sequence[str]], key: str) -> str:
     """Returns the published prompt that asks for the value of a key."""
     data = ",\n ".join(f'"{k}": "{v}"' for k, v in pairs)
     return f'{INSTRUCTION}\n\nJSON data:\n{{{data}}}\n\nKey: "{key}"\nCorresponding value:'
 
 
+def _published(row: dict[str, Any], task: KeyValues, tokenizer: Any, depth: float | None) -> Example:
+    pairs, pair = list(row["ordered_kv_records"]), [row["key"], row["value"]]
+    if pair not in pairs or not all(isinstance(p, list) and [type(x) for x in p] == [str, str] for p in pairs):
+        raise ConfigError(f"key_values.files: the case of key {pair[0]!r} has no such pair, or records that are none.")
+    if depth is not None:
+        pairs.remove(pair)
+        pairs.insert(round(depth * len(pairs)), pair)
+    return _example(task, tokenizer, pairs, pairs.index(pair))
+
+
+def _example(task: KeyValues, tokenizer: Any, pairs: Sequence[Sequence[str]], target: int) -> Example:
+    key, value = pairs[target]
+    before, answer = scoring.split(tokenizer, prompt(pairs, key) + (' "' if task.cue else ""), value)
+    return Example(tuple(tokenizer.prefix) + before, answer, (value,), target / max(1, len(pairs) - 1))
+
+
 def _one(task: KeyValues, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
     rng = random.Random(f"key_values {task.seed} {length} {depth} {i}")
-    where, bos = rng.random(), tuple(tokenizer.prefix)
+    where = rng.random()
     pairs: list[tuple[str, str]] = []
 
     def build(more: int) -> Example:
@@ -78,9 +107,7 @@ def _one(task: KeyValues, tokenizer: Any, length: int, depth: float | None, i: i
             pairs.append((key, value))
         n = more + 1
         target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
-        key, value = pairs[target]
-        before, answer = scoring.split(tokenizer, prompt(pairs[:n], key) + (' "' if task.cue else ""), value)
-        return Example(bos + before, answer, (value,), target / max(1, n - 1))
+        return _example(task, tokenizer, pairs[:n], target)
 
     _, example = scoring.largest(
         build,

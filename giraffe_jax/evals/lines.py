@@ -2,16 +2,18 @@
 LongChat-Lines).
 
 Style "longchat" is the published text to the letter, two-word keys included (LongEval's LRT-NL; Giraffe's
-LongChat-Lines are its files), filled with as many lines as `length` tokens hold. A base model is given LongEval's cue
-for models that only continue text, after which the number must follow; `cue=False` leaves the prompt as chat models
-get it, and then only generation can be scored. Keys are never repeated, which the published generator does not make
-sure of. Style "compact" is this project's own short text, for models of a few million parameters (see
-`data.synthetic`): records of four tokens with as much filler strewn among them, so that records are as dense in a
-prompt of 2,048 tokens as in a short one, and each has a key of one word.
+LongChat-Lines are its files), filled with as many lines as `length` tokens hold; `files` are those published cases
+themselves (LongEval's JSON lines, LongChat-Lines' Parquet), each asked at the shortest length that holds it. A base
+model is given LongEval's cue for models that only continue text, after which the number must follow; `cue=False` leaves
+the prompt as chat models get it, and then only generation can be scored. Keys are never repeated, which the published
+generator does not make sure of. Style "compact" is this project's own short text, for models of a few million
+parameters (see `data.synthetic`): records of four tokens with as much filler strewn among them, so that records are as
+dense in a prompt of 2,048 tokens as in a short one, and each has a key of one word.
 """
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, scoring
+from giraffe_jax.evals import cases, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 HEADER = (
@@ -79,6 +81,7 @@ class Lines:
     n: Count = 50
     depths: tuple[Share, ...] | None = None  # None: the line asked for is drawn
     style: Literal["longchat", "compact"] = "longchat"
+    files: tuple[str, ...] = ()  # published cases, asked as they are
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # longchat: end with the start of the answer
     new_tokens: Length = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
@@ -90,6 +93,8 @@ class Lines:
         scoring.check_retrieval(self)
         if not self.cue and "teacher" in self.scoring and self.style == "longchat":
             raise ConfigError("lines.scoring: 'teacher' needs cue=True; without it the answer's words are the model's.")
+        if self.files and (self.depths is not None or self.style != "longchat"):
+            raise ConfigError("lines.files: published cases have their own form and depths; set neither.")
 
 
 Task = Lines
@@ -103,11 +108,15 @@ def rows(task: Lines, lm: Any, length: int, encoding: Any, *, tokens_per_batch: 
     )
 
 
+@scoring.remembered
 def examples(task: Lines, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
     Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
     """
+    if task.files:
+        rows = cases.read(task.files, {"prompt": str, "expected_number": int}, "lines.files")
+        return cases.asked(rows, lambda row: _published(row, task, tokenizer), task, length, "lines.files")
     make = _longchat if task.style == "longchat" else _compact(task, tokenizer)
     return [make(task, tokenizer, length, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
 
@@ -124,6 +133,18 @@ def draw_keys(rng: random.Random, n: int) -> list[str]:
     if n > most:
         raise ConfigError(f"lines: {n} different keys wanted, there are {most}.")
     return [f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}" for i in rng.sample(range(most), n)]
+
+
+def _published(row: dict[str, Any], task: Lines, tokenizer: Any) -> Example:
+    text, value = row["prompt"], row["expected_number"]
+    keys = re.findall(r"^line (.+): REGISTER_CONTENT is <\d+>$", text, re.MULTILINE)
+    question = re.search(r"what is the <REGISTER_CONTENT> in line (.+)\? I need the number", text)
+    if question is None or question[1] not in keys:
+        raise ConfigError(f"lines.files: a prompt asks for no line that it has: ...{text[-120:]!r}.")
+    text = f"{text.rstrip(' ')} {CUE.format(key=question[1])}" if task.cue else text
+    before, answer = scoring.split(tokenizer, text, f" <{value}")
+    where = keys.index(question[1]) / max(1, len(keys) - 1)
+    return Example(tuple(tokenizer.prefix) + before, answer, value, where)
 
 
 def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:

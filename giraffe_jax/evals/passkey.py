@@ -57,6 +57,7 @@ def rows(task: Passkey, lm: Any, length: int, encoding: Any, *, tokens_per_batch
     )
 
 
+@scoring.remembered
 def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples per depth in at most `length` tokens each, answer included.
 

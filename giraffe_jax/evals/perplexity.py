@@ -23,10 +23,8 @@ import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, scoring
+from giraffe_jax.evals import cases, metrics, scoring
 from giraffe_jax.evals.scoring import Count
-
-TEXT_SUFFIXES = (".txt", ".md", ".py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Perplexity:
     bin_spacing: Literal["log", "uniform"] = "log"
     name: Literal["perplexity"] = "perplexity"
     label: str | None = None
+
+    def __post_init__(self):
+        if not self.documents:
+            raise ConfigError("perplexity.documents: the list is empty; name text files or directories of them.")
 
 
 Task = Perplexity
@@ -78,6 +80,7 @@ def rows(task: Perplexity, lm: Any, length: int, encoding: Any, *, tokens_per_ba
         }
 
 
+@scoring.remembered
 def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     """Returns the windows of `length` tokens that the task scores.
 
@@ -90,7 +93,7 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     longest = max(task.lengths)
     chosen: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
-    for name, path in files(task.documents):
+    for name, path in cases.documents(task.documents, "perplexity.documents"):
         text = _read(path)
         count = len(head(tokenizer, text, longest)) + len(bos)
         seen.append((count, str(path)))
@@ -128,22 +131,6 @@ def bin_edges(length: int, bins: int, spacing: str = "log") -> list[int]:
     """Returns increasing edges from 1 to `length` of at most `bins` bins of context, tokens before the target."""
     space = np.geomspace if spacing == "log" else np.linspace
     return sorted({int(round(x)) for x in space(1, length, bins + 1)})
-
-
-def files(documents: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Returns (name, path) of the text files that `documents` names, in that order, a directory's own sorted."""
-    found: list[tuple[str, Path]] = []
-    for place in documents:
-        path = Path(place)
-        if not path.exists():
-            raise ConfigError(f"perplexity.documents: no such file or directory: {place}.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
-        if path.is_dir() and not inside:
-            raise ConfigError(f"perplexity.documents: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
-        found.extend([(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(path.name, path)])
-    if not found:
-        raise ConfigError("perplexity.documents: the list is empty; name text files or directories of them.")
-    return found
 
 
 def head(tokenizer: Any, text: str, count: int | None) -> list[int]:

@@ -1,28 +1,33 @@
-"""RULER's synthetic tasks: needles in noise, in text and among needles; chains of variables; common and frequent words.
+"""RULER's thirteen tasks: needles in noise, in text and among needles; chains of variables; common and frequent words;
+questions on documents among others.
 
 Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", arXiv:2404.06654; prompts to
 the letter of NVIDIA/RULER (scripts/data/synthetic), answer prefixes included, which a base model continues. Scored by
-the published rule: the share of the answers that the output holds. Not built: its two tasks of questions on SQuAD and
-HotpotQA.
+the published rules: the share of the answers that the output holds, and for questions whether it holds one. Questions
+are SQuAD's (qa_1) and HotpotQA's (qa_2), in the files that `documents` names (dev-v2.0.json,
+hotpot_dev_distractor_v1.json).
 
 What is done otherwise, so that a score means something: every example has an order of its own (released, needles and
-words of all examples are shuffled alike); keys are never repeated; a prompt is filled to the sentence instead of to the
-next 25 of them; prompt and answer fill `length`, where the release leaves room for `new_tokens`; words are this
-project's own list (evals/lines.py) instead of a package's, joined in pairs where a list needs more.
+words of all examples are shuffled alike); keys are never repeated; prompt and answer fill `length`, where the release
+leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them; words are this
+project's own list (evals/lines.py) instead of a package's, joined in pairs where a list needs more. `compat=True` keeps
+the first and the third as released.
 """
 
 import dataclasses
+import json
 import math
 import random
 import re
 import string
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, perplexity, scoring
+from giraffe_jax.evals import cases, metrics, scoring
 from giraffe_jax.evals.lines import ADJECTIVES, NOUNS, draw_keys
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
@@ -51,6 +56,9 @@ FREQUENT = (
 )
 
 
+Shuffle = Callable[[list[Any]], None]
+
+
 class Needles(NamedTuple):
     """Where needles hide, what their keys and values are, and how many keys, values of each and questions there are."""
 
@@ -72,11 +80,17 @@ NEEDLES = {
     "niah_multivalue": Needles("text", "words", "numbers", values=4),
     "niah_multiquery": Needles("text", "words", "numbers", keys=4, queries=4),
 }
-NEW_TOKENS = dict.fromkeys(NEEDLES, 128) | dict(vt=30, cwe=120, fwe=50)
+QUESTION = (
+    "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
+    "The following are given documents.\n\n{context}\n\nAnswer the question based on the given documents. Only give me "
+    "the answer and do not output any other words.\n\nQuestion: {query} Answer:"
+)
+NEW_TOKENS = dict.fromkeys(NEEDLES, 128) | dict(vt=30, cwe=120, fwe=50, qa_1=32, qa_2=32)
 Kind = Literal[
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
-    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe",
+    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 ]  # fmt: skip
+QA = dict(qa_1="SQuAD's dev-v2.0.json", qa_2="HotpotQA's hotpot_dev_distractor_v1.json")
 # Of these the answer is one text, so that a model that knows it says it; of the others it may say it in any order.
 DETERMINED = (
     "niah_single_1",
@@ -86,6 +100,8 @@ DETERMINED = (
     "niah_multikey_2",
     "niah_multikey_3",
     "vt",
+    "qa_1",
+    "qa_2",
 )
 
 
@@ -97,10 +113,12 @@ class Ruler:
     kind: Kind
     n: Count = 50
     depths: tuple[Share, ...] | None = None  # of the needle, in tasks of one; None: drawn
-    documents: tuple[str, ...] = ()  # text files or folders that "text" haystacks are made of
+    documents: tuple[str, ...] = ()  # what "text" haystacks are made of: files, folders; of qa_1 and qa_2 the questions
     scoring: tuple[Scoring, ...] = ("generate",)
-    new_tokens: Length | None = None  # generated at most; None: as published (128, 30, 120, 50)
-    hops: Count = 4  # of vt's chain
+    new_tokens: Length | None = None  # generated at most; None: as published (128, 30, 120, 50, 32)
+    hops: Count = 4  # of vt's chains
+    chains: Count = 1  # of vt; one is asked for
+    compat: bool = False  # orders and room as released, see above
     seed: Seed = 0
     name: Literal["ruler"] = "ruler"
     label: str | None = None
@@ -119,6 +137,8 @@ class Ruler:
             )
         if needles and needles.haystack == "text" and not self.documents:
             raise ConfigError(f"ruler.documents: {self.kind} hides its needles in text; name files or folders of it.")
+        if self.kind in QA and len(self.documents) != 1:
+            raise ConfigError(f"ruler.documents: {self.kind} takes one file, {QA[self.kind]}; got {self.documents}.")
         if self.depths is not None and (needles is None or needles.keys * needles.values > 1):
             raise ConfigError(f"ruler.depths: {self.kind} hides more than one thing; depths are drawn.")
 
@@ -131,46 +151,54 @@ def rows(task: Ruler, lm: Any, length: int, encoding: Any, *, tokens_per_batch: 
     """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
     yield from scoring.retrieval_rows(
         lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch,
-        judge=scoring.match_all,
+        judge=scoring.match_part if task.kind in QA else scoring.match_all,
     )  # fmt: skip
 
 
+@scoring.remembered
 def examples(task: Ruler, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
     Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
     """
-    sentences = (
-        _sentences(task) if NEEDLES.get(task.kind, Needles("noise", "words", "numbers")).haystack == "text" else []
-    )
+    needles = NEEDLES.get(task.kind)
+    text = sentences(task.documents, "ruler.documents") if needles and needles.haystack == "text" else []
+    asked = questions(task) if task.kind in QA else None
     return [
-        _one(task, tokenizer, length, depth, i, sentences) for depth in task.depths or (None,) for i in range(task.n)
+        _one(task, tokenizer, length, depth, i, text, asked) for depth in task.depths or (None,) for i in range(task.n)
     ]
 
 
-def _one(task: Ruler, tokenizer: Any, length: int, depth: float | None, i: int, sentences: Sequence[str]) -> Example:
+def _one(
+    task: Ruler, tokenizer: Any, length: int, depth: float | None, i: int, text: Sequence[str], asked: Any
+) -> Example:
     seed, bos = f"ruler {task.kind} {task.seed} {length} {depth} {i}", tuple(tokenizer.prefix)
+    order = f"ruler order {task.seed}" if task.compat else f"{seed} order"
 
-    def make(rng: random.Random, size: int) -> tuple[str, list[str], str, float]:
+    def make(size: int) -> tuple[str, list[str], str, float]:
+        rng, shuffle = random.Random(seed), random.Random(order).shuffle
         if task.kind == "vt":
-            return _chain(rng, size, task.hops)
+            return _chain(rng, size, task.hops, task.chains)
         if task.kind == "cwe":
-            return _common(rng, size, short=length < 4096)
+            return _common(rng, shuffle, size, short=length < 4096)
         if task.kind == "fwe":
-            return _frequent(rng, size, words=max(length // 50, 8))
-        return _needles(NEEDLES[task.kind], rng, size, depth, sentences)
+            return _frequent(rng, shuffle, size, words=max(length // 50, 8))
+        if asked is not None:
+            return _question(rng, shuffle, size, asked, i)
+        return _needles(NEEDLES[task.kind], rng, shuffle, size, depth, text)
 
     def build(size: int) -> Example:
-        text, answers, said, where = make(random.Random(seed), size)
+        text, answers, said, where = make(size)
         before, answer = scoring.split(tokenizer, text, said)
         return Example(bos + before, answer, tuple(answers), where)
 
     _, example = scoring.largest(
         build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
+        cost=lambda e: len(e.prompt) + (max(len(e.answer), task.new_tokens or 0) if task.compat else len(e.answer)),
         budget=length,
         probe=32,
         what=f"ruler ({task.kind}) at length {length}",
+        most=None if asked is None else len(asked.documents),
     )
     return example
 
@@ -179,12 +207,12 @@ def _one(task: Ruler, tokenizer: Any, length: int, depth: float | None, i: int, 
 # first thing asked for), of a size in the units that fill it: sentences or words.
 
 
-def _needles(task: Needles, rng: random.Random, size: int, depth: float | None, text: Sequence[str]):
+def _needles(task: Needles, rng: random.Random, shuffle: Shuffle, size: int, depth: float | None, text: Sequence[str]):
     keys = _draw(rng, task.key, task.keys)
     values = [_draw(rng, task.value, task.values) for _ in keys]
     pairs = [(key, value) for key, mine in zip(keys, values, strict=True) for value in mine]
     asked = rng.sample(range(task.keys), task.queries)
-    rng.shuffle(pairs)
+    shuffle(pairs)
     hay_rng = random.Random(rng.random())  # what lies around does not change what is hidden
     if task.haystack == "needles":
         others = zip(_draw(hay_rng, task.key, size, but=keys), _draw(hay_rng, task.value, size), strict=True)
@@ -211,30 +239,33 @@ def _needles(task: Needles, rng: random.Random, size: int, depth: float | None, 
     return template.format(kind=kind, context=context, query=query), answers, " " + ", ".join(answers), where
 
 
-def _chain(rng: random.Random, size: int, hops: int):
+def _chain(rng: random.Random, size: int, hops: int, chains: int):
     examples = []
     for letters, noise in ((3, 5), (5, size)):  # one solved, and the one that is asked
-        names = _different(lambda k=letters: "".join(rng.choices(string.ascii_uppercase, k=k)), hops + 1)
-        value = str(rng.randint(10_000, 99_999))
-        chain = [f"VAR {names[0]} = {value}"] + [f"VAR {b} = VAR {a}" for a, b in zip(names, names[1:], strict=False)]
-        places = sorted(rng.random() for _ in chain)
-        lines = [NOISE] * noise
-        for share, assignment in reversed(list(zip(places, chain, strict=True))):
+        names = _different(lambda k=letters: "".join(rng.choices(string.ascii_uppercase, k=k)), chains * (hops + 1))
+        values = _different(lambda: str(rng.randint(10_000, 99_999)), chains)
+        assigned, lines = [], [NOISE] * noise
+        for c in range(chains):
+            own = names[c * (hops + 1) : (c + 1) * (hops + 1)]
+            made = [f"VAR {own[0]} = {values[c]}"] + [f"VAR {b} = VAR {a}" for a, b in zip(own, own[1:], strict=False)]
+            assigned += zip(sorted(rng.random() for _ in made), made, strict=True)
+        names, value, first = names[: hops + 1], values[0], assigned[0][0]
+        for share, assignment in sorted(assigned, reverse=True):
             lines.insert(round(share * noise), assignment)
         text = CHAIN.format(context="\n".join(lines), query=value, count=hops + 1)
-        examples.append((text, names, places[0]))
+        examples.append((text, names, first))
     (solved, said, _), (asked, names, where) = examples
     return f"{solved} {' '.join(said)}\n\n\n\n{asked}", names, " ".join(names), where
 
 
-def _common(rng: random.Random, size: int, *, short: bool):
+def _common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
     def numbered(words):
         return " ".join(f"{i}. {word}" for i, word in enumerate(words, 1))
 
     def example(count, often, seldom):
         words = _words(rng, count)
         listed = words[:10] * often + words[10:] * seldom
-        rng.shuffle(listed)
+        shuffle(listed)
         return COMMON.format(context=numbered(listed)), words[:10]
 
     solved, said = example(20, 3, 1) if short else example(40, 10, 3)
@@ -242,15 +273,78 @@ def _common(rng: random.Random, size: int, *, short: bool):
     return f"{solved} {numbered(said)}\n{asked}", answers, " " + numbered(answers), 0.0
 
 
-def _frequent(rng: random.Random, size: int, *, words: int):
+def _frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
     coded = _different(lambda: "".join(rng.choices(string.ascii_lowercase, k=6)), words)
     coded[0] = "..."  # the most frequent is noise
     # Zipf's law with exponent 2, of ever more words, whose sum is pi^2 / 6.
     total = 256 + size  # so many that the three that are asked for differ in how often they come
     counts = [int(total * 6 / math.pi**2 / rank**2) for rank in range(1, words + 1)]
     text = [word for word, count in zip(coded, counts, strict=True) for _ in range(count)]
-    rng.shuffle(text)
+    shuffle(text)
     return FREQUENT.format(context=" ".join(text)), coded[1:4], " " + " ".join(coded[1:4]), 0.0
+
+
+def _question(rng: random.Random, shuffle: Shuffle, size: int, asked: "Questions", i: int):
+    query, answers, own, near = asked.cases[i % len(asked.cases)]
+    # Documents of its own, then those of the same article, then any; of all that there are, so that more is never less.
+    near, known = rng.sample(near, len(near)), {*own, *near}
+    count = len(asked.documents)
+    far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
+    chosen = [*own, *near, *far][: len(own) + size]
+    shuffle(chosen)
+    context = "\n\n".join(f"Document {k}:\n{asked.documents[d]}" for k, d in enumerate(chosen, 1))
+    where = min(chosen.index(d) for d in own) / max(1, len(chosen) - 1)
+    return QUESTION.format(context=context, query=query), list(answers), f" {answers[0]}", where
+
+
+class Questions(NamedTuple):
+    """Documents, and cases on them: (question, allowed answers, its documents, others of the same article)."""
+
+    documents: list[str]
+    cases: list[tuple[str, tuple[str, ...], list[int], list[int]]]
+
+
+def questions(task: Ruler) -> Questions:
+    """Returns the questions of SQuAD's or HotpotQA's file; ConfigError where it is none."""
+    path = Path(task.documents[0]).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"ruler.documents: no such file: {path}.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = _squad(data["data"]) if task.kind == "qa_1" else _hotpot(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        said = f"{type(e).__name__}: {e}"
+        raise ConfigError(f"ruler.documents: {path} is not {QA[task.kind]} ({said}).") from e
+    if not found.cases:
+        raise ConfigError(f"ruler.documents: {path} has no question that can be answered.")
+    return found
+
+
+def _squad(articles: Any) -> Questions:
+    documents = sorted({p["context"] for article in articles for p in article["paragraphs"]})
+    number, found = {text: i for i, text in enumerate(documents)}, []
+    for article in articles:
+        inside = [number[p["context"]] for p in article["paragraphs"]]
+        for p in article["paragraphs"]:
+            own = number[p["context"]]
+            for qa in p["qas"]:
+                if not qa["is_impossible"]:
+                    answers = tuple(dict.fromkeys(str(a["text"]) for a in qa["answers"]))
+                    found.append((str(qa["question"]), answers, [own], [d for d in inside if d != own]))
+    return Questions(documents, found)
+
+
+def _hotpot(rows: Any) -> Questions:
+    texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in rows]
+    documents = sorted({text for own in texts for text in own})
+    number = {text: i for i, text in enumerate(documents)}
+    return Questions(
+        documents,
+        [
+            (str(row["question"]), (str(row["answer"]),), list(dict.fromkeys(number[text] for text in own)), [])
+            for row, own in zip(rows, texts, strict=True)
+        ],
+    )
 
 
 def _draw(rng: random.Random, kind: str, n: int, but: Sequence[str] = ()) -> list[str]:
@@ -277,12 +371,12 @@ def _words(rng: random.Random, n: int) -> list[str]:
     return single[:n] + (draw_keys(rng, n - len(single)) if n > len(single) else [])
 
 
-def _sentences(task: Ruler) -> list[str]:
-    """Returns the sentences of the documents, white space made one space."""
+def sentences(documents: tuple[str, ...], where: str) -> list[str]:
+    """Returns the sentences of documents, white space made one space."""
     found: list[str] = []
-    for _, path in perplexity.files(task.documents):
+    for _, path in cases.documents(documents, where):
         text = " ".join(path.read_text(encoding="utf-8", errors="replace").split())
         found += [s for s in re.split(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])", text) if s]
     if not found:
-        raise ConfigError(f"ruler.documents: no text in {', '.join(task.documents)}.")
+        raise ConfigError(f"{where}: no text in {', '.join(documents)}.")
     return found

@@ -7,9 +7,12 @@ output is worth.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,6 +34,10 @@ class Example:
     expected: int | tuple[str, ...]  # a number, or the texts that the task's rule looks for in the output
     depth: float  # where in the record the answer (the first of several) stands, 0 the start, 1 the end
 
+
+NAMED = ("documents", "files", "questions", "conversations")  # keys of tasks that name files
+KEPT = 2**22  # tokens of examples kept in memory, some 36 bytes each
+ASKED = 200  # characters of a prompt's end that a row keeps
 
 # (output, expected) -> metrics: a task's rule for what was generated.
 Judge = Callable[[str, Any], dict[str, float]]
@@ -55,6 +62,38 @@ def match_part(text: str, expected: Sequence[str]) -> dict[str, float]:
 def presence(text: str, expected: Sequence[str]) -> dict[str, float]:
     """Returns whether the output holds one of the texts to the letter (Giraffe's presence accuracy)."""
     return {"presence": int(any(e.strip() in text for e in expected))}
+
+
+def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any, Any, int], list[Any]]:
+    """Returns `examples(task, tokenizer, length)` that makes the same only once: sixteen methods ask for them in turn.
+
+    They are made again once a file that the task names has changed, and forgotten with the tokenizer, or, the oldest
+    first, beyond `KEPT` tokens a task.
+    """
+
+    memories: weakref.WeakKeyDictionary[Any, dict[Any, list[Any]]] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(examples)
+    def known(task: Any, tokenizer: Any, length: int) -> list[Any]:
+        memory = memories.setdefault(tokenizer, {})
+        key = task, length, _files_of(task)
+        if key not in memory:
+            memory[key] = examples(task, tokenizer, length)
+            while len(memory) > 1 and sum(map(_tokens, memory.values())) > KEPT:
+                del memory[next(iter(memory))]
+        return memory[key]
+
+    return known
+
+
+def _tokens(examples: Sequence[Any]) -> int:
+    return sum(len(e.prompt) + len(e.answer) if isinstance(e, Example) else len(e.tokens) for e in examples)
+
+
+def _files_of(task: Any) -> tuple[Any, ...]:
+    named = [Path(name) for key in NAMED for name in getattr(task, key, ())]
+    inside = [p for place in named for p in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in inside if p.is_file())
 
 
 def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -83,13 +122,18 @@ def check_retrieval(task: Any) -> None:
         raise ConfigError(f"{task.name}.scoring: the list is empty; allowed are 'generate', 'teacher' or both.")
     if task.n < 1 or task.new_tokens < 1:
         raise ConfigError(f"{task.name}: n and new_tokens must be at least 1, got {task.n} and {task.new_tokens}.")
-    outside = [d for d in task.depths or () if not 0 <= d <= 1]
-    if outside or task.depths == ():
-        raise ConfigError(f"{task.name}.depths: expected numbers from 0 to 1, got {task.depths}.")
+    depths = getattr(task, "depths", None)
+    if depths == () or not all(0 <= d <= 1 for d in depths or ()):
+        raise ConfigError(f"{task.name}.depths: expected numbers from 0 to 1, got {depths}.")
 
 
 def largest(
-    build: Callable[[int], Any], cost: Callable[[Any], int], budget: int, probe: int, what: str
+    build: Callable[[int], Any],
+    cost: Callable[[Any], int],
+    budget: int,
+    probe: int,
+    what: str,
+    most: int | None = None,
 ) -> tuple[int, Any]:
     """Returns (k, build(k)) with the largest k >= 0 whose cost is within the budget.
 
@@ -99,11 +143,13 @@ def largest(
       budget: tokens allowed.
       probe: units whose cost shows how cost grows; only the time depends on it.
       what: for the ConfigError raised where not even k = 0 fits.
+      most: the largest k there is; None where there is always more.
     """
-    low, high, best = 0, None, build(0)
+    low, high, best = 0, None if most is None else most + 1, build(0)
     least = cost(best)
     if least > budget:
         raise ConfigError(f"{what}: {budget} tokens are not enough, the shortest prompt takes {least}.")
+    probe = probe if most is None else min(probe, most)
     k = (budget - least) * probe // max(1, cost(build(probe)) - least)
     step = 2
     while high is None or high - low > 1:
@@ -178,6 +224,7 @@ def retrieval_rows(
             yield {
                 "example": start + i,
                 "depth": e.depth,
+                "question": lm.tokenizer.decode(e.prompt[-ASKED:])[-ASKED:],
                 "metrics": m,
                 "prompt_tokens": len(e.prompt),
                 "prompt": hashlib.sha256(np.asarray(e.prompt, "<i4").tobytes()).hexdigest()[:16],

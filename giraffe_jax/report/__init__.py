@@ -1,6 +1,6 @@
-"""The report: rows -> tables (Markdown, CSV), plots (PNG, SVG) and one self-contained HTML page.
+"""The report: rows -> tables (Markdown, LaTeX, CSV), plots (PNG, SVG) and one self-contained HTML page.
 
-    page = report.write(["runs/quickstart"])        # results.csv, tables.md, plots/, report.html
+    page = report.write(["runs/quickstart"])        # results.csv, tables.{md,tex}, plots/, report.html
 
 The same rows give the same bytes.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import records
-from giraffe_jax.report import findings, metrics, page, plots, style, tables
+from giraffe_jax.report import findings, latex, metrics, page, plots, style, tables
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.scores import Results, Row, estimate, read, score_all, score_positions
 
@@ -22,8 +22,8 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
     """Write the report of one or more work directories and return the path of its page.
 
     Args:
-      directories: each with a results.jsonl; several are shown side by side.
-      out: directory for results.csv, tables.md, plots/ and report.html; by default the first of `directories`.
+      directories: each with a results.jsonl; several are shown side by side, the first compared with the others.
+      out: directory for results.csv, tables.md, tables.tex, plots/ and report.html; the first of `directories` if None.
     """
     results = read(directories)
     out = Path(directories[0] if out is None else out)
@@ -36,8 +36,11 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
             positions += [score for _, _, score in pieces]
     looks = style.looks(results)
     drawn = plots.draw(results, found, looks, made)
-    records.write_atomically(out / "results.csv", tables.as_csv(results, found + positions))
+    records.write_atomically(
+        out / "results.csv", tables.as_csv(results, found + positions + tables.effective_scores(made))
+    )
     records.write_atomically(out / "tables.md", tables.all_markdown(results, made))
+    records.write_atomically(out / "tables.tex", latex.all_latex(made))
     for plot in drawn:
         records.write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
         records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)

@@ -1,4 +1,27 @@
-"""The page's style sheet; its colours come from `style.css_variables`."""
+"""The page's style sheet, whose colours come from `style.css_variables`, and its script, by which tables are sorted."""
+
+# Each heading of a column becomes a button: ascending, then descending; cells without a number stay at the end.
+SORT = """\
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const key = (row, i) => row.cells[i].dataset.value ?? row.cells[i].textContent;
+  heads.forEach((head, i) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const order = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
+      body.append(...[...body.rows].sort((a, b) => {
+        const [x, y] = [key(a, i), key(b, i)];
+        return x === "" || y === "" ? (x === "") - (y === "") : order(x, y) * (down ? -1 : 1);
+      }));
+    });
+  });
+}
+"""
 
 SHEET = """\
 :root {
@@ -62,6 +85,11 @@ table {
 }
 th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 thead th { font-weight: 600; border-bottom: 1.5px solid var(--muted); vertical-align: bottom; }
+thead th:first-child { text-align: left; }
+th button { all: unset; cursor: pointer; }
+th button:focus-visible { outline: 2px solid var(--c1); outline-offset: 3px; }
+th[aria-sort=ascending] button::before { content: "↑ "; }
+th[aria-sort=descending] button::before { content: "↓ "; }
 tbody th { font-weight: 500; text-align: left; position: sticky; left: 0; background: var(--paper); }
 th:first-child { padding-left: 0; }
 th i { display: inline-block; width: .72em; height: .72em; border-radius: 50%; margin-right: .6em; }
@@ -85,6 +113,7 @@ dl {
   display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.3rem; font: .9rem/1.5 var(--sans);
   margin: 1rem 0;
 }
+dd pre { margin: 0; padding: .5rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 footer {

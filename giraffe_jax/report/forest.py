@@ -6,56 +6,62 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from giraffe_jax.report import paired, style
-from giraffe_jax.report.findings import lengths_that_matter, shown
+from giraffe_jax.report import findings, paired, style
 from giraffe_jax.report.labels import clipped
 from giraffe_jax.report.paired import Difference
 from giraffe_jax.report.scores import Results
 from giraffe_jax.report.tables import Table, multiple
 
+Panel = tuple[int, str, str, list[Difference]]  # length, "plain" or "best", its name, each variant less it
+
 ROW, HEAD, FOOT = 0.205, 0.42, 0.5  # inches
-NAMES, VALUES = 0.170, 0.134  # of the figure's width, left and right of a panel
+NAMES, VALUES = 0.170, 0.148  # of the figure's width, left and right of a panel
 
 
-def draw(plt: Any, results: Results, table: Table, looks: Mapping[str, style.Look]) -> Any:
-    """A panel per length (across), against plain (above) and against the best of that length (below)."""
-    lengths, plain = lengths_that_matter(table)[:2], results.baseline
-    panels = []
-    for length in lengths:
+def panels(results: Results, table: Table) -> list[Panel]:
+    """What is compared at each length that matters: all variants with plain, and with the best there."""
+    out, plain = [], results.baseline
+    for length in findings.lengths_that_matter(table)[:2]:
         order = table.ranked(length)
         bases = [base for base in (plain, order[0] if order else None) if base is not None]
         for i, base in enumerate(dict.fromkeys(bases)):
             found = paired.differences(results, table.task, table.metric, length, base, table.variants)
-            panels.append((length, "plain" if i == 0 and base == plain else "best", base, found))
-    rows = [kind for kind in ("plain", "best") if any(k == kind and found for _, k, _, found in panels)]
+            out.append((length, "plain" if i == 0 and base == plain else "best", base, found))
+    return out
+
+
+def draw(plt: Any, table: Table, shown: Sequence[Panel], looks: Mapping[str, style.Look]) -> Any:
+    """A panel per length (across), against plain (above) and against the best of that length (below)."""
+    lengths = list(dict.fromkeys(length for length, *_ in shown))
+    rows = [kind for kind in ("plain", "best") if any(k == kind and found for _, k, _, found in shown)]
     if not rows:
         return None
-    heights = [max(len(found) for _, k, _, found in panels if k == kind) for kind in rows]
+    heights = [max(len(found) for _, k, _, found in shown if k == kind) for kind in rows]
+    stay = paired.holm(d for *_, found in shown for d in found)
     inches = [HEAD + ROW * count + FOOT for count in heights]
     figure = plt.figure(figsize=(9, sum(inches)))
     for row, kind in enumerate(rows):
         for column, length in enumerate(lengths):
-            panel = next((p for p in panels if p[0] == length and p[1] == kind and p[3]), None)
+            panel = next((p for p in shown if p[0] == length and p[1] == kind and p[3]), None)
             if panel is None:
                 continue
             top = 1 - (sum(inches[:row]) + HEAD) / sum(inches)
             width = 0.985 / len(lengths)
             box = (0.006 + column * width + NAMES, top - ROW * heights[row] / sum(inches), width - NAMES - VALUES)
             axes = figure.add_axes((*box, ROW * heights[row] / sum(inches)))
-            _panel(axes, table, panel[3], heights[row], looks, length, panel[2], kind)
+            _panel(axes, table, panel, heights[row], looks, stay)
     return figure
 
 
 def _panel(
     axes: Any,
     table: Table,
-    found: Sequence[Difference],
+    panel: Panel,
     rows: int,
     looks: Mapping[str, style.Look],
-    length: int,
-    base: str,
-    kind: str,
+    stay: Mapping[paired.Pair, bool],
 ) -> None:
+    length, kind, base, found = panel
     share = table.metric.share
     by = 100 if share else 1
     axes.set_ylim(rows - 0.5, -0.5)
@@ -77,16 +83,17 @@ def _panel(
             textcoords="offset points", ha="right", va="center_baseline", color=look.colour,
             fontweight="bold" if look.contrast and look.trained else "normal",
         )  # fmt: skip
-        span = f" [{shown(e.low, share)}, {shown(e.high, share)}]" if math.isfinite(e.low) else ""
+        span = f" [{findings.shown(e.low, share)}, {findings.shown(e.high, share)}]" if math.isfinite(e.low) else ""
+        text = findings.shown(e.value, share) + span + (" *" if stay[d.pair] else "")
         axes.annotate(
-            shown(e.value, share) + span, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
+            text, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
             textcoords="offset points", ha="left", va="center_baseline", color=style.INK if d.apart else style.MUTED,
         )  # fmt: skip
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=3)
     axes.tick_params(axis="x", labelsize=8)
     times = multiple(length, table.original_len)
     against = f"minus {base}" if kind == "plain" else f"minus the best, {base}"

@@ -1,7 +1,8 @@
-"""The report as one HTML file: no script, no request to anywhere, light and dark, readable on a phone and on paper.
+"""The report as one HTML file: no request to anywhere, light and dark, readable on a phone and on paper.
 
 Plots are inlined as SVG whose colours are the page's CSS variables; text in them is text. Every section says how to
 read its plot and shows the numbers as a table; the config and the versions are at the end.
+A few lines of script, `css.SORT`, let tables be sorted; without them the page is the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from giraffe_jax import records
-from giraffe_jax.report import css, findings, protocols, style, tables, variants
+from giraffe_jax.report import between, css, findings, paired, protocols, question, style, tables, variants
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.paired import FEWEST
 from giraffe_jax.report.plots import Plot, describe
@@ -21,8 +22,11 @@ from giraffe_jax.report.tables import Table, task_name
 HOW = {
     "forest": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
     "compared with plain RoPE, and with the best at that length, one by one. A line that does not reach the zero is a "
-    "difference that chance does not explain; its marker is filled. Intervals are not widened for how many variants "
-    "are compared: of twenty that differ in nothing, one is expected to look different.",
+    "difference that chance does not explain; its marker is filled. Intervals are not widened for how many are "
+    "compared: of twenty that differ in nothing, one is expected to look different. Stars mark what stays apart when "
+    "that is corrected for.",
+    "between": "<b>How to read it.</b> Variants of the same name in both runs, on the same windows and questions, at "
+    "the longest length that both have: the first run less the other. Marked: told apart.",
     "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: how many tokens, equally likely, the "
     "model is in effect choosing between. Lower is better. A method that works stays flat to the right of the trained "
     "length; one that fails climbs.",
@@ -31,9 +35,9 @@ HOW = {
     "understanding where its tokens are.",
     "retrieval": "<b>How to read it.</b> The share of questions about one earlier fact that are answered exactly. "
     "Perplexity can stay low while this falls: a model may write well and yet not reach what it read long ago.",
-    "depth": "<b>How to read it.</b> Each cell is the percentage of right answers at a length (across) and a place of "
-    "the fact in the text (down; 0% is the start, 100% right before the question). Dark is right. The line is the "
-    "trained length.",
+    "depth": "<b>How to read it.</b> Each cell is the percentage of right answers (the mean share of them, where a "
+    "question has several) at a length (across) and a place of the fact in the text (down; 0% is the start, 100% right "
+    "before the question). Dark is right. The line is the trained length.",
 }
 
 
@@ -53,8 +57,11 @@ def render(
         _header(results, title, config, made),
         _findings(results, made),
         _forest(results, made, plots, looks),
+        *_between(results, scores, swatches),
         _variants(results, swatches),
+        _training(results, plots, looks),
         *(_section(results, task, made, plots, looks) for task in results.tasks),
+        question.as_html(results),
         _failures(results),
         _about(results, config),
     ]
@@ -68,7 +75,8 @@ def render(
         "documents (or windows of one document) for losses. Differences are paired: a bootstrap over the same units, "
         "its percentiles expanded for small n (Hesterberg 2015); for shares the adjusted Wald interval (Bonett and "
         "Price 2012), and McNemar's exact test must agree. n counts what was resampled or asked; fewer than "
-        f"{FEWEST} pairs are never told apart. Made by giraffe-jax.</footer>\n</main>\n</body>\n</html>\n"
+        f"{FEWEST} pairs are never told apart. Made by giraffe-jax.</footer>\n</main>\n"
+        f"<script>\n{css.SORT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -161,6 +169,24 @@ def _variants(results: Results, swatches: Mapping[str, str]) -> str:
     return f"<section>\n<h2>The variants</h2>\n{table}\n</section>" if table else ""
 
 
+def _training(results: Results, plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
+    figures = "\n".join(_figure(results, plot, looks) for plot in plots if plot.kind == "training")
+    return f"<section>\n<h2>Training</h2>\n{figures}\n</section>" if figures else ""
+
+
+def _between(results: Results, scores: Sequence[Score], swatches: Mapping[str, str]) -> list[str]:
+    values = {(s.variant, s.task, s.metric, s.length): s.estimate.value for s in scores}
+    out = []
+    for comparison in between.compare(results):
+        head = html.escape(f"{comparison.first} against {comparison.other}")
+        said = paired.chance([d for _, d in comparison.found])
+        out.append(
+            f"<section>\n<h2>{head}</h2>\n<p class='how'>{HOW['between']} {said}</p>\n"
+            f"{between.as_html(comparison, values, swatches)}\n</section>"
+        )
+    return out
+
+
 def _section(
     results: Results, task: str, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]
 ) -> str:
@@ -184,8 +210,8 @@ def _section(
         if table.metric.scored:
             parts.append(f"<p class='how'>{table.metric.scored}</p>")
         parts.append(tables.as_html(table, {v: look.swatch for v, look in looks.items()}))
-        if table.best:
-            parts.append(f"<p class='how'><small>{_ranking(table)}</small></p>")
+        notes = [_ranking(table) if table.best else "", tables.effective_note(table)]
+        parts += [f"<p class='how'><small>{note}</small></p>" for note in notes if note]
     return "\n".join([*parts, "</section>"])
 
 
@@ -206,7 +232,11 @@ def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> st
     if plot.kind == "depth":
         caption += " Numbers are percentages of right answers."
     elif plot.kind == "forest":
-        caption += " Lines: 95% intervals of the paired difference, also in brackets. Hollow: not told from zero."
+        caption += " Lines: 95% intervals of the paired difference, also in brackets. Hollow: not told from zero. "
+        caption += plot.note
+    elif plot.kind == "training":
+        held_out = any(run.held_out for runs in results.training.values() for run in runs)
+        caption += " Thin: of batches; with markers: of held-out text." if held_out else " Of batches."
     else:
         caption += " Shaded: 95% interval."
         if any(look.contrast for look in looks.values()):
@@ -218,7 +248,8 @@ def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> st
 
 
 def _label(results: Results, plot: Plot) -> str:
-    return html.escape(f"{plot.title}. {describe(results, plot.task)}. The numbers are in the table below.", quote=True)
+    below = "The numbers are in the table below." if plot.task else ""
+    return html.escape(f"{plot.title}. {describe(results, plot.task)}. {below}", quote=True)
 
 
 def _failures(results: Results) -> str:
@@ -249,7 +280,7 @@ def _about(results: Results, config: Mapping) -> str:
         parts.append(f"<dl>{listing}</dl>")
     parts.append(
         "<p class='how'>Beside this page: <code>results.jsonl</code> (one row per example), <code>results.csv</code> "
-        "(every score), <code>tables.md</code>, and <code>plots/</code> (PNG and SVG).</p>"
+        "(every score), <code>tables.md</code>, <code>tables.tex</code> and <code>plots/</code> (PNG and SVG).</p>"
     )
     if config:
         text = html.escape(json.dumps(config, indent=1, ensure_ascii=False))

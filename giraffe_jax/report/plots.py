@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from giraffe_jax.report import forest, labels, metrics, style
+from giraffe_jax.report import forest, labels, metrics, paired, style, training
 from giraffe_jax.report.findings import floor, main_tables
 from giraffe_jax.report.labels import End
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
@@ -31,6 +31,7 @@ class Plot:
     title: str
     svg: str
     png: bytes
+    note: str = ""
 
 
 def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table]) -> list[Plot]:
@@ -40,7 +41,9 @@ def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence
     for table in main_tables(made):
         if table.task not in floors:
             what = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
-            out.append(_plot("forest", table.task, what, lambda plt, t=table: forest.draw(plt, results, t, looks)))
+            panels = forest.panels(results, table)
+            plot = _plot("forest", table.task, what, lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks))
+            out.append(plot and replace(plot, note=paired.chance([d for *_, found in panels for d in found])))
     for task in results.tasks:
         for metric in metrics.of(results.of(task)) if task not in floors else ():
             line = lambda plt, t=task, m=metric: by_length(plt, results, scores, looks, t, m)  # noqa: E731
@@ -52,6 +55,7 @@ def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence
                 out.append(_plot("retrieval", task, metric.title, line, metric.name))
                 heat = lambda plt, t=task, m=metric: by_depth(plt, results, t, m.name)  # noqa: E731
                 out.append(_plot("depth", task, f"{metric.title}, by depth", heat, metric.name))
+    out.append(_plot("training", "", "Loss in training", lambda plt: by_step(plt, results, looks)))
     return [plot for plot in out if plot is not None]
 
 
@@ -66,7 +70,7 @@ def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: s
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
         figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Plot(name, kind, task, f"{task_name(task)}, {what}", svg.getvalue(), png.getvalue())
+    return Plot(name, kind, task, f"{task_name(task)}, {what}" if task else what, svg.getvalue(), png.getvalue())
 
 
 def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: Metric) -> Any:
@@ -138,6 +142,30 @@ def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
     axes.set_xlabel(f"tokens before the predicted one, in passes of {length:,} tokens")
     axes.set_ylabel("loss, nats a token (lower is better)")
     _trained_length(axes, results.original_len)
+    labels.write(axes, ends, labels.columns(results.variants))
+    return figure
+
+
+def by_step(plt: Any, results: Results, looks: Looks) -> Any:
+    """Loss against step of every training run: of batches thin, of held-out text with markers, where there is one."""
+    trained = [variant for variant in results.variants if variant in results.training]
+    if not trained:
+        return None
+    figure, axes = _figure(plt, 4.2, results)
+    ends = []
+    for variant in trained:
+        look = looks[variant]
+        for run in results.training[variant]:
+            x, y = training.points(run.batches)
+            thin = bool(run.held_out)
+            axes.plot(x, y, color=look.colour, linewidth=0.9 if thin else 1.3, alpha=0.5 if thin else 1.0)
+            if thin:
+                x, y = training.points(run.held_out)
+                axes.plot(x, y, **(look.line | {"linestyle": "-"}), zorder=3, clip_on=False)
+        ends.append(End(x[-1], y[-1], variant, look))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token (lower is better)")
     labels.write(axes, ends, labels.columns(results.variants))
     return figure
 
@@ -238,6 +266,8 @@ def _trained_length(axes: Any, original_len: int | None) -> None:
 
 def describe(results: Results, task: str) -> str:
     """One line of text for a screen reader: the range of the plot's values."""
+    if not task:
+        return f"{len(results.training)} variants"
     lengths = results.lengths(task)
     return (
         f"{task_name(task)} of {len(results.variants)} variants at {number(lengths[0])} to {number(lengths[-1])} tokens"

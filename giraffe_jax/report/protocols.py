@@ -14,6 +14,8 @@ PROTOCOLS = {
     "strided": "windows of each length moved along the text by a stride; a window scores its last stride of tokens, "
     "the first window of a text all it has",
     "truncated": "the first tokens of every document, up to each length, in one pass, all of them scored",
+    "longppl": "only the tokens that another model predicts much better from the whole text than from its last few "
+    "thousand tokens",
     "chunked": "windows of each length side by side, all their tokens scored, also the first ones, which have little "
     "text before them",
 }

@@ -6,10 +6,11 @@ reaches a reader without its n and its interval.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from giraffe_jax import records
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import stats
 from giraffe_jax.evals.stats import Estimate
-from giraffe_jax.report import metrics
+from giraffe_jax.report import metrics, training
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
 from giraffe_jax.tokenizer import read_json
 
@@ -47,22 +48,24 @@ class Results:
     failures: tuple[Row, ...] = ()
     seconds: float = 0.0
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, tuple[training.Curve, ...]] = field(default_factory=dict)  # by variant
+    runs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of several: name there -> name here
 
     @property
     def original_len(self) -> int | None:
         return self.manifest.get("original_len")
 
-    @property
+    @functools.cached_property
     def variants(self) -> list[str]:
         configured = [v["name"] for v in self.manifest.get("config", {}).get("variants", ())]
         seen = dict.fromkeys(row["variant"] for row in self.rows)
         return [v for v in configured if v in seen] + [v for v in seen if v not in configured]
 
-    @property
+    @functools.cached_property
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(row["task"] for row in self.rows))
 
-    @property
+    @functools.cached_property
     def trained(self) -> dict[str, bool]:
         flags = {v: False for v in self.variants}
         for row in self.rows:
@@ -76,7 +79,7 @@ class Results:
                 return list(entry.get("positions", []))
         return None
 
-    @property
+    @functools.cached_property
     def baseline(self) -> str | None:
         """Plain RoPE without training: the variant that everything is measured against."""
         untrained = [v for v in self.variants if not self.trained[v]]
@@ -111,19 +114,27 @@ def read(directories: Sequence[str | Path]) -> Results:
         return parts[0]
     names = [name for part in parts for name in part.variants]
     clashing = {name for name in names if names.count(name) > 1}
-    rows, failures, variants = [], [], []
-    for directory, part in zip(directories, parts, strict=True):
-        rename = {v: f"{v} ({Path(directory).name})" if v in clashing else v for v in part.variants}
+    rows, failures, variants, curves, runs = [], [], [], {}, {}
+    for label, part in zip(_labels(directories), parts, strict=True):
+        rename = {v: f"{v} ({label})" if v in clashing else v for v in part.variants}
+        runs[label] = rename
+        curves |= {rename[v]: own for v, own in part.training.items() if v in rename}
         rows += [{**row, "variant": rename[row["variant"]]} for row in part.rows]
         failures += part.failures
-        for entry in part.manifest.get("config", {}).get("variants", ()):
-            variants.append({**entry, "name": rename.get(entry["name"], entry["name"])})
+        configured = part.manifest.get("config", {}).get("variants", ())
+        variants += [{**entry, "name": rename[entry["name"]]} for entry in configured if entry["name"] in rename]
     manifest = dict(parts[0].manifest)
     manifest["config"] = {**manifest.get("config", {}), "variants": variants}
     for key in ("original_len", "model", "date", "command"):  # what is said of all must be true of all
         if any(part.manifest.get(key) != parts[0].manifest.get(key) for part in parts):
             manifest.pop(key, None)
-    return Results(tuple(rows), tuple(failures), float(sum(part.seconds for part in parts)), manifest)
+    return Results(tuple(rows), tuple(failures), float(sum(part.seconds for part in parts)), manifest, curves, runs)
+
+
+def _labels(directories: Sequence[str | Path]) -> list[str]:
+    """What directories are called: their names, and their paths as given where two have one name."""
+    names = [Path(directory).resolve().name for directory in directories]
+    return [n if names.count(n) == 1 else str(d) for n, d in zip(names, directories, strict=True)]
 
 
 def _read_one(directory: Path) -> Results:
@@ -135,7 +146,7 @@ def _read_one(directory: Path) -> Results:
     results = collect(records.read_rows(path, warnings.warn), manifest)
     if not results.rows and not results.failures:
         raise ConfigError(f"{path}: no results in it yet")
-    return results
+    return replace(results, training=training.read(path.parent, manifest))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

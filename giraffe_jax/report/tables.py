@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from giraffe_jax.evals import stats
 from giraffe_jax.evals.stats import Estimate
 from giraffe_jax.report import metrics, paired
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
@@ -16,6 +17,9 @@ from giraffe_jax.report.scores import Results, Score
 
 # Pieces of a pass are shown, not ranked: that a method is ahead at one place decides nothing.
 BY_POSITION = Metric("perplexity by position", "perplexity by position", "perplexity", None)
+EFFECTIVE = "effective length"
+# Of right answers: RULER's is what Llama-2-7B reaches at 4k, 85.6% (arXiv:2404.06654).
+THRESHOLD = 0.85
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Table:
     original_len: int | None
     best: Mapping[int, str | None] = field(default_factory=dict)
     labels: Mapping[int, str] = field(default_factory=dict)  # of columns that are not lengths
+    effective: Mapping[str, int | None] = field(default_factory=dict)  # a variant's, where the table is of shares
 
     def heading(self, length: int) -> str:
         """What a column is: a length, or its label."""
@@ -69,8 +74,47 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
                 original_len=results.original_len,
             )
             best = {n: paired.leader(results, task, metric, n, table.ranked(n)) for n in table.lengths}
-            out.append(replace(table, best=best))
+            first = all(other.task != task for other in out)
+            out.append(replace(table, best=best, effective=effective(table) if first and metric.share else {}))
     return out
+
+
+def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | None]:
+    """The longest length up to which each variant's share of right answers is surely at a threshold, None for none."""
+    bounds: dict[str, dict[int, float]] = {variant: {} for variant in table.variants}
+    for (variant, length), score in table.cells.items():
+        bounds[variant][length] = score.estimate.low
+    return {variant: stats.effective_length(own, threshold) for variant, own in bounds.items()}
+
+
+def effective_scores(made: Sequence[Table]) -> list[Score]:
+    """The effective lengths as scores of the longest length, with its n; nan for none."""
+    out = []
+    for table in made:
+        for variant, length in table.effective.items():
+            longest = max(n for v, n in table.cells if v == variant)
+            value, n = math.nan if length is None else float(length), table.cells[variant, longest].estimate.n
+            out.append(Score(variant, table.task, EFFECTIVE, longest, Estimate(value, math.nan, math.nan, n)))
+    return out
+
+
+def effective_text(table: Table, variant: str) -> str:
+    """An effective length as shown."""
+    length = table.effective[variant]
+    shortest = min(n for v, n in table.cells if v == variant)
+    return f"< {shortest:,}" if length is None else f"{length:,}"
+
+
+def effective_note(table: Table) -> str:
+    """What an effective length is, and where there are too few questions for any; empty where none is shown."""
+    if not table.effective:
+        return ""
+    fewest, least = stats.fewest_for(THRESHOLD), min(score.estimate.n for score in table.cells.values())
+    few = f" With {least} questions even all right is not enough for that; it takes {fewest}." if least < fewest else ""
+    return (
+        "Effective length: the longest measured length up to which the 95% interval of the right answers does not "
+        f"reach below {THRESHOLD:.0%}.{few}"
+    )
 
 
 def by_position(results: Results, positions: Sequence[tuple[int, int, Score]], task: str) -> Table:
@@ -131,8 +175,8 @@ def _column(table: Table, length: int) -> str:
 
 def markdown(table: Table) -> str:
     """The table as Markdown: value (95% interval), in bold what is best and can be told from the runner-up."""
-    lines = ["| | " + " | ".join(_column(table, length) for length in table.lengths) + " |"]
-    lines.append("|---|" + "---:|" * len(table.lengths))
+    heads = [_column(table, length) for length in table.lengths] + [EFFECTIVE] * bool(table.effective)
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for variant in table.variants:
         cells = []
         for length in table.lengths:
@@ -146,6 +190,7 @@ def markdown(table: Table) -> str:
             extra = [span] if span else []
             extra += [f"n={score.estimate.n}"] if table.n(length) is None else []
             cells.append(f"{text} ({', '.join(extra)})" if extra else text)
+        cells += [effective_text(table, variant)] if table.effective else []
         lines.append(f"| {variant.replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -157,7 +202,9 @@ def all_markdown(results: Results, made: Sequence[Table]) -> str:
         f"# {title}\n\nColumns are in tokens; each cell is the score and its 95% interval. Bold is what is best and "
         "can be told from the runner-up: the 95% interval of their difference on the same examples excludes zero.\n"
     ]
-    parts += [f"## {table.title}\n\n{markdown(table)}" for table in made]
+    for table in made:
+        note = effective_note(table)
+        parts.append(f"## {table.title}\n\n{markdown(table)}" + (f"\n{note}\n" if note else ""))
     return "\n".join(parts)
 
 
@@ -175,24 +222,34 @@ def as_csv(results: Results, scores: Sequence[Score]) -> str:
     return out.getvalue()
 
 
+def data(value: float) -> str:
+    """The attribute that a column is sorted by; empty where there is no number."""
+    return f"data-value='{'' if math.isnan(value) else str(float(value)).replace('inf', 'Infinity')}'"
+
+
 def as_html(table: Table, swatches: Mapping[str, str]) -> str:
     """The table as HTML: a swatch (markup) before each name, intervals below values, leaders marked."""
-    head = ["<th scope='col'></th>"]
+    head = ["<th scope='col'>variant</th>"]
     for length in table.lengths:
         note = " · ".join(table.notes(length))
         head.append(f"<th scope='col'>{table.heading(length)}<small>{note}</small></th>")
+    if table.effective:
+        head.append(f"<th scope='col'>{EFFECTIVE}<small>at {THRESHOLD:.0%}</small></th>")
     body = []
     for variant in table.variants:
         row = [f"<th scope='row'>{swatches[variant]}{html.escape(variant)}</th>"]
         for length in table.lengths:
             score = table.cells.get((variant, length))
             if score is None:
-                row.append("<td>–</td>")
+                row.append("<td data-value=''>–</td>")
                 continue
             span = interval(score.estimate, table.metric.share) or "no interval"
             span += f", n={score.estimate.n}" if table.n(length) is None else ""
             mark = " class='best'" if variant == table.best.get(length) else ""
-            row.append(f"<td{mark}>{number(score.estimate.value, table.metric.share)}<small>{span}</small></td>")
+            value = score.estimate.value
+            row.append(f"<td{mark} {data(value)}>{number(value, table.metric.share)}<small>{span}</small></td>")
+        if table.effective:
+            row.append(f"<td {data(table.effective[variant] or 0)}>{html.escape(effective_text(table, variant))}</td>")
         body.append("<tr>" + "".join(row) + "</tr>")
     return (
         "<div class='scroll'><table><thead><tr>" + "".join(head) + "</tr></thead>\n<tbody>" + "\n".join(body)

@@ -42,7 +42,7 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
     finite = [abs(np.log2(r[np.isfinite(r) & (r > 0)])).max(initial=0.0) for r in ratios.values() if r is not None]
     scale = max(1.0, *finite) if finite else 1.0
     planes = any(r is not None for r in ratios.values())
-    head = "<th scope='col'></th><th scope='col'>positions</th><th scope='col'>trained</th>"
+    head = "<th scope='col'>variant</th><th scope='col'>positions</th><th scope='col'>trained</th>"
     head += "<th scope='col'>stretch of each plane<small>fastest to slowest</small></th>" if planes else ""
     body = []
     for name in names:

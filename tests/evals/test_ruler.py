@@ -2,6 +2,7 @@
 
 import collections
 import json
+import random
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import key_values, ruler, scoring
 from giraffe_jax.tokenizer import ByteTokenizer
+from tests.evals import made
 
 BYTES = ByteTokenizer()
 LENGTH = 6000
@@ -17,11 +19,7 @@ LENGTH = 6000
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("books")
-    words = "the old giraffe saw rain and slowly walked over far hills where other trees stood".split()
-    text = " ".join(f"{words[i % 15].capitalize()} {words[i % 7]} {i}." for i in range(3000))
-    (folder / "a.txt").write_text(text)
-    return str(folder)
+    return made.book(tmp_path_factory.mktemp("books"))
 
 
 def held(text, expected):
@@ -146,6 +144,64 @@ def test_what_makes_no_sense_is_refused(book):
 def test_as_much_is_generated_as_published_unless_told(book):
     assert [make(k, book).new_tokens for k in ("niah_single_1", "vt", "cwe", "fwe")] == [128, 30, 120, 50]
     assert make("vt", book, new_tokens=7).new_tokens == 7 and evals.label(make("vt", book)) == "ruler/vt"
+
+
+@pytest.mark.parametrize("kind", ["qa_1", "qa_2"])
+def test_questions_stand_among_documents_of_the_same_article_first(kind, tmp_path):
+    path = (made.squad if kind == "qa_1" else made.hotpot)(tmp_path)
+    task = make(kind, path, n=6, lengths=[1200], scoring=["teacher", "generate"])
+    for i, e in enumerate(ruler.examples(task, BYTES, 1200)):
+        text = BYTES.decode(e.prompt)
+        documents = re.split(r"\n\nDocument \d+:\n", text[: text.rindex("\n\nAnswer the question")])[1:]
+        asked = search("Question: (.+) Answer:$", text)
+        assert text.startswith(ruler.QUESTION[:60]) and e.expected[0] in "".join(documents)
+        assert BYTES.decode(e.answer) == f" {e.expected[0]}" and len(set(documents)) == len(documents) > 4
+        if kind == "qa_1":
+            a, p = divmod(i, 5)
+            assert asked == f"What color is door {a}-{p}?" and e.expected == (f"color{a}{p}", f"Color{a}{p} paint")
+            assert all(any(f"Door {a}-{k} is" in d for d in documents) for k in range(5))
+            at = [f"Door {a}-{p} is" in d for d in documents].index(True)
+            assert e.depth == pytest.approx(at / (len(documents) - 1))
+        else:
+            assert asked == f"Which fact has number {i}?"
+            assert all(any(f"Title {i} {k}\n" in d for d in documents) for k in range(3))
+    all_of_them = make(kind, path, n=1, lengths=[50_000])
+    assert BYTES.decode(ruler.examples(all_of_them, BYTES, 50_000)[0].prompt).count("Document ") == (
+        20 if kind == "qa_1" else 36
+    )
+
+
+def test_a_file_of_questions_that_is_none_is_named(tmp_path, book):
+    with pytest.raises(ConfigError, match=r"qa_1 takes one file, SQuAD's dev-v2\.0\.json; got \(\)"):
+        make("qa_1", book, documents=[])
+    with pytest.raises(ConfigError, match="ruler.documents: no such file"):
+        ruler.examples(make("qa_1", "no/such.json"), BYTES, 1200)
+    with pytest.raises(ConfigError, match=r"is not SQuAD's dev-v2\.0\.json \(TypeError"):
+        ruler.examples(make("qa_1", made.hotpot(tmp_path)), BYTES, 1200)
+
+
+def test_one_of_several_chains_is_asked_for(book):
+    for e in ruler.examples(make("vt", book, chains=3, hops=2), BYTES, LENGTH):
+        text = BYTES.decode(e.prompt)
+        assert len(e.expected) == 3 and set(read_chain(text)) == set(e.expected)
+        assert len(re.findall("VAR [A-Z]{5} = ", text)) == 9
+
+
+def test_compat_keeps_one_order_and_room_for_the_output(book):
+    def order(seed, shuffle):
+        text, *_ = ruler._common(random.Random(seed), shuffle, 50, short=False)
+        words = re.findall(r"\d+\. (\S+)", text[text.rindex("Below is a") : text.rindex("Question:")])
+        return [words.index(w) for w in words]  # which places hold the same word
+
+    assert (
+        order(1, random.Random(7).shuffle) == order(2, random.Random(7).shuffle) != order(2, random.Random(8).shuffle)
+    )
+    free, kept = (ruler.examples(make("cwe", book, n=3, compat=c), BYTES, 9000) for c in (False, True))
+    assert all(8700 < len(e.prompt) + len(e.answer) <= 9000 for e in free)
+    # Answers are longer than what the release generates, in bytes.
+    assert all(len(e.prompt) + max(len(e.answer), 120) <= 9000 for e in kept)
+    (single,) = ruler.examples(make("niah_single_1", book, n=1, compat=True), BYTES, LENGTH)
+    assert LENGTH - 128 - 120 < len(single.prompt) <= LENGTH - 128
 
 
 def pairs_task(**keys):

@@ -107,6 +107,6 @@ def test_tasks_are_the_files_of_the_folder():
     for name in files - set(evals.names()):
         assert not hasattr(importlib.import_module(f"giraffe_jax.evals.{name}"), "Task")
     with pytest.raises(
-        ConfigError, match=r"config.tasks\[2\]\.name: got None; the tasks are key_values, lines, passkey"
+        ConfigError, match=r"config.tasks\[2\]\.name: got None; the tasks are copying, giraffe_qa, key_values"
     ):
         evals.build(dict(lengths=[3]), "config.tasks[2]")

@@ -209,3 +209,43 @@ def test_paired_shares_count_who_changed():
     assert stats.paired_share(answers("11"), answers("00", prompt="q"), "teacher")[0].n == 0
     got = stats.paired_mean(answers("1100"), answers("0000"), "teacher")
     assert got.value == 0.5 and got.n == 4
+
+
+def test_the_effective_length_ends_before_the_first_bound_below_the_threshold():
+    bounds = {1024: 0.7, 256: 0.9, 2048: 0.95, 512: 0.85}
+    assert stats.effective_length(bounds, 0.85) == 512, "a length past one that fails does not count"
+    assert stats.effective_length(bounds, 0.7) == 2048 and stats.effective_length(bounds, 0.91) is None
+    assert stats.effective_length({256: math.nan, 512: 1.0}, 0.5) is None and stats.effective_length({}, 0.5) is None
+    fewest = stats.fewest_for(0.85)
+    assert stats.wilson(fewest, fewest).low >= 0.85 > stats.wilson(fewest - 1, fewest - 1).low
+
+
+# The two-sided 5% and 0.1% points of printed tables.
+@pytest.mark.parametrize("freedom, five, one", [(1, 12.706, 636.62), (2, 4.303, 31.599), (3, 3.182, 12.924)])
+def test_students_p_is_that_of_the_tables(freedom, five, one):
+    assert stats.student_p(five, freedom) == pytest.approx(0.05, rel=1e-3)
+    assert stats.student_p(-one, freedom) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_students_p_inverts_its_quantile_and_tends_to_the_normal():
+    for freedom in (4, 7, 30, 31):
+        assert stats.student_p(stats.student(0.975, freedom), freedom) == pytest.approx(0.05, rel=5e-3)
+        assert stats.student_p(0.0, freedom) == 1.0
+    assert stats.student_p(1.959964, 10**5) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_p_of_a_bootstrap_interval_is_that_of_the_t_test():
+    x = np.random.default_rng(0).normal(0.5, 1.0, 20)
+    t = x.mean() / (x.std(ddof=1) / math.sqrt(20))
+    got = stats.interval_p(stats.bootstrap_mean(list(x), [1.0] * 20, expanded=True, resamples=20000))
+    assert got == pytest.approx(stats.student_p(t, 19), rel=0.3)
+    assert stats.interval_p(stats.Estimate(1.0, math.nan, math.nan, 1)) == 1.0
+    assert stats.interval_p(stats.Estimate(-1.0, -1.0, -1.0, 5)) == 0.0
+    assert stats.interval_p(stats.Estimate(0.0, 0.0, 0.0, 5)) == 1.0
+
+
+def test_holm_by_hand():
+    # Of four: 0.01 <= 0.05/4 and 0.013 <= 0.05/3 are rejected, 0.03 > 0.05/2 ends it, and with it 0.04 <= 0.05.
+    assert stats.holm([0.01, 0.04, 0.03, 0.013]) == [True, False, False, True]
+    assert stats.holm([0.013, 0.013, 0.013, 0.013]) == [False] * 4, "Bonferroni decides the first"
+    assert stats.holm([0.0125, 0.0166, 0.025, 0.05]) == [True] * 4 and stats.holm([]) == []

@@ -64,8 +64,11 @@ def manifest():
     }
 
 
-def rows(seed=0, examples=40, figures=FIGURES):
-    """Rows with these figures: perplexity exact up to rounding, shares of right answers as near as `examples` allow."""
+def rows(seed=0, examples=40, figures=FIGURES, whole=False):
+    """Rows with these figures: perplexity exact up to rounding, shares of right answers as near as `examples` allow.
+
+    `whole`: passkeys are generated too, and their rows hold the question, what was expected and the output.
+    """
     rng = np.random.default_rng(seed)
     hard = rng.normal(0, 0.35, WINDOWS)
     hard -= hard.mean()
@@ -84,13 +87,41 @@ def rows(seed=0, examples=40, figures=FIGURES):
                 ease = asked[task, length] + rng.normal(0, examples / 20, examples)
                 right = np.argsort(np.argsort(ease)) < round(shares[k] * examples)
                 for i in range(examples):
-                    yield head | {
+                    row = head | {
                         "task": task, "length": length, "example": i, "depth": (i % DEPTHS) / (DEPTHS - 1),
                         "metrics": {
                             "teacher": int(right[i]),
                             "answer_nll": float(0.1 + 3 * (1 - right[i]) + rng.random()),
                         },
                     }  # fmt: skip
+                    yield row | generated(row) if whole and task == "passkey" else row
+
+
+def generated(row):
+    """What a row of a generated answer holds more."""
+    right, number = row["metrics"]["teacher"], 10_000 + 37 * row["example"]
+    return {
+        "metrics": row["metrics"] | {"generate": right},
+        "question": "... The grass is green. The sky is blue.\nWhat is the pass key? The pass key is",
+        "expected": number,
+        "output": f" {number}. Remember it." if right else " 1, 1, 1 & <the sky>",
+    }
+
+
+def training(directory):
+    """The metrics of three runs of 50 steps whose loss falls as exp, with held-out losses each tenth step."""
+    from giraffe_jax.experiment import slug
+
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(TRAINED):
+        where = directory / "train" / slug(name)
+        where.mkdir(parents=True)
+        lines = []
+        for step in range(1, 51):
+            loss = 3.4 + 0.2 * k + math.exp(-step / 12)
+            lines.append({"step": step, "loss": loss + float(rng.normal(0, 0.08)), "lr": 1e-3})
+            lines += [{"step": step, "eval_loss": loss + 0.02}] if step % 10 == 0 else []
+        (where / "metrics.jsonl").write_bytes(b"".join(records.encode(line) for line in lines))
 
 
 def bins(length, perplexities, nll):
@@ -105,8 +136,11 @@ def bins(length, perplexities, nll):
     ]
 
 
-def write(directory, **keywords):
+def write(directory, whole=False, **keywords):
+    """A work directory with these rows; `whole` with all that a report shows."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "experiment.json").write_text(json.dumps(manifest()))
-    (directory / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows(**keywords)))
+    (directory / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows(whole=whole, **keywords)))
+    if whole:
+        training(directory)
     return directory

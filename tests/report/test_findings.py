@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from giraffe_jax import report
-from giraffe_jax.report import findings, metrics, paired, protocols, scores, tables
+from giraffe_jax.evals import stats
+from giraffe_jax.report import findings, forest, metrics, paired, protocols, scores, style, tables
 
 PLAIN, YARN = fabricate.FIGURES["plain"], fabricate.FIGURES["yarn 4"]
 
@@ -140,3 +141,36 @@ def test_differences_agree_with_numpy(whole):
     # The t interval of eight numbers; 2,000 draws know the far percentiles to some 10%.
     half = 2.365 * by_document.std(ddof=1) / math.sqrt(8)
     assert (d.estimate.high - d.estimate.low) / 2 == pytest.approx(half, rel=0.25)
+
+
+def test_what_stays_apart_under_holm_and_how_much_is_chance(whole):
+    def told(variant, base, p, value=1.0, task="t"):
+        e = stats.Estimate(value, value - 0.5, value + 0.5, 40)
+        return paired.Difference(task, variant, base, metrics.of([{"metrics": {"teacher": 1}}])[0], 8, e, p)
+
+    # 0.01 <= 0.05 / 3; 0.03 > 0.05 / 2 although it is below 0.05; the same pair the other way round counts once.
+    found = [told("a", "c", 0.01), told("b", "c", 0.03), told("a", "b", 0.6), told("c", "a", 0.01, -1.0)]
+    assert paired.holm(found) == {d.pair: d is found[0] for d in found[:3]}
+    assert paired.chance(found) == (
+        "3 pairs are compared here: if none differed, chance alone would tell about 0.2 apart at 95%. 2 are told "
+        "apart, and 1 (starred) still under Holm's correction over all 3, by McNemar's exact test."
+    )
+    assert len(paired.holm([found[0], told("a", "c", 0.5, task="u")])) == 2, "of two tasks"
+    results, made = whole
+    (table,) = [t for t in made if t.metric == metrics.PERPLEXITY]
+    shown = [d for *_, differences in forest.panels(results, table) for d in differences]
+    said = paired.chance(shown)
+    # Twelve variants: 11 pairs with plain and 11 with the best at each of two lengths, plain with the best twice.
+    assert said.startswith("42 pairs are") and "about 2.1 apart" in said and "Student's t" in said
+    assert 0 < sum(paired.holm(shown).values()) <= len({d.pair for d in shown if d.apart})
+
+
+def test_stars_in_the_plot_are_what_stays_apart(whole):
+    results, made = whole
+    table = next(t for t in made if (t.task, t.metric.name) == ("lines", "teacher"))
+    panels = forest.panels(results, table)
+    stay = paired.holm(d for *_, found in panels for d in found)
+    with style.drawing("test") as plt:
+        figure = forest.draw(plt, table, panels, style.looks(results))
+        stars = sum(text.get_text().endswith(" *") for axes in figure.axes for text in axes.texts)
+    assert stars == sum(stay[d.pair] for *_, found in panels for d in found) > 0

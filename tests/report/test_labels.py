@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import fabricate
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from giraffe_jax import records, report
-from giraffe_jax.report import labels, style
+from giraffe_jax.report import labels, plots, scores, style, training
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -80,16 +81,32 @@ def test_every_word_is_on_the_canvas_and_no_label_over_another(tmp_path, case):
     files = sorted((tmp_path / "plots").glob("*.svg"))
     assert len(files) >= 6
     for file in files:
-        found, (width, height) = words(file)
-        assert found
-        for _, text, left, top, right, bottom in found:
-            assert 0 <= left and right <= width and 0 <= top and bottom <= height, (file.name, text)
-        direct = [box for label, *box in found if label]
-        assert bool(direct) == ("length" in file.name or "position" in file.name)
-        for i, (text, left, top, right, bottom) in enumerate(direct):
-            for other, left2, top2, right2, bottom2 in direct[:i]:
-                apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
-                assert apart, (file.name, text, other)
+        check(file, direct="length" in file.name or "position" in file.name)
+
+
+@pytest.mark.parametrize("case", ["all at one place", "long names", "one"])
+def test_so_it_is_with_curves_of_training(tmp_path, case):
+    rows = list(fabricate.rows(figures=CASES[case], examples=1))
+    curves = {row["variant"]: (training.Curve({1: 4.0, 5000: 3.0}, {5000: 3.1}),) for row in rows}
+    results = replace(scores.collect(rows), training=curves)
+    plot = plots.draw(results, [], style.looks(results), [])[-1]
+    assert (plot.name, plot.kind) == ("training", "training")
+    (tmp_path / "training.svg").write_text(plot.svg)
+    check(tmp_path / "training.svg", direct=True)
+
+
+def check(file, direct):
+    """All words are on the canvas; direct labels, if there are to be any, are apart, and so is all in a forest plot."""
+    found, (width, height) = words(file)
+    assert found
+    for _, text, left, top, right, bottom in found:
+        assert 0 <= left and right <= width and 0 <= top and bottom <= height, (file.name, text)
+    assert any(label for label, *_ in found) == direct
+    boxes = [box for label, *box in found if label or "forest" in file.name]
+    for i, (text, left, top, right, bottom) in enumerate(boxes):
+        for other, left2, top2, right2, bottom2 in boxes[:i]:
+            apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
+            assert apart, (file.name, text, other)
 
 
 def test_labels_of_lines_that_end_together_are_one():

@@ -14,12 +14,12 @@ import pytest
 
 from giraffe_jax import records, report
 from giraffe_jax.config import ConfigError
-from giraffe_jax.report import scores, style, tables
+from giraffe_jax.report import metrics, plots, scores, style, tables
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    directory = fabricate.write(tmp_path_factory.mktemp("experiment"))
+    directory = fabricate.write(tmp_path_factory.mktemp("experiment"), whole=True)
     report.write([directory])
     return directory
 
@@ -165,6 +165,7 @@ def test_rows_of_an_evaluation_without_a_manifest(tmp_path):
 def test_the_same_rows_give_the_same_bytes(made, tmp_path):
     for name in ("results.jsonl", "experiment.json"):
         shutil.copy(made / name, tmp_path / name)
+    shutil.copytree(made / "train", tmp_path / "train")
     report.write([tmp_path])
     names = sorted(p.relative_to(made) for p in made.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
@@ -211,7 +212,8 @@ def test_the_page_is_whole_and_alone(made):
     for link in page.links:
         assert link == "data:," or (link.startswith("#") and link[1:] in page.ids), link
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
-    assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert re.findall(r"<script.*?>", text) == ["<script>"], "inline only"
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
     said = "".join(page.text)
     for variant in report.read([made]).variants:
         assert variant in said
@@ -219,6 +221,28 @@ def test_the_page_is_whole_and_alone(made):
     assert not {light for light in style.VARIABLES if light in re.sub(r":root \{.*?\}", "", text)}, (
         "a fixed colour is left"
     )
+
+
+def test_cells_hold_what_columns_are_sorted_by(made):
+    text = (made / "report.html").read_text()
+    section = text[text.index("id='task-passkey'") :].split("</table>")[0]
+    cells = re.findall(r"<td(?: class='best')? data-value='([^']*)'>(\d+)%<", section)
+    assert len(cells) == 12 * 4 and all(round(100 * float(value)) == int(shown) for value, shown in cells)
+    assert [tables.data(x) for x in (math.nan, math.inf, 1)] == [
+        "data-value=''", "data-value='Infinity'", "data-value='1.0'",
+    ]  # fmt: skip
+
+
+def test_depths_of_fractions_are_means():
+    rows = [{"length": 8, "depth": i % 2, "metrics": {"match_all": (i % 4) / 4}} for i in range(40)]
+    rows = [r | {"variant": "a", "task": "niah", "example": i} for i, r in enumerate(rows)]
+    (metric,) = metrics.of(rows)
+    assert metric.kind == "fraction" and metric.share
+    _, _, cells = scores.depth_grid(rows, "match_all")
+    assert (cells[0.0, 8].value, cells[1.0, 8].value) == (0.25, 0.5) and cells[0.0, 8].n == 20
+    with style.drawing("test") as plt:
+        figure = plots.by_depth(plt, scores.collect(rows), "niah", "match_all")
+        assert [text.get_text() for text in figure.axes[0].texts] == ["25", "50"]
 
 
 def test_names_are_escaped(tmp_path):

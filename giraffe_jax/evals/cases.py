@@ -1,0 +1,125 @@
+"""The files that tasks name: documents, and cases that others published, read as they are.
+
+Cases are JSON lines, also gzipped, and Parquet. Each is asked at the shortest of a task's lengths that holds it, so
+that none is cut and none is asked twice.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.files import json_rows
+from giraffe_jax.evals.scoring import NAMED, Example
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+LARGEST = 2**30  # bytes of a file once it is unpacked
+
+
+def present(task: Any) -> None:
+    """Raises ConfigError where a file that a task names is missing."""
+    for key in NAMED:
+        named = getattr(task, key, ())
+        if named:
+            documents(named, f"{task.name}.{key}")
+
+
+def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
+    """Returns (name, path) of the files that `places` name, in that order, the text files of a directory sorted."""
+    found: list[tuple[str, Path]] = []
+    for place in places:
+        path = Path(place).expanduser()
+        if not path.exists():
+            raise ConfigError(f"{where}: no such file or directory: {place}.")
+        inside = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
+        if path.is_dir() and not inside:
+            raise ConfigError(f"{where}: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
+        found.extend([(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(path.name, path)])
+    if not found:
+        raise ConfigError(f"{where}: the list is empty; name text files or directories of them.")
+    return found
+
+
+def read(paths: Sequence[str], kinds: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of files, in order, each checked to have fields of these kinds.
+
+    ConfigError, naming file and row, where a file is missing or unreadable, or a field is missing or of another kind.
+    """
+    for name in paths:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{where}: no such file: {name}.")
+        for number, row in _parquet(path, where) if path.suffix == ".parquet" else _lines(path, where):
+            wrong = [field for field, kind in kinds.items() if not isinstance(row.get(field), kind)]
+            if wrong:
+                raise ConfigError(
+                    f"{where}: {path}:{number}: field {wrong[0]!r} is missing or of another kind; the case has"
+                    f" {sorted(row)}, expected are {sorted(kinds)}."
+                )
+            yield row
+
+
+def asked(
+    rows: Iterator[dict[str, Any]],
+    make: Callable[[dict[str, Any]], Example],
+    task: Any,
+    length: int,
+    where: str,
+) -> list[Example]:
+    """Returns the first `task.n` cases whose shortest fitting length of `task.lengths` is `length`.
+
+    ConfigError where there is none, saying how long the cases are.
+    """
+    shorter = max((n for n in task.lengths if n < length), default=0)
+    found: list[Example] = []
+    seen: list[int] = []
+    for row in rows:
+        example = make(row)
+        seen.append(len(example.prompt) + len(example.answer))
+        if shorter < seen[-1] <= length:
+            found.append(example)
+        if len(found) == task.n:
+            break
+    if not found:
+        spans = f"they take {min(seen):,} to {max(seen):,}" if seen else "there are none"
+        raise ConfigError(
+            f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is asked at the shortest of"
+            f" lengths={task.lengths} that holds it."
+        )
+    return found
+
+
+def _lines(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        try:
+            yield from json_rows(_bounded(stream, path, where), path, where)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+            raise ConfigError(f"{where}: {path} cannot be unpacked ({e}).") from e
+
+
+def _bounded(stream: Any, path: Path, where: str) -> Iterator[bytes]:
+    left = LARGEST
+    while line := stream.readline(left + 1):
+        left -= len(line)
+        if left < 0:
+            raise ConfigError(f"{where}: {path} holds more than {LARGEST:,} bytes; split it.")
+        yield line
+
+
+def _parquet(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as e:
+        raise ConfigError(f"{where}: reading {path} takes pyarrow, which is not installed: pip install pyarrow") from e
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as e:
+        raise ConfigError(f"{where}: {path} is not Parquet that can be read, after row {number} ({e}).") from e

@@ -1,0 +1,180 @@
+"""Copying: a text that occurred before, again; how much of it the model predicts, given where it has seen it.
+
+- "random": tokens drawn uniformly, then the same tokens once more (the induction probe of Olsson et al. 2022,
+  arXiv:2209.11895, and the copying of Jelassi et al. 2024, arXiv:2402.01032). Nothing but copying predicts them.
+- "text": a passage of a document, the text that follows it, then the passage again. A language model knows some of it
+  without looking back: `first_nll` in a row, the loss on the same tokens where they stood first, says how much.
+
+The distance copied over grows with the length: half of it, or the length less one passage. Teacher-forced, in one
+pass; the first `lead` tokens of the repeat are not scored, since nothing says yet what is being repeated.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.packing import Length
+from giraffe_jax.evals import cases, perplexity, scoring
+from giraffe_jax.evals.metrics import Metric
+from giraffe_jax.evals.scoring import Count, Seed
+
+COPIED = Metric(
+    "copied", "tokens copied", "fraction", "high",
+    "Teacher-forced: the share of the repeated tokens, after the first few, that are the most likely ones where they "
+    "are repeated.",
+)  # fmt: skip
+COPY_NLL = Metric("copy_nll", "loss on the copy, nats a token", "nll", "low")
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """The keys of a copying task; `n` examples for every length."""
+
+    lengths: tuple[Length, ...]
+    kind: Literal["random", "text"] = "random"
+    n: Count = 50
+    documents: tuple[str, ...] = ()  # text files or folders that passages of "text" are of
+    passage: Count = 64  # tokens repeated in "text"; in "random" it is half of the length
+    lead: Count = 4  # tokens of the repeat that are not scored
+    seed: Seed = 0
+    name: Literal["copying"] = "copying"
+    label: str | None = None
+
+    def __post_init__(self):
+        if self.label is None:
+            object.__setattr__(self, "label", f"copying/{self.kind}")
+        if self.kind == "text" and not self.documents:
+            raise ConfigError("copying.documents: kind 'text' repeats passages of text; name files or folders of it.")
+        if self.kind == "text" and self.passage <= self.lead:
+            raise ConfigError(
+                f"copying.passage: expected more than the {self.lead} tokens that lead in (copying.lead), got "
+                f"{self.passage}."
+            )
+
+
+Task = Copying
+METRICS = (COPIED, COPY_NLL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Tokens of which those from index `first` on are scored: each is the token `distance` before it."""
+
+    tokens: tuple[int, ...]
+    first: int
+    distance: int
+    document: str | None = None
+
+
+def rows(task: Copying, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example: metrics copied (share of the scored tokens) and copy_nll (their mean nats).
+
+    `first_nll` is the loss on the same tokens where they stood first; `prompt` is a hash of all tokens.
+    """
+    copies = examples(task, lm.tokenizer, length)
+    size = scoring.batch_size(length, tokens_per_batch, len(copies))
+    scores = scoring.scores(lm, [c.tokens for c in copies], length, encoding, size)
+    for example, (copy, (nll, correct)) in enumerate(zip(copies, scores, strict=True)):
+        nll = np.asarray(nll, np.float64)
+        # Of a loss, index i is that of token i + 1; `lead` keeps the first occurrence from starting before it.
+        again, before = slice(copy.first - 1, None), slice(copy.first - 1 - copy.distance, len(nll) - copy.distance)
+        yield {
+            "example": example,
+            "metrics": {"copied": float(np.mean(correct[again])), "copy_nll": float(nll[again].mean())},
+            "first_nll": float(nll[before].mean()),
+            "distance": copy.distance,
+            "prompt": hashlib.sha256(np.asarray(copy.tokens, "<i4").tobytes()).hexdigest()[:16],
+        } | ({} if copy.document is None else {"document": copy.document})
+
+
+@scoring.remembered
+def examples(task: Copying, tokenizer: Any, length: int) -> list[Copy]:
+    """Returns n examples of exactly `length` tokens, those that every text begins with included.
+
+    Each depends on (tokenizer, length, its number, seed) alone, and on the documents in "text", where the same passages
+    are repeated at every length. ConfigError where `length` cannot hold a repeat, or no document is long enough.
+    """
+    prefix = tuple(tokenizer.prefix)
+    room = length - len(prefix)
+    copied = room // 2 if task.kind == "random" else task.passage
+    least = max(copied, task.lead + 1)
+    if room < 2 * least:
+        raise ConfigError(
+            f"copying ({task.kind}) at length {length}: expected at least {len(prefix) + 2 * least} tokens, for "
+            f"{least} that are repeated, {task.lead} of them not scored."
+        )
+    make = _random(task, tokenizer) if task.kind == "random" else _text(task, tokenizer)
+    distance, made = room - copied, []
+    for i in range(task.n):
+        document, tokens = make(length, i, distance)
+        whole = (*prefix, *tokens, *tokens[:copied])
+        made.append(Copy(whole, len(prefix) + distance + task.lead, distance, document))
+    return made
+
+
+def ordinary_ids(tokenizer: Any) -> np.ndarray:
+    """Returns the ids that text is made of, int [V'], increasing: no begin, end, padding, unknown or other control.
+
+    Read from the tokenizer's own files, tokenizer.json or a SentencePiece model.
+    """
+    files = tokenizer.files()
+    if "tokenizer.json" in files:
+        parts = json.loads(files["tokenizer.json"])
+        vocab = parts["model"]["vocab"]
+        ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
+        ids -= {added["id"] for added in parts["added_tokens"] if added["special"]}
+        unknown = parts["model"].get("unk_token")
+        ids -= {parts["model"].get("unk_id"), vocab.get(unknown) if isinstance(vocab, dict) else None}
+    else:
+        import sentencepiece
+
+        sp = sentencepiece.SentencePieceProcessor(model_proto=files["tokenizer.model"])
+        ids = {i for i in range(sp.GetPieceSize()) if not (sp.IsControl(i) or sp.IsUnknown(i) or sp.IsUnused(i))}
+    return np.array(sorted(ids - {tokenizer.bos_id, tokenizer.eos_id, *tokenizer.prefix}), np.int64)
+
+
+def _random(task: Copying, tokenizer: Any):
+    """Returns (length, number, count) -> (None, count tokens drawn uniformly)."""
+    ids = ordinary_ids(tokenizer)
+
+    def make(length: int, i: int, count: int) -> tuple[str | None, tuple[int, ...]]:
+        rng = np.random.default_rng([task.seed, length, i])
+        return None, tuple(ids[rng.integers(len(ids), size=count)].tolist())
+
+    return make
+
+
+def _text(task: Copying, tokenizer: Any):
+    """Returns (length, number, count) -> (document, count tokens from a place where the longest length has enough)."""
+    need = max(task.lengths) - len(tokenizer.prefix) - task.passage
+    texts: list[tuple[str, str]] = []
+    seen: list[tuple[int, str]] = []
+    for name, path in cases.documents(task.documents, "copying.documents"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        count = len(perplexity.head(tokenizer, text, need))
+        seen.append((count, str(path)))
+        if count == need:
+            texts.append((name, text))
+    if not texts:
+        count, path = max(seen)
+        raise ConfigError(
+            f"copying.documents: none of {len(seen)} is {need} tokens long, which the longest of lengths "
+            f"{task.lengths} needs; the longest is {path} with {count} tokens."
+        )
+
+    def make(length: int, i: int, count: int) -> tuple[str | None, tuple[int, ...]]:
+        rng = np.random.default_rng([task.seed, i])
+        name, text = texts[rng.integers(len(texts))]
+        place = len(text)
+        while True:  # too near the end: nearer to the start, which is enough
+            place = text.rfind("\n", 0, rng.integers(place)) + 1
+            tokens = perplexity.head(tokenizer, text[place:], need)
+            if len(tokens) == need:
+                return name, tuple(tokens[:count])
+
+    return make

@@ -1,0 +1,225 @@
+"""The Giraffe paper's questions on long documents: FreeFormQA, and AlteredNumericQA, whose answers cannot be known.
+
+Pal et al., "Giraffe", arXiv:2308.10882. `files` are the published cases (abacusai/WikiQA-Free_Form_QA and
+WikiQA-Altered_Numeric_QA: Parquet or JSON lines), each asked at the shortest length that holds it. `questions` are any
+of your own: JSON lines of document, question and answer, the answer a span of the document. From them both tasks are
+built the published way, by tokens: `length` tokens of the document with the answer in the first tenth, anywhere, or in
+the last tenth, and the question after the document or before it: six cases of each question, one after the other.
+
+Altered: only answers that are numbers; in the whole document another number stands in their place, for a year one at
+most ten years off, for others one of as many digits. A model that answers has read it.
+
+Documents must fill the longest of `lengths`; every length asks the same questions. What is done otherwise: a document
+that ends before the answer has its place goes on with its own beginning, after an empty line, where the published ones
+were chosen to reach; the new number does not already occur in the document. A base model is given "Answer:" (`cue`), as
+most harnesses do; published prompts end with the question or the document. Scored by the published rule, presence
+accuracy. BLEU, which the authors also computed, is not.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.packing import Length
+from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed
+
+INSTRUCTION = (
+    "Answer the question based on the information provided in the document given below. The answer should be a single "
+    "word or a number or a short phrase of few words"
+)
+CUE = "\nAnswer:"
+PLACES = ("start", "random", "end")
+VARIANTS = tuple((place, first) for place in PLACES for first in (False, True))  # (place, question first), as published
+NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
+YEARS = range(1000, 2101)
+
+
+@dataclasses.dataclass(frozen=True)
+class GiraffeQA:
+    """The keys of a Giraffe task; `n` examples for every length."""
+
+    lengths: tuple[Length, ...]
+    kind: Literal["free_form", "altered_numeric"]
+    files: tuple[str, ...] = ()  # published cases
+    questions: tuple[str, ...] = ()  # JSON lines of {"document", "question", "answer"}, to build cases from
+    n: Count = 60  # six of each question
+    scoring: tuple[Scoring, ...] = ("generate",)
+    cue: bool = True
+    new_tokens: Length = 50  # generated at most, as published
+    seed: Seed = 0
+    name: Literal["giraffe_qa"] = "giraffe_qa"
+    label: str | None = None
+
+    def __post_init__(self):
+        if self.label is None:
+            object.__setattr__(self, "label", f"giraffe_qa/{self.kind}")
+        scoring.check_retrieval(self)
+        if bool(self.files) == bool(self.questions):
+            raise ConfigError("giraffe_qa: name either `files` of published cases or `questions` to build them from.")
+        if "teacher" in self.scoring and not self.cue:
+            raise ConfigError(
+                "giraffe_qa.scoring: 'teacher' needs cue=True; without it the form of the answer is open."
+            )
+
+
+Task = GiraffeQA
+METRICS = (metrics.TEACHER, metrics.PRESENCE, metrics.ANSWER_NLL)
+
+
+class Question(NamedTuple):
+    """A document, a question on it, and where in it the answer stands, in characters."""
+
+    document: str
+    question: str
+    answer: str
+    at: int
+
+
+def rows(task: GiraffeQA, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
+    yield from scoring.retrieval_rows(
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch,
+        judge=scoring.presence,
+    )  # fmt: skip
+
+
+@scoring.remembered
+def examples(task: GiraffeQA, tokenizer: Any, length: int) -> list[Example]:
+    """Returns n examples in at most `length` tokens each, answer included (fewer where there are fewer questions).
+
+    ConfigError where there is none, or `length` cannot hold a question.
+    """
+    if task.files:
+        where, kinds = "giraffe_qa.files", {"conversations": list}
+        return cases.asked(
+            cases.read(task.files, kinds, where), lambda row: _published(row, task, tokenizer), task, length, where
+        )
+    items = _long_enough(task, tokenizer)
+    made = [(items[i // 6], *VARIANTS[i % 6], i) for i in range(min(task.n, 6 * len(items)))]
+    return [_built(task, tokenizer, length, *each) for each in made]
+
+
+def read(task: GiraffeQA) -> list[Question]:
+    """Returns the questions that the task can ask, those of altered numbers already altered."""
+    kinds = {"document": str, "question": str, "answer": str}
+    found = []
+    for i, row in enumerate(cases.read(task.questions, kinds, "giraffe_qa.questions")):
+        document, question, answer = row["document"], row["question"].strip(), row["answer"].strip()
+        if task.kind == "altered_numeric":
+            if not NUMBER.fullmatch(answer):
+                continue
+            document, answer = altered(document, answer, random.Random(f"giraffe_qa {task.seed} {i}"))
+        at = _occurrence(answer).search(document)
+        if at is not None:  # the answer is not a span of the document
+            found.append(Question(document, question, answer, at.start()))
+    if not found:
+        what = "whose answer is a number" if task.kind == "altered_numeric" else "whose answer is in its document"
+        raise ConfigError(f"giraffe_qa.questions: none {what} in {', '.join(task.questions)}.")
+    return found
+
+
+def _long_enough(task: GiraffeQA, tokenizer: Any) -> list[Question]:
+    found: list[Question] = []
+    longest = 0
+    for item in read(task):
+        size = len(tokenizer.encode(item.document))
+        longest = max(longest, size)
+        found += [item] if size >= max(task.lengths) else []
+        if 6 * len(found) >= task.n:
+            break
+    if not found:
+        raise ConfigError(
+            f"giraffe_qa.questions: no document has {max(task.lengths):,} tokens, which the longest of"
+            f" lengths={task.lengths} needs; the longest has {longest:,}."
+        )
+    return found
+
+
+def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str]:
+    """Returns the document with another number wherever the answer stood, and that number.
+
+    A whole number from 1000 to 2100 is taken for a year and moves by at most ten; of any other every digit is drawn
+    again, the first not as 0, separators kept.
+    """
+    year = answer.isdigit() and int(answer) in YEARS
+    while True:
+        if year:
+            new = str(int(answer) + rng.choice([*range(-10, 0), *range(1, 11)]))
+        else:
+            drawn = [rng.choice("123456789"), *rng.choices("0123456789", k=len(answer))]
+            new = "".join(drawn.pop(0) if c.isdigit() else c for c in answer)
+        if new != answer and (len(answer) == 1 or not _digits(new).search(document)):
+            return _digits(answer).sub(new, document), new
+
+
+def prompt(document: str, question: str, *, first: bool) -> str:
+    """Returns the published prompt, the question before the document where `first`."""
+    parts = [f"Document:\n{document}", f"Question:\n{question}"]
+    return "\n\n".join([INSTRUCTION, *(reversed(parts) if first else parts)])
+
+
+def published(example: Example, tokenizer: Any) -> dict[str, Any]:
+    """Returns an example as a row of the published files."""
+    asked = tokenizer.decode(example.prompt[len(tokenizer.prefix) :]).removesuffix(CUE)
+    human = {"from": "human", "tok_len": len(example.prompt), "value": asked}
+    agent = {"from": "agent", "tok_len": len(example.answer), "value": tokenizer.decode(example.answer).strip()}
+    return {"conversations": [human, agent]}
+
+
+def _published(row: dict[str, Any], task: GiraffeQA, tokenizer: Any) -> Example:
+    said = {part.get("from"): part.get("value") for part in row["conversations"] if isinstance(part, dict)}
+    text, answer = said.get("human"), said.get("agent")
+    if not isinstance(text, str) or not isinstance(answer, str):
+        raise ConfigError("giraffe_qa.files: a case's conversations are not one text of 'human' and one of 'agent'.")
+    answer = answer.strip()
+    at = _occurrence(answer).search(text, max(0, text.find("Document:")))
+    return _example(task, tokenizer, text.rstrip(), answer, at.start() / len(text) if at else 0.0)
+
+
+def _built(
+    task: GiraffeQA, tokenizer: Any, length: int, item: Question, place: str, first: bool, number: int
+) -> Example:
+    # The document goes round, from the answer to what stands before it, so that there is text on both sides of it.
+    before, after = item.document[: item.at], item.document[item.at :].rstrip()
+    gap = before[len(before.rstrip()) :]
+    text = f"{after}\n\n{before}".rstrip()
+    words = [m.span() for m in re.finditer(r"\s*\S+", text)]
+    own = next(i for i, (_, end) in enumerate(words, 1) if end >= len(item.answer))  # words that hold the answer
+    share = random.Random(f"giraffe_qa {task.seed} {length} {number}").random()
+    share = {"start": 0.1 * share, "random": 0.1 + 0.8 * share, "end": 0.9 + 0.1 * share}[place]
+
+    def build(more: int) -> Example:
+        ahead = round(share * more)
+        head = text[words[-ahead][0] :] if ahead else ""
+        document = f"{head}{gap}{text[: words[own + more - ahead - 1][1]]}".strip()
+        asked = prompt(document, item.question, first=first)
+        return _example(task, tokenizer, asked, item.answer, len(head.lstrip()) / len(document))
+
+    _, example = scoring.largest(
+        build,
+        cost=lambda e: len(e.prompt) + len(e.answer),
+        budget=length,
+        probe=64,
+        what=f"giraffe_qa at length {length}",
+        most=len(words) - own,
+    )
+    return example
+
+
+def _example(task: GiraffeQA, tokenizer: Any, text: str, answer: str, where: float) -> Example:
+    before, said = scoring.split(tokenizer, text + (CUE if task.cue else ""), f" {answer}")
+    return Example(tuple(tokenizer.prefix) + before, said, (answer,), where)
+
+
+def _occurrence(answer: str) -> re.Pattern[str]:
+    """Finds the answer where it is not a part of a longer word."""
+    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)" if answer else r"(?!)")
+
+
+def _digits(number: str) -> re.Pattern[str]:
+    """Finds a number wherever its digits stand by themselves."""
+    return re.compile(rf"(?<!\d){re.escape(number)}(?!\d)")

@@ -1,0 +1,95 @@
+"""Needle in a haystack: one sentence in a book, found again, by length and depth; with distractors, if wanted.
+
+The prompt is EasyContext's (jzhang38/EasyContext, eval_needle.py), after Kamradt's test: a number of a city in a book
+of real text, and other cities' numbers as distractors. Scored teacher-forced, as there, or generated. What is done
+otherwise: numbers and text are drawn anew for every example and always have seven digits; the needle stands between two
+sentences, found by text and not by the ids of one tokenizer's periods; prompt and answer fill `length`. Several keys,
+values or questions at once are RULER's (`ruler`, niah_multikey, multivalue, multiquery).
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.packing import Length
+from giraffe_jax.evals import metrics, ruler, scoring
+from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
+
+PREFIX = "This is a very long story book: <book>"
+NEEDLE = "\nThe special magic {city} number is: {value}.\n"
+QUESTION = (
+    "</book>.\n Based on the content of the book, Question: What is the special magic Singapore number? Answer: The "
+    "special magic Singapore number is:"
+)
+CITIES = ("New York", "London", "Paris", "Tokyo", "Beijing", "Berlin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needle:
+    """The keys of a needle task; `n` examples for every length and depth."""
+
+    lengths: tuple[Length, ...]
+    documents: tuple[str, ...]  # text files or folders that the book is made of
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all text, 1: after it
+    n: Count = 10
+    distractors: int = 0
+    scoring: tuple[Scoring, ...] = ("teacher",)
+    new_tokens: Length = 16  # generated at most
+    seed: Seed = 0
+    name: Literal["needle"] = "needle"
+    label: str | None = None
+
+    def __post_init__(self):
+        scoring.check_retrieval(self)
+        if not 0 <= self.distractors <= len(CITIES):
+            raise ConfigError(f"needle.distractors: expected 0 to {len(CITIES)}, got {self.distractors}.")
+
+
+Task = Needle
+METRICS = (metrics.TEACHER, metrics.NUMBER, metrics.LAST_NUMBER, metrics.ANSWER_NLL)
+
+
+def rows(task: Needle, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example, depth by depth; the metrics are those of `scoring.retrieval_rows`."""
+    yield from scoring.retrieval_rows(
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch
+    )
+
+
+@scoring.remembered
+def examples(task: Needle, tokenizer: Any, length: int) -> list[Example]:
+    """Returns n examples per depth in at most `length` tokens each, answer included.
+
+    Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
+    """
+    text = ruler.sentences(task.documents, "needle.documents")
+    return [_one(task, tokenizer, length, depth, i, text) for depth in task.depths for i in range(task.n)]
+
+
+def _one(task: Needle, tokenizer: Any, length: int, depth: float, i: int, text: Sequence[str]) -> Example:
+    rng = random.Random(f"needle {task.seed} {length} {depth:.6f} {i}")
+    value, *others = rng.sample(range(10**6, 10**7), 1 + task.distractors)
+    start, places = rng.randrange(len(text)), [rng.random() for _ in others]
+    wrong = list(
+        zip(places, (NEEDLE.format(city=c, value=v) for c, v in zip(CITIES, others, strict=False)), strict=True)
+    )
+
+    def build(size: int) -> Example:
+        book = [text[(start + k) % len(text)] for k in range(size)]
+        hidden = sorted([*wrong, (depth, NEEDLE.format(city="Singapore", value=value))], reverse=True)
+        for share, needle in hidden:
+            book.insert(round(share * size), needle)
+        asked = PREFIX + " ".join(book).replace(" \n", "\n").replace("\n ", "\n") + QUESTION
+        before, answer = scoring.split(tokenizer, asked, f" {value}")
+        return Example(tuple(tokenizer.prefix) + before, answer, value, depth)
+
+    _, example = scoring.largest(
+        build,
+        cost=lambda e: len(e.prompt) + len(e.answer),
+        budget=length,
+        probe=16,
+        what=f"needle at length {length}",
+    )
+    return example

@@ -1,0 +1,116 @@
+"""Topic retrieval: a record of conversations, and which topic was the first (LongEval's coarse-grained task).
+
+Li et al., LongChat 2023. `files` are the published cases (JSON lines of prompt and topics), each asked at the shortest
+length that holds it; `conversations` are what its generator draws from (JSON lines of topic and conversation): its
+prompt to the letter, with as many conversations as `length` tokens hold. A base model is given LongEval's cue for
+models that only continue text. What is done otherwise: LongEval lets another model judge the output; here it must hold
+the topic's name, in any case of letters.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.packing import Length
+from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed
+
+HEADER = (
+    "Below is a record of our previous conversation on {count} different topics. You are the ASSISTANT, and I am the "
+    "USER. At the beginning of each topic, the USER will say 'I would like to discuss the topic of <TOPIC>'. Memorize "
+    "each <TOPIC>. At the end of the record, I will ask you to retrieve the first topic. Now the record start. "
+)
+QUESTION = (
+    " Now the record ends. What is the first topic(s) we discussed? Only give me the topic name. Do not summarize "
+    "yourself."
+)
+CUE = "\n ASSISTANT: The first topic is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topics:
+    """The keys of a topic retrieval task; `n` examples for every length."""
+
+    lengths: tuple[Length, ...]
+    files: tuple[str, ...] = ()  # published cases
+    conversations: tuple[str, ...] = ()  # JSON lines of {"topic", "conversation"}, to build cases from
+    n: Count = 50
+    scoring: tuple[Scoring, ...] = ("generate",)
+    cue: bool = True
+    new_tokens: Length = 50  # generated at most, as published
+    seed: Seed = 0
+    name: Literal["topics"] = "topics"
+    label: str | None = None
+
+    def __post_init__(self):
+        scoring.check_retrieval(self)
+        if bool(self.files) == bool(self.conversations):
+            raise ConfigError("topics: name either `files` of published cases or `conversations` to build them from.")
+        if "teacher" in self.scoring and not self.cue:
+            raise ConfigError("topics.scoring: 'teacher' needs cue=True; without it the form of the answer is open.")
+
+
+Task = Topics
+METRICS = (metrics.TEACHER, metrics.MATCH_PART, metrics.ANSWER_NLL)
+
+
+def rows(task: Topics, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
+    """Yields one row per example; the metrics are those of `scoring.retrieval_rows`."""
+    yield from scoring.retrieval_rows(
+        lm, examples(task, lm.tokenizer, length), length, encoding, task=task, tokens_per_batch=tokens_per_batch,
+        judge=scoring.match_part,
+    )  # fmt: skip
+
+
+@scoring.remembered
+def examples(task: Topics, tokenizer: Any, length: int) -> list[Example]:
+    """Returns n examples in at most `length` tokens each, answer included; ConfigError where there is none.
+
+    Each that is built depends on (tokenizer, length, its number, seed, conversations) alone.
+    """
+    if task.files:
+        kinds = {"prompt": str, "topics": list}
+        return cases.asked(
+            cases.read(task.files, kinds, "topics.files"),
+            lambda row: _example(task, tokenizer, row["prompt"].rstrip(" "), str(row["topics"][0])),
+            task, length, "topics.files",
+        )  # fmt: skip
+    kinds = {"topic": str, "conversation": str}
+    talks = [(r["topic"], r["conversation"]) for r in cases.read(task.conversations, kinds, "topics.conversations")]
+    if not talks:
+        raise ConfigError(f"topics.conversations: there are none in {', '.join(task.conversations)}.")
+    return [_built(task, tokenizer, length, i, talks) for i in range(task.n)]
+
+
+def prompt(conversations: Sequence[str]) -> str:
+    """Returns the published prompt over a record of conversations."""
+    return HEADER.format(count=len(conversations)) + "".join(conversations) + QUESTION
+
+
+def _built(task: Topics, tokenizer: Any, length: int, i: int, talks: Sequence[tuple[str, str]]) -> Example:
+    order = list(talks)
+    random.Random(f"topics {task.seed} {length} {i}").shuffle(order)
+
+    def build(more: int) -> Example:
+        return _example(task, tokenizer, prompt([text for _, text in order[: more + 1]]), order[0][0])
+
+    _, example = scoring.largest(
+        build,
+        cost=lambda e: len(e.prompt) + len(e.answer),
+        budget=length,
+        probe=2,
+        what=f"topics at length {length}",
+        most=len(order) - 1,
+    )
+    return example
+
+
+def _example(task: Topics, tokenizer: Any, text: str, topic: str) -> Example:
+    # As the conversation says it: a label starts with a capital where the text does not.
+    told = re.search(r"discuss the topic of " + re.escape(topic), text, re.IGNORECASE)
+    said = told[0][-len(topic) :] if told else topic
+    before, answer = scoring.split(tokenizer, text + (CUE if task.cue else ""), f" {said}")
+    return Example(tuple(tokenizer.prefix) + before, answer, (topic,), 0.0)

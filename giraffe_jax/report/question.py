@@ -1,0 +1,77 @@
+"""One question that a variant answers right and another wrong: what numbers of right answers are made of."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from giraffe_jax.report import metrics
+from giraffe_jax.report.scores import Results, Row
+from giraffe_jax.report.tables import task_name
+
+MOST = 400  # characters of a text that are shown
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a task, a row of a variant that is right, and one that is wrong."""
+
+    task: str
+    length: int
+    right: Row
+    wrong: Row
+
+
+def find(results: Results) -> Question | None:
+    """The first question at the longest length where there is one, with the first variants of either kind."""
+    order = {variant: i for i, variant in enumerate(results.variants)}
+    for length in sorted({row["length"] for row in results.rows}, reverse=True):
+        for task in results.tasks:
+            rows = results.of(task)
+            metric = next((m for m in metrics.of(rows) if m.share and m.name != "teacher"), None)
+            if metric is None:  # a teacher-forced answer is not what the output says
+                continue
+            own = [r for r in rows if r["length"] == length and "question" in r and isinstance(r.get("output"), str)]
+            asked: dict[tuple[object, ...], list[Row]] = {}
+            for row in sorted(own, key=lambda row: order[row["variant"]]):
+                asked.setdefault((row.get("prompt"), row.get("example")), []).append(row)
+            for key in sorted(asked, key=str):
+                right = _first(asked[key], metric.name, 1)
+                wrong = _first(asked[key], metric.name, 0)
+                if right is not None and wrong is not None:
+                    return Question(task, length, right, wrong)
+    return None
+
+
+def _first(rows: Sequence[Row], metric: str, value: int) -> Row | None:
+    return next((row for row in rows if row["metrics"].get(metric) == value), None)
+
+
+def as_html(results: Results) -> str:
+    """The question with what was expected and both outputs; empty where rows hold none."""
+    found = find(results)
+    if found is None:
+        return ""
+    expected = found.right.get("expected")
+    texts = expected if isinstance(expected, list) else [] if expected is None else [expected]
+    entries = [
+        ("the prompt ends", _end(str(found.right["question"]))),
+        ("expected", _begin(", ".join(str(text) for text in texts))),
+        (f"{found.right['variant']}, right", _begin(found.right["output"])),
+        (f"{found.wrong['variant']}, wrong", _begin(found.wrong["output"])),
+    ]
+    listing = "".join(f"<dt>{html.escape(name)}</dt><dd><pre>{html.escape(text)}</pre></dd>" for name, text in entries)
+    head = html.escape(f"{task_name(found.task)} at {found.length:,} tokens")
+    return (
+        f"<section>\n<h2>One question, answered right and wrong</h2>\n<p class='how'>{head}: the first question at the "
+        f"longest length that one variant answers right and another wrong.</p>\n<dl>{listing}</dl>\n</section>"
+    )
+
+
+def _begin(text: str) -> str:
+    return text if len(text) <= MOST else text[: MOST - 1] + "…"
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= MOST else "…" + text[-(MOST - 1) :]
