@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +37,9 @@ class Variant:
     name: str
     positions: tuple[Mapping[str, Any], ...] = ()  # in training, and in evaluation unless eval_positions says otherwise
     eval_positions: tuple[Mapping[str, Any], ...] | None = None
-    train: Mapping[str, Any] | None = None  # TrainConfig without source, model and positions; None measures the source
+    # TrainConfig without source, model and positions; None measures the source. Variants with the same positions and
+    # training are one run, measured at each one's eval_positions.
+    train: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def cells(config: ExperimentConfig, tasks: list[Any], fingerprint: str) -> list[
                         seed,
                     ]
                     about += [fingerprint, _overrides(config)]
-                    out.append(Cell(variant, seeded, length, seed, _digest(about)))
+                    out.append(Cell(variant, seeded, length, seed, records.digest(about)))
     return out
 
 
@@ -329,7 +330,9 @@ def _prepare(
         loaded = base()
     else:
         base.cache_clear()  # training loads its own copy; one in memory is enough
-        where = workdir / "train" / slug(variant.name, seed if len(config.seeds) > 1 else None)
+        # Read at several scales, but trained alike: one run, in the folder of the first.
+        alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
+        where = workdir / "train" / records.slug(next(alike).name, seed if len(config.seeds) > 1 else None)
         trained = train_config(config, variant, seed)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
@@ -364,7 +367,8 @@ def _about_variant(variant: Variant) -> dict[str, Any]:
 def _about_task(task: Any) -> dict[str, Any]:
     """What a task's examples depend on: other lengths too, where they choose documents or what is scored of them."""
     about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
-    about |= {"longest": max(task.lengths)} if hasattr(task, "documents") else {}
+    about |= {"longest": max(task.lengths)} if hasattr(task, "documents") or about.get("questions") else {}
+    about |= {"lengths": sorted(task.lengths)} if about.get("files") else {}  # each case at the shortest that holds it
     return about | ({"shortest": min(task.lengths)} if about.get("protocol") == "aligned" else {})
 
 
@@ -439,20 +443,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def slug(name: str, seed: int | None = None) -> str:
-    """Returns a directory's name for a variant; different names give different ones."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
-    exact = plain if plain == name else f"{plain}-{_digest([name])[:6]}"
-    return exact if seed is None else f"{exact}-seed{seed}"
-
-
 def _message(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _first_process() -> bool:

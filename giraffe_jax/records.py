@@ -10,6 +10,7 @@ Only process 0 of a job writes. Imports nothing heavy: the command line reads ro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -379,3 +380,15 @@ def _line(row: Mapping[str, Any]) -> str:
     if row.get("tokens_per_second"):
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)
+
+
+def slug(name: str, seed: int | None = None) -> str:
+    """Returns a directory's name for a variant; different names give different ones."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
+    exact = plain if plain == name else f"{plain}-{digest([name])[:6]}"
+    return exact if seed is None else f"{exact}-seed{seed}"
+
+
+def digest(value: Any) -> str:
+    """Returns 16 hex digits of the hash of a value that JSON holds."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

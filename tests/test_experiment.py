@@ -260,6 +260,30 @@ def test_trained_variants_and_seeds(world, tmp_path):
     assert flags == {("plain", 0, False), ("plain", 7, False), ("Plain, trained", 0, True), ("Plain, trained", 7, True)}
 
 
+def test_variants_that_are_trained_alike_are_one_run_read_at_several_scales(world, tmp_path):
+    train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
+    four, eight = ([{"name": "linear", "factor": factor}] for factor in (4.0, 8.0))
+    variants = [
+        {"name": "4", "positions": four, "train": train},
+        {"name": "4 read at 8", "positions": four, "train": train, "eval_positions": eight},
+        {"name": "8", "positions": eight, "train": train},
+        {"name": "longer", "positions": four, "train": train | {"steps": 4}},
+    ]
+    run(config(variants=variants), tmp_path)
+    folders = [call[2] for call in world.calls if call[0] == "train"]
+    assert folders == ["4", "4", "8", "longer"]
+    assert {call[3] for call in world.calls if call[0] == "4 read at 8"} == {0.125}
+
+
+def test_published_files_and_questions_depend_on_all_lengths(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    for keys in (dict(name="lines", files=["a.jsonl"]), dict(name="giraffe_qa", kind="free_form", questions=["a"])):
+        short, long = (experiment._about_task(evals.build(keys | dict(lengths=n))) for n in ([64], [64, 128]))
+        assert short != long
+    short, long = (experiment._about_task(evals.build(dict(name="lines", lengths=n))) for n in ([64], [64, 128]))
+    assert short == long
+
+
 def test_a_training_that_fails_does_not_stop_the_rest(world, tmp_path, monkeypatch):
     def diverge(settings, workdir):
         raise FloatingPointError("step 3: loss is nan")
@@ -272,9 +296,9 @@ def test_a_training_that_fails_does_not_stop_the_rest(world, tmp_path, monkeypat
 
 def test_slugs_differ():
     names = ["yarn 4", "yarn-4", "Yarn 4", "yarn 4!", "+"]
-    assert len({experiment.slug(name) for name in names}) == len(names)
-    assert experiment.slug("yarn-4") == "yarn-4"
-    assert all(set(experiment.slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+    assert len({records.slug(name) for name in names}) == len(names)
+    assert records.slug("yarn-4") == "yarn-4"
+    assert all(set(records.slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
 
 
 def test_source_fingerprint_sees_content(tmp_path):

@@ -72,8 +72,8 @@ def render(
         f"<title>{html.escape(title)}</title>\n<style>\n{sheet}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n<footer>Bands and ranges are 95% intervals: Wilson's for shares of right answers, a bootstrap over "
-        "documents (or windows of one document) for losses. Differences are paired: a bootstrap over the same units, "
-        "its percentiles expanded for small n (Hesterberg 2015); for shares the adjusted Wald interval (Bonett and "
+        "documents (or windows of one document) for losses, its percentiles expanded for small n (Hesterberg 2015). "
+        "Differences are paired: a bootstrap over the same units; for shares the adjusted Wald interval (Bonett and "
         "Price 2012), and McNemar's exact test must agree. n counts what was resampled or asked; fewer than "
         f"{FEWEST} pairs are never told apart. Made by giraffe-jax.</footer>\n</main>\n"
         f"<script>\n{css.SORT}</script>\n</body>\n</html>\n"

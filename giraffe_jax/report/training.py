@@ -26,12 +26,10 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve,
     """The curves of each trained variant, one per seed; nothing of runs that are not there."""
     if not (directory / "train").is_dir():
         return {}
-    from giraffe_jax.experiment import slug  # which imports this package
-
     config = manifest.get("config", {})
     found = {}
     for entry in (entry for entry in config.get("variants", ()) if entry.get("train") is not None):
-        names = [slug(entry["name"], seed) for seed in (None, *config.get("seeds", ()))]
+        names = [records.slug(entry["name"], seed) for seed in (None, *config.get("seeds", ()))]
         files = [directory / "train" / name / "metrics.jsonl" for name in names]
         curves = [curve(list(records.read_rows(file, warnings.warn))) for file in files if file.is_file()]
         curves = tuple(one for one in curves if one.batches)

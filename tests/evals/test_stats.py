@@ -35,9 +35,9 @@ def test_wilson_of_nothing_is_nan_and_of_too_much_an_error():
 
 
 def test_normal_mean_is_the_textbook_interval():
-    got = stats.normal_mean([1.0, 2.0, 3.0, 4.0])
-    half = 1.959963984540054 * math.sqrt(5 / 3) / 2
-    assert got == pytest.approx((2.5, 2.5 - half, 2.5 + half, 4))
+    got = stats.normal_mean([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)  # a table's t of 4 degrees of freedom
+    assert got == pytest.approx((3, 3 - half, 3 + half, 5), rel=1e-3)
     assert math.isnan(stats.normal_mean([1.0]).low)
 
 
@@ -237,7 +237,7 @@ def test_students_p_inverts_its_quantile_and_tends_to_the_normal():
 def test_the_p_of_a_bootstrap_interval_is_that_of_the_t_test():
     x = np.random.default_rng(0).normal(0.5, 1.0, 20)
     t = x.mean() / (x.std(ddof=1) / math.sqrt(20))
-    got = stats.interval_p(stats.bootstrap_mean(list(x), [1.0] * 20, expanded=True, resamples=20000))
+    got = stats.interval_p(stats.bootstrap_mean(list(x), [1.0] * 20, resamples=20000))
     assert got == pytest.approx(stats.student_p(t, 19), rel=0.3)
     assert stats.interval_p(stats.Estimate(1.0, math.nan, math.nan, 1)) == 1.0
     assert stats.interval_p(stats.Estimate(-1.0, -1.0, -1.0, 5)) == 0.0

@@ -73,6 +73,7 @@ def place(tokenizer, example):
     """Where the answer first stands in the prompt, as a share of its tokens."""
     said = str(example.expected if isinstance(example.expected, int) else example.expected[0])
     found = re.search(rf"(?<!\d){said}", tokenizer.decode(example.prompt))
+    assert found is not None
     # Not token by token: SentencePiece decodes a token alone without its space.
     before = bisect.bisect_right(
         range(len(example.prompt)), found.start(), key=lambda k: len(tokenizer.decode(example.prompt[:k]))

@@ -110,11 +110,9 @@ def generated(row):
 
 def training(directory):
     """The metrics of three runs of 50 steps whose loss falls as exp, with held-out losses each tenth step."""
-    from giraffe_jax.experiment import slug
-
     rng = np.random.default_rng(0)
     for k, name in enumerate(TRAINED):
-        where = directory / "train" / slug(name)
+        where = directory / "train" / records.slug(name)
         where.mkdir(parents=True)
         lines = []
         for step in range(1, 51):

@@ -52,7 +52,8 @@ def test_what_a_run_has_only_configured_is_not_taken_for_anothers(tmp_path):
 
 def test_directories_of_one_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a" / "run", answers("v", 30)), write(tmp_path / "b" / "run", answers("v", 3))
+    write(tmp_path / "a" / "run", answers("v", 30))
+    write(tmp_path / "b" / "run", answers("v", 3))
     results = report.read(["a/run", "b/run"])
     assert results.variants == ["v (a/run)", "v (b/run)"] and len(results.rows) == 80
 

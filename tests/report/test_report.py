@@ -42,10 +42,10 @@ def test_perplexity_is_exp_of_the_token_weighted_mean(made, rows):
             nll, tokens = np.array([(r["metrics"]["nll"], r["metrics"]["tokens"]) for r in own]).T
             score = found[variant, "perplexity", "perplexity", length]
             np.testing.assert_allclose(float(score["value"]), np.exp(np.average(nll, weights=tokens)), rtol=1e-12)
-            # All documents have the same number of tokens, so the interval is that of a plain mean of documents, which
-            # a bootstrap makes narrower by sqrt(1 - 1 / n); 2,000 draws know a percentile to some 5%.
+            # All documents have the same number of tokens, so the interval is that of a plain mean of documents, by
+            # Student's t; 2,000 draws know a percentile to some 5%, and fewer lie where these are.
             documents = [np.mean([r["metrics"]["nll"] for r in own if r["document"] == f"book-{k}"]) for k in range(8)]
-            spread = 1.96 * np.std(documents) / math.sqrt(8)
+            spread = 2.3646 * np.std(documents, ddof=1) / math.sqrt(8)
             assert math.log(float(score["high"]) / float(score["low"])) == pytest.approx(2 * spread, rel=0.15)
             assert int(score["n"]) == 8 and int(score["tokens"]) == tokens.sum()
 
