@@ -88,5 +88,7 @@ def test_rulers_config_asks_what_it_has_files_for(tmp_path):
     for path in (book, questions):
         path.write_text("One. Two.")
     for argument, kinds in (("x", 6), (f"x,{book}", 11), (f"x,{book},{questions},{questions}", 13)):
-        built = config.build(experiment.ExperimentConfig, as_experiment({**ruler.get_config(argument)}))
+        built = config.build(
+            experiment.ExperimentConfig, as_experiment({**ruler.get_config(argument), "positions": []})
+        )
         assert len({task.kind for task in experiment.check(built)}) == kinds
