@@ -3,9 +3,11 @@
 The workdir holds everything: `experiment.json` (config, source, versions), `results.jsonl` (one row per example),
 `train/` (a run per trained variant) and the report's files. Stopped anywhere and started again it goes on with the
 first cell that is not finished, where a cell is one task at one length for one variant. Variants, tasks and lengths may
-be added to a config between two runs; what was measured must mean the same.
+be added to a config between two runs; what was measured must mean the same. Several processes may run one experiment at
+once, on one file system with locks: each takes a variant that nobody else has.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,6 +29,7 @@ from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.report.scores import MANIFEST, RESULTS, Results, by_cell
 from giraffe_jax.workdir import check_same, read_json
 
+LOCKS = ".locks"
 EMPTY: Mapping[str, Any] = {}
 
 
@@ -104,7 +107,8 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if _first_process() else None)
     base = _base(config)
-    manifest = claim(config, tasks, workdir, base)
+    with _in_turn(workdir):
+        manifest = claim(config, tasks, workdir, base)
     todo = cells(config, tasks, manifest["source"]["fingerprint"])
     finished = done_keys(workdir / RESULTS)
     left = [cell for cell in todo if cell.key not in finished]
@@ -253,30 +257,100 @@ def _base(config: ExperimentConfig) -> Any:
 
 
 def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: Any, say: Callable[[str], None]) -> None:
-    began = time.monotonic()
-    rows = records.Rows(workdir / RESULTS) if _first_process() else None
-    done = 0
+    pace = _Pace(len(left))
+    with _rows(workdir) as rows:
+        waiting = list(_by_model(left))
+        while waiting:
+            busy = []
+            for (variant, seed), group in waiting:
+                with _taken(config, variant, seed, workdir) as mine:
+                    if not mine:
+                        busy.append(((variant, seed), group))
+                        continue
+                    finished = done_keys(workdir / RESULTS)  # by others, meanwhile
+                    todo = [cell for cell in group if cell.key not in finished]
+                    pace.skip(len(group) - len(todo))
+                    if todo:
+                        _measure_variant(config, variant, seed, todo, workdir, base, rows, pace, say)
+            if len(busy) == len(waiting):
+                say(f"  {sum(len(group) for _, group in busy)} cells are being measured by other processes")
+                break
+            waiting = busy
+
+
+def _measure_variant(
+    config: ExperimentConfig, variant: Variant, seed: int, todo: list[Cell], workdir: Path, base: Any, rows: Any,
+    pace: "_Pace", say: Callable[[str], None],
+) -> None:  # fmt: skip
     try:
-        for (variant, seed), group in _by_model(left):
-            try:
-                lm, encoding_for = _prepare(config, variant, seed, workdir, base, say)
-            except (ConfigError, OSError):
-                raise
-            except Exception as error:
-                for cell in group:
-                    _record(rows, cell, failure=error)
-                done += len(group)
-                say(f"  {variant.name}: failed before it could be measured: {_message(error)}")
-                continue
-            for cell in group:
-                done += 1
-                line = _measure_cell(config, cell, lm, encoding_for, rows)
-                pace = (time.monotonic() - began) / done
-                rest = records.duration(pace * (len(left) - done)) + " left" if done < len(left) else "done"
-                say(f"  {done}/{len(left)}  {line}  {rest}")
-    finally:
-        if rows is not None:
-            rows.close()
+        lm, encoding_for = _prepare(config, variant, seed, workdir, base, say)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        for cell in todo:
+            _record(rows, cell, failure=error)
+        pace.skip(len(todo))
+        say(f"  {variant.name}: failed before it could be measured: {_message(error)}")
+        return
+    for cell in todo:
+        line = _measure_cell(config, cell, lm, encoding_for, rows)
+        say(f"  {pace.step()}  {line}  {pace.left()}")
+
+
+class _Pace:
+    """Counts cells, and says how long the rest will take at the pace of those before."""
+
+    def __init__(self, cells: int):
+        self.cells, self.done, self.measured, self.began = cells, 0, 0, time.monotonic()
+
+    def skip(self, cells: int) -> None:
+        self.done += cells
+
+    def step(self) -> str:
+        self.done, self.measured = self.done + 1, self.measured + 1
+        return f"{self.done}/{self.cells}"
+
+    def left(self) -> str:
+        rest = (time.monotonic() - self.began) / self.measured * (self.cells - self.done)
+        return records.duration(rest) + " left" if self.done < self.cells else "done"
+
+
+@contextlib.contextmanager
+def _in_turn(workdir: Path) -> Iterator[None]:
+    with records.locked(workdir / LOCKS / "manifest") if _first_process() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _rows(workdir: Path) -> Iterator[records.Rows | None]:
+    """The file of rows, open for appending beside other processes; mended first where there are none."""
+    if not _first_process():
+        yield None
+        return
+    with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
+        if alone:
+            records.Rows(workdir / RESULTS).close()
+    with records.locked(workdir / LOCKS / "rows", shared=True), records.Rows(workdir / RESULTS, shared=True) as rows:
+        yield rows
+
+
+@contextlib.contextmanager
+def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path) -> Iterator[bool]:
+    """Takes a variant, with those that are trained as it is, for this process; False where another one has it."""
+    import jax
+
+    if jax.process_count() > 1:  # one job: all of its processes go the same way
+        yield True
+        return
+    with records.locked(workdir / LOCKS / _folder(config, variant, seed), wait=False) as mine:
+        yield mine
+
+
+def _folder(config: ExperimentConfig, variant: Variant, seed: int) -> str:
+    """The name of a variant's training: that of the first variant which is trained alike, and read at other scales."""
+    alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
+    first = variant if variant.train is None else next(alike)
+    return records.slug(first.name, seed if len(config.seeds) > 1 else None)
 
 
 def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
@@ -330,9 +404,7 @@ def _prepare(
         loaded = base()
     else:
         base.cache_clear()  # training loads its own copy; one in memory is enough
-        # Read at several scales, but trained alike: one run, in the folder of the first.
-        alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
-        where = workdir / "train" / records.slug(next(alike).name, seed if len(config.seeds) > 1 else None)
+        where = workdir / "train" / _folder(config, variant, seed)
         trained = train_config(config, variant, seed)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)

@@ -10,6 +10,8 @@ Only process 0 of a job writes. Imports nothing heavy: the command line reads ro
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -104,17 +106,20 @@ class Rows:
     """An append-only file of rows, opened for writing; each `append` is one write, so a kill cannot interleave rows.
 
     Opening creates the file and its directory, removes a torn last line, and moves lines that are not rows to the end
-    of <name>.bad beside it, with a warning for each. Use as a context manager or `close()`.
+    of <name>.bad beside it, with a warning for each; not so where it is `shared`, which others have open and append to
+    too. Use as a context manager or `close()`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, shared: bool = False):
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):  # Path has made gs://x into gs:/x
             raise ValueError(f"{path}: rows are appended one by one, which only local files allow; give a local path")
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        self._drop_torn_line(self._fd)
-        self._rewrite(lambda row: True)
+        self._shared = shared
+        if not shared:
+            self._drop_torn_line(self._fd)
+            self._rewrite(lambda row: True)
 
     @staticmethod
     def _drop_torn_line(fd: int) -> None:
@@ -137,12 +142,15 @@ class Rows:
         if len(line) > MAX_LINE:
             raise ValueError(f"{self.path}: a row of {len(line):,} bytes; allowed: up to {MAX_LINE:,}")
         before = os.fstat(self._fd).st_size
+        if self._shared and before and os.pread(self._fd, 1, before - 1) != b"\n":
+            line = b"\n" + line  # of a process that was killed in the middle of a row
         try:
             written = 0
             while written < len(line):
                 written += os.write(self._fd, line[written:])
         except OSError as error:
-            os.ftruncate(self._fd, before)
+            if not self._shared:  # others' rows may have come after it
+                os.ftruncate(self._fd, before)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
@@ -219,6 +227,27 @@ class Rows:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Holds a file's lock while inside, and yields whether it was had: always, with `wait`.
+
+    The file is made where it is missing. A lock goes with its process, however that ends. Several may hold a `shared`
+    one, while nobody holds another.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            had = True
+        except BlockingIOError:
+            had = False
+        yield had
+    finally:
+        os.close(fd)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:

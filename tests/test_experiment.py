@@ -275,6 +275,35 @@ def test_variants_that_are_trained_alike_are_one_run_read_at_several_scales(worl
     assert {call[3] for call in world.calls if call[0] == "4 read at 8"} == {0.125}
 
 
+def test_what_another_process_measures_is_left_to_it(world, tmp_path):
+    lock = tmp_path / experiment.LOCKS / records.slug("linear 4")
+    with records.locked(lock), records.locked(tmp_path / experiment.LOCKS / "rows", shared=True):
+        outcome, said = run(config(), tmp_path)
+    first = {call[0] for call in world.calls if call[0] not in ("load", "train")}
+    assert first == {"plain"} and {row["variant"] for row in outcome.results.rows} == {"plain"}
+    assert any("cells are being measured by other processes" in line for line in said)
+    before = len(world.calls)
+    outcome, _ = run(config(), tmp_path)
+    again = {call[0] for call in world.calls[before:] if call[0] not in ("load", "train")}
+    assert again == {"linear 4"} and {row["variant"] for row in outcome.results.rows} == {"plain", "linear 4"}
+
+
+def test_what_another_process_has_measured_meanwhile_is_not_measured_again(world, tmp_path, monkeypatch):
+    done, known = [], experiment.done_keys
+
+    def later(path):  # between the list of cells and the taking of a variant, another process measures it
+        found = known(path)
+        done.append(found)
+        return found if len(done) == 1 else found | {c.key for c in todo if c.variant.name == "plain"}
+
+    built = config()
+    tasks = experiment.check(built)
+    todo = experiment.cells(built, tasks, "f" * 16)
+    monkeypatch.setattr(experiment, "done_keys", later)
+    run(built, tmp_path)
+    assert {call[0] for call in world.calls if call[0] not in ("load", "train")} == {"linear 4"}
+
+
 def test_published_files_and_questions_depend_on_all_lengths(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     for keys in (dict(name="lines", files=["a.jsonl"]), dict(name="giraffe_qa", kind="free_form", questions=["a"])):

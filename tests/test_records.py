@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -277,3 +278,27 @@ def test_imports_no_jax():
         "import sys, giraffe_jax.records; assert not {'jax', 'flax', 'tensorboardX', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_torn_line_of_another_process_does_not_take_the_next_row_with_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with records.Rows(path, shared=True) as mine, records.Rows(path, shared=True) as other:
+        mine.append({"a": 1})
+        with path.open("ab") as killed:
+            killed.write(b'{"torn": ')
+        other.append({"b": 2})
+        mine.append({"c": 3})
+    with pytest.warns(UserWarning, match="line 2"):
+        assert list(records.read_rows(path, warnings.warn)) == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_a_lock_is_had_by_one_or_shared_by_several(tmp_path):
+    path = tmp_path / "new" / "lock"
+    with records.locked(path) as first, records.locked(path, wait=False) as second:
+        assert first and not second
+    with records.locked(path, shared=True), records.locked(path, shared=True, wait=False) as other:
+        assert other
+        with records.locked(path, wait=False) as alone:
+            assert not alone
+    with records.locked(path, wait=False) as alone:
+        assert alone

@@ -3,7 +3,8 @@
   giraffe run experiments/quickstart --workdir=runs/quickstart
 
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
-variant added to the config costs only itself.
+variant added to the config costs only itself. The same command started several times shares the work: each process
+measures variants that no other one has taken, and a killed one's go to whoever comes next.
 """
 
 import argparse
