@@ -45,7 +45,7 @@ def test_two_processes_and_a_third_after_one_is_killed(tmp_path):
     for process in (second, third):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-    first.wait()
+    first.communicate()
     last, _ = (again := start(config, workdir)).communicate(timeout=300)  # whatever the killed one had begun
     assert again.returncode == 0 and "cells to measure" not in last
     rows = list(records.read_rows(results, lambda line: None))
