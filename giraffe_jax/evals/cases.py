@@ -42,6 +42,14 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
     return found
 
 
+def text(path: Path, where: str) -> str:
+    """Returns the text of a file; ConfigError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: {path} is not UTF-8 text ({error}).") from None
+
+
 def read(paths: Sequence[str], kinds: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of files, in order, each checked to have fields of these kinds.
 

@@ -86,7 +86,7 @@ class Keys:
     @functools.cached_property
     def characters(self) -> np.ndarray:
         """bool [C], which of the document's characters are in a key token; those after are in none."""
-        found = spans(self.tokenizer, self.ids, _read(self.path), str(self.path))
+        found = spans(self.tokenizer, self.ids, cases.text(self.path, "longppl.documents"), str(self.path))
         marked = np.zeros(found[-1, 1], bool)
         for start, end in found[self.indices]:
             marked[start:end] = True
@@ -134,7 +134,7 @@ def examples(task: LongPPL, tokenizer: Any, length: int) -> list[Window]:
     windows: list[Window] = []
     seen: list[tuple[int, str]] = []
     for name, path in cases.documents(task.documents, "longppl.documents"):
-        tokens = prefix + perplexity.head(tokenizer, _read(path), longest - len(prefix))
+        tokens = prefix + perplexity.head(tokenizer, cases.text(path, "longppl.documents"), longest - len(prefix))
         seen.append((len(tokens), str(path)))
         if len(tokens) == longest:
             windows.append(Window(name, path, np.asarray(tokens[:length], np.int32)))
@@ -186,7 +186,9 @@ def key_tokens(
             f"methods for more, so what it gains from {longest} tokens says nothing; expected a model that reads them."
         )
     prefix, fingerprint = list(lm.tokenizer.prefix), lm.tokenizer.fingerprint
-    texts = [perplexity.head(lm.tokenizer, _read(path), longest - len(prefix)) for path in paths]
+    texts = [
+        perplexity.head(lm.tokenizer, cases.text(path, "longppl.documents"), longest - len(prefix)) for path in paths
+    ]
 
     def losses(passes: list[list[int]], length: int) -> list[np.ndarray]:
         """Nats of each pass's tokens, float64; of the very first, if nothing stands before it, there is none."""
@@ -255,14 +257,9 @@ def scored(keys: Keys, window: Window, tokenizer: Any) -> np.ndarray:
         key[inside[inside < len(key)]] = True
     elif len(keys.indices):
         marked = np.concatenate([[0], np.cumsum(keys.characters)])
-        found = spans(tokenizer, window.tokens[begin:].tolist(), _read(window.path), str(window.path))
+        found = spans(
+            tokenizer, window.tokens[begin:].tolist(), cases.text(window.path, "longppl.documents"), str(window.path)
+        )
         found = np.minimum(found, len(marked) - 1)
         key[begin:] = marked[found[:, 1]] > marked[found[:, 0]]
     return key[1:]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"longppl.documents: {path} is not UTF-8 text ({error}).") from None

@@ -16,7 +16,6 @@ comes from: every length of a task scores the same documents, those long enough 
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -94,7 +93,7 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     chosen: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
     for name, path in cases.documents(task.documents, "perplexity.documents"):
-        text = _read(path)
+        text = cases.text(path, "perplexity.documents")
         count = len(head(tokenizer, text, longest)) + len(bos)
         seen.append((count, str(path)))
         if count >= longest:
@@ -170,10 +169,3 @@ def _stride(task: Perplexity, length: int) -> int:
     if not 1 <= stride < shortest:
         raise ConfigError(f"perplexity.stride: expected 1 to length - 1 = {shortest - 1}, got {stride}.")
     return stride
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"perplexity.documents: {path} is not UTF-8 text ({error}).") from None

@@ -187,6 +187,22 @@ def test_one_of_several_chains_is_asked_for(book):
         assert len(re.findall("VAR [A-Z]{5} = ", text)) == 9
 
 
+@pytest.mark.parametrize("compat", [True, False])
+def test_only_compat_shuffles_all_examples_alike(compat, book, monkeypatch):
+    orders = {}
+
+    def spy(rng, shuffle, size, *, words):
+        order = list(range(9))
+        shuffle(order)
+        orders.setdefault(rng.random(), set()).add(tuple(order))  # by example, whatever its size
+        return "x" * size, ["a"], " a", 0.0
+
+    monkeypatch.setattr(ruler, "_frequent", spy)
+    ruler.examples(make("fwe", book, n=5, compat=compat), ByteTokenizer(), 400)
+    assert len(orders) == 5 and all(len(found) == 1 for found in orders.values())
+    assert len(set.union(*orders.values())) == (1 if compat else 5)
+
+
 def test_compat_keeps_one_order_and_room_for_the_output(book):
     def order(seed, shuffle):
         text, *_ = ruler._common(random.Random(seed), shuffle, 50, short=False)

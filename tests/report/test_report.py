@@ -14,7 +14,7 @@ import pytest
 
 from giraffe_jax import records, report
 from giraffe_jax.config import ConfigError
-from giraffe_jax.report import metrics, plots, scores, style, tables
+from giraffe_jax.report import metrics, paired, plots, scores, style, tables
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,28 @@ def test_perplexity_by_position(made, rows):
     assert float(score["value"]) == pytest.approx(np.exp(inside[:, 2].sum() / inside[:, 3].sum()))
     assert int(score["tokens"]) == inside[:, 3].sum() == fabricate.WINDOWS * (high - low)
     assert "Perplexity by position, in passes of 2,048 tokens" in (made / "tables.md").read_text()
+
+
+def test_fractions_are_compared_by_their_means_and_shares_by_mcnemars_test():
+    def results(first, second):
+        rows = [
+            {"variant": v, "task": "ruler", "length": 8, "example": i, "metrics": {"match_all": x}}
+            for v, values in (("a", first), ("b", second))
+            for i, x in enumerate(values)
+        ]
+        return scores.collect(rows)
+
+    def compared(found):
+        (metric,) = metrics.of(found.rows)
+        d = paired.difference(found, "ruler", metric, 8, "a", "b")
+        assert d is not None
+        return metric, d
+
+    metric, d = compared(results([0.75] * 6, [0.5, 0.5, 0.5, 0.25, 0.5, 0.5]))
+    assert (metric.kind, d.p) == ("fraction", None)
+    assert d.estimate.value == pytest.approx(1.75 / 6)  # of the share that gained it would be 1
+    metric, d = compared(results([1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 1]))
+    assert metric.kind == "share" and d.estimate.value == 0.5 and d.p == pytest.approx(2 * 0.5**3)
 
 
 def test_depths_are_gathered_into_fifths():
