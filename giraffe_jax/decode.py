@@ -17,7 +17,7 @@ Methods whose frequencies depend on the sequence length need to be told which le
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,22 @@ class LM:
         return tokens
 
 
+class Call(NamedTuple):
+    """Rows x tokens that a model was given, to score (new = 0) or to continue by so many tokens."""
+
+    rows: int
+    tokens: int
+    new: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(LM):
+    """Stands in for a model in `score` and `generate`, notes what is asked and does nothing of it: every loss is 0,
+    every continuation empty. By it the cost of a task is told before it is paid."""
+
+    calls: list[Call] = dataclasses.field(default_factory=list)
+
+
 def score(
     lm: LM,
     tokens: Tokens,
@@ -124,6 +140,10 @@ def score(
       segments: document of each token, 0 where there is padding; by default one document a row.
       positions: tokens since the document's start; by default the index in the row.
     """
+    if isinstance(lm, Counted):
+        lm.calls.append(Call(*tokens.shape))
+        nothing = jnp.zeros((tokens.shape[0], tokens.shape[1] - 1))
+        return nothing, nothing > 0
     tokens = jnp.asarray(tokens, jnp.int32)
     if positions is None:
         positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
@@ -221,6 +241,10 @@ def generate(
     """
     encoding = lm.config.bind() if encoding is None else encoding
     _check(lm, prompts, n, policy, temperature, key)
+    if isinstance(lm, Counted):
+        longest = max(map(len, prompts), default=1)
+        lm.calls.append(Call(batch or len(prompts), max(longest, width or 0), n))
+        return [[] for _ in prompts]
     dependent = length_dependent(encoding)
     if dependent and policy == "per_call" and needs_raw_keys(encoding.replace(length=np.float32(1))):
         raise ConfigError(

@@ -106,7 +106,7 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     config = build(ExperimentConfig, config)
     tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if _first_process() else None)
-    base = _base(config)
+    base = source_of(config)
     with _in_turn(workdir):
         manifest = claim(config, tasks, workdir, base)
     todo = cells(config, tasks, manifest["source"]["fingerprint"])
@@ -182,33 +182,11 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
 
     `base` loads the source, whose shape a new manifest records. Date and command are those of the first run.
     """
-    original_len = config.original_len
-    fingerprint = source_fingerprint(config.source)
-    identity = {
-        "name": config.name,
-        "source": {"name": config.source, "fingerprint": fingerprint},
-        "model": to_dict(_overrides(config)),
-        "variants": {variant.name: _about_variant(variant) for variant in config.variants},
-        "tasks": {evals.label(task): _about_task(task) for task in tasks},
-    }
-    path, old = workdir / MANIFEST, None
+    identity, path, old = identify(config, tasks, workdir), workdir / MANIFEST, None
     if path.is_file():
-        old = read_json(path, "an experiment's manifest", ("identity",))
+        old = _read_manifest(path)
         for group in ("variants", "tasks"):
-            if not isinstance(old["identity"].get(group), dict):
-                what = f"is not an experiment's manifest (identity.{group} is no object)"
-                raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
-        original_len = original_len or old.get("original_len")
-        now, then = json.loads(json.dumps(identity)), dict(old["identity"])
-        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
-            here, there = identity[group], then[group]
-            now[group], then[group] = (
-                {k: v for k, v in x.items() if k in here and k in there} for x in (now[group], there)
-            )
-            identity[group] = there | here  # what an earlier run measured stays part of what the workdir holds
-        check_same(workdir, "experiment", then, now)
-    elif (workdir / RESULTS).is_file():
-        raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
+            identity[group] = old["identity"][group] | identity[group]  # what was measured stays part of the workdir
     manifest = {
         "config": to_dict(config),
         "identity": identity,
@@ -216,9 +194,40 @@ def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Calla
         "versions": versions(),
     }
     manifest |= {key: old.get(key) for key in ("model", "date", "command")} if old else _beginning(base())
-    manifest["original_len"] = original_len or base().config.original_len
+    known = config.original_len or (old or {}).get("original_len")
+    manifest["original_len"] = known or base().config.original_len
     if _first_process():
         records.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def identify(config: ExperimentConfig, tasks: list[Any], workdir: Path) -> dict[str, Any]:
+    """Returns what makes an experiment this one; ConfigError where the workdir holds another."""
+    identity = {
+        "name": config.name,
+        "source": {"name": config.source, "fingerprint": source_fingerprint(config.source)},
+        "model": to_dict(_overrides(config)),
+        "variants": {variant.name: _about_variant(variant) for variant in config.variants},
+        "tasks": {evals.label(task): _about_task(task) for task in tasks},
+    }
+    path = workdir / MANIFEST
+    if path.is_file():
+        now, then = json.loads(json.dumps(identity)), dict(_read_manifest(path)["identity"])
+        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
+            here, there = now[group], then[group]
+            now[group], then[group] = ({k: v for k, v in x.items() if k in here and k in there} for x in (here, there))
+        check_same(workdir, "experiment", then, now)
+    elif (workdir / RESULTS).is_file():
+        raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
+    return identity
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path, "an experiment's manifest", ("identity",))
+    for group in ("variants", "tasks"):
+        if not isinstance(manifest["identity"].get(group), dict):
+            what = f"is not an experiment's manifest (identity.{group} is no object)"
+            raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
     return manifest
 
 
@@ -244,7 +253,7 @@ def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
     return Outcome(results, page, len(results.failures))
 
 
-def _base(config: ExperimentConfig) -> Any:
+def source_of(config: ExperimentConfig) -> Any:
     """Returns a function that loads the source once and keeps it until its `cache_clear`."""
 
     @functools.cache
@@ -290,7 +299,7 @@ def _measure_variant(
         for cell in todo:
             _record(rows, cell, failure=error)
         pace.skip(len(todo))
-        say(f"  {variant.name}: failed before it could be measured: {_message(error)}")
+        say(f"  {variant.name}: failed before it could be measured: {message(error)}")
         return
     for cell in todo:
         line = _measure_cell(config, cell, lm, encoding_for, rows)
@@ -353,6 +362,16 @@ def _folder(config: ExperimentConfig, variant: Variant, seed: int) -> str:
     return records.slug(first.name, seed if len(config.seeds) > 1 else None)
 
 
+def training_of(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path) -> Path:
+    """Returns the workdir of a variant's training."""
+    return workdir / "train" / _folder(config, variant, seed)
+
+
+def read_with(variant: Variant) -> tuple[Mapping[str, Any], ...]:
+    """Returns the position methods a variant is measured with."""
+    return variant.positions if variant.eval_positions is None else variant.eval_positions
+
+
 def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
     from giraffe_jax.evals.run import evaluate
 
@@ -372,7 +391,7 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
         raise
     except Exception as error:
         _record(rows, cell, failure=error)
-        return f"{about}  failed: {_message(error)}"
+        return f"{about}  failed: {message(error)}"
     finally:
         progress.close()
     seconds = time.monotonic() - began
@@ -386,7 +405,7 @@ def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure
     head = {"variant": cell.variant.name, "task": evals.label(cell.task), "length": cell.length}
     tail = {"trained": cell.variant.train is not None, "seed": cell.seed, "key": cell.key}
     if failure is not None:
-        rows.append({"kind": "failure"} | head | tail | {"error": _message(failure)})
+        rows.append({"kind": "failure"} | head | tail | {"error": message(failure)})
     elif done is not None:
         rows.append({"kind": "done"} | head | tail | done)
         rows.sync()
@@ -404,13 +423,13 @@ def _prepare(
         loaded = base()
     else:
         base.cache_clear()  # training loads its own copy; one in memory is enough
-        where = workdir / "train" / _folder(config, variant, seed)
+        where = training_of(config, variant, seed, workdir)
         trained = train_config(config, variant, seed)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
     model = dataclasses.replace(loaded.config, positions=())
     own = variant.positions if variant.train is None else loaded.config.positions  # training may have learned others
-    scaling = own if variant.eval_positions is None else variant.eval_positions
+    scaling = read_with(dataclasses.replace(variant, positions=own))
 
     def encoding_for(length: int) -> Any:
         return model.bind(length, scaling=scaling)
@@ -515,7 +534,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _message(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """Returns the kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 

@@ -18,7 +18,7 @@ LADDER = [
     {"loading"},
     {"workdir"},
     {"train", "plan", "evals"},
-    {"experiment", "report", "bench", "search"},
+    {"experiment", "estimate", "report", "bench", "search"},
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
@@ -28,6 +28,8 @@ NEIGHBOURS = {
     ("decode", "loss"),  # scoring is the loss without its sum
     ("positions", "attention"),  # positions.distances probes the attention that models run
     ("experiment", "report"),  # an experiment ends in its report
+    ("estimate", "experiment"),  # counts what an experiment would do
+    ("estimate", "report"),
 }
 
 

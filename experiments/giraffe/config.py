@@ -1,15 +1,21 @@
 """The Giraffe paper's grid (arXiv:2308.10882): which change of positions to train with, and at which scale to read.
 
-    giraffe run experiments/giraffe/config.py:/data/Llama-13b-hf,/data/redpajama          # as published, 13B or 7B
-    giraffe run experiments/giraffe                                                       # on giraffe-mini, as it ships
+    giraffe run experiments/giraffe                                                      # on giraffe-mini, as it ships
+    giraffe run experiments/giraffe/config.py:/data/Llama-13b-hf,/data/redpajama.jsonl   # as published, 7B or 13B
 
 At full size the argument is the weights, then the text: Llama 1 (trained on 2,048 tokens; windows of 4,096) or Llama 2
 (4,096; 8,192). On giraffe-mini (256) everything is in proportion: windows of 512, T = 256. Each training method is
-trained once and read at its own scale; `READ` adds the paper's other scales, which share the training.
+trained once and read at its own scale; `READ` adds other scales, which share the training.
+
+Two smaller questions have a form of their own, both on giraffe-mini (README.md beside this file says how their sources
+are made):
+
+    giraffe run experiments/giraffe/config.py:pairs,runs/giraffe-pairs --workdir=runs/giraffe_pairs
+    giraffe run experiments/giraffe/config.py:instruct,runs/giraffe/train/scale-4-0 --workdir=runs/giraffe_instruct
 
 Published: AdamW, 2e-5, 300 steps of warm-up, linear decay, 32 rows of 4,096 tokens, 2,400 to 8,100 steps by method
 (here `STEPS`, the same for all, so that methods differ in nothing else); no begin token; documents of over 20,480
-characters. README.md beside this file has the published numbers, what came out here, and what differs.
+characters.
 """
 
 import sysconfig
@@ -19,9 +25,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
-MINI = "giraffe-mini"
+HELDOUT = ("argparse.py", "heapq.py", "json/decoder.py", "subprocess.py", "unittest/case.py", "html/parser.py")
+MINI, MINI_LEN = "giraffe-mini", 256
 STEPS = 3000  # between the published 2,400 and 8,100
-LENGTHS = (1.25, 2, 3, 4, 6, 8, 10)  # in trained lengths: 2.5 to 20 thousand tokens of 2,048
+# Lines and Llama's tokens of the published cases whose accuracy can be read from the paper's plots.
+LINES = {100: 2490, 150: 3650, 175: 4230, 200: 4800, 300: 7120, 400: 9440, 500: 11750, 600: 14070, 680: 15920}
+PUBLISHED_LEN = 2048  # what Llama 1, of which those plots are, was trained on
+# Train scale -> eval scale, beyond its own: the paper's, and 4 -> 2 and 16.
+READ = {"scale 1": (2.0,), "scale 4": (2.0, 8.0, 16.0), "scale 16": (12.0, 32.0)}
 
 
 def scaled(factor: float) -> list[dict[str, Any]]:
@@ -46,69 +57,101 @@ def trained_with(original_len: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-# Train scale -> eval scale, beyond its own: the paper's, and down as well as up.
-READ = {"scale 1": (2.0,), "scale 4": (8.0,), "scale 16": (12.0, 32.0)}
-
-
-def training(source: str, text: str, original_len: int) -> ConfigDict:
-    """Returns the training of a variant: the paper's at full size, a budget of minutes on giraffe-mini."""
-    mini = source == MINI
+def mini_training(lengths: tuple[int, ...] = (MINI_LEN, 2 * MINI_LEN), text: bool = True) -> ConfigDict:
+    """Returns a budget of minutes: 400 steps of 4,096 tokens. Half of the rows ask questions, as in giraffe-mini's own
+    training: text alone would teach it to forget them. Without text it is the instruction tuning of this scale.
+    """
     c = ConfigDict()
-    c.steps = 400 if mini else STEPS
-    c.save_every = 400 if mini else 300
+    c.steps = c.save_every = 400 if text else 100
     c.keep = 1
-    c.data = ConfigDict()
-    c.data.seq_len = 2 * original_len
-    c.data.batch_size = 8 if mini else 32
-    if mini:
-        # Half of the rows ask questions, as in its own training: text alone would teach it to forget them.
-        kinds = ("lines", "lines", "records", "copy", "passkey")
-        c.data.sources = [
-            dict(kind="synthetic", synthetic=dict(kinds=kinds, lengths=(original_len, 2 * original_len))),
-            dict(kind="text", path=str(STDLIB / "email" / "*.py")),
-        ]
-        c.optim = dict(lr=1e-3, schedule="linear", warmup_steps=40, final_lr=1e-5)
-    else:
-        c.data.sources = [dict(kind="parquet" if text.endswith(".parquet") else "jsonl", path=text)]
-        c.optim = dict(lr=2e-5, schedule="linear", warmup_steps=300, final_lr=0.0)
+    kinds = ("lines", "lines", "records", "copy", "passkey")
+    sources: list[dict[str, Any]] = [dict(kind="synthetic", synthetic=dict(kinds=kinds, lengths=lengths))]
+    if text:
+        sources.append(dict(kind="text", path=str(STDLIB / "email" / "*.py")))
+    c.data = dict(seq_len=max(lengths), batch_size=4096 // max(lengths), sources=sources)
+    c.optim = dict(lr=1e-3, schedule="linear", warmup_steps=c.steps // 10, final_lr=1e-5)
     return c
 
 
-def variants(source: str, text: str, original_len: int) -> list[dict[str, Any]]:
+def training(text: str, original_len: int) -> ConfigDict:
+    """Returns the paper's training, on a file of documents in RedPajama's format."""
+    c = ConfigDict()
+    c.steps, c.save_every, c.keep = STEPS, 300, 1
+    kind = "parquet" if text.endswith(".parquet") else "jsonl"
+    c.data = dict(seq_len=2 * original_len, batch_size=32, sources=[dict(kind=kind, path=text)])
+    c.optim = dict(lr=2e-5, schedule="linear", warmup_steps=300, final_lr=0.0)
+    return c
+
+
+def grid(original_len: int, train: ConfigDict) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = [dict(name="as it is", positions=[])]
     for name, positions in trained_with(original_len).items():
-        train = training(source, text, original_len)
         out.append(dict(name=name, positions=positions, train=train))
         for scale in READ.get(name, ()):
-            out.append(
-                dict(name=f"{name} -> {scale:g}", positions=positions, eval_positions=scaled(scale), train=train)
-            )
+            read: dict[str, Any] = dict(eval_positions=scaled(scale))
+            out.append(dict(name=f"{name} -> {scale:g}", positions=positions, train=train) | read)
     return out
 
 
+def pairs() -> list[dict[str, Any]]:
+    """Returns training from weights in the other order of pairs: xPos, and plain RoPE as what that costs alone."""
+    methods = trained_with(MINI_LEN)
+    return [
+        dict(name=f"{name}, other pairs", positions=methods[name], train=mini_training())
+        for name in ("scale 1", "xPos")
+    ]
+
+
+def instruct() -> list[dict[str, Any]]:
+    """Returns instruction tuning by LoRA of weights trained at scale 4: on windows of twice or once the trained length,
+    and none."""
+    four, lora = scaled(4.0), dict(rank=16)
+    out: list[dict[str, Any]] = [
+        dict(name="no tuning", positions=four),
+        dict(name="no tuning -> 8", positions=scaled(8.0)),
+    ]
+    for length in (MINI_LEN, 2 * MINI_LEN):
+        train = mini_training((length // 2, length), text=False)
+        train.lora = lora
+        out.append(dict(name=f"tuned at {length}", positions=four, train=train))
+    return [*out, dict(name=f"tuned at {2 * MINI_LEN} -> 8", positions=four, train=train, eval_positions=scaled(8.0))]
+
+
+def mini_tasks() -> list[dict[str, Any]]:
+    documents = [str(STDLIB / name) for name in HELDOUT]
+    windows = [times * MINI_LEN for times in (1, 2, 4, 8)]
+    return [
+        dict(name="lines", lengths=lengths_of(MINI_LEN), n=100, style="compact"),
+        dict(name="perplexity", lengths=windows, documents=documents, protocol="aligned", stride=32, n=48),
+    ]
+
+
+def lengths_of(original_len: int) -> list[int]:
+    """Returns the lengths of the published cases, in tokens of a model trained on `original_len`."""
+    return [tokens * original_len // PUBLISHED_LEN for tokens in LINES.values()]
+
+
 def get_config(about: str = MINI) -> ConfigDict:
-    source, _, text = about.partition(",")
-    mini = source == MINI
-    original_len = 256 if mini else 4096 if "-2-" in Path(source).name else 2048
-    lengths = [int(times * original_len) for times in LENGTHS]
+    source, _, rest = about.partition(",")
     c = ConfigDict()
     c.name = "giraffe"
-    c.title = "The Giraffe paper's grid" + (", on giraffe-mini" if mini else "")
+    c.title = "The Giraffe paper's grid"
     c.question = (
         "Which change of positions is worth training with, and does reading at another scale than trained help?"
     )
+    if source in (MINI, "pairs", "instruct"):
+        c.title += ", on giraffe-mini"
+        c.source = source if source == MINI else rest
+        c.original_len = MINI_LEN
+        c.seeds = (0, 1, 2)
+        c.tasks = mini_tasks()
+        c.variants = {"pairs": pairs, "instruct": instruct}.get(source, lambda: grid(MINI_LEN, mini_training()))()
+        return c
     c.source = source
-    c.original_len = original_len
-    c.variants = variants(source, text, original_len)
-    style = dict(style="compact") if mini else dict(cue=False, scoring=["generate"], new_tokens=35)
-    c.tasks = [dict(name="lines", lengths=lengths, n=100 if mini else 50, **style)]
-    if mini:
-        held_out = ("argparse.py", "heapq.py", "json/decoder.py", "subprocess.py", "unittest/case.py", "html/parser.py")
-        documents = [str(STDLIB / name) for name in held_out]
-        c.tasks += [
-            dict(name="passkey", lengths=lengths, n=8, style="compact"),
-            dict(name="perplexity", lengths=lengths, documents=documents, stride=32, n=36),
-        ]
-    c.model = dict() if mini else dict(attention="blockwise", remat="full", dtype="bfloat16")
-    c.tokens_per_batch = 8192 if mini else 65536
+    c.original_len = 4096 if "-2-" in Path(source).name else PUBLISHED_LEN
+    c.model = dict(attention="blockwise", remat="full", dtype="bfloat16")
+    c.variants = grid(c.original_len, training(rest, c.original_len))
+    unread = dict(cue=False, scoring=["generate"], new_tokens=35)
+    c.tasks = [dict(name="lines", lengths=lengths_of(c.original_len), n=50, **unread)]
+    c.tokens_per_batch = 65536
     return c

@@ -4,7 +4,8 @@
 
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
 variant added to the config costs only itself. The same command started several times shares the work: each process
-measures variants that no other one has taken, and a killed one's go to whoever comes next.
+measures variants that no other one has taken, and a killed one's go to whoever comes next. --dry-run says what is left
+to do and about how long this machine will take for it: it times one call of each kind, and writes nothing.
 """
 
 import argparse
@@ -16,6 +17,9 @@ from giraffe_jax.cli import configs
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="FILE", help="an experiment's folder or config file, FILE[:ARG]")
     configs.distributed_argument(parser)
+    dry = "count what is left to do, time one call of each kind, and stop"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    parser.add_argument("--dry_run", action="store_true", dest="dry_run", help=argparse.SUPPRESS)
     configs.workdir_argument(parser, "where results go; by default runs/<name of the experiment>", required=False)
 
 
@@ -25,4 +29,9 @@ def run(args: argparse.Namespace) -> int:
 
     configs.quiet(args)
     workdir = args.workdir or Path("runs") / str(config.get("name") or Path(args.config.partition(":")[0]).stem)
+    if args.dry_run:
+        from giraffe_jax.estimate import estimate
+
+        print(f"{config.name}, in {workdir}: {estimate(config, workdir)}")
+        return 0
     return 1 if run(config, workdir).failures else 0

@@ -1,0 +1,280 @@
+"""What an experiment will cost, before it is run: its forward passes and training steps are counted, and one is timed.
+
+The tasks are asked of a stand-in that notes the shapes it was given and answers nothing; each shape is then timed with
+the source's weights, once for every structure of position methods (those that differ in numbers alone are one program),
+and one training of each kind is begun in a temporary folder. What the workdir has finished is not counted, and its
+times are used where they are known. Nothing is written there.
+"""
+
+import contextlib
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from giraffe_jax import checkpoint, decode, evals, experiment, records
+from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.decode import LM, Call, Counted
+from giraffe_jax.experiment import Cell, ExperimentConfig, Variant
+from giraffe_jax.positions import Encoding
+from giraffe_jax.report.scores import RESULTS
+from giraffe_jax.train import TrainConfig, train
+
+# Seconds of a call of plain RoPE up to which other structures are timed too; longer calls of theirs take as many times
+# plain RoPE's as the longest timed one did.
+SLOW = 5.0
+TIMED_STEPS = 3  # of a training that is begun to be timed; the first one compiles
+
+
+class Part(NamedTuple):
+    """One line of an estimate."""
+
+    what: str
+    count: str
+    seconds: float  # nan where it could not be told
+    how: str
+
+
+class Estimate(NamedTuple):
+    """What is left of an experiment, in parts, and how many of its cells are finished."""
+
+    cells: int
+    finished: int
+    parts: list[Part]
+
+    @property
+    def seconds(self) -> float:
+        """Of one process on this machine; parts that could not be told are not in it."""
+        return sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
+
+    def __str__(self) -> str:
+        shown = [
+            (p.what, p.count, "?" if math.isnan(p.seconds) else records.duration(p.seconds), p.how) for p in self.parts
+        ]
+        lines = [f"{self.cells:,} cells, {self.finished:,} of them finished"]
+        widths = [max((len(row[i]) for row in shown), default=0) for i in range(3)]
+        for what, count, seconds, how in shown:
+            lines.append(f"  {what:<{widths[0]}}  {count:<{widths[1]}}  {seconds:>{widths[2]}}  {how}".rstrip())
+        return "\n".join([*lines, f"in all about {records.duration(self.seconds)} in one process on this machine"])
+
+
+def estimate(config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print) -> Estimate:
+    """Returns what is left to do of an experiment and how long one process of this machine will take for it.
+
+    Args:
+      config: ExperimentConfig or the ConfigDict of a config file.
+      workdir: as for `experiment.run`; need not exist.
+      say: takes lines of progress.
+
+    Raises:
+      ConfigError: a wrong config, a workdir of another experiment, or several processes.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(f"--dry-run: times one process, and this is one of {jax.process_count()}.")
+    config = build(ExperimentConfig, config)
+    tasks, workdir = experiment.check(config), Path(workdir)
+    base = experiment.source_of(config)
+    fingerprint = experiment.identify(config, tasks, workdir)["source"]["fingerprint"]
+    todo = experiment.cells(config, tasks, fingerprint)
+    finished = experiment.done_keys(workdir / RESULTS)
+    left = [cell for cell in todo if cell.key not in finished]
+    parts = []
+    if left:
+        parts += _trainings(config, left, workdir, base, say)
+        parts += _measurements(config, left, workdir, base, say)
+    return Estimate(len(todo), len(todo) - len(left), parts)
+
+
+def structure(encoding: Encoding) -> Hashable:
+    """Returns what two encodings have in common when they are one compiled program."""
+    leaves, tree = jax.tree.flatten(encoding)
+    return tree, tuple(np.shape(leaf) for leaf in leaves)
+
+
+def _measurements(
+    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Callable[[], LM], say: Callable[[str], None]
+) -> list[Part]:
+    clock = _Clock(dataclasses.replace(base(), config=dataclasses.replace(base().config, positions=())))
+    took = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
+    parts = []
+    for label in dict.fromkeys(evals.label(cell.task) for cell in left):
+        inside = [cell for cell in left if evals.label(cell.task) == label]
+        lengths = sorted({cell.length for cell in inside})
+        seconds, known, failed = 0.0, 0, ""
+        for length in lengths:
+            new = []  # cells of which nothing like them is finished
+            for cell in (cell for cell in inside if cell.length == length):
+                like = took.get((structure(clock.bind(cell.variant, 1)), label, length))
+                if like is None:
+                    new.append(cell)
+                else:
+                    seconds, known = seconds + like, known + 1
+            if not new:
+                continue
+            say(f"  timing {label} at {length:,}")
+            try:
+                calls, building = _count(clock.lm, new[0], config.tokens_per_batch)
+                # Examples are built once for each seed, and kept.
+                seconds += building * len({cell.seed for cell in new})
+                seconds += sum(clock.seconds(calls, clock.bind(cell.variant, length)) for cell in new)
+            except (ConfigError, OSError):
+                raise
+            except Exception as error:
+                seconds, failed = math.nan, f"cannot be told: {experiment.message(error)}"
+                break
+        span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
+        how = failed or ("" if not known else f"{known:,} of them as those that are finished")
+        parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
+    if clock.compiled:
+        parts.append(Part("compilation", f"{len(clock.compiled)} programs", sum(clock.compiled.values()), ""))
+    return parts
+
+
+def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], float]:
+    """Returns the calls a cell makes of its model, and the seconds it takes to prepare and read them."""
+    stand_in, began = Counted(**{f.name: getattr(lm, f.name) for f in dataclasses.fields(lm)}), time.monotonic()
+    rows = evals.module(cell.task.name).rows
+    for _ in rows(cell.task, stand_in, cell.length, lm.config.bind(cell.length), tokens_per_batch=tokens_per_batch):
+        pass
+    return Counter(stand_in.calls), time.monotonic() - began
+
+
+class _Clock:
+    """Times calls, each shape and structure once."""
+
+    def __init__(self, lm: LM):
+        self.lm, self.plain = lm, lm.config.bind(1.0)
+        self.took: dict[tuple[Hashable, Call], float] = {}
+        self.compiled: dict[tuple[Hashable, Call], float] = {}
+
+    def bind(self, variant: Variant, length: int) -> Encoding:
+        return self.lm.config.bind(length, scaling=experiment.read_with(variant))
+
+    def seconds(self, calls: Mapping[Call, int], encoding: Encoding) -> float:
+        return sum(times * self._call(call, encoding) for call, times in calls.items())
+
+    def _call(self, call: Call, encoding: Encoding) -> float:
+        plain = self._timed(call, self.plain)
+        if structure(encoding) == structure(self.plain) or plain <= SLOW:
+            return self._timed(call, encoding)
+        both = [
+            (seconds, self.took[structure(encoding), other])
+            for (kind, other), seconds in self.took.items()
+            if kind == structure(self.plain) and (structure(encoding), other) in self.took and other.new == call.new
+        ]
+        if not both:
+            return self._timed(call, encoding)
+        alone, other = max(both)
+        return plain * other / alone
+
+    def _timed(self, call: Call, encoding: Encoding) -> float:
+        key = (structure(encoding), call)
+        if key not in self.took:
+            seconds = []
+            for _ in range(2):
+                began = time.monotonic()
+                self._run(call, encoding)
+                seconds.append(time.monotonic() - began)
+                if seconds[0] > 4 * SLOW:  # little of it is compilation
+                    break
+            self.took[key], self.compiled[key] = seconds[-1], seconds[0] - seconds[-1]
+        return self.took[key]
+
+    def _run(self, call: Call, encoding: Encoding) -> None:
+        tokens = np.arange(call.rows * call.tokens, dtype=np.int32).reshape(call.rows, call.tokens)
+        tokens %= self.lm.config.vocab_size
+        if call.new:
+            settings: dict[str, Any] = dict(length=call.tokens, batch=call.rows, width=call.tokens, stop=())
+            decode.generate(self.lm, tokens.tolist(), call.new, encoding, **settings)
+        else:
+            jax.block_until_ready(decode.score(self.lm, tokens, encoding, np.ones_like(tokens)))
+
+
+def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tuple[Hashable, str, int], float]:
+    """Returns (structure, task, length) -> median seconds of finished cells; `kinds` are the structures of variants."""
+    found: dict[tuple[Hashable, str, int], list[float]] = {}
+    if (workdir / RESULTS).is_file():
+        for row in records.read_rows(workdir / RESULTS, warnings.warn):
+            if row.get("kind") == "done" and row["variant"] in kinds:
+                found.setdefault((kinds[row["variant"]], row["task"], row["length"]), []).append(row["seconds"])
+    return {cell: statistics.median(seconds) for cell, seconds in found.items()}
+
+
+def _trainings(
+    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Any, say: Callable[[str], None]
+) -> list[Part]:
+    """Returns a part for each kind of training: those that differ in positions' numbers, seeds and steps are one."""
+    runs = {
+        experiment.training_of(config, cell.variant, cell.seed, workdir): cell for cell in left if cell.variant.train
+    }
+    if not runs:
+        return []
+    model = base().config
+    base.cache_clear()  # training loads its own
+    kinds: dict[Hashable, list[tuple[TrainConfig, int]]] = {}
+    rates: dict[Hashable, list[float]] = {}
+    for where, cell in runs.items():
+        run = experiment.train_config(config, cell.variant, cell.seed)
+        kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
+        there, rate = _so_far(where)
+        kinds.setdefault(kind, []).append((run, max(0, run.steps - there)))
+        rates.setdefault(kind, []).extend(rate)
+    parts = []
+    for kind, members in kinds.items():
+        run, steps = members[0][0], sum(steps for _, steps in members)
+        tokens = run.data.batch_size * run.data.seq_len
+        if rates[kind]:
+            seconds, how = steps * tokens / statistics.median(rates[kind]), "as fast as those that have begun"
+        else:
+            say(f"  timing {TIMED_STEPS} steps of {run.data.batch_size} x {run.data.seq_len:,} tokens")
+            start, step = _time_training(run)
+            seconds, how = len(members) * start + steps * step, f"{step:.3g} s a step, {start:.0f} s around them"
+        parts.append(
+            Part(
+                "training",
+                f"{len(members)} run{'s' * (len(members) > 1)}, {steps:,} steps of {tokens:,} tokens",
+                seconds,
+                how,
+            )
+        )
+    return parts
+
+
+def _kind(run: TrainConfig, of_positions: Hashable) -> Hashable:
+    values = to_dict(run)
+    model = {key: value for key, value in values.pop("model").items() if key != "positions"}
+    return records.digest([model, {k: v for k, v in values.items() if k not in ("seed", "steps")}]), of_positions
+
+
+def _so_far(where: Path) -> tuple[int, list[float]]:
+    """Returns the last step a training has saved, and its tokens per second of each step."""
+    if not checkpoint.is_workdir(where):
+        return 0, []
+    with checkpoint.manager(where) as checkpoints:
+        done = max(checkpoint.steps(checkpoints), default=0)
+    with contextlib.suppress(FileNotFoundError):
+        rows = list(records.read_rows(where / "metrics.jsonl", warnings.warn))
+        return done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    return done, []
+
+
+def _time_training(run: TrainConfig) -> tuple[float, float]:
+    """Returns seconds (to load, compile and save, of a step)."""
+    optim = dataclasses.replace(run.optim, schedule="constant", decay_steps=None, warmup_steps=0)
+    few = dict(steps=TIMED_STEPS, save_every=TIMED_STEPS, optim=optim, eval_data=None)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        train(dataclasses.replace(run, **few), folder, quiet=True)
+        whole = time.monotonic() - began
+        _, rates = _so_far(Path(folder))
+    step = run.data.batch_size * run.data.seq_len / rates[-1]
+    return max(0.0, whole - TIMED_STEPS * step), step
