@@ -1,11 +1,12 @@
 """The Giraffe paper's grid (arXiv:2308.10882): which change of positions to train with, and at which scale to read.
 
     giraffe run experiments/giraffe                                                      # on giraffe-mini, as it ships
-    giraffe run experiments/giraffe/config.py:/data/Llama-13b-hf,/data/redpajama.jsonl   # as published, 7B or 13B
+    giraffe run experiments/giraffe/config.py:/data/Llama-13b-hf,/data/redpajama/train.jsonl   # as published
 
-At full size the argument is the weights, then the text: Llama 1 (trained on 2,048 tokens; windows of 4,096) or Llama 2
-(4,096; 8,192). On giraffe-mini (256) everything is in proportion: windows of 512, T = 256. Each training method is
-trained once and read at its own scale; `READ` adds other scales, which share the training.
+At full size the argument is the weights, 7B or 13B, then the text (prepare.py makes it): Llama 1 (trained on 2,048
+tokens; windows of 4,096) or Llama 2 (4,096; 8,192), every weight trained, 16 bytes a parameter spread over all chips.
+On giraffe-mini (256) everything is in proportion: windows of 512, T = 256. Each training method is trained once and
+read at its own scale; `READ` adds other scales, which share the training.
 
 Two smaller questions have a form of their own, both on giraffe-mini (README.md beside this file says how their sources
 are made):

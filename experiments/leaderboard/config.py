@@ -1,0 +1,159 @@
+"""The leaderboard: every method of the catalogue on the same weights, texts and questions.
+
+    giraffe run experiments/leaderboard                                                    # on giraffe-mini
+    giraffe run experiments/leaderboard/config.py:smollm2,mini_data/heldout --workdir=runs/leaderboard_smollm2
+
+giraffe-mini, trained on 256 tokens, is read at up to 2,048: as it is, and after 100 steps of 4,096 tokens with the
+method. SmolLM2-135M (8,192 tokens) is read at up to 12,288 with every method that needs no training; the second part of
+the argument are long texts. Each method is taken at the factor that the longest length asks for, and once where it is
+known to need twice that (ntk). Start the same command in two terminals to share the work; --dry-run says how long it
+will take.
+"""
+
+import importlib
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+HELDOUT = ("argparse.py", "heapq.py", "json/decoder.py", "subprocess.py", "unittest/case.py", "html/parser.py")
+MINI = "giraffe-mini"
+
+
+def method(name: str, **numbers: Any) -> dict[str, Any]:
+    return dict(name=name, **numbers)
+
+
+def methods(trained_len: int, factor: float, planes: int, layers: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns the positions of every variant by its name, each method of the catalogue in one of them at least."""
+    yarn, far_ntk = method("yarn", factor=factor), method("ntk", factor=2 * factor)
+    window, f = trained_len // 2, f"{factor:g}"
+    plain_divisors = [1.0] * planes
+    return {
+        "plain": [],
+        f"linear {f}": [method("linear", factor=factor)],
+        f"ntk {f}": [method("ntk", factor=factor)],
+        f"ntk {2 * factor:g}": [far_ntk],
+        f"ntk_by_parts {f}": [method("ntk_by_parts", factor=factor)],
+        f"part_ntk {f}": [method("part_ntk", factor=factor)],
+        f"yarn {f}": [yarn],
+        f"yarn_paper {f}": [method("yarn_paper", factor=factor)],
+        f"yarn_wavelength {f}": [method("yarn_wavelength", factor=factor)],
+        f"llama3 {f}": [method("llama3", factor=factor)],
+        f"mrrope {f}": [method("mrrope", factor=factor)],
+        f"mrrope uniform {f}": [method("mrrope", factor=factor, kind="uniform")],
+        f"yarn {f}, resonance": [yarn, method("resonance")],
+        f"ntk {2 * factor:g}, clip": [far_ntk, method("clip", planes=planes * 5 // 16)],
+        "abf": [method("abf", theta=1e6)],
+        "nope": [method("nope")],
+        "p_rope": [method("p_rope", p=0.75)],
+        "partial": [method("partial", fraction=0.5)],
+        f"proportional {f}": [method("proportional", fraction=0.5, factor=factor)],
+        "power": [method("power", exponent=0.5)],
+        "truncate": [method("truncate", cutoff_len=float(trained_len))],
+        "dynamic": [method("dynamic", factor=1.0)],
+        "dynamic_linear": [method("dynamic_linear")],
+        "dynamic_yarn": [method("dynamic_yarn")],
+        f"longrope {f}": [
+            # Unsearched: the paper's lists are each model's own. `giraffe search` makes one.
+            method("longrope", short_factor=plain_divisors, long_factor=[float(factor)] * planes, factor=factor)
+        ],
+        f"mixed, yarn {f}": [method("mixed", choices=[[], [yarn]])],
+        "dca": [method("dca")],
+        "lampe": [method("lampe", a=0.0, b=0.0)],
+        "leaky_rerope": [method("leaky_rerope", window=window, factor=2 * factor)],
+        "lm_infinite": [method("lm_infinite")],
+        "rerope": [method("rerope", window=window)],
+        "self_extend": [method("self_extend", window=window, group=int(2 * factor))],
+        "streaming": [method("streaming")],
+        "string": [method("string", window=trained_len // 16)],
+        f"ntk {2 * factor:g}, logn": [far_ntk, method("logn")],
+        f"yarn {f}, scale": [yarn, method("scale", value=1.1)],
+        f"yarn {f}, llama4_temperature": [yarn, method("llama4_temperature", floor_scale=float(trained_len))],
+        f"yarn {f}, ministral_temperature": [yarn, method("ministral_temperature")],
+        f"yarn {f}, ssmax": [yarn, method("ssmax")],
+        "xpos": [method("xpos", scale_base=4.0 * trained_len)],
+        "chunked": [method("chunked", chunk_size=float(trained_len))],
+        "sliding_window": [method("sliding_window", window=float(trained_len))],
+        f"yarn {f}, nope_layers": [yarn, method("nope_layers", every=min(layers, 4))],
+        "alibi": [method("nope"), method("alibi")],
+        "fire": [method("nope"), method("fire", threshold=float(trained_len))],
+        "kerple": [method("nope"), method("kerple")],
+        "t5": [method("nope"), method("t5")],
+        # Only training differs: other positions, or other keys, in shorter or cheaper rows.
+        f"yarn_wavelength {f}, pose": [
+            method("yarn_wavelength", factor=factor),
+            method("pose", target_len=int(factor * trained_len)),
+        ],
+        f"linear {f}, cream": [method("linear", factor=factor), method("cream", factor=int(factor))],
+        f"yarn {f}, randomize": [yarn, method("randomize")],
+        f"yarn {f}, s2": [yarn, method("s2", group=int(factor * trained_len) // 4)],
+    }
+
+
+ONLY_IN_TRAINING = {"pose", "cream", "randomize", "s2"}
+
+
+def needs_no_training(name: str) -> bool:
+    return importlib.import_module(f"giraffe_jax.positions.methods.{name}").ABOUT["training_free"]
+
+
+def training(length: int) -> ConfigDict:
+    """Returns the same small budget for every method: half of the rows ask questions, half are text."""
+    c = ConfigDict()
+    c.steps = c.save_every = 100
+    c.keep = 1
+    kinds = ("lines", "lines", "records", "copy", "passkey")
+    text = dict(kind="text", path=str(STDLIB / "email" / "*.py"))
+    sources = [dict(kind="synthetic", synthetic=dict(kinds=kinds, lengths=(length // 2, length))), text]
+    c.data = dict(seq_len=length, batch_size=4096 // length, sources=sources)
+    c.optim = dict(lr=1e-3, schedule="linear", warmup_steps=10, final_lr=1e-5)
+    return c
+
+
+def mini() -> ConfigDict:
+    trained_len, factor = 256, 8
+    lengths = [trained_len, 2 * trained_len, 4 * trained_len, 8 * trained_len]
+    c = ConfigDict(dict(source=MINI, original_len=trained_len, tokens_per_batch=8192))
+    c.title = "The leaderboard, on giraffe-mini"
+    c.variants = []
+    for name, positions in methods(trained_len, float(factor), planes=16, layers=2).items():
+        used = {p["name"] for p in positions}
+        if not used & ONLY_IN_TRAINING:
+            c.variants.append(dict(name=name, positions=positions))
+        length = 2 * trained_len if used & {"pose", "cream"} else factor * trained_len
+        c.variants.append(dict(name=f"{name} + training", positions=positions, train=training(length)))
+    documents = [str(STDLIB / name) for name in HELDOUT]
+    c.tasks = [
+        dict(name="lines", lengths=lengths, n=100, style="compact"),
+        dict(name="perplexity", lengths=lengths, documents=documents, protocol="aligned", stride=32, n=48),
+    ]
+    return c
+
+
+def smollm2(documents: str) -> ConfigDict:
+    trained_len, lengths = 8192, [4096, 8192, 12288]
+    c = ConfigDict(dict(source="smollm2", original_len=trained_len, tokens_per_batch=max(lengths)))
+    c.title = "The leaderboard, on SmolLM2-135M"
+    c.model = dict(attention="blockwise")
+    c.variants = [
+        dict(name=name, positions=positions)
+        for name, positions in methods(trained_len, 2.0, planes=32, layers=30).items()
+        if all(needs_no_training(p["name"]) for p in positions)
+    ]
+    text = dict(documents=[documents])
+    c.tasks = [
+        dict(name="perplexity", lengths=lengths, protocol="aligned", stride=512, n=2, **text),
+        dict(name="copying", lengths=lengths[1:], n=1),
+    ]
+    return c
+
+
+def get_config(about: str = MINI) -> ConfigDict:
+    model, _, documents = about.partition(",")
+    c = mini() if model == MINI else smollm2(documents or "mini_data/heldout")
+    c.name = "leaderboard"
+    c.question = "Which of all the methods carries a model furthest, as it is and after the same small training?"
+    return c

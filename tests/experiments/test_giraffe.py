@@ -1,0 +1,177 @@
+"""The Giraffe study: its full-size configs build and lower, its data pipeline reads the published format, and its
+statistics are those of independent formulas."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+import giraffe_jax
+from configs import models
+from giraffe_jax import config, experiment, sharding
+from giraffe_jax.data.pipeline import make_pipeline
+from giraffe_jax.model import ModelConfig, init_params, num_params
+from giraffe_jax.step import init_state, train_step
+from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.train import state_axes
+
+HERE = Path(__file__).parent.parent.parent / "experiments" / "giraffe"
+STUDY, COMPARE, PREPARE, PAIRS = (runpy.run_path(str(HERE / f"{name}.py")) for name in
+                                  ("config", "compare", "prepare", "other_pairs"))  # fmt: skip
+FULL = {
+    "Llama-7b-hf": (models.llama_7b, 6_738_415_616, 2048),
+    "Llama-13b-hf": (models.llama_13b, 13_015_864_320, 2048),
+    "Llama-2-7b-hf": (models.llama2_7b, 6_738_415_616, 4096),
+    "Llama-2-13b-hf": (models.llama2_13b, 13_015_864_320, 4096),
+}
+
+
+def sample(folder: Path) -> Path:
+    """A file like RedPajama's sample: long and short documents, each with its meta."""
+    rows = [dict(text="An essay. " * n, meta=dict(source="c4")) for n in (10, 2100, 3000, 4000, 2047, 99_999, 100_000)]
+    file = folder / "sample.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def full(name, text="train.jsonl"):
+    return config.build(experiment.ExperimentConfig, STUDY["get_config"](f"/data/{name},{text}"))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_is_the_papers(name):
+    model, parameters, original_len = FULL[name]
+    built = full(name)
+    (lines,) = experiment.check(built)
+    assert built.original_len == original_len
+    assert lines.lengths[0] == 2490 * original_len // 2048 and lines.n == 50 and lines.new_tokens == 35
+    loaded = config.build(ModelConfig, {**model(), **built.model})
+    assert num_params(loaded) == parameters and loaded.original_len == original_len
+    assert loaded.dtype == "bfloat16" and loaded.param_dtype == "float32"
+    for variant in built.variants:
+        loaded.bind(lines.lengths[-1], scaling=experiment.read_with(variant))
+        if variant.train is not None:
+            run = experiment.train_config(built, variant, 0)
+            tokens = run.data.batch_size * run.data.seq_len
+            assert (tokens, run.optim.lr, run.optim.warmup_steps) == (32 * 2 * original_len, 2e-5, 300)
+    assert len({experiment.training_of(built, v, 0, Path()) for v in built.variants if v.train}) == 10
+
+
+def lowered(name, variant, original_len):
+    """The step of one variant's training at full size, lowered for eight devices: shapes and shardings alone."""
+    built = full(name)
+    (chosen,) = (v for v in built.variants if v.name == variant)
+    run = experiment.train_config(built, chosen, 0)
+    model = config.build(ModelConfig, {**FULL[name][0](), **built.model})
+    mesh = sharding.make_mesh(run.mesh)
+    state = jax.eval_shape(lambda: init_state(init_params(model, jax.random.key(0)), run))
+    where = sharding.shardings(state, state_axes(model), mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
+    rows = (run.data.batch_size, run.data.seq_len)
+    dtypes = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.float32, segments=jnp.int32)
+    batch = {key: jax.ShapeDtypeStruct(rows, dtype) for key, dtype in dtypes.items()}
+    with jax.set_mesh(mesh):
+        encoding = model.bind(scaling=chosen.positions)
+        step = train_step.lower(state, batch, encoding, model=model, optim=run.optim, steps=run.steps)
+    kernel = state.params["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+    return step, rows
+
+
+@pytest.mark.parametrize(("name", "variant"), [("Llama-13b-hf", "scale 4"), ("Llama-2-7b-hf", "power 0.5, randomised")])
+def test_a_full_size_step_lowers_on_eight_devices(name, variant):
+    step, rows = lowered(name, variant, FULL[name][2])
+    assert f"tensor<{rows[0]}x{rows[1]}x" in step.as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_all_full_size_steps_lower(name):
+    for variant in STUDY["trained_with"](FULL[name][2]):
+        lowered(name, variant, FULL[name][2])
+
+
+def test_the_published_format_becomes_batches(tmp_path, capsys):
+    PREPARE["main"]([str(sample(tmp_path)), "--out", str(tmp_path / "out")])
+    assert "4 of 7 documents are long enough: 1 held out" in capsys.readouterr().out
+    kept = [len(json.loads(row)["text"]) for name in ("train", "heldout")
+            for row in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]  # fmt: skip
+    assert sorted(kept) == [21_000, 30_000, 40_000, 999_990]
+    built = full("Llama-13b-hf", str(tmp_path / "out" / "train.jsonl"))
+    run = experiment.train_config(built, built.variants[1], 0)
+    pipeline = make_pipeline(run.data, ByteTokenizer())
+    batch = next(iter(pipeline.iterate(0)))
+    assert batch["tokens"].shape == (32, 4096) and batch["weights"].mean() > 0.9
+
+
+def test_a_document_without_text_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": 1}\n')
+    with pytest.raises(SystemExit, match=r"bad\.jsonl:2"):
+        PREPARE["main"]([str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "out")])
+
+
+def test_other_pairs_are_an_interleaved_rotation():
+    """Scores of queries and keys in the other order are those of a float64 rotation of neighbouring features."""
+    rng, d, at = np.random.default_rng(0), 8, 5.0
+    theta = 10000.0 ** (-np.arange(0, d, 2) / d)
+
+    def neighbours(x, position):
+        z = (x[0::2] + 1j * x[1::2]) * np.exp(1j * position * theta)
+        return np.stack([z.real, z.imag], 1).ravel()
+
+    def halves(x, position):
+        z = (x[: d // 2] + 1j * x[d // 2 :]) * np.exp(1j * position * theta)
+        return np.concatenate([z.real, z.imag])
+
+    q, k = rng.normal(size=(2, d))
+    params = dict(layers=dict(attention={n: dict(kernel=x) for n, x in (("q", q), ("k", k))}, mlp={}), embed=0)
+    moved = PAIRS["other_pairs"](params, d)["layers"]["attention"]
+    q2, k2 = moved["q"]["kernel"], moved["k"]["kernel"]
+    assert halves(q2, at) @ halves(k2, 0) == pytest.approx(neighbours(q, at) @ neighbours(k, 0), abs=1e-12)
+    assert halves(q, at) @ halves(k, 0) != pytest.approx(neighbours(q, at) @ neighbours(k, 0), abs=1e-3)
+
+
+def test_other_pairs_change_nothing_but_queries_and_keys(tmp_path):
+    PAIRS["main"]([str(tmp_path / "pairs")])
+    here, there = giraffe_jax.load("giraffe-mini"), giraffe_jax.load(str(tmp_path / "pairs"))
+    flat = [dict(jax.tree_util.tree_leaves_with_path(x.params)) for x in (here, there)]
+    changed = {jax.tree_util.keystr(p) for p in flat[0] if not np.array_equal(flat[0][p], flat[1][p])}
+    assert {name.split("'")[5] for name in changed} == {"q", "k"}
+
+
+def test_published_runs_have_their_names_here():
+    names = {v["name"] for v in STUDY["grid"](256, STUDY["mini_training"]())}
+    published = COMPARE["read_published"]()
+    assert len(set(published) & names) == 9
+    assert published["scale 16"].tolist() == [0.64, 0.42, 0.56, 0.62, 0.40, 0.22, 0.14, 0.12, 0.10]
+
+
+def test_rank_correlation_and_its_chance_are_scipys():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x, y = rng.integers(0, 6, size=(2, 7)).astype(float)
+        expected = scipy_stats.spearmanr(x, y).statistic
+        assert COMPARE["spearman"](x, y) == pytest.approx(expected)
+        test = scipy_stats.permutation_test(
+            (x,), lambda a, y=y: scipy_stats.spearmanr(a, y).statistic, permutation_type="pairings",
+            alternative="greater", n_resamples=np.inf,
+        )  # fmt: skip
+        assert COMPARE["permuted"](x, y) == pytest.approx(test.pvalue)
+    assert np.isnan(COMPARE["spearman"](np.ones(3), np.arange(3.0)))
+
+
+def test_a_difference_of_seeds_and_questions_has_the_interval_of_its_spread():
+    """Values whose variance is all between questions: the interval is the normal one of their mean."""
+    rng = np.random.default_rng(1)
+    value = rng.normal(size=400)
+    mine = np.broadcast_to(value, (3, 2, 400))
+    low, high = COMPARE["interval"](lambda r: COMPARE["difference"](mine, 0 * mine, r))[1:]
+    half = 1.96 * value.std() / 20
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1) and (low + high) / 2 == pytest.approx(
+        value.mean(), abs=0.02
+    )
