@@ -89,6 +89,7 @@ def estimate(config: ExperimentConfig | Any, workdir: str | Path, say: Callable[
     left = [cell for cell in todo if cell.key not in finished]
     parts = []
     if left:
+        experiment.check_bound(left, base().config)
         parts += _trainings(config, left, workdir, base, say)
         parts += _measurements(config, left, workdir, base, say)
     return Estimate(len(todo), len(todo) - len(left), parts)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -266,6 +266,7 @@ def source_of(config: ExperimentConfig) -> Any:
 
 
 def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: Any, say: Callable[[str], None]) -> None:
+    check_bound(left, base().config)
     pace = _Pace(len(left))
     with _rows(workdir) as rows:
         waiting = list(_by_model(left))
@@ -285,6 +286,20 @@ def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: An
                 say(f"  {sum(len(group) for _, group in busy)} cells are being measured by other processes")
                 break
             waiting = busy
+
+
+def check_bound(left: Iterable[Cell], model: Any) -> None:
+    """Raises ConfigError for a variant that this model cannot be read with, before any other has been measured."""
+    seen = set()
+    for variant, _, length, *_ in left:
+        if (variant.name, length) in seen:
+            continue
+        seen.add((variant.name, length))
+        try:
+            model.bind(length, scaling=read_with(variant))
+            model.bind(scaling=variant.positions)  # in training
+        except ConfigError as error:
+            raise ConfigError(f"config.variants: {variant.name!r} at {length:,} tokens: {error}") from None
 
 
 def _measure_variant(

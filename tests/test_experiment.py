@@ -246,6 +246,16 @@ def test_wrong_configs_are_refused_before_anything_is_written(world, tmp_path, c
     assert world.calls == [] and not (tmp_path / "new").exists()
 
 
+def test_a_variant_that_the_model_cannot_be_read_with_is_refused_before_any_is_measured(world, tmp_path):
+    late = {"name": "late", "positions": [{"name": "clip", "planes": 99}]}
+    for variant in (late, late | {"eval_positions": []}):
+        with pytest.raises(
+            ConfigError, match=r"variants: 'late' at 128 tokens: .*planes must be at most .* = 4, got 99"
+        ):
+            run(config(variants=[{"name": "plain"}, variant]), tmp_path / str(len(variant)))
+    assert not evaluated(world)
+
+
 def test_trained_variants_and_seeds(world, tmp_path):
     train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
     variants = [
