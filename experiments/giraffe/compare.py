@@ -11,6 +11,7 @@ import csv
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -63,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         lengths = sorted({row["length"] for row in rows if row["task"] == "lines"})
         for variant in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if row["variant"] == variant]
-            right[variant] = answers([row for row in mine if row["task"] == "lines"], lengths)
-            losses[variant] = loss_by_length([row for row in mine if row["task"] == "perplexity"])
+            asked = by_seed([row for row in mine if row["task"] == "lines"], "teacher", lengths)
+            if len(asked):  # else not finished
+                right[variant] = asked
+                text = [row for row in mine if row["task"] == "perplexity"]
+                losses[variant] = {n: by_seed(text, "nll", [n])[:, 0] for n in sorted({row["length"] for row in text})}
     published = read_published()
     print(table(right, lengths, published))
     print(against_the_paper(right, published))
@@ -72,20 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(questions(right, lengths))
 
 
-def answers(rows: Sequence[Mapping], lengths: Sequence[int]) -> Values:
-    """Returns [seeds, lengths, questions] of a variant's rows; questions are in the order they were asked."""
-    seeds = sorted({row["seed"] for row in rows})
-    found = {(row["seed"], row["length"], row["example"]): row["metrics"]["teacher"] for row in rows}
-    n = min(sum(key[:2] == (s, t) for key in found) for s in seeds for t in lengths)
-    return np.array([[[found[s, t, i] for i in range(n)] for t in lengths] for s in seeds], float)
+def by_seed(rows: Sequence[Mapping], metric: str, lengths: Sequence[int]) -> Values:
+    """Returns [seeds, lengths, examples] of a variant's rows, of the seeds that have all lengths; of text, documents.
 
-
-def loss_by_length(rows: Sequence[Mapping]) -> dict[int, np.ndarray]:
-    """Returns length -> [seeds, windows] of losses in nats per token."""
-    found: dict[int, dict[int, list[float]]] = {}
+    All windows are of as many tokens, so a document's loss is the mean of its windows'.
+    """
+    found: dict[tuple[int, int], dict[Any, list[float]]] = {}
     for row in rows:
-        found.setdefault(row["length"], {}).setdefault(row["seed"], []).append(row["metrics"]["nll"])
-    return {length: np.array(list(by_seed.values())) for length, by_seed in sorted(found.items())}
+        unit = row.get("document", row["example"])
+        found.setdefault((row["seed"], row["length"]), {}).setdefault(unit, []).append(row["metrics"][metric])
+    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((s, length) in found for length in lengths)]
+    return np.array([[[np.mean(x) for _, x in sorted(found[s, t].items())] for t in lengths] for s in seeds], float)
 
 
 def read_published() -> dict[str, np.ndarray]:
@@ -125,11 +126,13 @@ def against_the_paper(right: Table, published: Mapping[str, np.ndarray]) -> str:
     cells = interval(lambda rng: spearman(ours(rng).ravel(), theirs(rng).ravel()))
     chance = permuted(ours(None).mean(1), there.mean(1))
     by_column = [spearman(a, b) for a, b in zip(ours(None).T, there.T, strict=True)]
+    low, high = of_a_sample(means[0], len(names))
     columns = ", ".join(f"{n}: {'-' if np.isnan(x) else f'{x:.2f}'}" for n, x in zip(LINES, by_column, strict=True))
     return (
         f"### Ordering against the paper's\n\n{len(names)} runs are in both. Spearman's rank correlation of their mean "
-        f"accuracies: {means}; of the runs' orders as many or more agree as well by chance in {100 * chance:.1f}%. "
-        f"Of all {len(names) * len(LINES)} cells: {cells}. By column (lines): {columns}.\n"
+        f"accuracies: {means}, the interval that of the measurements; {low:.2f} to {high:.2f} with the runs taken "
+        f"as a sample of methods. {100 * chance:.1f}% of all orders would agree as well. Of all "
+        f"{len(names) * len(LINES)} cells: {cells}. By column (lines): {columns}.\n"
     )
 
 
@@ -213,6 +216,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     a, b = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
     norm = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm else float("nan")
+
+
+def of_a_sample(correlation: float, n: int) -> tuple[float, float]:
+    """Returns the 95% interval of a rank correlation of n pairs: Bonett and Wright 2000, on Fisher's scale."""
+    half = 1.96 * np.sqrt((1 + correlation**2 / 2) / (n - 3))
+    return float(np.tanh(np.arctanh(correlation) - half)), float(np.tanh(np.arctanh(correlation) + half))
 
 
 def permuted(x: np.ndarray, y: np.ndarray) -> float:
