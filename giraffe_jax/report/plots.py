@@ -232,10 +232,23 @@ def _short(length: int) -> str:
 
 
 def _length_axis(axes: Any, lengths: Sequence[int]) -> None:
+    """A log axis with a tick at each length, and its number where there is room beside those of the others."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     margin = (max(lengths) / min(lengths)) ** 0.02 if len(lengths) > 1 else 1.5
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    at = {length: axes.transData.transform((length, 1))[0] for length in lengths}
+    letter = 0.65 * axes.get_xticklabels()[0].get_fontsize() / 72 * axes.figure.dpi  # pixels; digits are 0.64 wide
+
+    def apart(a: int, b: int) -> bool:
+        return bool(abs(at[a] - at[b]) > letter * ((len(f"{a:,}") + len(f"{b:,}")) / 2 + 0.5))
+
+    last = max(lengths)
+    shown: list[int] = []
+    for length in sorted(lengths):
+        if length == last or (all(apart(length, other) for other in shown) and apart(length, last)):
+            shown.append(length)
+    axes.set_xticks(lengths, [f"{length:,}" if length in shown else "" for length in lengths])
 
 
 def _log_ticks(axes: Any) -> None:

@@ -140,3 +140,23 @@ def test_labels_are_spread_as_little_as_possible(seed):
             if feasible(other):
                 assert np.sum((other - heights[order]) ** 2) >= cost - 1e-9
     assert labels.spread([0.1, 0.9], [0.05, 0.05], 0.0, 1.0) == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize("lengths", [(256, 512, 1024, 2048), (311, 456, 528, 600, 890, 1180, 1468, 1758, 1990), (7,)])
+def test_numbers_of_close_lengths_do_not_touch(lengths):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4))
+    plots._length_axis(axes, lengths)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= min(len(lengths), 4) and len(axes.get_xticks()) == len(lengths)
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert {axes.get_xticklabels()[0].get_text(), axes.get_xticklabels()[-1].get_text()} == {
+        f"{lengths[0]:,}",
+        f"{lengths[-1]:,}",
+    }
+    plt.close(figure)
