@@ -12,7 +12,8 @@ Two smaller questions have a form of their own, both on giraffe-mini (README.md 
 are made):
 
     giraffe run experiments/giraffe/config.py:pairs,runs/giraffe-pairs --workdir=runs/giraffe_pairs
-    giraffe run experiments/giraffe/config.py:instruct,runs/giraffe/train/scale-4-0 --workdir=runs/giraffe_instruct
+    giraffe run experiments/giraffe/config.py:instruct,runs/giraffe/train/scale-4-f17a6d-seed0 \
+        --workdir=runs/giraffe_instruct
 
 Published: AdamW, 2e-5, 300 steps of warm-up, linear decay, 32 rows of 4,096 tokens, 2,400 to 8,100 steps by method
 (here `STEPS`, the same for all, so that methods differ in nothing else); no begin token; documents of over 20,480
