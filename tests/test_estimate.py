@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from giraffe_jax import decode, estimate, evals, experiment, records
@@ -89,6 +91,8 @@ def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path)
     assert more.seconds == pytest.approx(sum(took)) and more.parts[0].how.startswith("2 of them as those")
     other = estimate.estimate(config(PLAIN, dict(name="window", positions=WINDOW)), tmp_path, **quiet)
     assert [part.what for part in other.parts] == ["lines", "compilation"] and not other.parts[0].how
+    without = estimate.estimate(config(dict(name="window", positions=WINDOW)), tmp_path, **quiet)
+    assert (without.cells, without.finished) == (2, 0)  # what the config no longer has tells nothing, and is no error
     with pytest.raises(ConfigError, match="another experiment"):
         estimate.estimate(config(PLAIN, name="other"), tmp_path, **quiet)
     assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -103,6 +107,14 @@ def test_a_training_that_has_begun_counts_from_its_last_step_at_its_own_pace(tmp
     train(experiment.train_config(config(trained), config(trained).variants[0], 0), where, quiet=True)
     (training, *_) = estimate.estimate(longer, tmp_path, lambda line: None).parts
     assert training.count == "1 run, 36 steps of 256 tokens" and "begun" in training.how
+
+
+def test_encodings_of_other_shapes_are_other_programs():
+    bind = load("giraffe-mini").config.bind
+    assert estimate.structure(bind(64)) == estimate.structure(bind(64, scaling=NTK))
+    leaves, tree = jax.tree.flatten(bind(64))
+    wider = jax.tree.unflatten(tree, [np.repeat(leaf, 2, axis=0) if np.ndim(leaf) else leaf for leaf in leaves])
+    assert estimate.structure(wider) != estimate.structure(bind(64))
 
 
 def test_long_calls_of_other_structures_are_told_from_shorter_ones(monkeypatch):

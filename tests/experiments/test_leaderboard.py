@@ -1,5 +1,7 @@
-"""The leaderboard measures every method of the catalogue, on giraffe-mini twice."""
+"""The leaderboard measures every method of the catalogue, on giraffe-mini twice, and its tables are in order."""
 
+import json
+import math
 import runpy
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from giraffe_jax import experiment, positions
 from giraffe_jax.config import build
 from giraffe_jax.loading import load
 
-CONFIG = runpy.run_path(str(Path(__file__).parent.parent.parent / "experiments" / "leaderboard" / "config.py"))
+HERE = Path(__file__).parent.parent.parent / "experiments" / "leaderboard"
+CONFIG, TABLE = (runpy.run_path(str(HERE / f"{name}.py")) for name in ("config", "table"))
 
 
 def built(about):
@@ -50,3 +53,62 @@ def test_smollm2_reads_with_all_that_need_no_training(tmp_path):
     free = {name for name in positions.names() if CONFIG["needs_no_training"](name)}
     assert used(found.variants) == free and len(free) > 20
     assert max(text.lengths) == 12_288 and found.original_len == 8192
+
+
+def asked(variant, length, right, of=4):
+    for example in range(of):
+        yield dict(variant=variant, task="lines", length=length, example=example, trained="training" in variant,
+                   metrics=dict(teacher=int(example < right)))  # fmt: skip
+
+
+def read(variant, length, *perplexities):
+    for example, perplexity in enumerate(perplexities):
+        yield dict(variant=variant, task="perplexity", length=length, example=example, document=f"book-{example}",
+                   window=0, trained="training" in variant, protocol="aligned",
+                   metrics=dict(nll=math.log(perplexity), tokens=8))  # fmt: skip
+
+
+def finished(folder, original_len, *parts):
+    """What a run leaves behind, as far as tables ask."""
+    rows = [row for part in parts for row in part]
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    manifest = dict(config=dict(variants=[dict(name=name, positions=[]) for name in names]), original_len=original_len)
+    (folder / "experiment.json").write_text(json.dumps(manifest))
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def lines_of(text):
+    return [line for line in text.splitlines() if line.startswith(("|", "###"))]
+
+
+def test_tables_are_in_the_order_of_retrieval_beyond_the_trained_length(tmp_path):
+    """At 128 near is the best of all; beyond it far is, 4 + 1 of 8 against 2 + 2 and 0 + 1."""
+    shares = {"near": (4, 2, 2), "far": (1, 4, 1), "least": (4, 0, 1), "near + training": (3, 2, 2)}
+    parts = [asked(name, n, right) for name, of in shares.items() for n, right in zip((128, 256, 512), of, strict=True)]
+    losses = {"near": (10, 40), "far": (8, 32), "least": (3, 27), "near + training": (5, 45)}
+    parts += [read(name, n, x, x) for name, of in losses.items() for n, x in zip((256, 512), of, strict=True)]
+    assert lines_of(TABLE["leaderboard"](finished(tmp_path, 128, *parts))) == [
+        "### As it is",
+        "|  | Line retrieval: answers right, teacher-forced<br>128 | 256 | 512 | beyond | effective length "
+        "| Perplexity<br>256 | 512 | beyond |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| far | 25% | 100% | 25% | 62% | < 128 | 8.00 | 32.0 | 16.0 |",
+        "| near | 100% | 50% | 50% | 50% | < 128 | 10.0 | 40.0 | 20.0 |",
+        "| least | 100% | 0% | 25% | 12% | < 128 | 3.00 | 27.0 | 9.00 |",
+        "### After training",
+        "|  | Line retrieval: answers right, teacher-forced<br>128 | 256 | 512 | beyond | effective length "
+        "| Perplexity<br>256 | 512 | beyond |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| near | 75% | 50% | 50% | 50% | < 128 | 5.00 | 45.0 | 15.0 |",
+    ]
+
+
+def test_where_text_comes_first_the_lowest_perplexity_does_too_and_what_is_not_finished_last(tmp_path):
+    parts = [read("begun", 128, 2), read("worse", 128, 5), read("worse", 256, 9)]
+    parts += [read("better", 128, 6), read("better", 256, 8)]
+    assert lines_of(TABLE["leaderboard"](finished(tmp_path, 128, *parts)))[3:] == [
+        "| better | 6.00 | 8.00 | 8.00 |",
+        "| worse | 5.00 | 9.00 | 9.00 |",
+        "| begun | 2.00 |  |  |",
+    ]

@@ -1,0 +1,81 @@
+"""The leaderboard's tables, best first: methods as they are, then after training.
+
+    python experiments/leaderboard/table.py runs/leaderboard
+
+Prints Markdown. Methods are in the order of the first task beyond the trained length: of the mean share of right
+answers, or of perplexity, over the lengths there. The other tasks follow as columns.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from giraffe_jax import report
+from giraffe_jax.report.tables import EFFECTIVE, Table, effective_note, effective_text, number, tables
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=Path, help="of giraffe run experiments/leaderboard")
+    print(leaderboard(parser.parse_args(argv).workdir))
+
+
+def leaderboard(workdir: Path) -> str:
+    results = report.read([workdir])
+    made = tables(results, report.score_all(results))
+    firsts = [next(table for table in made if table.task == task) for task in results.tasks]
+    parts = []
+    for heading, trained in (("As it is", False), ("After training", True)):
+        variants = [v for v in results.variants if results.trained[v] == trained]
+        if variants:
+            parts.append(f"### {heading}\n\n{markdown(firsts, variants)}")
+    notes = [note for note in map(effective_note, firsts) if note]
+    return "\n".join([*parts, *notes])
+
+
+def beyond(table: Table, variant: str) -> float:
+    """Returns a variant's mean score over the lengths beyond the trained one, nan where one of them is missing.
+
+    Of perplexity it is the exponential of the mean loss.
+    """
+    far = [length for length in table.lengths if length > (table.original_len or 0)]
+    cells = [table.cells.get((variant, length)) for length in far]
+    values = np.array([np.nan if cell is None else cell.estimate.value for cell in cells])
+    return float(values.mean() if table.metric.share else np.exp(np.log(values).mean()))
+
+
+def ranked(table: Table, variants: Sequence[str]) -> list[str]:
+    """Returns variants, best first by their scores beyond the trained length; those that are not finished come last."""
+
+    def place(variant: str) -> tuple[bool, float]:
+        value = beyond(table, variant)
+        return bool(np.isnan(value)), -value if table.metric.share else value
+
+    return sorted(variants, key=place)
+
+
+def markdown(parts: Sequence[Table], variants: Sequence[str]) -> str:
+    """Returns one table: `variants` down, best first; across, of each task, its lengths, the mean beyond the trained
+    length, and the effective length where there is one."""
+    heads = [""]
+    for table in parts:
+        heads += [f"{table.title}<br>{table.lengths[0]:,}", *(f"{length:,}" for length in table.lengths[1:]), "beyond"]
+        heads += [EFFECTIVE] if table.effective else []
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for variant in ranked(parts[0], variants):
+        row = [variant.removesuffix(" + training")]
+        for table in parts:
+            cells = [table.cells.get((variant, length)) for length in table.lengths]
+            row += ["" if cell is None else number(cell.estimate.value, table.metric.share) for cell in cells]
+            mean = beyond(table, variant)
+            row.append("" if np.isnan(mean) else number(mean, table.metric.share))
+            if table.effective:
+                row.append(effective_text(table, variant) if variant in table.variants else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
