@@ -7,10 +7,9 @@ answers, or of perplexity, over the lengths there. The other tasks follow as col
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from giraffe_jax import report
 from giraffe_jax.report.tables import EFFECTIVE, Table, effective_note, effective_text, number, tables
@@ -35,27 +34,6 @@ def leaderboard(workdir: Path) -> str:
     return "\n".join([*parts, *notes])
 
 
-def beyond(table: Table, variant: str) -> float:
-    """Returns a variant's mean score over the lengths beyond the trained one, nan where one of them is missing.
-
-    Of perplexity it is the exponential of the mean loss.
-    """
-    far = [length for length in table.lengths if length > (table.original_len or 0)]
-    cells = [table.cells.get((variant, length)) for length in far]
-    values = np.array([np.nan if cell is None else cell.estimate.value for cell in cells])
-    return float(values.mean() if table.metric.share else np.exp(np.log(values).mean()))
-
-
-def ranked(table: Table, variants: Sequence[str]) -> list[str]:
-    """Returns variants, best first by their scores beyond the trained length; those that are not finished come last."""
-
-    def place(variant: str) -> tuple[bool, float]:
-        value = beyond(table, variant)
-        return bool(np.isnan(value)), -value if table.metric.share else value
-
-    return sorted(variants, key=place)
-
-
 def markdown(parts: Sequence[Table], variants: Sequence[str]) -> str:
     """Returns one table: `variants` down, best first; across, of each task, its lengths, the mean beyond the trained
     length, and the effective length where there is one."""
@@ -64,13 +42,13 @@ def markdown(parts: Sequence[Table], variants: Sequence[str]) -> str:
         heads += [f"{table.title}<br>{table.lengths[0]:,}", *(f"{length:,}" for length in table.lengths[1:]), "beyond"]
         heads += [EFFECTIVE] if table.effective else []
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-    for variant in ranked(parts[0], variants):
+    for variant in (variant for variant in parts[0].furthest() if variant in variants):
         row = [variant.removesuffix(" + training")]
         for table in parts:
             cells = [table.cells.get((variant, length)) for length in table.lengths]
             row += ["" if cell is None else number(cell.estimate.value, table.metric.share) for cell in cells]
-            mean = beyond(table, variant)
-            row.append("" if np.isnan(mean) else number(mean, table.metric.share))
+            mean = table.far(variant)
+            row.append("" if math.isnan(mean) else number(mean, table.metric.share))
             if table.effective:
                 row.append(effective_text(table, variant) if variant in table.variants else "")
         lines.append(f"| {' | '.join(row)} |")

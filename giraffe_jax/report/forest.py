@@ -30,14 +30,20 @@ def panels(results: Results, table: Table) -> list[Panel]:
     return out
 
 
-def draw(plt: Any, table: Table, shown: Sequence[Panel], looks: Mapping[str, style.Look]) -> Any:
-    """A panel per length (across), against plain (above) and against the best of that length (below)."""
+def draw(
+    plt: Any, table: Table, shown: Sequence[Panel], looks: Mapping[str, style.Look], variants: Sequence[str]
+) -> Any:
+    """A panel per length (across), against plain (above) and against the best of that length (below).
+
+    It has lines for `variants` alone; what a difference has to hold against is the number of all that were looked at.
+    """
+    stay = paired.holm(d for *_, found in shown for d in found)
+    shown = [(n, kind, base, [d for d in found if d.variant in variants]) for n, kind, base, found in shown]
     lengths = list(dict.fromkeys(length for length, *_ in shown))
     rows = [kind for kind in ("plain", "best") if any(k == kind and found for _, k, _, found in shown)]
     if not rows:
         return None
     heights = [max(len(found) for _, k, _, found in shown if k == kind) for kind in rows]
-    stay = paired.holm(d for *_, found in shown for d in found)
     inches = [HEAD + ROW * count + FOOT for count in heights]
     figure = plt.figure(figsize=(9, sum(inches)))
     for row, kind in enumerate(rows):

@@ -228,7 +228,7 @@ def _ranking(table: Table) -> str:
 
 def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> str:
     svg = style.themed(plot.svg, plot.name).replace("<svg", f"<svg role='img' aria-label='{_label(results, plot)}'", 1)
-    caption = f"{plot.title}."
+    caption = f"{plot.title}." + (f" {plot.left_out}" if plot.left_out else "")
     if plot.kind == "depth":
         caption += " Numbers are percentages of right answers."
     elif plot.kind == "forest":

@@ -19,6 +19,7 @@ from giraffe_jax.report.scores import Results, Score, depth_grid, loss_curve
 from giraffe_jax.report.tables import Table, number, task_name
 
 Looks = Mapping[str, style.Look]
+MOST = 24  # variants of a plot; nobody can tell more lines from each other
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,52 @@ class Plot:
     svg: str
     png: bytes
     note: str = ""
+    left_out: str = ""  # which variants it does not show
 
 
 def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table]) -> list[Plot]:
-    """Every plot the rows allow, in the order of the page; none of tasks at floor."""
+    """Every plot the rows allow, in the order of the page; none of tasks at floor.
+
+    Of more than `MOST` variants a task's plots show those that are best beyond the trained length.
+    """
     out = []
     floors = {table.task for table in made if floor(table)}
+    shown = {table.task: chosen(results, table) for table in reversed(made)}  # by the first table of each task
     for table in main_tables(made):
         if table.task not in floors:
             what = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
             panels = forest.panels(results, table)
-            plot = _plot("forest", table.task, what, lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks))
+            pairs = lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks, shown[t.task])  # noqa: E731
+            plot = _plot("forest", table.task, what, pairs)
             out.append(plot and replace(plot, note=paired.chance([d for *_, found in panels for d in found])))
     for task in results.tasks:
+        few = results.only(shown.get(task, results.variants))
         for metric in metrics.of(results.of(task)) if task not in floors else ():
-            line = lambda plt, t=task, m=metric: by_length(plt, results, scores, looks, t, m)  # noqa: E731
+            line = lambda plt, r=few, t=task, m=metric: by_length(plt, r, scores, looks, t, m)  # noqa: E731
             if metric == PERPLEXITY:
                 out.append(_plot("perplexity", task, "by length", line))
-                curve = lambda plt, t=task: by_position(plt, results, looks, t)  # noqa: E731
+                curve = lambda plt, r=few, t=task: by_position(plt, r, looks, t)  # noqa: E731
                 out.append(_plot("position", task, "loss by position", curve))
             elif metric.share:
                 out.append(_plot("retrieval", task, metric.title, line, metric.name))
-                heat = lambda plt, t=task, m=metric: by_depth(plt, results, t, m.name)  # noqa: E731
+                heat = lambda plt, r=few, t=task, m=metric: by_depth(plt, r, t, m.name)  # noqa: E731
                 out.append(_plot("depth", task, f"{metric.title}, by depth", heat, metric.name))
-    out.append(_plot("training", "", "Loss in training", lambda plt: by_step(plt, results, looks)))
-    return [plot for plot in out if plot is not None]
+    few = results.only(shown[made[0].task] if made else results.variants)
+    out.append(_plot("training", "", "Loss in training", lambda plt: by_step(plt, few, looks)))
+    said = ""
+    if len(results.variants) > MOST:
+        plain = f"{results.baseline} and the {MOST - 1}" if results.baseline else f"the {MOST}"
+        said = f"Of {len(results.variants)} variants: {plain} that are best beyond the trained length; tables have all."
+    return [replace(plot, left_out=said) for plot in out if plot is not None]
+
+
+def chosen(results: Results, table: Table) -> list[str]:
+    """The variants that plots show: all, or `MOST` of them, plain RoPE and those that are best by a table."""
+    if len(results.variants) <= MOST:
+        return results.variants
+    plain = [results.baseline] if results.baseline in table.variants else []
+    best = [variant for variant in table.furthest() if variant not in plain]
+    return [*plain, *best[: MOST - len(plain)]]
 
 
 def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "") -> Plot | None:
@@ -281,7 +303,5 @@ def describe(results: Results, task: str) -> str:
     """One line of text for a screen reader: the range of the plot's values."""
     if not task:
         return f"{len(results.training)} variants"
-    lengths = results.lengths(task)
-    return (
-        f"{task_name(task)} of {len(results.variants)} variants at {number(lengths[0])} to {number(lengths[-1])} tokens"
-    )
+    count, lengths = min(MOST, len(results.variants)), results.lengths(task)
+    return f"{task_name(task)} of {count} variants at {number(lengths[0])} to {number(lengths[-1])} tokens"

@@ -100,6 +100,11 @@ class Results:
             and (length is None or row["length"] == length)
         ]
 
+    def only(self, variants: Sequence[str]) -> Results:
+        """The results of some variants."""
+        training = {variant: runs for variant, runs in self.training.items() if variant in variants}
+        return replace(self, rows=tuple(row for row in self.rows if row["variant"] in variants), training=training)
+
     def lengths(self, task: str) -> list[int]:
         return sorted({row["length"] for row in self.of(task)})
 

@@ -52,6 +52,25 @@ class Table:
         seen = {self.cells[v, length].estimate.n for v in self.variants if (v, length) in self.cells}
         return seen.pop() if len(seen) == 1 else None
 
+    def far(self, variant: str) -> float:
+        """The mean score over the lengths beyond the trained one (all, where none is); nan where one is missing.
+
+        Of perplexity it is the exponential of the mean loss.
+        """
+        lengths = [n for n in self.lengths if self.original_len is not None and n > self.original_len] or self.lengths
+        cells = [self.cells.get((variant, length)) for length in lengths]
+        values = [math.nan if cell is None else cell.estimate.value for cell in cells]
+        if self.metric.kind == "perplexity":
+            loss = sum(math.log(value) for value in values) / len(values)
+            return math.exp(loss) if not loss > 700 else math.inf
+        return sum(values) / len(values)
+
+    def furthest(self) -> list[str]:
+        """The variants by their scores beyond the trained length, best first; those that are not finished come last."""
+        values = {variant: self.far(variant) for variant in self.variants}
+        best = paired.ranked({variant: value for variant, value in values.items() if value == value}, self.metric)
+        return best + [variant for variant in self.variants if variant not in best]
+
     def ranked(self, length: int) -> list[str]:
         """The variants at a length, best first."""
         values = {v: self.cells[v, length].estimate.value for v in self.variants if (v, length) in self.cells}

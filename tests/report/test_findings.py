@@ -171,6 +171,6 @@ def test_stars_in_the_plot_are_what_stays_apart(whole):
     panels = forest.panels(results, table)
     stay = paired.holm(d for *_, found in panels for d in found)
     with style.drawing("test") as plt:
-        figure = forest.draw(plt, table, panels, style.looks(results))
+        figure = forest.draw(plt, table, panels, style.looks(results), results.variants)
         stars = sum(text.get_text().endswith(" *") for axes in figure.axes for text in axes.texts)
     assert stars == sum(stay[d.pair] for *_, found in panels for d in found) > 0

@@ -49,6 +49,7 @@ class Fire:
     c: float
     threshold: float
     name = "fire"
+    UNITS = 2**17  # hidden units that are computed at a time: half a MiB, for a core's cache
 
     def init(self, key, num_heads: int):
         first, second = jax.random.split(key)
@@ -68,12 +69,15 @@ class Fire:
         def psi(x):
             return jnp.log(jnp.abs(p["c"] * x) + 1)
 
-        longest = jnp.maximum(i, jnp.abs(p["scale"] * self.threshold))
-        x = psi(jnp.maximum(i - j, 0)) / psi(longest)
-        x = x if x.ndim == 2 else x[:, 0]
-        out = p["b_out"][:, None, None]
-        # A sum over units keeps every array the size of one block's logits.
-        for unit in range(self.width):
-            hidden = jax.nn.relu(p["w_in"][unit] * x + p["b_in"][unit])
-            out = out + p["w_out"][unit][:, None, None] * hidden[..., None, :, :]
-        return out
+        def of_a_query(i):
+            longest = jnp.maximum(i, jnp.abs(p["scale"] * self.threshold))
+            x = psi(jnp.maximum(i - j, 0)) / psi(longest)
+            hidden = jax.nn.relu(p["w_in"][:, None] * x[..., None, :] + p["b_in"][:, None])
+            return jnp.einsum("uh,...uj->...hj", p["w_out"], hidden) + p["b_out"][:, None]
+
+        # Few queries at a time, and hidden units again for the gradient: all at once are `width` times the distances.
+        i, j = (x if x.ndim == 2 else x[:, 0] for x in (i, j))
+        i, j = jnp.moveaxis(i, -2, 0), j[..., 0, :]
+        queries = max(1, self.UNITS // (self.width * j.size))
+        out = jax.lax.map(jax.checkpoint(of_a_query), i, batch_size=min(queries, len(i)))
+        return jnp.moveaxis(out, 0, -2)
