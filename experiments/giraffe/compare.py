@@ -1,6 +1,7 @@
 """What the study on giraffe-mini found, beside the paper: its table, the rank correlations, and the open questions.
 
-    python experiments/giraffe/compare.py runs/giraffe [runs/giraffe_pairs runs/giraffe_instruct]
+    python experiments/giraffe/compare.py runs/giraffe [runs/giraffe_pairs runs/giraffe_instruct] [--save=results.csv]
+    python experiments/giraffe/compare.py results.csv
 
 Prints Markdown. Accuracies of the paper (published.csv) are of 50 questions a cell, read from its plots. Intervals are
 95% bootstraps: of published cells, their 50 questions anew; here, seeds of training and questions anew, both at once.
@@ -8,6 +9,7 @@ Prints Markdown. Accuracies of the paper (published.csv) are of 50 questions a c
 
 import argparse
 import csv
+import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +18,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from giraffe_jax import report
+from giraffe_jax import records, report
 
 HERE = Path(__file__).parent
 LINES = (100, 150, 175, 200, 300, 400, 500, 600, 680)  # columns of published.csv that are measured here too
 QUESTIONS = 50  # of a published cell
 RESAMPLES = 4000
+NEAR = 0.05  # nats: 5% of perplexity
 # What is compared: question -> (variant, other variant) pairs, differences of accuracy over all lengths.
 PAIRS = {
     "xPos in the other order of pairs": [
@@ -50,43 +53,89 @@ PAIRS = {
 
 Values = np.ndarray  # [seeds, lengths, questions], 1 where the answer was right
 Table = Mapping[str, Values]
+# (variant, seed, what, length) -> whether each question was answered right ("lines"), the loss of each document
+# ("perplexity"), or the first loss of its training ("training", of length 0).
+Measured = dict[tuple[str, int, str, int], np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", help="of giraffe run, one of each part of the study")
+    parser.add_argument(
+        "workdirs", nargs="+", type=Path, help="of giraffe run, one of each part of the study, or saved"
+    )
+    parser.add_argument("--save", type=Path, help="a CSV file to write; other seeds that it has are kept")
     args = parser.parse_args(argv)
-    right: dict[str, Values] = {}
-    losses: dict[str, dict[int, np.ndarray]] = {}
-    lengths: list[int] = []
+    measured: Measured = {}
     for workdir in args.workdirs:
-        rows = report.read([Path(workdir)]).rows
-        lengths = sorted({row["length"] for row in rows if row["task"] == "lines"})
-        for variant in dict.fromkeys(row["variant"] for row in rows):
-            mine = [row for row in rows if row["variant"] == variant]
-            asked = by_seed([row for row in mine if row["task"] == "lines"], "teacher", lengths)
-            if len(asked):  # else not finished
-                right[variant] = asked
-                text = [row for row in mine if row["task"] == "perplexity"]
-                losses[variant] = {n: by_seed(text, "nll", [n])[:, 0] for n in sorted({row["length"] for row in text})}
+        measured |= of_workdir(workdir) if workdir.is_dir() else read_saved(workdir)
+    if args.save:
+        measured = (read_saved(args.save) if args.save.is_file() else {}) | measured
+        save(args.save, measured)
+    lengths = sorted({length for _, _, what, length in measured if what == "lines"})
+    right, losses = by_variant(measured, lengths)
     published = read_published()
     print(table(right, lengths, published))
     print(against_the_paper(right, published))
     print(loss_and_retrieval(right, losses, lengths))
     print(questions(right, lengths))
+    print(first_losses(measured))
 
 
-def by_seed(rows: Sequence[Mapping], metric: str, lengths: Sequence[int]) -> Values:
-    """Returns [seeds, lengths, examples] of a variant's rows, of the seeds that have all lengths; of text, documents.
+def of_workdir(workdir: Path) -> Measured:
+    """Returns what a workdir of `giraffe run` holds.
 
     All windows are of as many tokens, so a document's loss is the mean of its windows'.
     """
-    found: dict[tuple[int, int], dict[Any, list[float]]] = {}
-    for row in rows:
-        unit = row.get("document", row["example"])
-        found.setdefault((row["seed"], row["length"]), {}).setdefault(unit, []).append(row["metrics"][metric])
-    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((s, length) in found for length in lengths)]
-    return np.array([[[np.mean(x) for _, x in sorted(found[s, t].items())] for t in lengths] for s in seeds], float)
+    results = report.read([workdir])
+    found: dict[tuple[str, int, str, int], dict[Any, list[float]]] = {}
+    for row in results.rows:
+        key = (row["variant"], row["seed"], row["task"], row["length"])
+        metric = row["metrics"]["teacher" if row["task"] == "lines" else "nll"]
+        found.setdefault(key, {}).setdefault(row.get("document", row["example"]), []).append(metric)
+    out = {key: np.array([np.mean(x) for _, x in sorted(units.items())]) for key, units in found.items()}
+    for variant, curves in results.training.items():
+        for seed, curve in zip(results.manifest["config"]["seeds"], curves, strict=False):
+            out[variant, seed, "training", 0] = np.array([curve.batches[min(curve.batches)]])
+    return out
+
+
+def read_saved(path: Path) -> Measured:
+    """Returns what `save` wrote."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {
+            (row["variant"], int(row["seed"]), row["what"], int(row["length"])): np.array(
+                list(row["values"]) if row["what"] == "lines" else row["values"].split(), float
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def save(path: Path, measured: Measured) -> None:
+    """Writes one line for each variant, seed and length: questions as 1 for right and 0 for wrong, losses in nats."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["variant", "seed", "what", "length", "values"])
+    for (*key, what, length), values in measured.items():
+        shown = "".join(f"{x:.0f}" for x in values) if what == "lines" else " ".join(f"{x:.4f}" for x in values)
+        writer.writerow([*key, what, length, shown])
+    records.write_atomically(path, out.getvalue())
+
+
+def by_variant(measured: Measured, lengths: Sequence[int]) -> tuple[dict[str, Values], dict[str, dict[int, Values]]]:
+    """Returns (variant -> [seeds, lengths, questions], variant -> length -> [seeds, documents]), of the seeds of which
+    all lengths are there."""
+    right: dict[str, Values] = {}
+    losses: dict[str, dict[int, Values]] = {}
+    texts = sorted({length for _, _, what, length in measured if what == "perplexity"})
+    for variant in dict.fromkeys(name for name, *_ in measured):
+        seeds = sorted({seed for name, seed, what, _ in measured if (name, what) == (variant, "lines")})
+        whole = [s for s in seeds if all((variant, s, "lines", length) in measured for length in lengths)]
+        if whole:  # else not finished
+            right[variant] = np.array([[measured[variant, s, "lines", length] for length in lengths] for s in whole])
+            read = [s for s in whole if all((variant, s, "perplexity", length) in measured for length in texts)]
+            if read:
+                losses[variant] = {n: np.array([measured[variant, s, "perplexity", n] for s in read]) for n in texts}
+    return right, losses
 
 
 def read_published() -> dict[str, np.ndarray]:
@@ -140,8 +189,9 @@ def loss_and_retrieval(right: Table, losses: Mapping[str, dict[int, np.ndarray]]
     names = [name for name in right if name in losses and "pairs" not in name and "tun" not in name]
     lines = [
         "### Does the loss rank methods as retrieval does?\n",
-        "| loss at | retrieval at | Spearman's correlation over variants | lowest loss | best retrieval |",
-        "|---:|---:|---|---|---|",
+        "| loss at | retrieval at | Spearman's correlation over variants | lowest loss | best retrieval "
+        f"| retrieval of those within {NEAR:g} nats of the lowest loss |",
+        "|---:|---:|---|---|---|---|",
     ]
     for window in sorted(losses[names[0]]):
         at = int(np.argmin([abs(t - window) for t in lengths]))
@@ -155,9 +205,11 @@ def loss_and_retrieval(right: Table, losses: Mapping[str, dict[int, np.ndarray]]
             lambda rng, both=both: spearman(*(x * sign for x, sign in zip(both(rng), (-1, 1), strict=True)))
         )
         low, high = int(loss.argmin()), int(share.argmax())
+        near = share[loss <= loss.min() + NEAR]
         lines.append(
             f"| {window:,} | {lengths[at]:,} | {found} | {names[low]} ({loss[low]:.2f} nats; retrieval "
-            f"{100 * share[low]:.0f}%) | {names[high]} ({100 * share[high]:.0f}%; {loss[high]:.2f} nats) |"
+            f"{100 * share[low]:.0f}%) | {names[high]} ({100 * share[high]:.0f}%; {loss[high]:.2f} nats) "
+            f"| {100 * near.min():.0f} to {100 * near.max():.0f}% ({len(near)} variants) |"
         )
     return "\n".join(lines) + "\n"
 
@@ -177,6 +229,15 @@ def questions(right: Table, lengths: Sequence[int]) -> str:
                 for s in spans.values()
             ]
             lines.append(f"| {a} less {b} | {' | '.join(cell.points() for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_losses(measured: Measured) -> str:
+    names = dict.fromkeys(name for name, _, what, _ in measured if what == "training")
+    lines = ["### First losses of trainings, in nats\n", "| | the first step's, mean over seeds |", "|---|---:|"]
+    for variant in names:
+        own = [x[0] for (name, _, what, _), x in measured.items() if (name, what) == (variant, "training")]
+        lines.append(f"| {variant} | {np.mean(own):.2f} |")
     return "\n".join(lines) + "\n"
 
 

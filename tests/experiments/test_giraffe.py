@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 import giraffe_jax
 from configs import models
-from giraffe_jax import config, experiment, sharding
+from giraffe_jax import config, experiment, records, sharding
 from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.model import ModelConfig, init_params, num_params
 from giraffe_jax.step import init_state, train_step
@@ -175,3 +175,30 @@ def test_a_difference_of_seeds_and_questions_has_the_interval_of_its_spread():
     assert (high - low) / 2 == pytest.approx(half, rel=0.1) and (low + high) / 2 == pytest.approx(
         value.mean(), abs=0.02
     )
+
+
+def test_what_a_workdir_measured_is_saved_and_read_again(tmp_path):
+    """Two seeds of one variant, two windows of each of two documents; a second file's seeds join the first's."""
+    rows = [
+        dict(variant="v", task="lines", length=length, seed=seed, example=i, metrics=dict(teacher=int(i < 2 + seed)))
+        for length in (32, 64) for seed in (0, 1) for i in range(4)
+    ]  # fmt: skip
+    rows += [
+        dict(variant="v", task="perplexity", length=32, seed=0, example=i, document="ab"[i // 2], metrics=dict(nll=nll))
+        for i, nll in enumerate((1.0, 2.0, 3.0, 3.5))
+    ]
+    train = tmp_path / "run" / "train" / records.slug("v", 1)
+    train.mkdir(parents=True)
+    (train / "metrics.jsonl").write_text('{"step": 1, "loss": 3.25}\n{"step": 2, "loss": 3.0}\n')
+    variants = [dict(name="v", positions=[], train={})]
+    (tmp_path / "run" / "experiment.json").write_text(json.dumps(dict(config=dict(seeds=[1, 0], variants=variants))))
+    (tmp_path / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = COMPARE["of_workdir"](tmp_path / "run")
+    COMPARE["save"](tmp_path / "saved.csv", found)
+    again = COMPARE["read_saved"](tmp_path / "saved.csv")
+    assert again.keys() == found.keys() and all(np.array_equal(again[key], found[key]) for key in found)
+    assert again["v", 0, "lines", 64].tolist() == [1, 1, 0, 0] and again["v", 1, "training", 0] == [3.25]
+    assert again["v", 0, "perplexity", 32].tolist() == [1.5, 3.25]
+    right, losses = COMPARE["by_variant"](again, [32, 64])
+    assert right["v"].mean(-1).tolist() == [[0.5, 0.5], [0.75, 0.75]]
+    assert {n: x.tolist() for n, x in losses["v"].items()} == {32: [[1.5, 3.25]]}
