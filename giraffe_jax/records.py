@@ -141,16 +141,22 @@ class Rows:
         line = encode(row)
         if len(line) > MAX_LINE:
             raise ValueError(f"{self.path}: a row of {len(line):,} bytes; allowed: up to {MAX_LINE:,}")
-        before = os.fstat(self._fd).st_size
-        if self._shared and before and os.pread(self._fd, 1, before - 1) != b"\n":
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # else a row that another process is writing looks like a torn one
+        try:
+            self._write(self._fd, line)
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _write(self, fd: int, line: bytes) -> None:
+        before = os.fstat(fd).st_size
+        if self._shared and before and os.pread(fd, 1, before - 1) != b"\n":
             line = b"\n" + line  # of a process that was killed in the middle of a row
         try:
             written = 0
             while written < len(line):
-                written += os.write(self._fd, line[written:])
+                written += os.write(fd, line[written:])
         except OSError as error:
-            if not self._shared:  # others' rows may have come after it
-                os.ftruncate(self._fd, before)
+            os.ftruncate(fd, before)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:

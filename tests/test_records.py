@@ -1,11 +1,13 @@
 """Rows survive what kills the process that writes them, and say nothing that is not strict JSON."""
 
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -290,6 +292,21 @@ def test_a_torn_line_of_another_process_does_not_take_the_next_row_with_it(tmp_p
         mine.append({"c": 3})
     with pytest.warns(UserWarning, match="line 2"):
         assert list(records.read_rows(path, warnings.warn)) == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_a_row_that_is_being_written_is_no_torn_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with records.Rows(path, shared=True) as mine, path.open("ab", buffering=0) as other:
+        mine.append({"a": 1})
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b'{"in": ')
+        thread = threading.Thread(target=mine.append, args=({"b": 2},))
+        thread.start()
+        thread.join(0.2)  # time to do it wrong
+        other.write(b'"parts"}\n')
+        fcntl.flock(other, fcntl.LOCK_UN)
+        thread.join()
+    assert list(records.read_rows(path)) == [{"a": 1}, {"in": "parts"}, {"b": 2}]
 
 
 def test_a_lock_is_had_by_one_or_shared_by_several(tmp_path):

@@ -88,13 +88,15 @@ def of_workdir(workdir: Path) -> Measured:
     """
     results = report.read([workdir])
     found: dict[tuple[str, int, str, int], dict[Any, list[float]]] = {}
-    for row in results.rows:
+    for row in sorted(results.rows, key=lambda row: results.variants.index(row["variant"])):  # written by any process
         key = (row["variant"], row["seed"], row["task"], row["length"])
         metric = row["metrics"]["teacher" if row["task"] == "lines" else "nll"]
         found.setdefault(key, {}).setdefault(row.get("document", row["example"]), []).append(metric)
     out = {key: np.array([np.mean(x) for _, x in sorted(units.items())]) for key, units in found.items()}
+    (only, *_) = results.manifest["config"]["seeds"]
     for variant, curves in results.training.items():
-        for seed, curve in zip(results.manifest["config"]["seeds"], curves, strict=False):
+        for curve in curves:
+            seed = only if curve.seed is None else curve.seed
             out[variant, seed, "training", 0] = np.array([curve.batches[min(curve.batches)]])
     return out
 

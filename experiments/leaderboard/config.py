@@ -94,6 +94,7 @@ def methods(trained_len: int, factor: float, planes: int, layers: int) -> dict[s
 
 
 ONLY_IN_TRAINING = {"pose", "cream", "randomize", "s2"}
+LEARNED = {"ssmax", "fire", "kerple", "t5"}  # parameters of their own, which untrained weights lack
 
 
 def needs_no_training(name: str) -> bool:
@@ -121,7 +122,7 @@ def mini() -> ConfigDict:
     c.variants = []
     for name, positions in methods(trained_len, float(factor), planes=16, layers=2).items():
         used = {p["name"] for p in positions}
-        if not used & ONLY_IN_TRAINING:
+        if not used & (ONLY_IN_TRAINING | LEARNED):
             c.variants.append(dict(name=name, positions=positions))
         length = trained_len * (2 if used & {"pose", "cream"} else factor // 2)
         c.variants.append(dict(name=f"{name} + training", positions=positions, train=training(length)))

@@ -66,7 +66,8 @@ class Table:
         return sum(values) / len(values)
 
     def furthest(self) -> list[str]:
-        """The variants by their scores beyond the trained length, best first; those that are not finished come last."""
+        """The variants by their scores beyond the trained length, best first; last those without a finite one: not
+        finished, or of an infinite perplexity."""
         values = {variant: self.far(variant) for variant in self.variants}
         best = paired.ranked({variant: value for variant, value in values.items() if value == value}, self.metric)
         return best + [variant for variant in self.variants if variant not in best]

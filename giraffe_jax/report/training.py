@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from giraffe_jax import records
 POINTS = 200  # of a line at most; of more steps each point is a mean
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Curve:
     """The losses of one run by step: of its batches, and of held-out text where that was measured."""
 
     batches: Mapping[int, float]
     held_out: Mapping[int, float]
+    seed: int | None = None  # None of an experiment's only one
 
 
 def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve, ...]]:
@@ -29,9 +30,13 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve,
     config = manifest.get("config", {})
     found = {}
     for entry in (entry for entry in config.get("variants", ()) if entry.get("train") is not None):
-        names = [records.slug(entry["name"], seed) for seed in (None, *config.get("seeds", ()))]
-        files = [directory / "train" / name / "metrics.jsonl" for name in names]
-        curves = [curve(list(records.read_rows(file, warnings.warn))) for file in files if file.is_file()]
+        seeds = (None, *config.get("seeds", ()))
+        files = {s: directory / "train" / records.slug(entry["name"], s) / "metrics.jsonl" for s in seeds}
+        curves = [
+            dataclasses.replace(curve(list(records.read_rows(file, warnings.warn))), seed=seed)
+            for seed, file in files.items()
+            if file.is_file()
+        ]
         curves = tuple(one for one in curves if one.batches)
         if curves:
             found[entry["name"]] = curves

@@ -178,8 +178,10 @@ def test_a_difference_of_seeds_and_questions_has_the_interval_of_its_spread():
 
 
 def test_what_a_workdir_measured_is_saved_and_read_again(tmp_path):
-    """Two seeds of one variant, two windows of each of two documents; a second file's seeds join the first's."""
-    rows = [
+    """Two seeds of one variant, two windows of each of two documents, the training of the second seed alone; rows in
+    another order than the config's variants."""
+    other = dict(variant="w", task="lines", length=32, seed=0, example=0, metrics=dict(teacher=1))
+    rows = [other] + [
         dict(variant="v", task="lines", length=length, seed=seed, example=i, metrics=dict(teacher=int(i < 2 + seed)))
         for length in (32, 64) for seed in (0, 1) for i in range(4)
     ]  # fmt: skip
@@ -190,10 +192,11 @@ def test_what_a_workdir_measured_is_saved_and_read_again(tmp_path):
     train = tmp_path / "run" / "train" / records.slug("v", 1)
     train.mkdir(parents=True)
     (train / "metrics.jsonl").write_text('{"step": 1, "loss": 3.25}\n{"step": 2, "loss": 3.0}\n')
-    variants = [dict(name="v", positions=[], train={})]
-    (tmp_path / "run" / "experiment.json").write_text(json.dumps(dict(config=dict(seeds=[1, 0], variants=variants))))
+    variants = [dict(name="v", positions=[], train={}), dict(name="w", positions=[])]
+    (tmp_path / "run" / "experiment.json").write_text(json.dumps(dict(config=dict(seeds=[0, 1], variants=variants))))
     (tmp_path / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = COMPARE["of_workdir"](tmp_path / "run")
+    assert list(dict.fromkeys(name for name, *_ in found)) == ["v", "w"]
     COMPARE["save"](tmp_path / "saved.csv", found)
     again = COMPARE["read_saved"](tmp_path / "saved.csv")
     assert again.keys() == found.keys() and all(np.array_equal(again[key], found[key]) for key in found)

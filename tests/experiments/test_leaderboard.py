@@ -28,7 +28,8 @@ def test_every_method_is_measured_on_giraffe_mini():
     experiment.check(found)
     trained = [v for v in found.variants if v.train is not None]
     assert used(trained) == set(positions.names())
-    assert used(set_of(found, trained=False)) == set(positions.names()) - CONFIG["ONLY_IN_TRAINING"]
+    assert used(set_of(found, trained=False)) == set(positions.names()) - CONFIG["ONLY_IN_TRAINING"] - CONFIG["LEARNED"]
+    assert not {v.name for v in found.variants if v.train is None} & {"fire", "yarn 8, ssmax"}
     runs = [experiment.train_config(found, v, 0) for v in trained]
     budgets = {run.steps * run.data.batch_size * run.data.seq_len for run in runs}
     assert budgets == {100 * 4096}
