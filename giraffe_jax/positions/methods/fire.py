@@ -10,7 +10,6 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from giraffe_jax import cpu
 from giraffe_jax.positions.biases import add_bias
 from giraffe_jax.positions.compose import Bound
 from giraffe_jax.positions.encoding import Encoding
@@ -50,7 +49,7 @@ class Fire:
     c: float
     threshold: float
     name = "fire"
-    # Hidden units computed at a time: on one CPU half a MiB, for a core's cache; elsewhere 64 MiB, to fill a GPU.
+    # Hidden units computed at a time: on a CPU half a MiB, for a core's cache; elsewhere 64 MiB, to fill a GPU.
     UNITS, UNITS_ELSEWHERE = 2**17, 2**24
 
     def init(self, key, num_heads: int):
@@ -80,7 +79,7 @@ class Fire:
         # Few queries at a time, and hidden units again for the gradient: all at once are `width` times the distances.
         i, j = (x if x.ndim == 2 else x[:, 0] for x in (i, j))
         i, j = jnp.moveaxis(i, -2, 0), j[..., 0, :]
-        units = self.UNITS if cpu.alone() else self.UNITS_ELSEWHERE
+        units = self.UNITS if jax.default_backend() == "cpu" else self.UNITS_ELSEWHERE
         queries = max(1, units // (self.width * j.size))
         out = jax.lax.map(jax.checkpoint(of_a_query), i, batch_size=min(queries, len(i)))
         return jnp.moveaxis(out, 0, -2)
