@@ -93,10 +93,10 @@ def of_workdir(workdir: Path) -> Measured:
         metric = row["metrics"]["teacher" if row["task"] == "lines" else "nll"]
         found.setdefault(key, {}).setdefault(row.get("document", row["example"]), []).append(metric)
     out = {key: np.array([np.mean(x) for _, x in sorted(units.items())]) for key, units in found.items()}
-    (only, *_) = results.manifest["config"]["seeds"]
+    seeds = results.manifest["config"]["seeds"]
     for variant, curves in results.training.items():
         for curve in curves:
-            seed = only if curve.seed is None else curve.seed
+            seed = seeds[0] if curve.seed is None else curve.seed
             out[variant, seed, "training", 0] = np.array([curve.batches[min(curve.batches)]])
     return out
 

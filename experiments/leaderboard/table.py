@@ -23,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def leaderboard(workdir: Path) -> str:
     results = report.read([workdir])
+    if results.original_len is None:  # else every length would count as beyond
+        raise SystemExit(
+            f"{workdir}: nothing there says what length the model was trained on; `giraffe run` writes experiment.json "
+            'with it, and beside rows alone put one like {"original_len": 256}.'
+        )
     made = tables(results, report.score_all(results))
     firsts = [next(table for table in made if table.task == task) for task in results.tasks]
     parts = []

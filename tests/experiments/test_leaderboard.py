@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from giraffe_jax import experiment, positions
 from giraffe_jax.config import build
@@ -103,6 +104,12 @@ def test_tables_are_in_the_order_of_retrieval_beyond_the_trained_length(tmp_path
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         "| near | 75% | 50% | 50% | 50% | < 128 | 5.00 | 45.0 | 15.0 |",
     ]
+
+
+def test_rows_alone_do_not_say_what_is_beyond(tmp_path):
+    (finished(tmp_path, 128, asked("near", 128, 4), asked("near", 256, 2)) / "experiment.json").unlink()
+    with pytest.raises(SystemExit, match=r"experiment\.json.*original_len"):
+        TABLE["leaderboard"](tmp_path)
 
 
 def test_where_text_comes_first_the_lowest_perplexity_does_too_and_what_is_not_finished_last(tmp_path):
