@@ -101,7 +101,7 @@ table.variants th { text-align: left; }
 .kind { color: var(--muted); font-size: .82rem; }
 td.best { background: var(--mark); font-weight: 650; }
 td.best small { font-weight: 400; }
-.failures li { margin: .3rem 0; }
+.failures li { margin: .3rem 0; overflow-wrap: anywhere; }
 .failures code { color: var(--bad); }
 nav { margin: 1.6rem 0 0; font-size: .86rem; display: flex; flex-wrap: wrap; gap: .35rem 1.2rem; }
 a { color: var(--c1); text-decoration-thickness: 1px; text-underline-offset: .18em; }

@@ -76,6 +76,7 @@ def _panel(
     room = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
     axes.axvline(0, color=style.MUTED, linewidth=1.1, zorder=1)
+    names = clipped([d.variant for d in found], 19)
     for y, d in enumerate(found):
         look, e = looks[d.variant], d.estimate
         if math.isfinite(e.low):
@@ -85,7 +86,7 @@ def _panel(
             markerfacecolor=look.colour if d.apart else style.CARD, markeredgewidth=1.2,
         )  # fmt: skip
         axes.annotate(
-            clipped(d.variant, 19), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), fontsize=8.5,
+            names[d.variant], (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), fontsize=8.5,
             textcoords="offset points", ha="right", va="center_baseline", color=look.colour,
             fontweight="bold" if look.contrast and look.trained else "normal",
         )  # fmt: skip
@@ -105,6 +106,6 @@ def _panel(
     against = f"minus {base}" if kind == "plain" else f"minus the best, {base}"
     title = f"{length:,} tokens" + (f" ({times})" if times else "") + f": {against}"
     left = -(NAMES - 0.01) / axes.get_position().width
-    axes.set_title(clipped(title, 56), fontsize=9, loc="left", pad=6, x=left)
+    axes.set_title(clipped([title], 56)[title], fontsize=9, loc="left", pad=6, x=left)
     better = "right" if table.metric.better == "high" else "left"
     axes.set_xlabel(f"{'points' if share else 'nats a token'}; better is {better}", fontsize=8)

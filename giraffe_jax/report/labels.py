@@ -25,9 +25,14 @@ class End:
     look: style.Look
 
 
-def clipped(name: str, most: int) -> str:
-    """A name that is at most so many characters, cut with an ellipsis where it is longer."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+def clipped(names: Sequence[str], most: int) -> dict[str, str]:
+    """Each name at most so many characters: longer ones are cut at the end, or before it where they would be alike."""
+
+    def cut(name: str, tail: int) -> str:
+        return name if len(name) <= most else name[: most - 1 - tail] + "…" + name[len(name) - tail :]
+
+    tried = [{name: cut(name, tail) for name in names} for tail in (0, *range(most // 2, 0, -1))]
+    return max(tried, key=lambda short: len(set(short.values())))
 
 
 def columns(variants: Sequence[str]) -> int:

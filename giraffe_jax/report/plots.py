@@ -209,6 +209,7 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
     colours = LinearSegmentedColormap.from_list("right", ["#f4ead7", "#9cc7ae", "#2f8a87", "#0b4a5e"])
     for axes in grid.flat[len(variants) :]:
         axes.set_visible(False)
+    names = labels.clipped(variants, 26)
     for i, variant in enumerate(variants):
         axes = grid.flat[i]
         _, _, cells = depth_grid(results.of(task, variant), metric)
@@ -220,7 +221,7 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
                     ink = "#fefefe" if value > 0.55 else "#26303a"
                     text = f"{100 * value:.0f}"
                     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
-        axes.set_title(labels.clipped(variant, 26), fontsize=9, pad=5)
+        axes.set_title(names[variant], fontsize=9, pad=5)
         axes.set_xticks([k + 0.5 for k in range(len(lengths))], [_short(n) for n in lengths], fontsize=8)
         axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{100 * d:.0f}%" for d in depths], fontsize=8)
         axes.invert_yaxis() if not axes.yaxis_inverted() else None

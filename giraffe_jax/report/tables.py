@@ -119,10 +119,13 @@ def effective_scores(made: Sequence[Table]) -> list[Score]:
 
 
 def effective_text(table: Table, variant: str) -> str:
-    """An effective length as shown."""
+    """An effective length as shown; where the shortest length has too few questions for any, that."""
     length = table.effective[variant]
+    if length is not None:
+        return f"{length:,}"
     shortest = min(n for v, n in table.cells if v == variant)
-    return f"< {shortest:,}" if length is None else f"{length:,}"
+    few = table.cells[variant, shortest].estimate.n < stats.fewest_for(THRESHOLD)
+    return "too few" if few else f"< {shortest:,}"
 
 
 def effective_note(table: Table) -> str:
@@ -170,9 +173,7 @@ def number(value: float, share: bool = False) -> str:
         return "> 10⁹"
     if share:
         return f"{100 * value:.0f}%"
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def interval(e: Estimate, share: bool = False) -> str:

@@ -38,5 +38,5 @@ def test_effective_lengths_are_shown_and_written(tmp_path):
 def test_too_few_questions_are_said():
     results = scores.collect(rows(n=16, a=(16, 16, 16)))
     table, _ = tables.tables(results, report.score_all(results))
-    assert table.effective == {"a": None}
+    assert table.effective == {"a": None} and tables.effective_text(table, "a") == "too few"
     assert "With 16 questions even all right is not enough for that; it takes 22." in tables.effective_note(table)

@@ -160,3 +160,16 @@ def test_numbers_of_close_lengths_do_not_touch(lengths):
         f"{lengths[-1]:,}",
     }
     plt.close(figure)
+
+
+def test_names_that_are_cut_stay_apart():
+    names = [
+        "plain",
+        "yarn 8, llama4_temperature",
+        "yarn 8, llama4_temperature + training",
+        "yarn 8, ministral + training",
+    ]
+    short = labels.clipped(names, 19)
+    assert len(set(short.values())) == len(names) and max(map(len, short.values())) <= 19
+    assert short["plain"] == "plain" and short[names[2]].endswith("training")
+    assert labels.clipped(names[:2], 19)[names[1]] == "yarn 8, llama4_tem…"  # alone, its beginning tells most

@@ -288,6 +288,7 @@ def test_looks_follow_the_method(made):
 def test_numbers_as_people_read_them():
     shown = [tables.number(x) for x in (2.345, 23.45, 234.5, 23456.0, math.inf, math.nan)]
     assert shown == ["2.35", "23.4", "234", "23,456", "> 10⁹", "not finite"]
+    assert [tables.number(x) for x in (9.994, 9.9999, 99.94, 99.96, 999.7)] == ["9.99", "10.0", "99.9", "100", "1,000"]
     assert tables.number(0.987, True) == "99%"
 
 
