@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import report
-from giraffe_jax.report.tables import EFFECTIVE, Table, effective_note, effective_text, number, tables
+from giraffe_jax.report.tables import EFFECTIVE, TOO_FEW, Table, effective_note, effective_text, number, tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,29 +35,40 @@ def leaderboard(workdir: Path) -> str:
         variants = [v for v in results.variants if results.trained[v] == trained]
         if variants:
             parts.append(f"### {heading}\n\n{markdown(firsts, variants)}")
-    notes = [note for note in map(effective_note, firsts) if note]
+    notes = [effective_note(table) for table in firsts if has_effective(table)]
     return "\n".join([*parts, *notes])
 
 
 def markdown(parts: Sequence[Table], variants: Sequence[str]) -> str:
-    """Returns one table: `variants` down, best first; across, of each task, its lengths, the mean beyond the trained
-    length, and the effective length where there is one."""
+    """Returns one table: `variants` down, best first; across, of each task, its lengths, where several are beyond the
+    trained length their mean, and where any variant can have one the effective length."""
     heads = [""]
     for table in parts:
-        heads += [f"{table.title}<br>{table.lengths[0]:,}", *(f"{length:,}" for length in table.lengths[1:]), "beyond"]
-        heads += [EFFECTIVE] if table.effective else []
+        heads += [f"{table.title}<br>{table.lengths[0]:,}", *(f"{length:,}" for length in table.lengths[1:])]
+        heads += ["beyond"] * has_mean(table) + [EFFECTIVE] * has_effective(table)
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for variant in (variant for variant in parts[0].furthest() if variant in variants):
         row = [variant.removesuffix(" + training")]
         for table in parts:
             cells = [table.cells.get((variant, length)) for length in table.lengths]
             row += ["" if cell is None else number(cell.estimate.value, table.metric.share) for cell in cells]
-            mean = table.far(variant)
-            row.append("" if math.isnan(mean) else number(mean, table.metric.share))
-            if table.effective:
+            if has_mean(table):
+                mean = table.far(variant)
+                row.append("" if math.isnan(mean) else number(mean, table.metric.share))
+            if has_effective(table):
                 row.append(effective_text(table, variant) if variant in table.variants else "")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def has_mean(table: Table) -> bool:
+    """Whether several lengths are beyond the trained one."""
+    return sum(length > (table.original_len or 0) for length in table.lengths) > 1
+
+
+def has_effective(table: Table) -> bool:
+    """Whether there are enough questions for an effective length of any variant."""
+    return any(effective_text(table, variant) != TOO_FEW for variant in table.effective)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from giraffe_jax.report.scores import Results, Score
 # Pieces of a pass are shown, not ranked: that a method is ahead at one place decides nothing.
 BY_POSITION = Metric("perplexity by position", "perplexity by position", "perplexity", None)
 EFFECTIVE = "effective length"
+TOO_FEW = "too few"  # questions for an effective length
 # Of right answers: RULER's is what Llama-2-7B reaches at 4k, 85.6% (arXiv:2404.06654).
 THRESHOLD = 0.85
 
@@ -125,7 +126,7 @@ def effective_text(table: Table, variant: str) -> str:
         return f"{length:,}"
     shortest = min(n for v, n in table.cells if v == variant)
     few = table.cells[variant, shortest].estimate.n < stats.fewest_for(THRESHOLD)
-    return "too few" if few else f"< {shortest:,}"
+    return TOO_FEW if few else f"< {shortest:,}"
 
 
 def effective_note(table: Table) -> str:

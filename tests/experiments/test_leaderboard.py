@@ -51,10 +51,10 @@ def test_every_variant_can_be_asked_at_the_longest_length():
 def test_smollm2_reads_with_all_that_need_no_training(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     found = built(f"smollm2,{tmp_path}")
-    (_, text) = experiment.check(found)
+    (copying,) = experiment.check(found)
     free = {name for name in positions.names() if CONFIG["needs_no_training"](name)}
     assert used(found.variants) == free and len(free) > 20
-    assert max(text.lengths) == 12_288 and found.original_len == 8192
+    assert max(copying.lengths) == 12_288 and found.original_len == 8192
 
 
 def asked(variant, length, right, of=4):
@@ -85,9 +85,10 @@ def lines_of(text):
 
 
 def test_tables_are_in_the_order_of_retrieval_beyond_the_trained_length(tmp_path):
-    """At 128 near is the best of all; beyond it far is, 4 + 1 of 8 against 2 + 2 and 0 + 1."""
+    """At 128 near is the best of all; beyond it far is, 4 + 1 of 8 tens against 2 + 2 and 0 + 1."""
     shares = {"near": (4, 2, 2), "far": (1, 4, 1), "least": (4, 0, 1), "near + training": (3, 2, 2)}
-    parts = [asked(name, n, right) for name, of in shares.items() for n, right in zip((128, 256, 512), of, strict=True)]
+    lengths = (128, 256, 512)
+    parts = [asked(v, n, 10 * k, 40) for v, of in shares.items() for n, k in zip(lengths, of, strict=True)]
     losses = {"near": (10, 40), "far": (8, 32), "least": (3, 27), "near + training": (5, 45)}
     parts += [read(name, n, x, x) for name, of in losses.items() for n, x in zip((256, 512), of, strict=True)]
     assert lines_of(TABLE["leaderboard"](finished(tmp_path, 128, *parts))) == [
@@ -95,14 +96,14 @@ def test_tables_are_in_the_order_of_retrieval_beyond_the_trained_length(tmp_path
         "|  | Line retrieval: answers right, teacher-forced<br>128 | 256 | 512 | beyond | effective length "
         "| Perplexity<br>256 | 512 | beyond |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        "| far | 25% | 100% | 25% | 62% | too few | 8.00 | 32.0 | 16.0 |",
-        "| near | 100% | 50% | 50% | 50% | too few | 10.0 | 40.0 | 20.0 |",
-        "| least | 100% | 0% | 25% | 12% | too few | 3.00 | 27.0 | 9.00 |",
+        "| far | 25% | 100% | 25% | 62% | < 128 | 8.00 | 32.0 | 16.0 |",
+        "| near | 100% | 50% | 50% | 50% | 128 | 10.0 | 40.0 | 20.0 |",
+        "| least | 100% | 0% | 25% | 12% | 128 | 3.00 | 27.0 | 9.00 |",
         "### After training",
         "|  | Line retrieval: answers right, teacher-forced<br>128 | 256 | 512 | beyond | effective length "
         "| Perplexity<br>256 | 512 | beyond |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        "| near | 75% | 50% | 50% | 50% | too few | 5.00 | 45.0 | 15.0 |",
+        "| near | 75% | 50% | 50% | 50% | < 128 | 5.00 | 45.0 | 15.0 |",
     ]
 
 
@@ -115,8 +116,18 @@ def test_rows_alone_do_not_say_what_is_beyond(tmp_path):
 def test_where_text_comes_first_the_lowest_perplexity_does_too_and_what_is_not_finished_last(tmp_path):
     parts = [read("begun", 128, 2), read("worse", 128, 5), read("worse", 256, 9)]
     parts += [read("better", 128, 6), read("better", 256, 8)]
-    assert lines_of(TABLE["leaderboard"](finished(tmp_path, 128, *parts)))[3:] == [
-        "| better | 6.00 | 8.00 | 8.00 |",
-        "| worse | 5.00 | 9.00 | 9.00 |",
-        "| begun | 2.00 |  |  |",
+    assert lines_of(TABLE["leaderboard"](finished(tmp_path, 128, *parts)))[1:] == [
+        "|  | Perplexity<br>128 | 256 |",  # the one length beyond is its own mean
+        "|---|---:|---:|",
+        "| better | 6.00 | 8.00 |",
+        "| worse | 5.00 | 9.00 |",
+        "| begun | 2.00 |  |",
     ]
+
+
+def test_without_enough_questions_there_is_no_effective_length(tmp_path):
+    parts = [asked("right", 128, 21, 21), asked("right", 256, 21, 21)]
+    assert "ffective length" not in TABLE["leaderboard"](finished(tmp_path, 128, *parts))
+    (tmp_path / "more").mkdir()
+    parts = [asked("right", 128, 22, 22), asked("right", 256, 22, 22)]
+    assert TABLE["leaderboard"](finished(tmp_path / "more", 128, *parts)).count("ffective length") == 2
