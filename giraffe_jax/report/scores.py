@@ -274,7 +274,7 @@ def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int
     With `pieces`, neighbouring bins are joined, as many at a time as leave at most that many.
     """
     edges = sorted({(low, high) for row in rows for low, high, _, _ in row.get("bins", ())})
-    join = 1 if pieces is None else -(-len(edges) // pieces)
+    join = 1 if pieces is None else max(1, -(-len(edges) // pieces))
     groups = [edges[i : i + join] for i in range(0, len(edges), join)]
     place = {edge: (group[0][0], group[-1][1]) for group in groups for edge in group}
     bins: dict[tuple[int, int], dict[str, list[float]]] = {}

@@ -101,6 +101,13 @@ def test_loss_by_position_pools_documents():
     assert math.isnan(late.value)
     ((low, high, whole),) = scores.loss_curve([first], pieces=1)
     assert (low, high) == (1, 16) and whole.value == pytest.approx(18 / 15)
+    assert scores.loss_curve([], pieces=8) == []
+
+
+def test_a_variant_that_has_not_come_to_the_longest_length_is_reported_as_far_as_it_is(tmp_path):
+    found = [r for r in fabricate.rows() if not (r["variant"] != "plain" and r["length"] == 2048)]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in found))
+    assert report.write([tmp_path]).exists()
 
 
 def test_perplexity_by_position(made, rows):
