@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from giraffe_jax import checkpoint, decode, evals, experiment, records
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.decode import LM, Call, Counted
 from giraffe_jax.experiment import Cell, ExperimentConfig, Variant
+from giraffe_jax.model import fit_params
 from giraffe_jax.positions import Encoding
 from giraffe_jax.report.scores import RESULTS
 from giraffe_jax.train import TrainConfig, train
@@ -104,7 +106,8 @@ def structure(encoding: Encoding) -> Hashable:
 def _measurements(
     config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Callable[[], LM], say: Callable[[str], None]
 ) -> list[Part]:
-    clock = _Clock(dataclasses.replace(base(), config=dataclasses.replace(base().config, positions=())))
+    lm = _with_learned(base(), [cell.variant for cell in left])
+    clock = _Clock(dataclasses.replace(lm, config=dataclasses.replace(lm.config, positions=())))
     took = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
     parts = []
     for label in dict.fromkeys(evals.label(cell.task) for cell in left):
@@ -138,6 +141,15 @@ def _measurements(
     if clock.compiled:
         parts.append(Part("compilation", f"{len(clock.compiled)} programs", sum(clock.compiled.values()), ""))
     return parts
+
+
+def _with_learned(lm: LM, variants: Sequence[Variant]) -> LM:
+    """Returns the model with fresh parameters of all that its variants' trainings add: only their shapes take time."""
+    params = given = traverse_util.flatten_dict(lm.params)
+    for variant in {v.name: v for v in variants if v.train is not None}.values():
+        config = dataclasses.replace(lm.config, positions=variant.positions)
+        params = traverse_util.flatten_dict(fit_params(config, lm.params, jax.random.key(0))) | params
+    return lm if params.keys() == given.keys() else dataclasses.replace(lm, params=traverse_util.unflatten_dict(params))
 
 
 def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], float]:

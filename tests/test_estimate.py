@@ -80,6 +80,13 @@ def test_an_experiment_that_is_not_begun_part_by_part(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_training_adds_to_a_model_is_there_when_its_cells_are_timed(tmp_path):
+    learned = [[dict(name="nope"), dict(name="t5")], [dict(name="ssmax")], [dict(name="nope"), dict(name="kerple")]]
+    variants = [dict(name=str(i), positions=positions, train=TRAIN) for i, positions in enumerate(learned)]
+    found = estimate.estimate(config(PLAIN, *variants), tmp_path)
+    assert found.cells == 8 and not any(math.isnan(part.seconds) for part in found.parts)
+
+
 def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path):
     quiet = dict(say=lambda line: None)
     experiment.run(config(PLAIN), tmp_path, **quiet)
