@@ -168,7 +168,8 @@ def _best(results: Results, table: Table, length: int, group: Sequence[str], pla
 
 def _against(d: Difference) -> str:
     if not d.apart:
-        return f"not told from {d.base} (difference {_amount(d, signed=True)} [{_bounds(d, signed=True)}])"
+        span = f" [{_bounds(d, signed=True)}]" if math.isfinite(d.estimate.low) else ""  # one example alone has none
+        return f"not told from {d.base} (difference {_amount(d, signed=True)}{span})"
     way = "above" if d.estimate.value > 0 else "below"
     return f"{_amount(d)} {way} {d.base} [{_bounds(d)}]"
 

@@ -132,6 +132,13 @@ def test_protocols_are_named_by_what_was_scored():
     assert protocols.describe([]) == ""
 
 
+def test_a_difference_of_one_example_has_no_bounds():
+    estimate = stats.Estimate(0.52, math.nan, math.nan, 1)
+    share = metrics.of([{"metrics": {"teacher": 1}}])[0]
+    told = findings._against(paired.Difference("t", "a", "plain", share, 8, estimate, 1.0))
+    assert told == "not told from plain (difference 52 points)"
+
+
 def test_differences_agree_with_numpy(whole):
     results, _ = whole
     d = paired.difference(results, "perplexity", metrics.PERPLEXITY, 1024, "ntk 4", "dynamic")
