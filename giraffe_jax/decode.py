@@ -306,10 +306,11 @@ def _forward(config: ModelConfig, params, *inputs) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(config: ModelConfig, params, tokens, encoding: Encoding, segments):
-    hidden, _ = _forward(config, params, tokens, encoding, segments, None)
     # All T tokens go in, since T is what divides into blocks; the last one's prediction is nobody's.
     targets = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
-    nll, _, correct = token_nll(hidden, unembedding(params), targets)
+    with config.at_precision():
+        hidden, _ = _forward(config, params, tokens, encoding, segments, None)
+        nll, _, correct = token_nll(hidden, unembedding(params), targets)
     return nll[:, :-1], correct[:, :-1]
 
 
@@ -318,16 +319,18 @@ def _prefill(config: ModelConfig, params, tokens, lengths, encoding: Encoding, *
     batch, num_tokens = tokens.shape
     segments = (jnp.arange(num_tokens) < lengths[:, None]).astype(jnp.int32)
     cache = Cache.init(config, batch, capacity, raw=raw)
-    hidden, filled = _forward(config, params, tokens, encoding, segments, cache)
-    last_B1D = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-    # Slots past a row's length hold padding: they are written again before anything may attend to them.
-    return logits(params, last_B1D)[:, 0], dataclasses.replace(filled, index=lengths)
+    with config.at_precision():
+        hidden, filled = _forward(config, params, tokens, encoding, segments, cache)
+        last_B1D = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+        # Slots past a row's length hold padding: they are written again before anything may attend to them.
+        return logits(params, last_B1D)[:, 0], dataclasses.replace(filled, index=lengths)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(config: ModelConfig, params, token, encoding: Encoding, cache: Cache):
-    hidden, longer = _forward(config, params, token[:, None], encoding, None, cache)
-    return logits(params, hidden)[:, 0], longer
+    with config.at_precision():
+        hidden, longer = _forward(config, params, token[:, None], encoding, None, cache)
+        return logits(params, hidden)[:, 0], longer
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("policy", "sample", "room"))

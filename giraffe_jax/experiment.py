@@ -506,6 +506,7 @@ def _beginning(loaded: Any) -> dict[str, Any]:
     import jax
 
     names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
+    names += ("dtype", "precision")
     shape = {name: getattr(loaded.config, name) for name in names}
     return {
         "model": {"parameters": sum(x.size for x in jax.tree.leaves(loaded.params))} | shape,

@@ -7,6 +7,7 @@ model adds scale * (x A) B where it finds one.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -97,7 +98,8 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     if adapter is None:
         return dict(params)
     a, b, scale = adapter["a"], adapter["b"], adapter["scale"]
-    update = jax.vmap(lambda a, b, scale: scale * jnp.tensordot(a, b, 1))(a, b, scale)
+    product = functools.partial(jnp.tensordot, axes=1, precision="highest")
+    update = jax.vmap(lambda a, b, scale: scale * product(a, b))(a, b, scale)
     return {"kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
 
 

@@ -4,6 +4,7 @@ Positions come in as an Encoding, so the model knows no context-extension method
 tokens, D model, N query heads, K key heads, H head width, R = H / 2 rotary planes, F MLP, V vocabulary, L layers.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -56,6 +57,7 @@ PARAM_AXES |= {
 }
 
 Dtype = Literal["float32", "bfloat16"]
+Precision = Literal["default", "high", "highest"]
 
 # What a layer keeps for its backward pass, by the names given with checkpoint_name: (on the device, on the host).
 REMAT: dict[str, tuple[list[str], list[str]]] = {
@@ -96,6 +98,9 @@ class ModelConfig:
     mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them
     dtype: Dtype = "float32"  # of activations
     param_dtype: Dtype = "float32"
+    # Of matmuls, as jax.lax.Precision names it. None is "highest" where dtype is float32 (by default a GPU rounds the
+    # inputs of a float32 matmul to TF32, a TPU to bfloat16), and "default" where dtype is bfloat16.
+    matmul_precision: Precision | None = None
 
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
@@ -123,6 +128,15 @@ class ModelConfig:
                 f" {self.original_len} frequencies or gain of {', '.join(str(c['name']) for c in self.positions)} are"
                 " not finite."
             )
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of matmuls: `matmul_precision`, or what its None stands for."""
+        return self.matmul_precision or ("highest" if self.dtype == "float32" else "default")
+
+    def at_precision(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context for tracing: matmuls in it, those of backward passes too, get the config's precision."""
+        return jax.default_matmul_precision(self.precision)
 
     def bind(self, length: int | float | None = None, *, scaling: Scaling | None = None) -> Encoding:
         """Returns the Encoding of the config's positions, bound on the host; see positions.bind.

@@ -95,7 +95,10 @@ def train_step(
             loss += frequencies.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
         return loss, nats
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    def grad_fn(*args):
+        with model.at_precision():
+            return jax.value_and_grad(loss_fn, has_aux=True)(*args)
+
     if accumulate == 1:
         (_, loss), grads = grad_fn(moving, batch, key)
     else:
@@ -120,6 +123,7 @@ def train_step(
 def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, model: ModelConfig, chunk: int = 1024):
     """Returns (sum of weighted nll, sum of weights) of a batch."""
     e = turned(encoding.at(batch["positions"]), params)
-    hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])
-    nll, _, _ = token_nll(hidden, unembedding(params), batch["targets"], chunk=chunk)
+    with model.at_precision():
+        hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])
+        nll, _, _ = token_nll(hidden, unembedding(params), batch["targets"], chunk=chunk)
     return jnp.sum(batch["weights"] * nll), batch["weights"].sum()

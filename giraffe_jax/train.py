@@ -315,7 +315,7 @@ def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, wo
         left = f"all {config.steps:,} steps are done: nothing is left to train"
     lines = {
         "source": f"{config.source or 'random weights'}, {counts[0]:,} parameters, {counts[1]:,} of them trained, "
-        f"computed in {model.dtype}",
+        f"computed in {model.dtype}, matmuls at {model.precision} precision",
         "positions": f"{methods}, trained to {model.original_len:,} before",
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
         "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"

@@ -95,7 +95,8 @@ def our_hidden(checkpoint: LM, tokens: np.ndarray, name: str) -> np.ndarray:
     encoding = checkpoint.config.bind(float(length), scaling=VARIANTS[name])
     encoding = encoding.at(jnp.arange(length, dtype=jnp.float32)[None])
     run = jax.jit(lambda p, t, e: Llama(checkpoint.config).apply({"params": p}, t, e)[0])  # type: ignore[index]
-    return np.asarray(run(checkpoint.params, jnp.asarray(tokens[None], jnp.int32), encoding))[0]
+    with checkpoint.config.at_precision():
+        return np.asarray(run(checkpoint.params, jnp.asarray(tokens[None], jnp.int32), encoding))[0]
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, head: np.ndarray, tokens: np.ndarray) -> dict[str, float]:

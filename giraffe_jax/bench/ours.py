@@ -37,7 +37,8 @@ def _forward(model, params, tokens):
         hidden, _ = Llama(model).apply({"params": params}, tokens, encoding)  # type: ignore[misc]
         return logits(params, hidden[:, -1:])
 
-    compiled = jax.jit(forward).lower(params, tokens, encoding).compile()
+    with model.at_precision():
+        compiled = jax.jit(forward).lower(params, tokens, encoding).compile()
     return lambda: jax.block_until_ready(compiled(params, tokens, encoding))
 
 

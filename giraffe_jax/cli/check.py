@@ -241,7 +241,7 @@ def _loss_and_gradient(args: argparse.Namespace, mesh: Any) -> tuple[float, Any]
         hidden, _ = Llama(model).apply({"params": params}, inputs, encoding, jnp.ones_like(inputs))
         return token_nll(hidden, unembedding(params), targets)[0].mean()
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), model.at_precision():
         params = jax.device_put(params, shardings(params, PARAM_AXES, mesh))
         inputs, targets, where = (
             jax.device_put(x, batch_sharding(mesh)) for x in (tokens[:, :-1], tokens[:, 1:], positions)

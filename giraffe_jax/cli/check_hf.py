@@ -111,7 +111,8 @@ def compare(ours: Any, model: Any, tokens: Any) -> dict[str, float]:
     length = len(tokens)
     encoding = ours.config.bind(float(length)).at(jnp.arange(length, dtype=jnp.float32)[None])
     read = jax.jit(lambda params, tokens, e: Llama(ours.config).apply({"params": params}, tokens, e)[0])  # type: ignore[index]
-    hidden = np.asarray(read(ours.params, jnp.asarray(tokens[None], jnp.int32), encoding))[0]
+    with ours.config.at_precision():
+        hidden = np.asarray(read(ours.params, jnp.asarray(tokens[None], jnp.int32), encoding))[0]
     with torch.no_grad():
         their_hidden = model.model(torch.tensor(tokens[None]), use_cache=False).last_hidden_state[0].numpy()
     head, their_head = np.asarray(unembedding(ours.params)), model.get_output_embeddings().weight.detach().numpy().T

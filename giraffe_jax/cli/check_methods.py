@@ -41,6 +41,8 @@ def make_program() -> Any:
 
     from giraffe_jax.model import Llama, ModelConfig
 
+    precision = ModelConfig(**LLAMA).at_precision
+
     def loss(params, inv_freq, e, tokens, attention):
         model = Llama(ModelConfig(attention=attention, **LLAMA))
         hidden, _ = model.apply({"params": params}, tokens, e.replace(inv_freq=inv_freq))
@@ -48,7 +50,9 @@ def make_program() -> Any:
         return jnp.sum(weights * hidden), hidden
 
     def program(params, e, tokens, attention):
-        (_, hidden), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, e.inv_freq, e, tokens, attention)
+        with precision():
+            gradient_of = jax.value_and_grad(loss, (0, 1), has_aux=True)
+            (_, hidden), gradient = gradient_of(params, e.inv_freq, e, tokens, attention)
         return hidden, gradient
 
     return jax.jit(program, static_argnums=3)
@@ -94,7 +98,8 @@ def _decoding(lm: Any, e: Any, tokens: Any, hidden: Any) -> float:
     from giraffe_jax.model import logits
     from giraffe_jax.positions import needs_raw_keys
 
-    want = np.asarray(logits(lm.params, hidden))[0, PROMPT - 1 :]
+    with lm.config.at_precision():
+        want = np.asarray(logits(lm.params, hidden))[0, PROMPT - 1 :]
     first, cache = prefill(lm, tokens[:, :PROMPT], np.array([PROMPT]), e, capacity=TOKENS, raw=needs_raw_keys(e))
     found = [first[0]]
     for t in range(PROMPT, TOKENS):

@@ -18,12 +18,13 @@ from giraffe_jax.report.scores import Results, Row, estimate, read, score_all, s
 __all__ = ["Results", "brief", "main_tables", "read", "score_all", "write"]
 
 
-def write(directories: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write(directories: Sequence[str | Path], out: str | Path | None = None, *, png: bool = True) -> Path:
     """Write the report of one or more work directories and return the path of its page.
 
     Args:
       directories: each with a results.jsonl; several are shown side by side, the first compared with the others.
       out: directory for results.csv, tables.md, tables.tex, plots/ and report.html; the first of `directories` if None.
+      png: write each plot as PNG too, beside its SVG.
     """
     results = read(directories)
     out = Path(directories[0] if out is None else out)
@@ -35,7 +36,7 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
             made.append(tables.by_position(results, pieces, task))
             positions += [score for _, _, score in pieces]
     looks = style.looks(results)
-    drawn = plots.draw(results, found, looks, made)
+    drawn = plots.draw(results, found, looks, made, png=png)
     records.write_atomically(
         out / "results.csv", tables.as_csv(results, found + positions + tables.effective_scores(made))
     )
@@ -43,7 +44,8 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None) -> P
     records.write_atomically(out / "tables.tex", latex.all_latex(made))
     for plot in drawn:
         records.write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
-        records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)
+        if plot.png is not None:
+            records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)
     path = out / "report.html"
     records.write_atomically(path, page.render(results, found, made, drawn, looks))
     return path

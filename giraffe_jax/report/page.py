@@ -274,6 +274,9 @@ def _about(results: Results, config: Mapping) -> str:
         entries = {
             "source": f"{manifest['source']['name']} (fingerprint {manifest['source']['fingerprint']})"
         } | entries
+    model = manifest.get("model") or {}
+    if "precision" in model:
+        entries["computed in"] = f"{model.get('dtype')}, matmuls at {model['precision']} precision"
     listing = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in entries.items())
     parts = ["<section id='about'>", "<h2>Config and versions</h2>"]
     if listing:

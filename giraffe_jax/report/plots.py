@@ -5,6 +5,7 @@ Each function returns a matplotlib figure or None where the rows do not hold wha
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +32,20 @@ class Plot:
     task: str
     title: str
     svg: str
-    png: bytes
+    png: bytes | None  # None where none was asked for
     note: str = ""
     left_out: str = ""  # which variants it does not show
 
 
-def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table]) -> list[Plot]:
+def draw(
+    results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table], *, png: bool = True
+) -> list[Plot]:
     """Every plot the rows allow, in the order of the page; none of tasks at floor.
 
     Of more than `MOST` variants a task's plots show those that are best beyond the trained length.
     """
     out = []
+    plot_of = functools.partial(_plot, png=png)
     floors = {table.task for table in made if floor(table)}
     shown = {table.task: chosen(results, table) for table in reversed(made)}  # by the first table of each task
     for table in main_tables(made):
@@ -49,22 +53,22 @@ def draw(results: Results, scores: Sequence[Score], looks: Looks, made: Sequence
             what = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
             panels = forest.panels(results, table)
             pairs = lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks, shown[t.task])  # noqa: E731
-            plot = _plot("forest", table.task, what, pairs)
+            plot = plot_of("forest", table.task, what, pairs)
             out.append(plot and replace(plot, note=paired.chance([d for *_, found in panels for d in found])))
     for task in results.tasks:
         few = results.only(shown.get(task, results.variants))
         for metric in metrics.of(results.of(task)) if task not in floors else ():
             line = lambda plt, r=few, t=task, m=metric: by_length(plt, r, scores, looks, t, m)  # noqa: E731
             if metric == PERPLEXITY:
-                out.append(_plot("perplexity", task, "by length", line))
+                out.append(plot_of("perplexity", task, "by length", line))
                 curve = lambda plt, r=few, t=task: by_position(plt, r, looks, t)  # noqa: E731
-                out.append(_plot("position", task, "loss by position", curve))
+                out.append(plot_of("position", task, "loss by position", curve))
             elif metric.share:
-                out.append(_plot("retrieval", task, metric.title, line, metric.name))
+                out.append(plot_of("retrieval", task, metric.title, line, metric.name))
                 heat = lambda plt, r=few, t=task, m=metric: by_depth(plt, r, t, m.name)  # noqa: E731
-                out.append(_plot("depth", task, f"{metric.title}, by depth", heat, metric.name))
+                out.append(plot_of("depth", task, f"{metric.title}, by depth", heat, metric.name))
     few = results.only(shown[made[0].task] if made else results.variants)
-    out.append(_plot("training", "", "Loss in training", lambda plt: by_step(plt, few, looks)))
+    out.append(plot_of("training", "", "Loss in training", lambda plt: by_step(plt, few, looks)))
     said = ""
     if len(results.variants) > MOST:
         plain = f"{results.baseline} and the {MOST - 1}" if results.baseline else f"the {MOST}"
@@ -81,7 +85,9 @@ def chosen(results: Results, table: Table) -> list[str]:
     return [*plain, *best[: MOST - len(plain)]]
 
 
-def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "") -> Plot | None:
+def _plot(
+    kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "", *, png: bool
+) -> Plot | None:
     name = "-".join(
         part for part in (task, metric, {"perplexity": "length", "retrieval": "length"}.get(kind, kind)) if part
     )
@@ -89,10 +95,12 @@ def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: s
         figure = make(plt)
         if figure is None:
             return None
-        svg, png = io.StringIO(), io.BytesIO()
+        svg, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Plot(name, kind, task, f"{task_name(task)}, {what}" if task else what, svg.getvalue(), png.getvalue())
+        if png:
+            figure.savefig(pixels, format="png", dpi=160, metadata={"Software": None})
+    title = f"{task_name(task)}, {what}" if task else what
+    return Plot(name, kind, task, title, svg.getvalue(), pixels.getvalue() if png else None)
 
 
 def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: Metric) -> Any:

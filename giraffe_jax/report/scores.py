@@ -92,13 +92,17 @@ class Results:
 
     def of(self, task: str, variant: str | None = None, length: int | None = None) -> list[Row]:
         """The rows of a task, of one variant and length where given."""
-        return [
-            row
-            for row in self.rows
-            if row["task"] == task
-            and (variant is None or row["variant"] == variant)
-            and (length is None or row["length"] == length)
-        ]
+        return list(self._by_cell.get((task, variant, length), ()))
+
+    @functools.cached_property
+    def _by_cell(self) -> dict[tuple[str, str | None, int | None], list[Row]]:
+        """Rows by task, variant and length, where None stands for all."""
+        found: dict[tuple[str, str | None, int | None], list[Row]] = {}
+        for row in self.rows:
+            for variant in (row["variant"], None):
+                for length in (row["length"], None):
+                    found.setdefault((row["task"], variant, length), []).append(row)
+        return found
 
     def only(self, variants: Sequence[str]) -> Results:
         """The results of some variants."""

@@ -68,7 +68,7 @@ def page(tmp_path_factory):
     where = tmp_path_factory.mktemp("runs")
     figures = {name: fabricate.FIGURES[name] for name in ("plain", "yarn 4")}
     runs = [fabricate.write(where / "a", whole=True), fabricate.write(where / "b", figures=figures)]
-    return report.write(runs, where / "out")
+    return report.write(runs, where / "out", png=False)
 
 
 def use(page, folder, width, scheme):

@@ -77,7 +77,7 @@ def test_every_word_is_on_the_canvas_and_no_label_over_another(tmp_path, case):
     rows = fabricate.rows(figures=CASES[case])
     (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows))
     (tmp_path / "experiment.json").write_text('{"original_len": 256}')
-    report.write([tmp_path])
+    report.write([tmp_path], png=False)
     files = sorted((tmp_path / "plots").glob("*.svg"))
     assert len(files) >= 6
     for file in files:
@@ -89,7 +89,7 @@ def test_so_it_is_with_curves_of_training(tmp_path, case):
     rows = list(fabricate.rows(figures=CASES[case], examples=1))
     curves = {row["variant"]: (training.Curve({1: 4.0, 5000: 3.0}, {5000: 3.1}),) for row in rows}
     results = replace(scores.collect(rows), training=curves)
-    plot = plots.draw(results, [], style.looks(results), [])[-1]
+    plot = plots.draw(results, [], style.looks(results), [], png=False)[-1]
     assert (plot.name, plot.kind) == ("training", "training")
     (tmp_path / "training.svg").write_text(plot.svg)
     check(tmp_path / "training.svg", direct=True)

@@ -23,7 +23,7 @@ def page(tmp_path_factory):
     rows = fabricate.rows(figures=figures)
     (folder / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows))
     (folder / "experiment.json").write_text('{"original_len": 256}')
-    return report.write([folder])
+    return report.write([folder], png=False)
 
 
 @pytest.mark.parametrize("plot", ["lines-teacher-length", "perplexity-length", "lines-forest", "lines-teacher-depth"])

@@ -107,7 +107,7 @@ def test_loss_by_position_pools_documents():
 def test_a_variant_that_has_not_come_to_the_longest_length_is_reported_as_far_as_it_is(tmp_path):
     found = [r for r in fabricate.rows() if not (r["variant"] != "plain" and r["length"] == 2048)]
     (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in found))
-    assert report.write([tmp_path]).exists()
+    assert report.write([tmp_path], png=False).exists()
 
 
 def test_perplexity_by_position(made, rows):
@@ -188,7 +188,7 @@ def test_rows_of_an_evaluation_without_a_manifest(tmp_path):
         {"variant": "", "task": "lines", "length": 64, "example": i, "metrics": {"teacher": i % 2}} for i in range(4)
     ]
     (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in made_up))
-    assert "50%" in report.write([tmp_path]).read_text()
+    assert "50%" in report.write([tmp_path], png=False).read_text()
 
 
 def test_the_same_rows_give_the_same_bytes(made, tmp_path):
@@ -277,7 +277,7 @@ def test_depths_of_fractions_are_means():
 def test_names_are_escaped(tmp_path):
     made_up = [{"variant": "<b>|x", "task": "a&b", "length": 8, "example": 0, "metrics": {"teacher": 1}}]
     (tmp_path / "results.jsonl").write_bytes(records.encode(made_up[0]))
-    text = report.write([tmp_path]).read_text()
+    text = report.write([tmp_path], png=False).read_text()
     assert "<b>|x" not in text and "&lt;b&gt;|x" in text and "a&amp;b" in text.lower()
     Page(text)
     assert "<b>\\|x" in (tmp_path / "tables.md").read_text()
