@@ -457,7 +457,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Returns freshly initialised parameters."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     encoding = config.bind(length=2).at(jnp.arange(2.0)[None])
-    return dict(Llama(config).init(key, tokens, encoding)["params"])
+    # Compiled: the initialisers and the model that `init` runs are hundreds of programs otherwise.
+    return jax.jit(lambda key: dict(Llama(config).init(key, tokens, encoding)["params"]))(key)
 
 
 def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:

@@ -16,19 +16,21 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Programs that two workers, two runs, or commands that tests start compile alike are compiled once, small ones too.
+CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
+COMPILED = {"jax_compilation_cache_dir": str(CACHE), "jax_persistent_cache_min_compile_time_secs": 0}
+for name, value in COMPILED.items():
+    os.environ.setdefault(name.upper(), str(value))  # for commands; .ci/run names a folder for all its stages
+    jax.config.update(name, type(value)(os.environ[name.upper()]))
+
 # No test asserts a time: a first example may compile, on a machine that does other things.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Programs that two workers, or two runs, compile alike are compiled once.
-CACHE = Path(tempfile.gettempdir()) / f"giraffe-jax-tests-{getpass.getuser()}"
-
 # Tokens of test sources stay out of the home directory; commands that tests start inherit it.
 os.environ["GIRAFFE_CACHE"] = f"{CACHE}-tokens"
-
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 MAPS = Path("/proc/self/maps")  # Linux; a compiled program holds several mappings, and the kernel allows 65,530
