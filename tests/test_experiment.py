@@ -68,7 +68,7 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
     monkeypatch.setattr(experiment, "source_fingerprint", lambda source: "f" * 16)
-    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_: [])
+    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
 
 
@@ -109,7 +109,9 @@ def test_the_manifest_says_what_was_measured_and_how(world, tmp_path, monkeypatc
     run(config(), tmp_path)
     manifest = json.loads((tmp_path / "experiment.json").read_text())
     shape = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size"), 8)
-    assert manifest["model"] == shape | {"parameters": 0, "theta": 10000.0, "original_len": 128}
+    assert manifest["model"] == shape | {
+        "parameters": 0, "theta": 10000.0, "original_len": 128, "dtype": "float32", "precision": "highest",
+    }  # fmt: skip
     assert manifest["command"] == "giraffe run 'my config' --config.seeds=1"
     assert manifest["versions"]["commit"] == "0123456789ab" and len(manifest["date"]) == len("2000-01-01")
     monkeypatch.setattr("sys.argv", ["giraffe", "run", "again"])

@@ -1,6 +1,7 @@
 """The Llama: against a float64 numpy Llama written from the papers, in every configuration that changes its program."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -25,7 +26,12 @@ def forward(config, params, tokens=TOKENS, positions=None, segments=None):
         if positions is None
         else positions
     )
-    hidden, _ = Llama(config).apply({"params": params}, tokens, config.bind().at(positions), segments)
+    return _forward(config, params, tokens, config.bind().at(positions), segments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(config, params, tokens, e, segments):
+    hidden, _ = Llama(config).apply({"params": params}, tokens, e, segments)
     return logits(params, hidden)
 
 
@@ -90,21 +96,22 @@ def test_each_layer_may_have_its_own_frequencies():
     positions = jnp.arange(12.0)[None]
     e = TINY.bind().at(positions)
 
-    def hidden(e):
-        return Llama(TINY).apply({"params": params}, TOKENS[:1], e)[0]
+    @functools.partial(jax.jit, static_argnums=0)
+    def hidden(config, params, e):
+        return Llama(config).apply({"params": params}, TOKENS[:1], e)[0]
 
     same = e.replace(inv_freq=jnp.stack([e.inv_freq] * 2))
-    close(hidden(same), hidden(e), ulps=256)
+    close(hidden(TINY, params, same), hidden(TINY, params, e), ulps=256)
     # With one layer's frequencies changed, the other layer still reads its own: compare with a one-layer model.
     changed = e.replace(inv_freq=jnp.stack([e.inv_freq * 3, e.inv_freq]))
     first = dataclasses.replace(TINY, num_layers=1)
     cut = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     tripled = e.replace(inv_freq=e.inv_freq * 3)
-    want = Llama(first).apply({"params": cut}, TOKENS[:1], tripled)[0]
+    want = hidden(first, cut, tripled)
     zeroed = jax.tree.map(lambda x: x, params)
     zeroed["layers"]["attention"]["o"]["kernel"] = zeroed["layers"]["attention"]["o"]["kernel"].at[1].set(0)
     zeroed["layers"]["mlp"]["down"]["kernel"] = zeroed["layers"]["mlp"]["down"]["kernel"].at[1].set(0)
-    got = Llama(TINY).apply({"params": zeroed}, TOKENS[:1], changed)[0]
+    got = hidden(TINY, zeroed, changed)
     close(got, want, ulps=256)
 
 
@@ -114,11 +121,12 @@ def test_gradients_reach_the_frequencies():
     positions = jnp.arange(12.0)[None]
     e = TINY.bind().at(positions)
 
+    @jax.jit
     def loss(inv_freq):
         hidden, _ = Llama(TINY).apply({"params": params}, TOKENS[:1], e.replace(inv_freq=inv_freq))
         return jnp.mean(jax.nn.logsumexp(logits(params, hidden) * 3, axis=-1))
 
-    gradient = jax.grad(loss)(e.inv_freq)
+    gradient = jax.jit(jax.grad(loss))(e.inv_freq)
     step = 1e-2
     for r in (0, 2):
         bump = jnp.zeros_like(e.inv_freq).at[r].set(step)

@@ -64,10 +64,15 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
         nll = token_nll(hidden, unembedding(params), data["targets"])[0]
         return jnp.sum(nll * data["weights"]) / data["weights"].sum()
 
-    want_loss, grads = jax.value_and_grad(loss)(params)
+    want_loss, grads = jax.jit(jax.value_and_grad(loss))(params)
     tx = optimizer(config.optim, config.steps)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    want = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def step(params, grads):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    want = step(params, grads)
     state = init_state(jax.tree.map(jnp.copy, params), config)
     state, metrics = train_step(
         state, data, model.bind(), model=model, optim=config.optim, steps=config.steps, accumulate=accumulate

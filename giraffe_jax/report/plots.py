@@ -85,9 +85,7 @@ def chosen(results: Results, table: Table) -> list[str]:
     return [*plain, *best[: MOST - len(plain)]]
 
 
-def _plot(
-    kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "", *, png: bool
-) -> Plot | None:
+def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "", *, png: bool) -> Plot | None:
     name = "-".join(
         part for part in (task, metric, {"perplexity": "length", "retrieval": "length"}.get(kind, kind)) if part
     )

@@ -61,7 +61,7 @@ def test_gradient_is_that_of_finite_differences_in_float64(implementation):
         out, _ = attend((turned_q,), (turned_k,), arrays[2], **settings)
         return jnp.sum(out[0] * jnp.asarray(weights, jnp.float32))
 
-    value, got = jax.value_and_grad(loss)(jnp.asarray(RATIO, jnp.float32))
+    value, got = jax.jit(jax.value_and_grad(loss))(jnp.asarray(RATIO, jnp.float32))
     close(value, by_hand(q, k, v, weights, start * np.exp(RATIO)), ulps=1024)
     step = 1e-5
     want = []

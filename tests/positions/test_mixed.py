@@ -45,6 +45,7 @@ def params():
     return jax.tree_util.tree_map_with_path(lambda path, x: x * 4 if "'q'" in str(path[-2]) else x, tree)
 
 
+@jax.jit
 def nats(params, part, e):
     hidden, _ = Llama(CONFIG).apply({"params": params}, part["tokens"], e, part["segments"])
     nll, _, _ = token_nll(hidden, unembedding(params), part["targets"])

@@ -18,13 +18,6 @@ from giraffe_jax.report import metrics, paired, plots, scores, style, tables
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    directory = fabricate.write(tmp_path_factory.mktemp("experiment"), whole=True)
-    report.write([directory])
-    return directory
-
-
-@pytest.fixture(scope="module")
 def rows(made):
     return list(records.read_rows(made / "results.jsonl"))
 
