@@ -84,7 +84,8 @@ def test_the_key_says_which_and_bfloat16_leaves_it_to_the_backend():
         with jax.default_matmul_precision("float32"):  # what somebody has set by hand does not decide
             for program in programs(model, params):
                 assert set(precisions(program.jaxpr)) == {(want, want)}, keys
-    with pytest.raises(ConfigError, match=r"model\.matmul_precision: got 'tf32'; allowed are 'default', 'high', 'highest'"):
+    message = r"model\.matmul_precision: got 'tf32'; allowed are 'default', 'high', 'highest'"
+    with pytest.raises(ConfigError, match=message):
         build(ModelConfig, MODEL | dict(matmul_precision="tf32"), "model")
 
 
