@@ -80,6 +80,7 @@ def test_an_experiment_that_is_not_begun_part_by_part(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_what_training_adds_to_a_model_is_there_when_its_cells_are_timed(tmp_path):
     learned = [[dict(name="nope"), dict(name="t5")], [dict(name="ssmax")], [dict(name="nope"), dict(name="kerple")]]
     variants = [dict(name=str(i), positions=positions, train=TRAIN) for i, positions in enumerate(learned)]

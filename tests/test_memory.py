@@ -104,7 +104,8 @@ def test_what_each_policy_keeps():
     def kept(remat):
         jaxpr = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(plain()[0], dataclasses.replace(BASE, remat=remat))
         scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan" and e.params["length"] == BASE.num_layers]
-        found = [v.aval for v in scans[0].outvars[scans[0].params["num_carry"] :]]
+        inner = scans[0].params["jaxpr"].out_avals  # what is stacked has an axis more outside; what is carried has not
+        found = [v.aval for v, one in zip(scans[0].outvars, inner, strict=True) if v.aval.ndim > one.ndim]
         return {space: sum(math.prod(a.shape) for a in found if ("Host" in str(a.memory_space)) == (space == "host"))
                 for space in ("host", "device")}  # fmt: skip
 

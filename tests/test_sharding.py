@@ -33,14 +33,20 @@ def loss_and_gradient(config, mesh):
         return float(value), jax.tree.map(np.asarray, gradient)
 
 
-@pytest.mark.parametrize("attention", ["dense", "blockwise"])
-def test_meshes_agree_with_one_device(attention):
+# Rows, features, tokens and heads split at once; each of them alone is slow.
+ALL = MeshConfig(2, 1, 2, 2)
+ALONE = [MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)]
+
+
+@pytest.mark.parametrize(
+    ("attention", "meshes"),
+    [("dense", [ALL]), ("blockwise", [ALL]), pytest.param("blockwise", ALONE, marks=pytest.mark.slow)],
+    ids=["dense", "blockwise", "blockwise, alone"],
+)
+def test_meshes_agree_with_one_device(attention, meshes):
     config = ModelConfig(**SHAPE, original_len=16, attention=attention, block_size=8, remat="full",
                          positions=(dict(name="yarn", factor=2.0),))  # fmt: skip
     want, want_gradient = loss_and_gradient(config, make_mesh(MeshConfig(), jax.devices()[:1]))
-    meshes = [MeshConfig(2, 1, 2, 2)]
-    if attention == "blockwise":
-        meshes += [MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)]
     for sizes in meshes:
         got, gradient = loss_and_gradient(config, make_mesh(sizes))
         close(got, want, what=sizes)

@@ -72,7 +72,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("side by side", "long names")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
 def test_every_word_is_on_the_canvas_and_no_label_over_another(tmp_path, case):
     rows = fabricate.rows(figures=CASES[case])
     (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows))
