@@ -110,7 +110,8 @@ def train_step(
 
         zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
-    updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
+    with model.at_precision():  # Muon multiplies matrices
+        updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
     moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
     lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)

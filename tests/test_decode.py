@@ -100,7 +100,9 @@ def test_stop_ends_a_row_and_is_left_out():
     lm, prompts = make_lm(), [draw(9, 9), draw(14, 10)]
     free = generate(lm, prompts, 10, stop=())
     stop = free[0][4]
-    stopped = generate(lm, prompts, 10, stop=[stop])
+    never = next(token for token in range(lm.config.vocab_size) if all(token not in row for row in free))
+    stopped = generate(lm, prompts, 10, stop=[never, stop])  # any of them ends a row
+    assert stopped == generate(lm, prompts, 10, stop=[stop])
     for a, b in zip(free, stopped, strict=True):
         assert b == (a[: a.index(stop)] if stop in a else a)
     assert [len(row) for row in generate(lm, prompts, 1, stop=())] == [1, 1]

@@ -35,8 +35,9 @@ def precisions(jaxpr):
 
 
 def training(model, params, adapters=None):
-    optim = OptimConfig(lr=1e-3)
-    config = build(TrainConfig, dict(data=dict(sources=[], seq_len=16, batch_size=2), steps=1, lora=adapters))
+    optim = OptimConfig(lr=1e-3, muon_lr=None if adapters else 1e-3)  # Muon multiplies matrices too
+    data = dict(sources=[], seq_len=16, batch_size=2)
+    config = build(TrainConfig, dict(data=data, steps=1, lora=adapters, optim=dict(lr=1e-3, muon_lr=optim.muon_lr)))
     rows = jnp.ones((2, 16), jnp.int32)
     batch = dict(tokens=rows, targets=rows, weights=rows * 1.0, positions=rows * 1.0, segments=rows)
     settings = dict(model=model, optim=optim, steps=1, accumulate=2, adapters=config.lora)

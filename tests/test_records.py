@@ -215,6 +215,14 @@ def test_remote_paths_are_refused_and_not_made_into_folders(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_of_the_old_file_goes_on_reading_the_old_one(tmp_path):
+    path = tmp_path / "f"
+    records.write_atomically(path, "old")
+    with open(path) as reader:
+        records.write_atomically(path, "new, and longer")
+        assert reader.read() == "old" and path.read_text() == "new, and longer"
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     records.write_atomically(tmp_path / "f", "old")
 

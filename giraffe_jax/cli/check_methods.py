@@ -41,8 +41,6 @@ def make_program() -> Any:
 
     from giraffe_jax.model import Llama, ModelConfig
 
-    precision = ModelConfig(**LLAMA).at_precision
-
     def loss(params, inv_freq, e, tokens, attention):
         model = Llama(ModelConfig(attention=attention, **LLAMA))
         hidden, _ = model.apply({"params": params}, tokens, e.replace(inv_freq=inv_freq))
@@ -50,7 +48,7 @@ def make_program() -> Any:
         return jnp.sum(weights * hidden), hidden
 
     def program(params, e, tokens, attention):
-        with precision():
+        with ModelConfig(**LLAMA).at_precision():
             gradient_of = jax.value_and_grad(loss, (0, 1), has_aux=True)
             (_, hidden), gradient = gradient_of(params, e.inv_freq, e, tokens, attention)
         return hidden, gradient

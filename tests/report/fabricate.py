@@ -53,6 +53,7 @@ def manifest():
         "variants": variants,
     }
     model = {"parameters": 590_464, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32}
+    model |= {"dtype": "float32", "precision": "highest"}
     return {
         "config": config,
         "source": {"name": "made-up", "fingerprint": "0123456789abcdef"},

@@ -40,7 +40,8 @@ def test_the_page_shows_parameters_training_and_strips(tmp_path):
     assert table.count("class='strip'") == 12 and table.count("<tr>") == 13
     for text in ("yarn(factor=4)", "power(exponent=0.5)", "RoPE as trained", "50 steps at 1,024 tokens", "4×<"):
         assert text in table
-    for text in ("590,464 parameters", "2 layers", "4 heads × 32", "θ 10,000", "commit abcdef012345", "jax 0.10.2"):
+    for text in ("590,464 parameters", "2 layers", "4 heads × 32", "θ 10,000", "commit abcdef012345", "jax 0.10.2",
+                 "<dt>computed in</dt><dd>float32, matmuls at highest precision</dd>"):  # fmt: skip
         assert text in page
     assert "2000-01-01" in page and "giraffe run experiments/fabricated" in page
 
