@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from giraffe_jax import cpu, positions, sharding
-from giraffe_jax.attention import Implementation, Place, attend, place_of_rows
+from giraffe_jax.attention import Implementation, Place, attend, attend_rows, place_of_rows
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import Encoding, Scaling
 from giraffe_jax.sharding import constrain
@@ -89,6 +89,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     qk_norm: bool = False  # normalise queries and keys of each head before they are rotated
     positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
+    # "auto" takes the fastest that can do it (cudnn or pallas on a GPU); a name that cannot is refused with the reason.
     attention: Implementation = "auto"
     block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
     remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
@@ -265,11 +266,10 @@ class Attention(nn.Module):
         if hasattr(bias, "with_params"):
             bias = bias.with_params(lambda name, init: self.param(name, lambda key: init(key, N)))
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
-        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, local=local, q_place=place)
-        settings |= dict(implementation=c.attention, block_size=c.block_size)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, local=local, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-            out, _ = attend(q_bands, k_bands, v, k_place=place, **settings)
+            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
         if cache is not None:
             cached_k, cached_v, slots, raw = cache
             stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
@@ -281,7 +281,9 @@ class Attention(nn.Module):
                 if raw:
                     k_bands = tuple(positions.rotate(k_bands[0], t.k_cos, t.k_sin) for t in key_tables)
                 filled = place_of_rows(None, cached_k.shape[:2])
-                out, _ = attend(q_bands, k_bands, cached_v.astype(v.dtype), k_place=filled, **settings)
+                settings |= dict(q_place=place, k_place=filled)
+                settings |= dict(implementation="blockwise" if c.attention == "blockwise" else "auto")
+                out, _ = attend(q_bands, k_bands, cached_v.astype(v.dtype), **settings)
             cache = (cached_k, cached_v)
         return Einsum("btnh,nhd->btd", (N, H, D), 2, c, name="o")(out), cache
 

@@ -1,4 +1,7 @@
-"""Attention: `attend`, one function for every backend; positions are already in the rotated queries and keys."""
+"""Attention: `attend_rows` of whole rows by the fastest kernel there is, `attend` of any queries to any keys.
+
+Positions are already in the rotated queries and keys.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,14 +11,14 @@ from jaxtyping import Array, Float
 
 from giraffe_jax.attention.blockwise import blockwise
 from giraffe_jax.attention.dense import MASKED, dense
+from giraffe_jax.attention.engine import DENSE_UP_TO, Implementation, Kernel, attend_rows, choose
 from giraffe_jax.attention.places import Place, place_of_rows
 from giraffe_jax.positions import Band
 
-Implementation = Literal["auto", "dense", "blockwise"]
-
-DENSE_UP_TO = 128  # queries; fewer are no block worth walking
-
-__all__ = ["Implementation", "Place", "attend", "blockwise", "dense", "merge", "place_of_rows"]
+__all__ = [
+    "Implementation", "Kernel", "Place", "attend", "attend_rows", "blockwise", "choose", "dense", "merge",
+    "place_of_rows",
+]  # fmt: skip
 
 
 def attend(
@@ -28,7 +31,7 @@ def attend(
     bands: tuple[Band, ...] = (),
     bias=None,
     local: tuple | None = None,
-    implementation: Implementation = "auto",
+    implementation: Literal["auto", "dense", "blockwise"] = "auto",
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns causal attention with grouped heads, and the log-sum-exp of its logits, by which `merge` joins it to

@@ -1,0 +1,67 @@
+"""Causal attention by cuDNN: one band, every key up to the query's, 16-bit floats.
+
+`jax.nn.dot_product_attention` rounds the log-sum-exp to the queries' dtype and keeps its residuals to itself, so that a
+remat policy cannot name them; the primitives below it do neither. They are private: `missing` says where a JAX has
+others.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+try:
+    from jax._src.cudnn import fused_attention_stablehlo as _jax
+
+    _FORWARD, _BACKWARD = _jax._dot_product_attention_fwd_p_wrapper, _jax._dot_product_attention_bwd_p_wrapper
+    _NAMES = tuple(inspect.signature(_jax._dot_product_attention_fwd_impl).parameters)
+except (ImportError, AttributeError):  # a JAX that has moved them
+    _jax = _FORWARD = _BACKWARD = None  # type: ignore[assignment]
+    _NAMES = ()
+
+@functools.cache
+def missing(head_dim: int) -> str | None:
+    """Returns None where this process can run the kernels on heads of this width, else what it lacks."""
+    if _jax is None or "sliding_window_length" not in _NAMES:
+        return f"jax {jax.__version__} keeps cuDNN's attention elsewhere"
+    try:
+        version = _jax.check_cudnn_version()
+    except Exception as error:
+        return f"no cuDNN ({error})"
+    if version < 8904:
+        return f"cuDNN {version}"
+    if not _jax.check_compute_capability("8.0"):
+        return "a GPU older than Ampere"
+    widest = 256 if _jax.check_compute_capability("9.0") else 128
+    return None if head_dim % 8 == 0 and head_dim <= widest else f"heads of {head_dim}: a multiple of 8 up to {widest}"
+
+
+def forward(
+    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Returns causal attention in the dtype of q, and its log-sum-exp in float32."""
+    out, lse = _FORWARD.bind(q, k, v, *_nothing(q.dtype), **_settings(q), is_training=True)
+    return out, jnp.moveaxis(lse, 1, 2)
+
+
+def backward(q, k, v, out, lse, d_out):
+    """Returns the gradients of q, k and v, given the output's; `lse` has none."""
+    found = _BACKWARD.bind(
+        q, k, v, *_nothing(q.dtype), jnp.moveaxis(lse, 2, 1), out, d_out.astype(q.dtype), **_settings(q)
+    )
+    return tuple(found[:3])
+
+
+def _nothing(dtype) -> tuple:
+    """Bias, lengths, offsets and pages, of which there are none; a primitive's operands are arrays all the same."""
+    return (jnp.zeros(0, dtype),) * 7
+
+
+def _settings(q) -> dict[str, Any]:
+    found: dict[str, Any] = dict(scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, sliding_window_length=None)
+    found |= dict(variadic_args=(False, False), layout=_jax.AttentionLayout.BTNH.value)  # no bias, no gradient of one
+    found |= dict(mask_type=_jax.MaskType.CAUSAL)
+    return found | (dict(score_mod=None) if "score_mod" in _NAMES else {})

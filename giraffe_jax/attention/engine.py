@@ -1,0 +1,221 @@
+"""Attention of whole rows to themselves, by the fastest kernel that can do it: `choose` says which, and why.
+
+All kernels meet in one custom_vjp, which keeps the output and the log-sum-exp under the names that remat policies know.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from giraffe_jax import sharding
+from giraffe_jax.attention import cudnn, ranges
+from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
+from giraffe_jax.attention.dense import dense
+from giraffe_jax.attention.intervals import Interval, intervals
+from giraffe_jax.attention.places import Place
+from giraffe_jax.config import ConfigError
+from giraffe_jax.positions import Band
+
+Implementation = Literal["auto", "dense", "blockwise", "cudnn", "pallas"]
+
+DENSE_UP_TO = 128  # queries; fewer are no block worth walking
+
+
+class Kernel(NamedTuple):
+    """A choice: the implementation's name, and for each that came before it in `auto` why it was passed over."""
+
+    name: str
+    passed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + (f" ({'; '.join(self.passed)})" if self.passed else "")
+
+
+def choose(
+    implementation: Implementation,
+    *,
+    tokens: int,
+    heads: tuple[int, int, int],
+    dtype: Any,
+    bands: tuple[Band, ...] = (),
+    bias: Any = None,
+    local: Any = None,
+    batch: int = 1,
+) -> Kernel:
+    """Returns the implementation of attention over whole rows for the devices that are traced for.
+
+    Args:
+      implementation: one by name, or "auto": the first that can of dense (few tokens), cudnn, pallas and blockwise.
+      tokens, batch: of a row, and rows.
+      heads: query heads, key heads and their width.
+      dtype: of queries, keys and values.
+      bands, bias, local: as in `attend`.
+
+    Raises:
+      ConfigError: an implementation that was asked for by name cannot do it; says why.
+    """
+    about = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias, local=local)
+    if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
+        return Kernel("dense" if implementation == "auto" else implementation)
+    if implementation != "auto":
+        reason = unsupported(implementation, **about)
+        if reason is not None:
+            raise ConfigError(f'model.attention: "{implementation}" cannot: {reason}. "auto" takes one that can.')
+        return Kernel(implementation)
+    if _target()[0] == "cpu":
+        return Kernel("blockwise")
+    passed = []
+    for name in ("cudnn", "pallas"):
+        reason = unsupported(name, **about)
+        if reason is None:
+            return Kernel(name, tuple(passed))
+        passed.append(f"{name}: {reason}")
+    return Kernel("blockwise", tuple(passed))
+
+
+def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> str | None:
+    """Returns None where a kernel can do it, else the reason."""
+    platform, mesh = _target()
+    num_heads, num_kv_heads, head_dim = heads
+    if platform != "gpu" and not (name == "pallas" and INTERPRET):
+        return f"made for NVIDIA GPUs, not for {platform}"
+    if bias is not None:
+        return "a bias on logits"
+    if any(band.mask is not None for band in bands):
+        return "a band with a mask of its own"
+    if mesh is not None:
+        rows = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("batch"))
+        parts = mesh.shape["tensor"]
+        if mesh.shape["context"] > 1:
+            return "tokens of a row on several devices (mesh.context)"
+        if batch % rows or num_heads % parts or num_kv_heads % parts:
+            return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
+    if name == "pallas":
+        return None if head_dim <= 256 else f"heads of {head_dim}; at most 256"
+    if dtype.itemsize != 2:
+        return f"{dtype.name}; it takes 16-bit floats"
+    if len(bands) > 1 or local is not None:
+        return f"{len(bands)} bands" if local is None else "a window or chunks"
+    if bands:
+        return "a band"
+    return cudnn.missing(head_dim)
+
+
+INTERPRET = False  # tests run the Pallas kernels on a CPU
+
+
+def _target() -> tuple[str, Any]:
+    """Returns the platform that is traced for, and the mesh where it has several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    platform = "gpu" if platform in ("cuda", "gpu") else platform
+    return platform, None if mesh.empty or mesh.size == 1 else mesh
+
+
+def attend_rows(
+    q: tuple[Float[Array, "B T N H"], ...],
+    k: tuple[Float[Array, "B T K H"], ...],
+    v: Float[Array, "B T K H"],
+    *,
+    place: Place,
+    bands: tuple[Band, ...] = (),
+    bias: Any = None,
+    local: tuple | None = None,
+    implementation: Implementation = "auto",
+    block_size: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Returns causal attention of whole rows to themselves; arguments as in `attend`.
+
+    Args:
+      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document.
+
+    Raises:
+      ConfigError: see `choose`.
+    """
+    batch, tokens, num_heads, head_dim = q[0].shape
+    kernel = choose(
+        implementation, tokens=tokens, heads=(num_heads, v.shape[2], head_dim), dtype=v.dtype, bands=bands, bias=bias,
+        local=local, batch=batch,
+    ).name  # fmt: skip
+    if kernel in ("dense", "blockwise"):
+        about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias, local=local)
+        run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
+        return run(q, k, v, **about)[0]
+    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands, local))
+    return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(kernel, q, k, v, place, seen):
+    return _forward(kernel, q, k, v, place, seen)[0]
+
+
+def _rows_forward(kernel, q, k, v, place, seen):
+    out, lse = _forward(kernel, q, k, v, place, seen)
+    out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
+    return out, (q, k, v, place, seen, out, lse)
+
+
+def _rows_backward(kernel, saved, d_out):
+    q, k, v, place, seen, out, lse = saved
+    d_q, d_k, d_v = _over_devices(functools.partial(_backward_here, kernel), q, k, v, place, seen, out, lse, d_out)
+    return d_q, d_k, d_v, None, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _forward(kernel, q, k, v, place, seen):
+    return _over_devices(functools.partial(_forward_here, kernel), q, k, v, place, seen)
+
+
+def _forward_here(kernel, q, k, v, place, seen):
+    tile = ranges.tiles(v.dtype, v.shape[-1]).forward
+
+    def by_ranges():
+        return ranges.forward(q, k, v, seen, tile=tile, interpret=INTERPRET)
+
+    if kernel == "pallas":
+        return by_ranges()
+    # cuDNN's causal kernel is the faster one, and knows no documents.
+    return lax.cond(_one_document(place), lambda: cudnn.forward(q[0], k[0], v), by_ranges)
+
+
+def _backward_here(kernel, q, k, v, place, seen, out, lse, d_out):
+    tiles = ranges.tiles(v.dtype, v.shape[-1])
+
+    def by_ranges():
+        dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+        return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET)
+
+    def by_cudnn():
+        d_q, d_k, d_v = cudnn.backward(q[0], k[0], v, out, lse, d_out)
+        return (d_q,), (d_k,), d_v
+
+    return by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
+
+
+def _one_document(place: Place):
+    return jnp.all(place.start == 0)
+
+
+def _over_devices(function, q, k, v, place: Place, seen: Interval, *more):
+    """Returns the function of each device's rows and heads: a kernel is opaque to the compiler that shards the rest.
+
+    `more`: the output, the log-sum-exp and the output's gradient.
+    """
+    mesh = _target()[1]
+    if mesh is None:
+        return function(q, k, v, place, seen, *more)
+    batch = sharding.RULES["batch"]
+    heads, per_row = PartitionSpec(batch, None, "tensor"), PartitionSpec(batch)
+    specs = (heads, heads, heads, per_row, PartitionSpec(None, batch), *[heads] * len(more))
+    return jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, place, seen, *more)

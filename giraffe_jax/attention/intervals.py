@@ -1,0 +1,84 @@
+"""Intervals: the keys that each query sees in a band, as one run of indices in the row.
+
+Causality, documents, bands, windows and chunks all cut a row's keys to a run, and along a row neither end of it ever
+goes back. So a block of queries sees one run of blocks of keys and a block of keys is seen by one run of blocks of
+queries, whatever the method: that is all a kernel has to know to skip what is not seen.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from giraffe_jax.attention.places import Place
+from giraffe_jax.positions import CAUSAL, Band
+from giraffe_jax.positions.encoding import whole
+
+
+class Interval(NamedTuple):
+    """Indices low <= key < high in the row, int32 [n B T] of n bands; both ends never decrease along T."""
+
+    low: Any
+    high: Any
+
+
+class Runs(NamedTuple):
+    """Runs of blocks, int32 [n B M]: [start, stop) holds a pair that is seen; [full_start, full_stop), part of it or
+    empty, only such pairs."""
+
+    start: Any
+    stop: Any
+    full_start: Any
+    full_stop: Any
+
+
+def intervals(place: Place, bands: tuple[Band, ...], local: tuple | None) -> Interval:
+    """Returns what the queries of whole rows see of these rows' keys, in each band.
+
+    Args:
+      place: of the rows' tokens, from `place_of_rows`: each run of equal segments is a document.
+      bands, local: as in `attend`; a band's `mask` is no interval and is left out.
+    """
+    i = place.within
+    floor, ceiling = jnp.zeros_like(i), i + 1
+    if local is not None:
+        window, chunk = map(whole, local)
+        floor = jnp.maximum(floor, jnp.maximum(i - window + 1, i // chunk * chunk))
+    lows, highs = [], []
+    for band in bands or (CAUSAL,):
+        size, keys = whole(band.chunk), whole(band.keys)
+        # In chunks: a band's limits may be 2^30, whose product with a chunk's size would overflow.
+        most, chunk = jnp.int32(2**30) // size, i // size
+        first = jnp.maximum(chunk - jnp.minimum(whole(band.high), most) + 1, 0) * size
+        behind = jnp.clip(chunk - jnp.minimum(whole(band.low), most) + 1, 0, chunk + 1) * size
+        low = jnp.minimum(jnp.maximum(floor, first), ceiling)
+        lows.append(place.start + low)
+        highs.append(place.start + jnp.maximum(low, jnp.minimum(jnp.minimum(ceiling, behind), keys)))
+    return Interval(jnp.stack(lows), jnp.stack(highs))
+
+
+def runs_of_keys(seen: Interval, q_block: int, k_block: int) -> Runs:
+    """Returns the blocks of keys that each block of queries sees; T is a multiple of `q_block`."""
+    low, high = (x.reshape(*x.shape[:-1], -1, q_block) for x in seen)
+    start, stop = low[..., 0] // k_block, -(-high[..., -1] // k_block)
+    return _runs(start, stop, -(-low[..., -1] // k_block), high[..., 0] // k_block)
+
+
+def runs_of_queries(seen: Interval, num_keys: int, q_block: int, k_block: int) -> Runs:
+    """Returns the blocks of queries that see each block of keys; both numbers of tokens are multiples of theirs."""
+    first = jnp.arange(0, num_keys, k_block, dtype=jnp.int32)
+
+    def count(ends, of, side):  # queries whose interval ends (or begins) before a key
+        find = jax.vmap(jax.vmap(lambda x: jnp.searchsorted(x, of, side=side)))
+        return find(ends).astype(jnp.int32)
+
+    start = count(seen.high, first, "right") // q_block
+    stop = -(-count(seen.low, first + k_block, "left") // q_block)
+    full_start = -(-count(seen.high, first + k_block, "left") // q_block)
+    return _runs(start, stop, full_start, count(seen.low, first, "right") // q_block)
+
+
+def _runs(start, stop, full_start, full_stop) -> Runs:
+    stop = jnp.maximum(start, stop)
+    empty = full_stop <= full_start
+    return Runs(start, stop, jnp.where(empty, start, full_start), jnp.where(empty, start, full_stop))
