@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array
 
 from giraffe_jax import checkpoint, lora, sharding
+from giraffe_jax.attention.engine import described
 from giraffe_jax.config import Bound, ConfigError, build, check_fields, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.decode import LM
@@ -308,6 +309,8 @@ def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, wo
     counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, moving)]
     step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
+    with jax.set_mesh(mesh):
+        kernel = described(model, batch=rows // config.accumulate, tokens=tokens)
     devices = mesh.devices.flat[0].device_kind
     begin = "the start" if step == 0 else f"checkpoint {step}"
     left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
@@ -317,6 +320,7 @@ def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, wo
         "source": f"{config.source or 'random weights'}, {counts[0]:,} parameters, {counts[1]:,} of them trained, "
         f"computed in {model.dtype}, matmuls at {model.precision} precision",
         "positions": f"{methods}, trained to {model.original_len:,} before",
+        "attention": kernel,
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
         "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
         + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),

@@ -22,6 +22,7 @@ except (ImportError, AttributeError):  # a JAX that has moved them
     _jax = _FORWARD = _BACKWARD = None  # type: ignore[assignment]
     _NAMES = ()
 
+
 @functools.cache
 def missing(head_dim: int) -> str | None:
     """Returns None where this process can run the kernels on heads of this width, else what it lacks."""

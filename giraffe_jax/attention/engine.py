@@ -108,6 +108,24 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> s
     return cudnn.missing(head_dim)
 
 
+def described(model: Any, *, batch: int, tokens: int) -> str:
+    """Returns what a model's attention over rows runs by, such as "pallas, 2 bands (cudnn: 2 bands)".
+
+    Args:
+      model: a ModelConfig.
+      batch, tokens: rows of a forward pass and their tokens.
+    """
+    e = jax.eval_shape(lambda: model.bind().at(jnp.zeros((1, 2)), key=jax.random.key(0)))
+    local = None if e.window is None and e.chunk is None else ()
+    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
+    about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads, dtype=model.dtype)
+    kernel = choose(model.attention, bands=e.bands, bias=e.bias, local=local, **about)
+    bands = max(1, len(e.bands))
+    name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
+    name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
+    return name + (f" ({'; '.join(kernel.passed)})" if kernel.passed else "")
+
+
 INTERPRET = False  # tests run the Pallas kernels on a CPU
 
 

@@ -49,8 +49,9 @@ def intervals(place: Place, bands: tuple[Band, ...], local: tuple | None) -> Int
         size, keys = whole(band.chunk), whole(band.keys)
         # In chunks: a band's limits may be 2^30, whose product with a chunk's size would overflow.
         most, chunk = jnp.int32(2**30) // size, i // size
-        first = jnp.maximum(chunk - jnp.minimum(whole(band.high), most) + 1, 0) * size
-        behind = jnp.clip(chunk - jnp.minimum(whole(band.low), most) + 1, 0, chunk + 1) * size
+        low_limit, high_limit = (jnp.clip(whole(x), -most, most) for x in (band.low, band.high))
+        first = jnp.maximum(chunk - high_limit + 1, 0) * size
+        behind = jnp.clip(chunk - low_limit + 1, 0, chunk + 1) * size
         low = jnp.minimum(jnp.maximum(floor, first), ceiling)
         lows.append(place.start + low)
         highs.append(place.start + jnp.maximum(low, jnp.minimum(jnp.minimum(ceiling, behind), keys)))

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from giraffe_jax.attention.dense import MASKED
-from giraffe_jax.attention.intervals import Interval, Runs, runs_of_keys, runs_of_queries
+from giraffe_jax.attention.intervals import Interval, runs_of_keys, runs_of_queries
 
 LOG2_E = math.log2(math.e)
 
@@ -46,7 +46,7 @@ def tiles(dtype: Any, head_dim: int) -> Tiles:
     if head_dim > 128:
         return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2))
     if head_dim > 64:
-        return Tiles(Tile(128, 64, 8, 4), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
+        return Tiles(Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
     return Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
 
 

@@ -3,6 +3,7 @@
   giraffe check resume       kill -9 at random moments of a run, saves included: every loss identical, bit for bit
   giraffe check sharding     loss and gradient on one device and on meshes of eight: equal
   giraffe check methods      every position method: decoding equals prefill, blockwise attention equals dense
+  giraffe check kernels      which attention kernel each method gets on this machine, and that it equals dense attention
   giraffe check hf DIR       a Hugging Face directory here and in transformers: the same logits
   giraffe check frequencies  our frequencies equal transformers', over a grid of models, lengths and factors
 
@@ -21,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from giraffe_jax.cli import check_frequencies, check_hf, check_methods, configs
+from giraffe_jax.cli import check_frequencies, check_hf, check_kernels, check_methods, configs
 
 # A run of a few seconds whose saves take a good part of the time, so that kills hit them too.
 RESUME_CONFIG = """
@@ -61,13 +62,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     methods = what.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
     methods.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
+    kernels = what.add_parser("kernels", help="attention as it runs here", description=check_kernels.__doc__)
+    kernels.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
+    kernels.add_argument("--dtype", choices=tuple(check_kernels.ALLOWED), default="bfloat16")
+    kernels.add_argument("--tokens", type=configs.number(int, 2, high=2**13), default=700, help="of a row (700)")
     check_hf.arguments(what.add_parser("hf", help="logits of transformers", description=check_hf.__doc__))
     what.add_parser("frequencies", help="those of transformers", description=check_frequencies.__doc__)
 
 
 def run(args: argparse.Namespace) -> int:
     proofs = dict(resume=resume, sharding=sharding, methods=check_methods.run, hf=check_hf.run)
-    proofs |= dict(frequencies=check_frequencies.run)
+    proofs |= dict(frequencies=check_frequencies.run, kernels=check_kernels.run)
     return proofs[args.what](args)
 
 

@@ -1,0 +1,110 @@
+"""Run the attention of every method's example by the kernel that `model.attention="auto"` takes for it on this machine.
+
+Printed are which kernel that is, why faster ones were passed over, and by how much its output and gradients differ from
+dense attention in float32: relative norms, for rows of one document and of three.
+"""
+
+import argparse
+import importlib
+from typing import Any
+
+BATCH, HEADS = 2, (4, 2, 64)  # rows; query heads, key heads, their width
+ALLOWED = {"bfloat16": (5e-3, 1e-2), "float32": (1e-5, 1e-5)}  # of the output and of the gradients
+
+
+def run(args: argparse.Namespace) -> int:
+    from giraffe_jax.positions import lookup, names
+
+    chosen = args.names or names()
+    for name in chosen:
+        lookup(name, "check kernels")
+    width, worst = max(map(len, chosen)), [0.0, 0.0]
+    print(f"{'':<{width}}  {'documents':>9}  {'output':>7}  {'gradients':>9}  kernel")
+    program = make_program()
+    for name in chosen:
+        for documents in (1, 3):
+            kernel, *found = differences(name, args.tokens, args.dtype, documents, program)
+            worst = [max(pair) for pair in zip(worst, found, strict=True)]
+            print(f"{name:<{width}}  {documents:>9}  {found[0]:7.1e}  {found[1]:9.1e}  {kernel}", flush=True)
+    allowed = ALLOWED[args.dtype]
+    print(f"\nlargest of {len(chosen)} methods: output {worst[0]:.1e}, allowed {allowed[0]:.0e}; gradients "
+          f"{worst[1]:.1e}, allowed {allowed[1]:.0e}")  # fmt: skip
+    return 0 if all(w <= a for w, a in zip(worst, allowed, strict=True)) else 1
+
+
+def make_program() -> Any:
+    """Returns program(q, k, v, d_out, place, bands, bias, local, implementation) -> (output, gradients), compiled once
+    for all methods that differ in numbers alone."""
+    import jax
+
+    from giraffe_jax.attention import attend_rows
+
+    def program(q, k, v, d_out, place, bands, bias, local, implementation):
+        def attention(q, k, v):
+            settings = dict(place=place, bands=bands, bias=bias, local=local)
+            return attend_rows(q, k, v, implementation=implementation, **settings)
+
+        with jax.default_matmul_precision("highest"):
+            out, pull = jax.vjp(attention, q, k, v)
+            return out, pull(d_out)
+
+    return jax.jit(program, static_argnums=8)
+
+
+def differences(name: str, tokens: int, dtype: str, documents: int, program: Any) -> tuple[str, float, float]:
+    """Returns the kernel of a method's example and why it was taken, and the relative norm of what its output differs
+    by from dense attention's in float32, and of what its gradients do, the largest of them."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from giraffe_jax import positions
+    from giraffe_jax.attention import choose, place_of_rows
+
+    example = _wider(importlib.import_module(f"giraffe_jax.positions.methods.{name}").EXAMPLE)
+    size = -(-tokens // documents)
+    segments = np.broadcast_to(np.arange(tokens) // size + 1, (BATCH, tokens)).astype(np.int32)
+    num_heads, num_kv_heads, head_dim = HEADS
+    shape: dict[str, Any] = dict(head_dim=head_dim, theta=1e4, original_len=max(tokens // 2, 2), num_layers=1)
+    e = positions.bind([dict(name=name, **example)], **shape)
+    e = e.at(np.arange(tokens)[None] % size * jnp.ones((BATCH, 1)), key=jax.random.key(2))
+    bias, local = e.bias, None
+    if hasattr(bias, "with_params"):
+        bias = bias.with_params(lambda name, init: init(jax.random.key(3), num_heads))
+    if e.window is not None or e.chunk is not None:
+        sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
+        local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)
+    draws = (jax.random.normal(key, (BATCH, tokens, n, head_dim)) for key, n in zip(keys, heads, strict=True))
+    q, k, v, d_out = (x.astype(dtype) for x in draws)
+    tables = [jax.tree.map(lambda x: x[0] if x.ndim == 4 else x, t) for t in positions.rotations(e)]
+    bands_q = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
+    bands_k = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
+    about = dict(bands=e.bands, bias=bias, local=local)
+    kernel = choose("auto", tokens=tokens, batch=BATCH, heads=HEADS, dtype=dtype, **about)
+    place = place_of_rows(jnp.asarray(segments), (BATCH, tokens))
+    inputs = (bands_q, bands_k, v, d_out)
+    found = program(*inputs, place, *about.values(), "auto")
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), inputs)
+    want = program(*exact, place, *about.values(), "dense")
+    out, *gradients = (_apart(*pair) for pair in zip(*map(jax.tree.leaves, (found, want)), strict=True))
+    return str(kernel), out, max(gradients)
+
+
+def _wider(example: Any) -> Any:
+    """Returns an example, which is of heads of 8 numbers, for heads of HEADS: each number of four planes repeated."""
+    if isinstance(example, dict):
+        return {key: _wider(value) for key, value in example.items()}
+    if not isinstance(example, list | tuple):
+        return example
+    if len(example) == 4 and all(isinstance(x, int | float) for x in example):
+        return [x for x in example for _ in range(HEADS[2] // 8)]
+    return [_wider(value) for value in example]
+
+
+def _apart(found: Any, want: Any) -> float:
+    import numpy as np
+
+    found, want = (np.asarray(x, np.float64) for x in (found, want))
+    return float(np.linalg.norm(found - want) / max(np.linalg.norm(want), 1e-30))
