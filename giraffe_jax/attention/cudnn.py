@@ -6,6 +6,7 @@ others.
 """
 
 import functools
+import importlib
 import inspect
 from typing import Any
 
@@ -13,20 +14,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+_jax: Any = None
+_FORWARD: Any = None
+_BACKWARD: Any = None
+_NAMES: tuple[str, ...] = ()
 try:
-    from jax._src.cudnn import fused_attention_stablehlo as _jax
-
+    _jax = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     _FORWARD, _BACKWARD = _jax._dot_product_attention_fwd_p_wrapper, _jax._dot_product_attention_bwd_p_wrapper
     _NAMES = tuple(inspect.signature(_jax._dot_product_attention_fwd_impl).parameters)
-except (ImportError, AttributeError):  # a JAX that has moved them
-    _jax = _FORWARD = _BACKWARD = None  # type: ignore[assignment]
-    _NAMES = ()
+except (ImportError, AttributeError):  # a JAX that has moved them: `missing` says so
+    pass
 
 
 @functools.cache
 def missing(head_dim: int) -> str | None:
     """Returns None where this process can run the kernels on heads of this width, else what it lacks."""
-    if _jax is None or "sliding_window_length" not in _NAMES:
+    if "sliding_window_length" not in _NAMES:
         return f"jax {jax.__version__} keeps cuDNN's attention elsewhere"
     try:
         version = _jax.check_cudnn_version()

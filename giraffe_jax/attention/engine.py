@@ -61,7 +61,7 @@ def choose(
     Raises:
       ConfigError: an implementation that was asked for by name cannot do it; says why.
     """
-    about = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias, local=local)
     if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
         return Kernel("dense" if implementation == "auto" else implementation)
     if implementation != "auto":

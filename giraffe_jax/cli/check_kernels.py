@@ -81,7 +81,7 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
     tables = [jax.tree.map(lambda x: x[0] if x.ndim == 4 else x, t) for t in positions.rotations(e)]
     bands_q = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
     bands_k = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-    about = dict(bands=e.bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(bands=e.bands, bias=bias, local=local)
     kernel = choose("auto", tokens=tokens, batch=BATCH, heads=HEADS, dtype=dtype, **about)
     place = place_of_rows(jnp.asarray(segments), (BATCH, tokens))
     inputs = (bands_q, bands_k, v, d_out)

@@ -16,8 +16,8 @@ runs_of_keys = jax.jit(module.runs_of_keys, static_argnums=(1, 2))
 runs_of_queries = jax.jit(module.runs_of_queries, static_argnums=(1, 2, 3))
 
 T = 48
-DOCUMENTS = [[48], [20, 28], [1, 5, 30, 12]]
-BANDS = {
+DOCUMENTS: list[list[int]] = [[48], [20, 28], [1, 5, 30, 12]]
+BANDS: dict[str, tuple[Band, ...]] = {
     "none": (),
     "near, far": (Band(high=7), Band(low=7)),
     "sinks": (Band(high=7), Band(low=7, keys=3)),
@@ -84,7 +84,7 @@ def test_runs_hold_every_pair_and_full_ones_only_pairs(name, q_block, k_block):
                 (of_queries, blocks.any((2, 3)).T, blocks.all((2, 3)).T),
             ):
                 start, stop, full_start, full_stop = (x[n, 0][:, None] for x in runs)
-                at = np.arange(some.shape[1])
+                at = np.arange(some.shape[-1])
                 assert (some <= ((start <= at) & (at < stop))).all()
                 assert (((full_start <= at) & (at < full_stop)) == every).all()
                 assert ((start <= full_start) & (full_start <= full_stop) & (full_stop <= stop)).all()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from tests.close import close
 B, T, N, K, H = 2, 75, 4, 2, 24  # neither a multiple of a block nor a power of two
 TILE = ranges.Tile(32, 16, 4, 1)
 SEGMENTS = jnp.asarray([[1] * 40 + [2] * 35, [1] * 5 + [2] * 60 + [0] * 10], jnp.int32)
-BANDS = {
+BANDS: dict[str, tuple[Band, ...]] = {
     "causal": (),
     "near, far": (Band(high=11), Band(low=11)),
     "sinks": (Band(high=11), Band(low=11, keys=3)),
@@ -92,7 +93,7 @@ def card(monkeypatch):
     monkeypatch.setattr(engine.cudnn, "missing", lambda head_dim: None)
 
 
-SHAPE = dict(tokens=512, heads=(4, 2, 64), dtype="bfloat16")
+SHAPE: dict[str, Any] = dict(tokens=512, heads=(4, 2, 64), dtype="bfloat16")
 
 
 def test_what_is_chosen_and_why(card):
