@@ -84,7 +84,7 @@ def test_runs_hold_every_pair_and_full_ones_only_pairs(name, q_block, k_block):
                 (of_queries, blocks.any((2, 3)).T, blocks.all((2, 3)).T),
             ):
                 start, stop, full_start, full_stop = (x[n, 0][:, None] for x in runs)
-                at = np.arange(some.shape[-1])
+                at = np.arange(len(some[0]))
                 assert (some <= ((start <= at) & (at < stop))).all()
                 assert (((full_start <= at) & (at < full_stop)) == every).all()
                 assert ((start <= full_start) & (full_start <= full_stop) & (full_stop <= stop)).all()
