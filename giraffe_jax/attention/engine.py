@@ -98,7 +98,7 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> s
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
     if name == "pallas":
-        return None if head_dim <= 256 else f"heads of {head_dim}; at most 256"
+        return None if head_dim <= ranges.WIDEST else f"heads of {head_dim}; at most {ranges.WIDEST}"
     if dtype.itemsize != 2:
         return f"{dtype.name}; it takes 16-bit floats"
     if len(bands) > 1 or local is not None:
@@ -196,7 +196,7 @@ def _forward(kernel, q, k, v, place, seen):
 
 
 def _forward_here(kernel, q, k, v, place, seen):
-    tile = ranges.tiles(v.dtype, v.shape[-1]).forward
+    tile = _tiles(v).forward
 
     def by_ranges():
         return ranges.forward(q, k, v, seen, tile=tile, interpret=INTERPRET)
@@ -208,7 +208,7 @@ def _forward_here(kernel, q, k, v, place, seen):
 
 
 def _backward_here(kernel, q, k, v, place, seen, out, lse, d_out):
-    tiles = ranges.tiles(v.dtype, v.shape[-1])
+    tiles = _tiles(v)
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
@@ -219,6 +219,11 @@ def _backward_here(kernel, q, k, v, place, seen, out, lse, d_out):
         return (d_q,), (d_k,), d_v
 
     return by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
+
+
+def _tiles(v) -> ranges.Tiles:
+    capability = getattr(jax.devices()[0], "compute_capability", "9.0")
+    return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"))
 
 
 def _one_document(place: Place):

@@ -20,6 +20,7 @@ from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.intervals import Interval, runs_of_keys, runs_of_queries
 
 LOG2_E = math.log2(math.e)
+WIDEST = 128  # head; wider ones have no tiles that were run
 
 
 class Tile(NamedTuple):
@@ -39,12 +40,19 @@ class Tiles(NamedTuple):
     d_kv: Tile
 
 
-def tiles(dtype: Any, head_dim: int) -> Tiles:
-    """Returns the tiles that were fastest on an H100 (LOG.md), smaller where numbers are larger."""
+def tiles(dtype: Any, head_dim: int, *, large: bool = True) -> Tiles:
+    """Returns the tiles of each kernel: on an H100 the fastest that were tried (LOG.md).
+
+    Args:
+      dtype: of queries, keys and values.
+      head_dim: their width, up to WIDEST.
+      large: whether a multiprocessor has more than 200 KiB of shared memory, as in an H100 or B200. The tiles for
+        others fit in 96 KiB; they have not been run on such a card.
+    """
     if jnp.dtype(dtype).itemsize > 2:  # products without matrix units are unrolled: larger tiles compile for minutes
         return Tiles(*[Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 2)] * 3)
-    if head_dim > 128:
-        return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2))
+    if not large:
+        return Tiles(*[Tile(64, 32, 4, 2)] * 2, Tile(32, 64, 4, 2))
     if head_dim > 64:
         return Tiles(Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
     return Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
