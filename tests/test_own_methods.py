@@ -13,7 +13,7 @@ from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.positions import check, frequencies
-from giraffe_jax.positions.own import same, sources
+from giraffe_jax.positions.code import same, sources
 
 METHOD = '''
 """Wavelet: planes slower by a power of a factor that grows with their wavelength."""
