@@ -86,10 +86,9 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
     Raises:
       ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
     """
-    file, done = workdir / MANIFEST, finished(workdir / RESULTS)
-    old = _read(file) if file.is_file() else {}
+    old = _read(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
     about = _identify(config, tasks, old, workdir)
-    had = _before(old, done)
+    had = _before(old, finished(workdir / RESULTS))
     now = contents(config, tasks, trainings, had.contents)
     about["source"]["fingerprint"] = records.digest(now.source)
 

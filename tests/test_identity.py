@@ -34,7 +34,8 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr("giraffe_jax.loading.load", fakes.load)
     monkeypatch.setattr("giraffe_jax.train.train", fakes.train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", fakes.evaluate)
-    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
+    monkeypatch.setattr("giraffe_jax.report.write", lambda directories, out: Path(out) / "report.html")
+    monkeypatch.setattr("giraffe_jax.report.main_tables", lambda results: "")
     yield fakes
     walk.forget()
 
@@ -65,7 +66,12 @@ def slowest(outcome, variant):
 
 RAMPS = {"ramp", "trained"}
 EDITS = {  # what is edited -> what a run says of it, the cells that are measured again, the trainings
-    "own method": (("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n"), "code walk_ramp.py", every(RAMPS), ["trained"]),
+    "own method": (
+        ("walk_ramp.py", "** slope(e)", "** (2 * slope(e))"),
+        "code walk_ramp.py",
+        every(RAMPS),
+        ["trained"],
+    ),
     "import": (("walk_slopes.py", "planes[-1]", "planes[-2]"), "code walk_slopes.py", every(RAMPS), ["trained"]),
     "read with": (("walk_other.py", "/ 3", "/ 5"), "code walk_other.py", every({"other", "trained plain"}), []),
     "document": (("books/a.txt", "One", "A"), "document books/a.txt", every(tasks=["perplexity"]), []),
@@ -76,7 +82,7 @@ EDITS = {  # what is edited -> what a run says of it, the cells that are measure
         ("corpus/train.txt", "Text", "Words"),
         "training data corpus",
         every({"trained", "trained plain"}),
-        ["trained", "trained-plain"],
+        ["trained", "trained plain"],
     ),
 }
 
@@ -145,7 +151,7 @@ def test_a_higher_version_of_a_tasks_code_measures_that_task_again(world, monkey
 def test_the_walk_edit_run_add_a_variant_compare(world):
     """A ramp is edited and the run repeated; then a variant is added. Before, the old numbers stood there, unnamed."""
     first, _, _ = run(world)
-    edit("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n")
+    edit("walk_ramp.py", "** slope(e)", "** (2 * slope(e))")
     outcome, said, _ = run(world)
     assert slowest(first, "ramp") != slowest(outcome, "ramp") and slowest(first, "other") == slowest(outcome, "other")
     assert any("code walk_ramp.py" in line for line in said)
@@ -157,9 +163,9 @@ def test_the_walk_edit_run_add_a_variant_compare(world):
 
 def test_what_is_put_back_has_its_rows_again(world):
     first, _, _ = run(world)
-    edit("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n")
+    edit("walk_ramp.py", "** slope(e)", "** (2 * slope(e))")
     run(world)
-    edit("walk_ramp.py", "(2 * slope(e))\n", "slope(e)\n")
+    edit("walk_ramp.py", "** (2 * slope(e))", "** slope(e)")
     outcome, said, measured = run(world)
     assert not measured and slowest(outcome, "ramp") == slowest(first, "ramp")
     assert any("code walk_ramp.py" in line and "have been measured with it before" in line for line in said)
@@ -167,7 +173,7 @@ def test_what_is_put_back_has_its_rows_again(world):
 
 def test_kept_rows_count_and_are_marked(world):
     first, _, _ = run(world)
-    edit("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n")
+    edit("walk_ramp.py", "** slope(e)", "** (2 * slope(e))")
     longer = [dict(task, lengths=[*task["lengths"], 256]) if task["name"] == "passkey" else task for task in walk.TASKS]
     outcome, said, measured = run(world, keep=True, tasks=longer)
     assert measured == {(v, "passkey", 256) for v in ALL}
@@ -203,7 +209,7 @@ def test_the_workdir_has_the_texts_of_own_methods_by_digest(world):
 def test_kept_variants_have_the_sources_of_their_rows(world):
     run(world)
     then = json.loads(Path("run/experiment.json").read_text())["sources"]
-    edit("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n")
+    edit("walk_ramp.py", "** slope(e)", "** (2 * slope(e))")
     run(world, keep=True)
     assert json.loads(Path("run/experiment.json").read_text())["sources"] == then
 
@@ -214,7 +220,8 @@ def test_a_dry_run_says_the_same_and_writes_nothing(world, monkeypatch):
     run(world)
     edit("walk_other.py", "/ 3", "/ 5")
     files = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
-    monkeypatch.setattr(estimate, "_measurements", lambda *_: [])
+    for part in ("_measurements", "_trainings"):
+        monkeypatch.setattr(estimate, part, lambda *_: [])
     for keep, finished in ((False, 12), (True, 20)):
         walk.forget()
         said = []
@@ -267,7 +274,7 @@ def test_rows_that_an_older_process_adds_meanwhile_do_not_count(world):
     """A process that began before an edit goes on with what it had; its rows are of keys that nobody asks for."""
     run(world)
     before = Path("run/results.jsonl").read_bytes()
-    edit("walk_ramp.py", "slope(e)\n", "(2 * slope(e))\n")
+    edit("walk_ramp.py", "** slope(e)", "** (2 * slope(e))")
     outcome, _, _ = run(world)
     with open("run/results.jsonl", "ab") as file:
         file.write(before)
@@ -289,7 +296,7 @@ def f(x, /, y=2, *, z):
 
 def test_digests_of_code_are_the_same_on_every_machine_and_python():
     """The digits are those of Python 3.11; syntax trees, and what ast.dump shows of them, differ between Pythons."""
-    assert code_digest(TEXT) == code_digest(TEXT.replace("\n", "\r\n")) == "?"
+    assert code_digest(TEXT) == code_digest(TEXT.replace("\n", "\r\n")) == "e3cbecea47cce839"
     assert code_digest(TEXT) != code_digest(TEXT.replace("2.5", "2.25"))
 
 
