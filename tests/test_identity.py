@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from giraffe_jax import evals, experiment, records, report
+from giraffe_jax import evals, experiment, identity, records, report
 from giraffe_jax.config import build
 from giraffe_jax.decode import LM
+from giraffe_jax.evals import cases
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import code_digest
+from giraffe_jax.train import TrainConfig
 from tests import walk
 
 OLDER = Path(__file__).parent / "older"
@@ -279,6 +281,56 @@ def test_rows_that_an_older_process_adds_meanwhile_do_not_count(world):
     with open("run/results.jsonl", "ab") as file:
         file.write(before)
     assert {bare(row) for row in report.read(["run"]).rows} == {bare(row) for row in outcome.results.rows}
+
+
+REAL = """
+from giraffe_jax.positions import Encoding
+
+
+def slower(e: Encoding) -> Encoding:
+    return e.replace(inv_freq=e.inv_freq / 1.5)
+"""
+
+
+def test_numbers_of_a_model_follow_an_edit(tmp_path, monkeypatch):
+    """The same with nothing faked: what a workdir says after an edit is what a new one says."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
+    task = dict(name="lines", lengths=[48], n=3, style="compact")
+    variants = [dict(name="plain"), dict(name="slower", positions=[dict(name="walk_real.slower")])]
+    settings = dict(name="real", source="giraffe-mini", variants=variants, tasks=[task])
+
+    def losses(where):
+        sys.modules.pop("walk_real", None)
+        rows = experiment.run(settings, tmp_path / where, say=lambda line: None).results.rows
+        return {(row["variant"], row["example"]): row["metrics"]["answer_nll"] for row in rows}
+
+    (tmp_path / "walk_real.py").write_text(REAL)
+    before = losses("run")
+    (tmp_path / "walk_real.py").write_text(REAL.replace("1.5", "2.5"))
+    after, fresh = losses("run"), losses("fresh")
+    assert after == fresh and len(after) == 6
+    assert {key for key in after if after[key] != before[key]} == {("slower", i) for i in range(3)}
+
+
+def test_a_task_depends_on_the_model_that_picks_its_tokens(world):
+    keys = dict(lengths=[128], documents=["books"], evaluator="weights", window=32)
+    task = evals.build(dict(name="longppl") | keys)
+    before = cases.contents(task)
+    edit("weights/model.safetensors", "w" * 64, "v" * 64)
+    assert identity.changes(before, cases.contents(task)) == ["evaluator's weights model.safetensors"]
+
+
+def test_a_training_depends_on_stages_and_on_a_tokenizer_of_its_own(world):
+    stages = [{"sources": walk.TRAIN["data"]["sources"], "until": 1}, {"sources": [{"kind": "synthetic"}]}]
+    data = {"stages": stages, "seq_len": 128, "batch_size": 1}
+    settings = build(TrainConfig, dict(steps=2, source="weights", tokenizer="weights/tokenizer.json", data=data))
+    before = identity.of_training(settings, {})
+    edit("weights/tokenizer.json", "{}", "{ }")
+    edit("corpus/train.txt", "Text", "Words")
+    after = identity.of_training(settings, {})
+    assert identity.changes(before, after) == ["training data corpus", "training's tokenizer tokenizer.json"]
 
 
 TEXT = '''
