@@ -1,5 +1,6 @@
 """An own method in a file beside a config, from the command line: drawn, trained, measured, continued; and mistakes."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -235,15 +236,36 @@ def test_a_run_does_not_go_on_with_another_import_of_its_method(tmp_path, monkey
     resolved, run = dict(model=dict(positions=[dict(name="own_kept.f")]), steps=3), tmp_path / "run"
     claim(run, resolved, ByteTokenizer())
     assert sorted(p.name for p in (run / "methods").iterdir()) == ["own_kept.py", "own_kept_by.py"]
-    write(tmp_path, "own_kept_by", text="# a comment\ndef g(e):\n    return e\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def edit(text):
+        write(tmp_path, "own_kept_by", text=text)
+        for name in ("own_kept", "own_kept_by"):
+            sys.modules.pop(name)
+        check([dict(name="own_kept.f")])
+
+    edit("# a comment\ndef g(e):\n    return e\n")
     assert claim(run, resolved, ByteTokenizer()) == {}
-    write(tmp_path, "own_kept_by", text="def g(e):\n    return e.replace(gain=2.0)\n")
+    edit("def g(e):\n    return e.replace(gain=2.0)\n")
     kept = re.escape(str(run / "methods" / "own_kept_by.py"))
     with pytest.raises(ConfigError, match=rf"another own_kept_by\.py, which is kept in {kept}\. Put that one back"):
         claim(run, resolved, ByteTokenizer())
     (run / "methods" / "own_kept_by.py").unlink()  # as of a run before imports were kept
     claim(run, resolved, ByteTokenizer())
     assert "gain" in (run / "methods" / "own_kept_by.py").read_text(), "known from here on"
+
+
+def test_the_source_is_that_of_the_code_which_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(write(tmp_path, "own_running", text=f"{HEAD}def f(e: Encoding):\n    return e\n"))
+    scaling = [dict(name="own_running.f")]
+    check(scaling)
+    first = sources(scaling)
+    write(tmp_path, "own_running", text=f"{HEAD}def f(e: Encoding):\n    return e.replace(gain=2.0)\n")
+    with pytest.warns(UserWarning, match=r"own_running\.py was edited after this process imported it"):
+        assert sources(scaling) == first
+    importlib.reload(sys.modules["own_running"])
+    assert "gain" in sources(scaling)["own_running.py"]
 
 
 def test_a_function_of_a_notebook_is_known_by_its_text(monkeypatch):

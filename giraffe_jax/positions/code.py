@@ -2,6 +2,8 @@
 
 Nothing is run or imported here: imports are read off the text. What a method does is decided by its module and by the
 modules of its own project which that imports, however deep; installed packages and this one are told by their versions.
+Of modules that are loaded the texts are those of the first time they are asked for, since that is what runs: a process
+that takes hours records what it imported, whatever is edited meanwhile.
 """
 
 import ast
@@ -13,6 +15,7 @@ import re
 import sys
 import sysconfig
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from giraffe_jax.positions.own import CATALOGUE
 
 OURS = "giraffe_jax"
 INSTALLED = ("site-packages", "dist-packages")
+SEEN = "giraffe_jax_text"  # attribute of a loaded module's spec: the text that it was loaded from
 
 
 def sources(scaling: Any) -> dict[str, str]:
@@ -103,10 +107,27 @@ def _texts(module: str) -> dict[str, str]:
             if file is None or not (name == module or beside(name, file)):
                 continue
             package = file.name == "__init__.py"
-            text = importlib.util.decode_source(file.read_bytes())
+            text = _text(name, file)
             found[name.replace(".", "/") + ("/__init__.py" if package else ".py")] = text
             waiting += _imported(text, name, package)
     return found
+
+
+def _text(name: str, file: Path) -> str:
+    """Returns the text of a module as it was first asked for since it was loaded; warns where it is another one now."""
+    now = importlib.util.decode_source(file.read_bytes())
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None:
+        return now
+    if not hasattr(spec, SEEN):  # reloading a module makes a new spec
+        setattr(spec, SEEN, now)
+    if not same(now, getattr(spec, SEEN)):
+        warnings.warn(
+            f"{file} was edited after this process imported it, and what runs is the code of before: start again, or "
+            f"importlib.reload({name})",
+            stacklevel=2,
+        )
+    return getattr(spec, SEEN)
 
 
 def _imported(text: str, name: str, package: bool) -> list[str]:
