@@ -113,7 +113,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
             fate = KEPT
             kept.append(dict(zip(NAME, cell.name, strict=True)) | {"key": rows, "changed": what})
         if fate == KNOWN and rows == cell.older:
-            older[cell.key] = rows
+            older[cell.key] = cell.older
         counting[cell.name] = cell.key if fate == AGAIN or rows is None else rows
         left += [cell] if fate == AGAIN else []
         for thing in what if rows else ():
@@ -135,7 +135,7 @@ class _Before(NamedTuple):
     """What earlier runs have left in a workdir."""
 
     contents: All
-    done: Mapping[str, Name]  # finished cells by key
+    done: dict[str, Name]  # finished cells by key, the earliest first
     counting: Mapping[Name, str]  # keys of the rows that counted
     kept: Mapping[str, list[str]]  # what had changed since rows were measured that counted all the same, by their key
     fingerprint: str | None  # of the source, where a version measured that recorded no contents
@@ -159,7 +159,7 @@ class _Before(NamedTuple):
         return AGAIN, rows, list(dict.fromkeys([*what, *self.kept.get(rows or "", ())]))
 
 
-def _before(old: Mapping[str, Any], done: Mapping[str, Name]) -> _Before:
+def _before(old: Mapping[str, Any], done: dict[str, Name]) -> _Before:
     found = All({}, {}, {})
     if "contents" in old:
         found = All(*(old["contents"][group] for group in All._fields))
@@ -208,8 +208,8 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
 def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
     """Returns whose cells these are: variants and tasks, where they are not all."""
     parts = []
-    for at in (0, 1):
-        names, every = (list(dict.fromkeys(cell.name[at] for cell in cells)) for cells in (some, todo))
+    for at in (0, 1):  # of a name
+        names, every = (list(dict.fromkeys(str(cell.name[at]) for cell in cells)) for cells in (some, todo))
         if len(names) < len(every):
             parts.append(", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
     return "; ".join(parts) or "all variants and tasks"
@@ -220,8 +220,12 @@ def finished(path: Path) -> dict[str, Name]:
     if not path.is_file():
         return {}
     done = by_cell(records.read_rows(path, warnings.warn))[1]
-    names = {key: tuple(row.get(of) for of in NAME) for key, (row, _) in done.items()}
-    return {key: name for key, name in names.items() if all(isinstance(part, str | int) for part in name)}
+    found = {}
+    for key, (row, _) in done.items():
+        variant, task, length, seed = (row.get(of) for of in NAME)
+        if isinstance(variant, str) and isinstance(task, str) and isinstance(length, int) and isinstance(seed, int):
+            found[key] = variant, task, length, seed
+    return found
 
 
 def _identify(config: Any, tasks: list[Any], old: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
