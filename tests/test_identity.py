@@ -2,6 +2,7 @@
 
 tests/older holds the workdir of a version that recorded no contents."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from giraffe_jax import evals, experiment, identity, records, report
 from giraffe_jax.config import build
+from giraffe_jax.data import files
 from giraffe_jax.decode import LM
 from giraffe_jax.evals import cases
 from giraffe_jax.model import ModelConfig
@@ -203,8 +205,8 @@ def test_the_workdir_has_the_texts_of_own_methods_by_digest(world):
         "trained plain": {"walk_other.py"},
     }
     texts = {file.stem: file.read_text() for file in Path("run/methods").iterdir()}
-    for files in sources.values():
-        assert all(texts[digest] == Path(name).read_text() for name, digest in files.items())
+    for own in sources.values():
+        assert all(texts[digest] == Path(name).read_text() for name, digest in own.items())
     assert walk.FILES["walk_slopes.py"] in texts.values(), "what it was is kept"
 
 
@@ -221,7 +223,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(world, monkeypatch):
 
     run(world)
     edit("walk_other.py", "/ 3", "/ 5")
-    files = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    there = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     for part in ("_measurements", "_trainings"):
         monkeypatch.setattr(estimate, part, lambda *_: [])
     for keep, finished in ((False, 12), (True, 20)):
@@ -229,7 +231,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(world, monkeypatch):
         said = []
         found = estimate.estimate(walk.config(), "run", said.append, keep=keep)
         assert (found.cells, found.finished) == (20, finished) and "code walk_other.py" in said[0]
-    assert files == {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    assert there == {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
 
 
 def test_training_data_that_is_gone_is_what_it_was(world):
@@ -312,6 +314,20 @@ def test_numbers_of_a_model_follow_an_edit(tmp_path, monkeypatch):
     after, fresh = losses("run"), losses("fresh")
     assert after == fresh and len(after) == 6
     assert {key for key in after if after[key] != before[key]} == {("slower", i) for i in range(3)}
+
+
+def test_large_files_are_read_once_while_they_stay_as_they_are(world, tmp_path, monkeypatch):
+    reads, digest, file = [], hashlib.file_digest, Path("weights/model.safetensors")
+    monkeypatch.setenv("GIRAFFE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "RACY_NS", -(10**15))  # nothing is too fresh to be remembered
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: reads.append(1) or digest(*args))
+    for large, times in ((1000, 2), (10, 1)):
+        monkeypatch.setattr(identity, "LARGE", large)
+        known = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        assert identity.of_file(file) == identity.of_file(file) == known and len(reads) == times
+        reads.clear()
+    file.write_text("v" * 64)
+    assert identity.of_file(file) != known and len(reads) == 1
 
 
 def test_a_task_depends_on_the_model_that_picks_its_tokens(world):
