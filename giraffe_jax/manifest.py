@@ -254,6 +254,11 @@ def _read(path: Path) -> dict[str, Any]:
     found = read_json(path, "an experiment's manifest", ("identity",))
     groups = [("identity", group) for group in ("source", "variants", "tasks")]
     groups += [("contents", group) for group in All._fields] if "contents" in found else []
+    kinds: dict[str, type] = {"cells": dict, "sources": dict, "kept": list, "unrecorded": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
+    if wrong:
+        what = f"is not an experiment's manifest ({wrong[0]} is {type(found[wrong[0]]).__name__})"
+        raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
     for place, group in groups:
         if not isinstance(found[place], dict) or not isinstance(found[place].get(group), dict):
             what = f"is not an experiment's manifest ({place}.{group} is no object)"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from giraffe_jax import evals, experiment, identity, records, report
-from giraffe_jax.config import build
+from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import files
 from giraffe_jax.decode import LM
 from giraffe_jax.evals import cases
@@ -232,6 +232,18 @@ def test_a_dry_run_says_the_same_and_writes_nothing(world, monkeypatch):
         found = estimate.estimate(walk.config(), "run", said.append, keep=keep)
         assert (found.cells, found.finished) == (20, finished) and "code walk_other.py" in said[0]
     assert there == {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "key, value", [("cells", []), ("kept", {}), ("sources", 1), ("contents", {}), ("unrecorded", [])]
+)
+def test_a_manifest_of_something_else_is_refused_by_name(world, key, value):
+    run(world)
+    file = Path("run/experiment.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=rf"experiment\.json is not an experiment's manifest \({key}"):
+        run(world)
+    assert len(report.read(["run"]).rows) == 2 * len(every())
 
 
 def test_training_data_that_is_gone_is_what_it_was(world):

@@ -186,7 +186,8 @@ def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> R
     """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time, and of those
     that were measured with something else than `cells` of the manifest counts, nothing either."""
     loose, done, failed = by_cell(rows)
-    cells = {str(cell): key for key, cell in (manifest or {}).get("cells", {}).items()}
+    named = (manifest or {}).get("cells")
+    cells = {str(cell): key for key, cell in named.items()} if isinstance(named, dict) else {}
 
     def counts(key: str, row: Row) -> bool:
         return cells.get(str([row.get(name) for name in ("variant", "task", "length", "seed")]), key) == key
