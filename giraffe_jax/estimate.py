@@ -22,14 +22,17 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from giraffe_jax import checkpoint, decode, evals, experiment, records
+from giraffe_jax import checkpoint, decode, evals, experiment, manifest, records
+from giraffe_jax.cells import Cell, of_training, training_of
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.decode import LM, Call, Counted
-from giraffe_jax.experiment import Cell, ExperimentConfig, Variant
+from giraffe_jax.experiment import ExperimentConfig, Variant
+from giraffe_jax.manifest import Plan
 from giraffe_jax.model import fit_params
 from giraffe_jax.positions import Encoding
 from giraffe_jax.report.scores import RESULTS
 from giraffe_jax.train import TrainConfig, train
+from giraffe_jax.workdir import stale
 
 # Seconds of a call of plain RoPE up to which other structures are timed too; longer calls of theirs take as many times
 # plain RoPE's as the longest timed one did.
@@ -69,13 +72,16 @@ class Estimate(NamedTuple):
         return "\n".join([*lines, f"in all about {records.duration(self.seconds)} in one process on this machine"])
 
 
-def estimate(config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print) -> Estimate:
+def estimate(
+    config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print, *, keep: bool = False
+) -> Estimate:
     """Returns what is left to do of an experiment and how long one process of this machine will take for it.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: as for `experiment.run`; need not exist.
       say: takes lines of progress.
+      keep: as for `experiment.run`.
 
     Raises:
       ConfigError: a wrong config, a workdir of another experiment, or several processes.
@@ -85,16 +91,15 @@ def estimate(config: ExperimentConfig | Any, workdir: str | Path, say: Callable[
     config = build(ExperimentConfig, config)
     tasks, workdir = experiment.check(config), Path(workdir)
     base = experiment.source_of(config)
-    fingerprint = experiment.identify(config, tasks, workdir)["source"]["fingerprint"]
-    todo = experiment.cells(config, tasks, fingerprint)
-    finished = experiment.done_keys(workdir / RESULTS)
-    left = [cell for cell in todo if cell.key not in finished]
-    parts = []
+    plan = manifest.plan(config, tasks, experiment.trainings(config), workdir, keep=keep)
+    for note in plan.notes:
+        say(note)
+    left, parts = plan.left, []
     if left:
         experiment.check_bound(left, base().config)
-        parts += _trainings(config, left, workdir, base, say)
+        parts += _trainings(config, plan, workdir, base, say)
         parts += _measurements(config, left, workdir, base, say)
-    return Estimate(len(todo), len(todo) - len(left), parts)
+    return Estimate(len(plan.cells), len(plan.cells) - len(left), parts)
 
 
 def structure(encoding: Encoding) -> Hashable:
@@ -223,12 +228,10 @@ def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tupl
 
 
 def _trainings(
-    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Any, say: Callable[[str], None]
+    config: ExperimentConfig, plan: Plan, workdir: Path, base: Any, say: Callable[[str], None]
 ) -> list[Part]:
     """Returns a part for each kind of training: those that differ in positions' numbers, seeds and steps are one."""
-    runs = {
-        experiment.training_of(config, cell.variant, cell.seed, workdir): cell for cell in left if cell.variant.train
-    }
+    runs = {training_of(config, cell.variant, cell.seed, workdir): cell for cell in plan.left if cell.variant.train}
     if not runs:
         return []
     model = base().config
@@ -239,6 +242,8 @@ def _trainings(
         run = experiment.train_config(config, cell.variant, cell.seed)
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
         there, rate = _so_far(where)
+        if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
+            there = 0  # it will be trained anew
         kinds.setdefault(kind, []).append((run, max(0, run.steps - there)))
         rates.setdefault(kind, []).extend(rate)
     parts = []

@@ -1,33 +1,30 @@
 """An experiment: variants x (training, where a variant has it) x tasks x lengths -> rows, then the report.
 
-The workdir holds everything: `experiment.json` (config, source, versions), `results.jsonl` (one row per example),
-`train/` (a run per trained variant) and the report's files. Stopped anywhere and started again it goes on with the
-first cell that is not finished, where a cell is one task at one length for one variant. Variants, tasks and lengths may
-be added to a config between two runs; what was measured must mean the same. Several processes may run one experiment at
-once, on one file system with locks: each takes a variant that nobody else has.
+The workdir holds everything: `experiment.json` (config, source, what the rows were measured with, versions),
+`results.jsonl` (one row per example), `methods/` (texts of own methods), `train/` (a run per trained variant) and the
+report's files. Stopped anywhere and started again it goes on with the first cell that is not finished, where a cell is
+one task at one length for one variant. Variants, tasks and lengths may be added to a config between two runs; where the
+content of what they name has changed (a method's code, a document, weights...) that is said, and the cells that depend
+on it are measured again. Several processes may run one experiment at once, on one file system with locks: each takes a
+variant that nobody else has.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
+import itertools
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from giraffe_jax import evals, positions, records, report
+from giraffe_jax import evals, manifest, positions, records, report
+from giraffe_jax.cells import All, Cell, folder, of_training, training_of
 from giraffe_jax.config import Bound, ConfigError, build, to_dict
-from giraffe_jax.report.scores import MANIFEST, RESULTS, Results, by_cell
-from giraffe_jax.workdir import check_same, read_json
+from giraffe_jax.manifest import Plan, first_process
+from giraffe_jax.report.scores import RESULTS, Results
+from giraffe_jax.workdir import CONTENTS, stale
 
 LOCKS = ".locks"
 EMPTY: Mapping[str, Any] = {}
@@ -73,15 +70,11 @@ class ExperimentConfig:
         if "positions" in self.model:
             raise ConfigError("config.model.positions: set by each variant's own positions, not here.")
 
-
-class Cell(NamedTuple):
-    """One task at one length for one variant: what is measured, and recorded as done, in one piece."""
-
-    variant: Variant
-    task: Any
-    length: int
-    seed: int
-    key: str
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What differs from the source's ModelConfig, its trained length too."""
+        model = to_dict(self.model)
+        return model if self.original_len is None else model | {"original_len": self.original_len}
 
 
 class Outcome(NamedTuple):
@@ -92,12 +85,20 @@ class Outcome(NamedTuple):
     failures: int
 
 
-def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[str], None] | None = None) -> Outcome:
+def run(
+    config: ExperimentConfig | Any,
+    workdir: str | Path,
+    *,
+    keep: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
     """Measures what is not measured yet, writes the report and returns the outcome.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: local directory, new or of this experiment.
+      keep: cells of which something has changed since (a method's code, a document...) keep their rows; by default they
+        are measured again.
       say: takes lines of progress; prints them by default.
 
     Raises:
@@ -105,16 +106,15 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     """
     config = build(ExperimentConfig, config)
     tasks = check(config)
-    workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if _first_process() else None)
+    workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if first_process() else None)
     base = source_of(config)
     with _in_turn(workdir):
-        manifest = claim(config, tasks, workdir, base)
-    todo = cells(config, tasks, manifest["source"]["fingerprint"])
-    finished = done_keys(workdir / RESULTS)
-    left = [cell for cell in todo if cell.key not in finished]
-    if left:
-        say(f"{config.name}: {len(left)} of {len(todo)} cells to measure, in {workdir}")
-        _measure(config, workdir, left, base, say)
+        plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)
+    for note in plan.notes:
+        say(note)
+    if plan.left:
+        say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}")
+        _measure(config, workdir, plan, base, say)
     return finish(workdir, say)
 
 
@@ -144,91 +144,14 @@ def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where
     taken = [key for key in ("source", "model") if key in values]
     if taken:
         raise ConfigError(f"{where}: {taken} are the experiment's own; set them once, beside the variants.")
-    model = _overrides(config) | {"positions": variant.positions}
+    model = config.overrides | {"positions": variant.positions}
     whole = {"source": config.source, "model": model} | values
     return build(TrainConfig, whole | {"seed": values.get("seed", 0) + seed}, where)
 
 
-def cells(config: ExperimentConfig, tasks: list[Any], fingerprint: str) -> list[Cell]:
-    """Returns all cells in the order they are measured; what no seed can change is there for the first one only."""
-    out = []
-    for seed in config.seeds:
-        for variant in config.variants:
-            for task in tasks:
-                if seed != config.seeds[0] and variant.train is None and not hasattr(task, "seed"):
-                    continue
-                seeded = dataclasses.replace(task, seed=task.seed + seed) if hasattr(task, "seed") else task
-                for length in task.lengths:
-                    about = [
-                        variant.name,
-                        _about_variant(variant),
-                        evals.label(task),
-                        _about_task(seeded),
-                        length,
-                        seed,
-                    ]
-                    about += [fingerprint, _overrides(config)]
-                    out.append(Cell(variant, seeded, length, seed, records.digest(about)))
-    return out
-
-
-def done_keys(path: Path) -> set[str]:
-    """Returns the keys of finished cells: those whose "done" row has been written after as many rows as it counts."""
-    return set(by_cell(records.read_rows(path, warnings.warn))[1]) if path.is_file() else set()
-
-
-def claim(config: ExperimentConfig, tasks: list[Any], workdir: Path, base: Callable[[], Any]) -> dict[str, Any]:
-    """Writes the workdir's manifest and returns it; ConfigError where the workdir holds another experiment.
-
-    `base` loads the source, whose shape a new manifest records. Date and command are those of the first run.
-    """
-    identity, path, old = identify(config, tasks, workdir), workdir / MANIFEST, None
-    if path.is_file():
-        old = _read_manifest(path)
-        for group in ("variants", "tasks"):
-            identity[group] = old["identity"][group] | identity[group]  # what was measured stays part of the workdir
-    manifest = {
-        "config": to_dict(config),
-        "identity": identity,
-        "source": identity["source"],
-        "versions": versions(),
-    }
-    manifest |= {key: old.get(key) for key in ("model", "date", "command")} if old else _beginning(base())
-    known = config.original_len or (old or {}).get("original_len")
-    manifest["original_len"] = known or base().config.original_len
-    if _first_process():
-        records.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
-
-
-def identify(config: ExperimentConfig, tasks: list[Any], workdir: Path) -> dict[str, Any]:
-    """Returns what makes an experiment this one; ConfigError where the workdir holds another."""
-    identity = {
-        "name": config.name,
-        "source": {"name": config.source, "fingerprint": source_fingerprint(config.source)},
-        "model": to_dict(_overrides(config)),
-        "variants": {variant.name: _about_variant(variant) for variant in config.variants},
-        "tasks": {evals.label(task): _about_task(task) for task in tasks},
-    }
-    path = workdir / MANIFEST
-    if path.is_file():
-        now, then = json.loads(json.dumps(identity)), dict(_read_manifest(path)["identity"])
-        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
-            here, there = now[group], then[group]
-            now[group], then[group] = ({k: v for k, v in x.items() if k in here and k in there} for x in (here, there))
-        check_same(workdir, "experiment", then, now)
-    elif (workdir / RESULTS).is_file():
-        raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
-    return identity
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path, "an experiment's manifest", ("identity",))
-    for group in ("variants", "tasks"):
-        if not isinstance(manifest["identity"].get(group), dict):
-            what = f"is not an experiment's manifest (identity.{group} is no object)"
-            raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
-    return manifest
+def trainings(config: ExperimentConfig) -> dict[str, Any]:
+    """Returns the TrainConfig of each variant that is trained, of the first seed, by the variant's name."""
+    return {v.name: train_config(config, v, config.seeds[0]) for v in config.variants if v.train is not None}
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
@@ -240,7 +163,7 @@ def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
 
         multihost_utils.sync_global_devices("results")  # process 0 has written its rows: all of them read the same
     results = report.read([workdir])
-    if not _first_process():
+    if not first_process():
         return Outcome(results, workdir / "report.html", len(results.failures))
     page = report.write([workdir], workdir)
     say("")
@@ -260,16 +183,16 @@ def source_of(config: ExperimentConfig) -> Any:
     def base() -> Any:
         from giraffe_jax.loading import load
 
-        return load(config.source, _overrides(config))
+        return load(config.source, config.overrides)
 
     return base
 
 
-def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: Any, say: Callable[[str], None]) -> None:
-    check_bound(left, base().config)
-    pace = _Pace(len(left))
+def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None]) -> None:
+    check_bound(plan.left, base().config)
+    pace = _Pace(len(plan.left))
     with _rows(workdir) as rows:
-        waiting = list(_by_model(left))
+        waiting = list(_by_model(plan.left))
         while waiting:
             busy = []
             for (variant, seed), group in waiting:
@@ -277,11 +200,11 @@ def _measure(config: ExperimentConfig, workdir: Path, left: list[Cell], base: An
                     if not mine:
                         busy.append(((variant, seed), group))
                         continue
-                    finished = done_keys(workdir / RESULTS)  # by others, meanwhile
-                    todo = [cell for cell in group if cell.key not in finished]
+                    done = manifest.finished(workdir / RESULTS)  # by others, meanwhile
+                    todo = [cell for cell in group if cell.key not in done]
                     pace.skip(len(group) - len(todo))
                     if todo:
-                        _measure_variant(config, variant, seed, todo, workdir, base, rows, pace, say)
+                        _measure_variant(config, plan.contents, variant, seed, todo, workdir, base, rows, pace, say)
             if len(busy) == len(waiting):
                 say(f"  {sum(len(group) for _, group in busy)} cells are being measured by other processes")
                 break
@@ -303,11 +226,11 @@ def check_bound(left: Iterable[Cell], model: Any) -> None:
 
 
 def _measure_variant(
-    config: ExperimentConfig, variant: Variant, seed: int, todo: list[Cell], workdir: Path, base: Any, rows: Any,
-    pace: "_Pace", say: Callable[[str], None],
+    config: ExperimentConfig, contents: All, variant: Variant, seed: int, todo: list[Cell], workdir: Path, base: Any,
+    rows: Any, pace: "_Pace", say: Callable[[str], None],
 ) -> None:  # fmt: skip
     try:
-        lm, encoding_for = _prepare(config, variant, seed, workdir, base, say)
+        lm, encoding_for = _prepare(config, contents, variant, seed, workdir, base, say)
     except (ConfigError, OSError):
         raise
     except Exception as error:
@@ -341,14 +264,14 @@ class _Pace:
 
 @contextlib.contextmanager
 def _in_turn(workdir: Path) -> Iterator[None]:
-    with records.locked(workdir / LOCKS / "manifest") if _first_process() else contextlib.nullcontext():
+    with records.locked(workdir / LOCKS / "manifest") if first_process() else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def _rows(workdir: Path) -> Iterator[records.Rows | None]:
     """The file of rows, open for appending beside other processes; mended first where there are none."""
-    if not _first_process():
+    if not first_process():
         yield None
         return
     with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
@@ -366,20 +289,8 @@ def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path)
     if jax.process_count() > 1:  # one job: all of its processes go the same way
         yield True
         return
-    with records.locked(workdir / LOCKS / _folder(config, variant, seed), wait=False) as mine:
+    with records.locked(workdir / LOCKS / folder(config, variant, seed), wait=False) as mine:
         yield mine
-
-
-def _folder(config: ExperimentConfig, variant: Variant, seed: int) -> str:
-    """The name of a variant's training: that of the first variant which is trained alike, and read at other scales."""
-    alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
-    first = variant if variant.train is None else next(alike)
-    return records.slug(first.name, seed if len(config.seeds) > 1 else None)
-
-
-def training_of(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path) -> Path:
-    """Returns the workdir of a variant's training."""
-    return workdir / "train" / _folder(config, variant, seed)
 
 
 def read_with(variant: Variant) -> tuple[Mapping[str, Any], ...]:
@@ -392,7 +303,7 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
 
     label, began, found = evals.label(cell.task), time.monotonic(), []
     about = f"{cell.variant.name:<22} {label:<12} {cell.length:>7,}"
-    progress = records.Progress(None, after=20.0 if _first_process() else float("inf"), every=30.0)
+    progress = records.Progress(None, after=20.0 if first_process() else float("inf"), every=30.0)
     try:
         stream = evaluate(
             lm, [cell.task], encoding_for, tokens_per_batch=config.tokens_per_batch, variant=cell.variant.name,
@@ -429,7 +340,13 @@ def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure
 
 
 def _prepare(
-    config: ExperimentConfig, variant: Variant, seed: int, workdir: Path, base: Any, say: Callable[[str], None]
+    config: ExperimentConfig,
+    contents: All,
+    variant: Variant,
+    seed: int,
+    workdir: Path,
+    base: Any,
+    say: Callable[[str], None],
 ) -> tuple[Any, Callable[[int], Any]]:
     """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
     from giraffe_jax.train import train
@@ -440,6 +357,7 @@ def _prepare(
         base.cache_clear()  # training loads its own copy; one in memory is enough
         where = training_of(config, variant, seed, workdir)
         trained = train_config(config, variant, seed)
+        _begin(where, of_training(contents, variant, trained), variant, say)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
     model = dataclasses.replace(loaded.config, positions=())
@@ -452,6 +370,24 @@ def _prepare(
     return dataclasses.replace(loaded, config=model), encoding_for
 
 
+def _begin(where: Path, now: Mapping[str, str], variant: Variant, say: Callable[[str], None]) -> None:
+    """Notes what a training depends on; one that began with something else is moved aside first."""
+    import jax
+
+    what = stale(where, now, variant.positions)
+    if first_process():
+        if what:
+            tries = (where.with_name(f"{where.name}.before-{i}") for i in itertools.count(1))
+            aside = next(path for path in tries if not path.exists())
+            where.rename(aside)
+            say(f"  changed: {', '.join(what)}; {variant.name} is trained anew, its run until now is in {aside}")
+        records.write_atomically(where / CONTENTS, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("training's folder")
+
+
 def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
     """Cells that are measured on the same weights with the same positions, together."""
     groups: dict[tuple[str, int], list[Cell]] = {}
@@ -461,102 +397,7 @@ def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell
         yield (group[0].variant, group[0].seed), group
 
 
-def _overrides(config: ExperimentConfig) -> dict[str, Any]:
-    model = to_dict(config.model)
-    return model if config.original_len is None else model | {"original_len": config.original_len}
-
-
-def _about_variant(variant: Variant) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(variant).items() if key != "name"}
-
-
-def _about_task(task: Any) -> dict[str, Any]:
-    """What a task's examples depend on: other lengths too, where they choose documents or what is scored of them."""
-    about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
-    about |= {"longest": max(task.lengths)} if hasattr(task, "documents") or about.get("questions") else {}
-    about |= {"lengths": sorted(task.lengths)} if about.get("files") else {}  # each case at the shortest that holds it
-    return about | ({"shortest": min(task.lengths)} if about.get("protocol") == "aligned" else {})
-
-
-def source_fingerprint(source: str) -> str:
-    """Returns a hash of the source's files: whole small files, and of large ones size, start and end."""
-    from giraffe_jax import checkpoint
-    from giraffe_jax.hf.load import locate
-
-    where, which = checkpoint.split_source(source)
-    path = locate(where)
-    if which:
-        with checkpoint.manager(where) as checkpoints:
-            path = path / checkpoint.FOLDER / str(checkpoint.find_step(checkpoints, which))
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name} {size}\n".encode())
-        with open(file, "rb") as stream:
-            digest.update(stream.read(1 << 24))
-            if size > 1 << 25:
-                stream.seek(-(1 << 24), os.SEEK_END)
-            digest.update(stream.read(1 << 24))
-    return digest.hexdigest()[:16]
-
-
-def _beginning(loaded: Any) -> dict[str, Any]:
-    """What a report says of the model and of the run: its shape, the day, and the command."""
-    import jax
-
-    names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
-    names += ("dtype", "precision")
-    shape = {name: getattr(loaded.config, name) for name in names}
-    return {
-        "model": {"parameters": sum(x.size for x in jax.tree.leaves(loaded.params))} | shape,
-        "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def commit() -> str | None:
-    """Returns the git commit of this code, "+" where files differ from it; None where git does not track this file."""
-    here = Path(__file__)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=here.parent, env=env, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return None
-    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return head and head + ("+" if changed else "")
-
-
-def versions() -> dict[str, str]:
-    """Returns what the numbers were made with: packages, Python, commit, machine and devices."""
-    import jax
-
-    found = {"python": platform.python_version()}
-    for package in ("giraffe-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    device, head = jax.devices()[0], commit()
-    return (found if head is None else found | {"commit": head}) | {
-        "devices": f"{jax.device_count()} x {device.device_kind}",
-        "system": f"{sys.platform} {platform.machine()}",
-    }
-
-
 def message(error: Exception) -> str:
     """Returns the kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
-
-
-def _first_process() -> bool:
-    import jax
-
-    return jax.process_index() == 0

@@ -4,6 +4,7 @@ What decides numbers must be what it was. How they are computed, saved and looke
 of steps (to any, while nothing is saved) as long as no step that is done would have had another learning rate.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax
 
-from giraffe_jax import checkpoint, positions
+from giraffe_jax import checkpoint, identity, positions
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import METHODS, TOKENIZER
 from giraffe_jax.records import write_atomically
@@ -20,6 +21,7 @@ from giraffe_jax.tokenizer import Tokenizer
 from giraffe_jax.tokenizer import read_json as read_object
 
 CONFIG = "config.json"
+CONTENTS = "contents.json"  # of an experiment's training: what it depends on (identity.py)
 DATA = "data_fingerprint"  # in a run's config.json: stands for all that is read, which paths do not
 MAY_CHANGE = re.compile(
     r"(mesh|loss_chunk|save_every|keep|eval_data|eval_every|eval_batches|tokenizer"
@@ -39,16 +41,18 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
       ConfigError: the workdir holds another run; names the first key that differs, and what may be done.
     """
     file, new = workdir / CONFIG, json.loads(json.dumps(resolved))
-    methods = positions.sources(new.get("model", {}).get("positions", []))
+    methods = positions.sources([new.get("model", {}).get("positions", []), new.get("starts", [])])
     changed: dict[str, tuple] = {}
     if file.is_file():
         there = read_json(file, "a run's config")
         changed = check_same(workdir, "run", there, new, lambda key: key == "steps" or MAY_CHANGE.fullmatch(key))
         for path, text in methods.items():
             saved = workdir / METHODS / path
-            if saved.is_file() and not positions.same(text, saved.read_text(encoding="utf-8")):
+            if saved.is_file() and not _same(text, saved):
                 raise ConfigError(
-                    f"--workdir: {workdir} holds a run of another {path}, the one in {saved}. Choose another one."
+                    f"--workdir: {workdir} holds a run of another {path}, which is kept in {saved}. Put that one back "
+                    "to go on with this run, or choose another workdir to train with the code of now; there "
+                    f'source="{workdir}@STEP" starts from the weights of this run.'
                 )
         if "steps" in changed and isinstance(there.get("steps"), int):
             _check_steps(workdir, there["steps"], new)
@@ -58,10 +62,25 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
         if jax.process_index() == 0:
             for name, content in tokenizer.files().items():
                 write_atomically(workdir / TOKENIZER / name, content)
-            for path, text in methods.items():
-                write_atomically(workdir / METHODS / path, text)
         write_config(workdir, resolved)
+    if jax.process_index() == 0:
+        for path, text in methods.items():
+            if not (workdir / METHODS / path).is_file():  # an older run has only the files that its config names
+                write_atomically(workdir / METHODS / path, text)
     return changed
+
+
+def stale(where: Path, now: Mapping[str, str], scaling: Any) -> list[str]:
+    """Returns what is not what a variant's training in a folder began with (its `contents.json`); [] where nothing is
+    known to differ, as of trainings without that file that have the texts of the same own methods, or none."""
+    if (where / CONTENTS).is_file():
+        return identity.changes(read_json(where / CONTENTS, "what a training began with"), now)
+    saved = [(path, text, where / METHODS / path) for path, text in positions.sources(scaling).items()]
+    return [f"code {path}" for path, text, file in saved if file.is_file() and not _same(text, file)]
+
+
+def _same(text: str, file: Path) -> bool:
+    return positions.same(text, importlib.util.decode_source(file.read_bytes()))
 
 
 def write_config(workdir: Path, resolved: Mapping[str, Any]) -> None:

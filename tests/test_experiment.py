@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from giraffe_jax import evals, experiment, records, report
+from giraffe_jax import cells, evals, experiment, manifest, provenance, records, report
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.decode import LM
 from giraffe_jax.model import ModelConfig
@@ -67,7 +67,7 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.loading.load", load)
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
-    monkeypatch.setattr(experiment, "source_fingerprint", lambda source: "f" * 16)
+    monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source: {"weights of it": "f" * 16})
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
 
@@ -105,20 +105,20 @@ def test_everything_is_measured_once(world, tmp_path):
 
 def test_the_manifest_says_what_was_measured_and_how(world, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/giraffe", "run", "my config", "--config.seeds=1"])
-    monkeypatch.setattr(experiment, "commit", lambda: "0123456789ab")
+    monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
     run(config(), tmp_path)
-    manifest = json.loads((tmp_path / "experiment.json").read_text())
+    first = json.loads((tmp_path / "experiment.json").read_text())
     shape = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size"), 8)
-    assert manifest["model"] == shape | {
+    assert first["model"] == shape | {
         "parameters": 0, "theta": 10000.0, "original_len": 128, "dtype": "float32", "precision": "highest",
     }  # fmt: skip
-    assert manifest["command"] == "giraffe run 'my config' --config.seeds=1"
-    assert manifest["versions"]["commit"] == "0123456789ab" and len(manifest["date"]) == len("2000-01-01")
+    assert first["command"] == "giraffe run 'my config' --config.seeds=1"
+    assert first["versions"]["commit"] == "0123456789ab" and len(first["date"]) == len("2000-01-01")
     monkeypatch.setattr("sys.argv", ["giraffe", "run", "again"])
     monkeypatch.setattr("time.strftime", lambda _: "2999-12-31")
     run(config(), tmp_path)
     again = json.loads((tmp_path / "experiment.json").read_text())
-    assert [again[key] for key in ("model", "date", "command")] == [manifest[k] for k in ("model", "date", "command")]
+    assert [again[key] for key in ("model", "date", "command")] == [first[k] for k in ("model", "date", "command")]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -129,17 +129,17 @@ def test_the_commit_is_that_of_the_code_or_none(tmp_path, monkeypatch):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
 
-    code = tmp_path / "experiment.py"
+    code = tmp_path / "provenance.py"
     code.write_text("1")
-    monkeypatch.setattr(experiment, "__file__", str(code))
+    monkeypatch.setattr(provenance, "__file__", str(code))
     git("init", "-q")
-    assert experiment.commit() is None, "a repository around the code that does not hold it"
-    git("add", "experiment.py")
+    assert provenance.commit() is None, "a repository around the code that does not hold it"
+    git("add", "provenance.py")
     git("commit", "-q", "-m", "x")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout
-    assert experiment.commit() == head[:12]
+    assert provenance.commit() == head[:12]
     code.write_text("2")
-    assert experiment.commit() == head[:12] + "+"
+    assert provenance.commit() == head[:12] + "+"
 
 
 def test_an_unfinished_cell_is_done_again_and_its_rows_count_once(world, tmp_path):
@@ -301,17 +301,16 @@ def test_what_another_process_measures_is_left_to_it(world, tmp_path):
 
 
 def test_what_another_process_has_measured_meanwhile_is_not_measured_again(world, tmp_path, monkeypatch):
-    done, known = [], experiment.done_keys
+    done, known = [], manifest.finished
 
     def later(path):  # between the list of cells and the taking of a variant, another process measures it
         found = known(path)
         done.append(found)
-        return found if len(done) == 1 else found | {c.key for c in todo if c.variant.name == "plain"}
+        return found if len(done) == 1 else found | {c.key: c.name for c in todo if c.variant.name == "plain"}
 
     built = config()
-    tasks = experiment.check(built)
-    todo = experiment.cells(built, tasks, "f" * 16)
-    monkeypatch.setattr(experiment, "done_keys", later)
+    todo = manifest.plan(built, experiment.check(built), {}, tmp_path).cells
+    monkeypatch.setattr(manifest, "finished", later)
     run(built, tmp_path)
     assert {call[0] for call in world.calls if call[0] not in ("load", "train")} == {"linear 4"}
 
@@ -319,9 +318,9 @@ def test_what_another_process_has_measured_meanwhile_is_not_measured_again(world
 def test_published_files_and_questions_depend_on_all_lengths(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     for keys in (dict(name="lines", files=["a.jsonl"]), dict(name="giraffe_qa", kind="free_form", questions=["a"])):
-        short, long = (experiment._about_task(evals.build(keys | dict(lengths=n))) for n in ([64], [64, 128]))
+        short, long = (cells.about_task(evals.build(keys | dict(lengths=n))) for n in ([64], [64, 128]))
         assert short != long
-    short, long = (experiment._about_task(evals.build(dict(name="lines", lengths=n))) for n in ([64], [64, 128]))
+    short, long = (cells.about_task(evals.build(dict(name="lines", lengths=n))) for n in ([64], [64, 128]))
     assert short == long
 
 
@@ -340,11 +339,3 @@ def test_slugs_differ():
     assert len({records.slug(name) for name in names}) == len(names)
     assert records.slug("yarn-4") == "yarn-4"
     assert all(set(records.slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
-
-
-def test_source_fingerprint_sees_content(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "w.bin").write_bytes(b"\0" * 100)
-    one = experiment.source_fingerprint(str(tmp_path))
-    (tmp_path / "w.bin").write_bytes(b"\0" * 99 + b"\1")
-    assert experiment.source_fingerprint(str(tmp_path)) != one

@@ -10,15 +10,18 @@ import giraffe_jax
 ROOT = Path(str(giraffe_jax.__file__)).parent
 
 LADDER = [
-    {"config", "cpu", "positions", "sharding", "tokenizer", "records", "tuning"},
+    {"config", "cpu", "positions", "sharding", "tokenizer", "records", "provenance", "tuning"},
     {"attention", "optim"},
     {"model", "data"},
     {"loss", "checkpoint", "decode", "lora"},
     {"hf", "step"},
     {"loading"},
+    {"identity"},
     {"workdir"},
     {"train", "plan", "evals"},
-    {"experiment", "estimate", "report", "bench", "search"},
+    {"cells", "report"},
+    {"manifest"},
+    {"experiment", "estimate", "bench", "search"},
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
@@ -27,9 +30,7 @@ SHARED = {"config"}
 NEIGHBOURS = {
     ("decode", "loss"),  # scoring is the loss without its sum
     ("positions", "attention"),  # positions.distances probes the attention that models run
-    ("experiment", "report"),  # an experiment ends in its report
     ("estimate", "experiment"),  # counts what an experiment would do
-    ("estimate", "report"),
 }
 
 

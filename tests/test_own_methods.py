@@ -1,5 +1,6 @@
 """An own method in a file beside a config, from the command line: drawn, trained, measured, continued; and mistakes."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.positions import check, frequencies
-from giraffe_jax.positions.own import same, sources
+from giraffe_jax.positions.code import same, sources
+from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.workdir import claim
 
 METHOD = '''
 """Wavelet: planes slower by a power of a factor that grows with their wavelength."""
@@ -183,3 +186,95 @@ def test_folders_of_methods_are_looked_in_behind_what_is_installed(tmp_path, mon
     monkeypatch.setattr(sys, "path", [*before])
     assert main(["methods", "--methods=m"]) == 0
     assert sys.path == [*before, str(tmp_path / "m"), str(tmp_path)]
+
+
+def test_the_sources_of_a_method_are_also_what_it_imports_of_its_project_at_any_depth(tmp_path, monkeypatch):
+    files = {
+        "pyproject.toml": "",
+        "idea/own_deep.py": f"{HEAD}import numpy\nimport jax.numpy as jnp\nfrom own_parts import near, here\n"
+        "from shared_here import far\ndef f(e: Encoding):\n    import own_late\n    return near.g(e)\n",
+        "idea/own_parts/__init__.py": "here = 1\n",
+        "idea/own_parts/near.py": "from . import deep\nfrom .deep.er import g\nimport json.decoder\n",
+        "idea/own_parts/deep/__init__.py": "from .. import near\n",
+        "idea/own_parts/deep/er.py": "def g(e):\n    return e\n",
+        "idea/own_parts/unused.py": "",
+        "idea/own_late.py": "import own_deep\n",
+        "shared_here.py": "far = 1\n",
+        "venv/lib/site-packages/installed_one.py": "",
+    }
+    files["idea/own_parts/deep/er.py"] += "import installed_one, giraffe_jax.positions.ramps\n"
+    for name, text in files.items():
+        write((tmp_path / name).parent, Path(name).stem, text=text)
+    (tmp_path / "pyproject.py").rename(tmp_path / "pyproject.toml")
+    for folder in ("venv/lib/site-packages", ".", "idea"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    check([dict(name="own_deep.f")])
+    assert list(sources([dict(name="own_deep.f")])) == [
+        "own_deep.py", "own_late.py", "own_parts/__init__.py", "own_parts/deep/__init__.py", "own_parts/deep/er.py",
+        "own_parts/near.py", "shared_here.py",
+    ]  # fmt: skip
+    assert "own_late" not in sys.modules, "nothing is imported to be read"
+
+
+def test_an_installed_method_brings_its_own_package_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    write(folder / "own_installed", "__init__", text="from . import parts\n")
+    write(folder / "own_installed", "parts", text="import own_neighbour\n")
+    write(folder / "own_installed", "main", text=f"{HEAD}import own_neighbour\ndef f(e: Encoding):\n    return e\n")
+    write(folder, "own_neighbour", text="")
+    monkeypatch.syspath_prepend(folder)
+    check([dict(name="own_installed.main.f")])
+    found = list(sources([dict(name="own_installed.main.f")]))
+    assert found == ["own_installed/__init__.py", "own_installed/main.py", "own_installed/parts.py"]
+
+
+def test_a_run_does_not_go_on_with_another_import_of_its_method(tmp_path, monkeypatch):
+    write(tmp_path, "own_kept", text=f"{HEAD}import own_kept_by\ndef f(e: Encoding):\n    return own_kept_by.g(e)\n")
+    write(tmp_path, "own_kept_by", text="def g(e):\n    return e\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check([dict(name="own_kept.f")])
+    resolved, run = dict(model=dict(positions=[dict(name="own_kept.f")]), steps=3), tmp_path / "run"
+    claim(run, resolved, ByteTokenizer())
+    assert sorted(p.name for p in (run / "methods").iterdir()) == ["own_kept.py", "own_kept_by.py"]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def edit(text):
+        write(tmp_path, "own_kept_by", text=text)
+        for name in ("own_kept", "own_kept_by"):
+            sys.modules.pop(name)
+        check([dict(name="own_kept.f")])
+
+    edit("# a comment\ndef g(e):\n    return e\n")
+    assert claim(run, resolved, ByteTokenizer()) == {}
+    edit("def g(e):\n    return e.replace(gain=2.0)\n")
+    kept = re.escape(str(run / "methods" / "own_kept_by.py"))
+    with pytest.raises(ConfigError, match=rf"another own_kept_by\.py, which is kept in {kept}\. Put that one back"):
+        claim(run, resolved, ByteTokenizer())
+    (run / "methods" / "own_kept_by.py").unlink()  # as of a run before imports were kept
+    claim(run, resolved, ByteTokenizer())
+    assert "gain" in (run / "methods" / "own_kept_by.py").read_text(), "known from here on"
+
+
+def test_the_source_is_that_of_the_code_which_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(write(tmp_path, "own_running", text=f"{HEAD}def f(e: Encoding):\n    return e\n"))
+    scaling = [dict(name="own_running.f")]
+    check(scaling)
+    first = sources(scaling)
+    write(tmp_path, "own_running", text=f"{HEAD}def f(e: Encoding):\n    return e.replace(gain=2.0)\n")
+    with pytest.warns(UserWarning, match=r"own_running\.py was edited after this process imported it"):
+        assert sources(scaling) == first
+    importlib.reload(sys.modules["own_running"])
+    assert "gain" in sources(scaling)["own_running.py"]
+
+
+def test_a_function_of_a_notebook_is_known_by_its_text(monkeypatch):
+    import linecache
+    import types
+
+    module = types.ModuleType("own_cell")
+    text = f"{HEAD}def f(e: Encoding):\n    return e\n"
+    exec(compile(text, "<own cell>", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "own_cell", module)
+    monkeypatch.setitem(linecache.cache, "<own cell>", (len(text), None, text.splitlines(True), "<own cell>"))
+    assert sources([dict(name=module.f)]) == {"own_cell.f.py": "def f(e: Encoding):\n    return e\n"}

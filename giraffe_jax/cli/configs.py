@@ -37,6 +37,12 @@ def workdir_argument(parser: argparse.ArgumentParser, help: str, required: bool 
     parser.add_argument("--workdir", required=required, metavar="DIR", type=_workdir, help=help)
 
 
+def keep_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --keep to a verb's parser."""
+    keep = "keep the rows of cells whose methods, documents... have changed, marked so; else they are measured again"
+    parser.add_argument("--keep", action="store_true", help=keep)
+
+
 def folder(text: str) -> str:
     """Returns the name of a folder that a flag gives; an empty one is refused."""
     if not text.strip():

@@ -17,6 +17,7 @@ from giraffe_jax.cli import configs
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     configs.config_arguments(parser)
+    configs.keep_argument(parser)
     configs.workdir_argument(parser, "where results go")
 
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
     from giraffe_jax import experiment
 
-    return 1 if experiment.run(as_experiment(config), args.workdir).failures else 0
+    return 1 if experiment.run(as_experiment(config), args.workdir, keep=args.keep).failures else 0
 
 
 def as_experiment(config: Mapping[str, Any]) -> dict[str, Any]:

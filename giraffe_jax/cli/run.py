@@ -3,7 +3,9 @@
   giraffe run experiments/quickstart --workdir=runs/quickstart
 
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
-variant added to the config costs only itself. The same command started several times shares the work: each process
+variant added to the config costs only itself. Where a method of your own has been edited, or a document, the weights or
+anything else that decides numbers, that is named and the cells that depend on it are measured again; --keep keeps their
+rows. The same command started several times shares the work: each process
 measures variants that no other one has taken, and a killed one's go to whoever comes next. --dry-run says what is left
 to do and about how long this machine will take for it: it times one call of each kind, and writes nothing.
 """
@@ -20,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     dry = "count what is left to do, time one call of each kind, and stop"
     parser.add_argument("--dry-run", action="store_true", help=dry)
     parser.add_argument("--dry_run", action="store_true", dest="dry_run", help=argparse.SUPPRESS)
+    configs.keep_argument(parser)
     configs.workdir_argument(parser, "where results go; by default runs/<name of the experiment>", required=False)
 
 
@@ -32,6 +35,6 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from giraffe_jax.estimate import estimate
 
-        print(f"{config.name}, in {workdir}: {estimate(config, workdir)}")
+        print(f"{config.name}, in {workdir}: {estimate(config, workdir, keep=args.keep)}")
         return 0
-    return 1 if run(config, workdir).failures else 0
+    return 1 if run(config, workdir, keep=args.keep).failures else 0

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -92,14 +92,29 @@ def content_fingerprint(kind: FileKind, path: str, where: str = "source", memory
     that changed just before it was read is not remembered: a second change could leave it with the same times.
     """
     files = source_files(kind, path, where)
+    return _known([kind], files, lambda: _digest(kind, files), memory)
+
+
+def file_digest(file: Path, memory: Path | None = None) -> str:
+    """sha256 of a file's bytes; `memory` as for `content_fingerprint`."""
+
+    def read() -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    return _known(["bytes"], [file], read, memory)
+
+
+def _known(what: list[str], files: Sequence[Path], read: Callable[[], str], memory: Path | None) -> str:
+    """What `read` returns of the files, remembered while their state is the same."""
     if memory is None:
-        return _digest(kind, files)
+        return read()
     states, began = file_states(files), time.time_ns()
-    record = memory / hashlib.sha256(json.dumps([kind, states]).encode()).hexdigest()
+    record = memory / hashlib.sha256(json.dumps([*what, states]).encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", known := record.read_text()):
             return known
-    content = _digest(kind, files)
+    content = read()
     changed = max(max(mtime, ctime) for _, _, mtime, ctime, _ in states)
     if changed < began - RACY_NS and file_states(files) == states:
         with contextlib.suppress(OSError):  # what cannot be remembered is read again

@@ -14,6 +14,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.data.files import json_rows
 from giraffe_jax.evals.scoring import NAMED, Example
 
+KINDS = dict(zip(NAMED, ("document", "case file", "questions", "conversations"), strict=True))
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 LARGEST = 2**30  # bytes of a file once it is unpacked
 
@@ -24,6 +25,21 @@ def present(task: Any) -> None:
         named = getattr(task, key, ())
         if named:
             documents(named, f"{task.name}.{key}")
+
+
+def contents(task: Any) -> dict[str, str]:
+    """Returns what the task's numbers depend on beside its keys: {"document a.txt": digest of its bytes, ...}, the
+    version of its code, and the model that it asks which tokens count."""
+    from giraffe_jax import identity
+
+    found = {f"version of the code of {task.name}": str(task.VERSION)}
+    for key, kind in KINDS.items():
+        named = getattr(task, key, ())
+        paths = [path for _, path in documents(named, f"{task.name}.{key}")] if named else []
+        found |= {f"{kind} {path}": identity.of_file(path) for path in paths}
+    evaluator = getattr(task, "evaluator", None)
+    asked = identity.of_source(evaluator, with_methods=True) if evaluator else {}
+    return found | {f"evaluator's {name}": value for name, value in asked.items()}
 
 
 def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:

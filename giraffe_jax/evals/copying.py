@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ COPY_NLL = Metric("copy_nll", "loss on the copy, nats a token", "nll", "low")
 class Copying:
     """The keys of a copying task; `n` examples for every length."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Literal["random", "text"] = "random"
     n: Count = 50

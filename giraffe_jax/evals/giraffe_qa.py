@@ -20,7 +20,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
@@ -42,6 +42,7 @@ YEARS = range(1000, 2101)
 class GiraffeQA:
     """The keys of a Giraffe task; `n` examples for every length."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Literal["free_form", "altered_numeric"]
     files: tuple[str, ...] = ()  # published cases

@@ -10,7 +10,7 @@ import dataclasses
 import random
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
@@ -24,6 +24,7 @@ INSTRUCTION = "Extract the value corresponding to the specified key in the JSON 
 class KeyValues:
     """The keys of a key-value retrieval task; `n` examples for every length (and depth, where depths are set)."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
     depths: tuple[Share, ...] | None = None  # None: the pair asked for is drawn; of files, it is where it is

@@ -15,7 +15,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -77,6 +77,7 @@ NOUNS = tuple(
 class Lines:
     """The keys of a line retrieval task; `n` examples for every length (and depth, where depths are set)."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
     depths: tuple[Share, ...] | None = None  # None: the line asked for is drawn

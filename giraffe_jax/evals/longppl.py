@@ -17,7 +17,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ LONGEST_GROUP = 64
 class LongPPL:
     """The keys of a LongPPL task; `n` counts documents, in sorted order, those long enough for the longest length."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
     evaluator: str | None = None  # a source as `load` takes it; required, see below

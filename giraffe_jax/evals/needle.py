@@ -10,7 +10,7 @@ values or questions at once are RULER's (`ruler`, niah_multikey, multivalue, mul
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
@@ -30,6 +30,7 @@ CITIES = ("New York", "London", "Paris", "Tokyo", "Beijing", "Berlin")
 class Needle:
     """The keys of a needle task; `n` examples for every length and depth."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # text files or folders that the book is made of
     depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all text, 1: after it

@@ -9,7 +9,7 @@ PoSE use it), with two changes that make a score mean something: the filler is c
 import dataclasses
 import random
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ QUESTION = "What is the pass key? The pass key is"
 class Passkey:
     """The keys of a passkey task; `n` examples for every length and depth."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
     n: Count = 20

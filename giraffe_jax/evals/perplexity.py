@@ -16,7 +16,7 @@ comes from: every length of a task scores the same documents, those long enough 
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from giraffe_jax.evals.scoring import Count
 class Perplexity:
     """The keys of a perplexity task; `n` counts windows, taken one per document in turn, documents in sorted order."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
     protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"

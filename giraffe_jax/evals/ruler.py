@@ -23,7 +23,7 @@ import string
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
@@ -109,6 +109,7 @@ DETERMINED = (
 class Ruler:
     """The keys of a RULER task; `n` examples for every length (and depth, where depths are set)."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Kind
     n: Count = 50

@@ -11,7 +11,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
@@ -34,6 +34,7 @@ CUE = "\n ASSISTANT: The first topic is"
 class Topics:
     """The keys of a topic retrieval task; `n` examples for every length."""
 
+    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     files: tuple[str, ...] = ()  # published cases
     conversations: tuple[str, ...] = ()  # JSON lines of {"topic", "conversation"}, to build cases from

@@ -8,6 +8,8 @@ A method is a file of `positions/methods`; its name is its name in a config. Met
 
 from typing import Any
 
+from giraffe_jax.positions.code import digest as code_digest
+from giraffe_jax.positions.code import same, sources
 from giraffe_jax.positions.compose import (
     Bound,
     Call,
@@ -29,7 +31,6 @@ from giraffe_jax.positions.compose import (
 )
 from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, turned
-from giraffe_jax.positions.own import same, sources
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 
 
@@ -56,6 +57,7 @@ __all__ = [
     "Scaling",
     "bind",
     "check",
+    "code_digest",
     "distances",
     "frequencies",
     "instead_of",

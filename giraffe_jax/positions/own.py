@@ -4,7 +4,6 @@ They are found beside the config, in the current folder, in its project, or inst
 look like a method, and a mistake in one is told with its place and its cure.
 """
 
-import ast
 import importlib
 import importlib.util
 import inspect
@@ -12,8 +11,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,40 +153,3 @@ def _cure(error: Exception, function: Callable, e: Encoding) -> str:
     if "Tracer" in type(error).__name__ or "Tracer" in str(error):
         return " Inside the step numbers are traced: compute with e.xp instead of numpy, and without `if` on them."
     return ""
-
-
-def sources(scaling: Any) -> dict[str, str]:
-    """Returns {"folder/my_method.py": its text} of the own methods that a list of methods names, its choices too."""
-    found: dict[str, str] = {}
-    for name in _names(scaling):
-        function = name if callable(name) else None
-        module = function.__module__ if function is not None else str(name).rpartition(".")[0]
-        if module.startswith(CATALOGUE) or not module:
-            continue
-        loaded = sys.modules.get(module)
-        file = getattr(loaded, "__file__", None)
-        if file is None or not file.endswith(".py") or not Path(file).is_file():
-            continue
-        path = module.replace(".", "/") + ("/__init__.py" if Path(file).name == "__init__.py" else ".py")
-        found[path] = Path(file).read_text(encoding="utf-8")
-    return found
-
-
-def same(one: str, other: str) -> bool:
-    """Returns whether two sources are the same code: comments and layout apart."""
-    try:
-        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
-    except (SyntaxError, ValueError, RecursionError):
-        return one == other
-
-
-def _names(scaling: Any) -> Iterator[Any]:
-    for item in scaling if isinstance(scaling, list | tuple) else ():
-        if isinstance(item, Mapping):
-            name = item.get("name")
-            if callable(name) or (isinstance(name, str) and "." in name):
-                yield name
-            for value in item.values():
-                yield from _names(value)
-        else:
-            yield from _names(item)

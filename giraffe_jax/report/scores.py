@@ -183,8 +183,17 @@ def _is_row(row: Row) -> bool:
 
 
 def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> Results:
-    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time."""
+    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time, and of those
+    that were measured with something else than `cells` of the manifest counts, nothing either."""
     loose, done, failed = by_cell(rows)
+    named = (manifest or {}).get("cells")
+    cells = {str(cell): key for key, cell in named.items()} if isinstance(named, dict) else {}
+
+    def counts(key: str, row: Row) -> bool:
+        return cells.get(str([row.get(name) for name in ("variant", "task", "length", "seed")]), key) == key
+
+    done = {key: cell for key, cell in done.items() if counts(key, cell[0])}
+    failed = {key: row for key, row in failed.items() if counts(key, row)}
     kept = loose + [row for _, cell in done.values() for row in cell]
     seconds = float(sum(marker.get("seconds") or 0.0 for marker, _ in done.values()))
     return Results(tuple(kept), tuple(failed.values()), seconds, dict(manifest or {}))

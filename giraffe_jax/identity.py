@@ -1,0 +1,126 @@
+"""What a result depends on, as {name: digest of its content}, and what differs between two of these.
+
+Paths and dates do not tell what a file holds, so bytes are digested: all of them, of large files too, whose digests are
+remembered in the cache of tokens (data/source.py) while path, size, times and inode stay as they are. A training's
+checkpoint, a Hugging Face directory and a GGUF file count by the files that are read of them; own methods by their code
+(positions/code.py).
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax import checkpoint, positions
+from giraffe_jax.data.files import content_fingerprint, file_digest
+from giraffe_jax.data.pipeline import FORMAT
+from giraffe_jax.data.source import token_cache
+from giraffe_jax.hf.load import locate
+from giraffe_jax.loading import TOKENIZER
+from giraffe_jax.records import digest
+
+Contents = dict[str, str]  # "document books/a.txt" -> 16 hex digits
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+LARGE = 1 << 24  # bytes of a file from which on its digest is remembered
+ABSENT = "absent"  # a digest of what is not there
+
+
+def of_file(path: Path) -> str:
+    """Returns 16 hex digits of a file's bytes."""
+    return file_digest(path, _memory() if path.stat().st_size >= LARGE else None)[:16]
+
+
+def of_source(source: str, *, with_methods: bool = False) -> Contents:
+    """Returns the weights, config and tokenizer of a source as `loading.load` reads it; of a workdir the checkpoint.
+
+    with_methods: also the own methods that a workdir's model reads positions with.
+    """
+    where, which = checkpoint.split_source(source)
+    if checkpoint.is_workdir(where):
+        with checkpoint.manager(where) as checkpoints:
+            step = checkpoint.find_step(checkpoints, which, lambda line: None)  # loading tells of damaged ones
+            scaling = checkpoint.read_about(checkpoints, step)["model"]["positions"] if with_methods else ()
+        folder = Path(where) / checkpoint.FOLDER / str(step)
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        found = {f"weights {source}": digest([[str(p.relative_to(folder)), of_file(p)] for p in files])}
+        if scaling:
+            positions.check(scaling)
+        return found | of_tokenizer(Path(where) / TOKENIZER) | of_code(scaling)
+    path = locate(where)
+    if path.is_file():
+        return {f"weights {path.name}": of_file(path)}
+    weights = sorted([*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")])
+    found = {f"weights {p.name}": of_file(p) for p in weights}
+    found |= {f"model {p.name}": of_file(p) for p in [path / "config.json"] if p.is_file()}
+    return found | of_tokenizer(path)
+
+
+def of_tokenizer(path: Path) -> Contents:
+    """Returns the files of a tokenizer: of a directory, or a file and the config beside it."""
+    named = [path / name for name in TOKENIZERS] if path.is_dir() else [path, path.parent / TOKENIZERS[-1]]
+    return {f"tokenizer {p.name}": of_file(p) for p in named if p.is_file()}
+
+
+def of_code(scaling: Any) -> Contents:
+    """Returns the code of the own methods that a list of methods names."""
+    return {f"code {path}": positions.code_digest(text) for path, text in positions.sources(scaling).items()}
+
+
+def of_training(config: Any, known: Mapping[str, str]) -> Contents:
+    """Returns what a TrainConfig reads beside its source: positions' code, data, a tokenizer of its own.
+
+    known: digests from an earlier time, for data that is no longer there.
+    """
+    found = of_code(config.model.get("positions", ()))
+    stages = [source for stage in config.data.stages for source in stage.sources]
+    for source in (*config.data.sources, *stages):
+        if source.kind == "synthetic":
+            continue
+        name = f"training data {source.path}"
+        try:
+            found[name] = content_fingerprint(source.kind, source.path, "data", memory=_memory())[:16]
+        except FileNotFoundError:
+            found[name] = known.get(name, ABSENT)
+    if config.tokenizer:
+        found |= {f"training's {name}": value for name, value in of_tokenizer(Path(config.tokenizer)).items()}
+    return found | {"format of training rows": str(FORMAT)}
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Returns the names of what differs; what is there on one side alone is marked so."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            how = " (new)" if name not in old else " (no longer read)" if name not in new else ""
+            found.append(name + how)
+    return found
+
+
+def _memory() -> Path | None:
+    try:
+        return token_cache() / "digests"
+    except OSError:
+        return None
+
+
+def fingerprint_before(source: str) -> str:
+    """Returns what versions without `contents` in a manifest took for a source's identity: its files, all small ones
+    and of large ones size, start and end. By it their workdirs are known again."""
+    where, which = checkpoint.split_source(source)
+    path = locate(where)
+    if which:
+        with checkpoint.manager(where) as checkpoints:
+            path = path / checkpoint.FOLDER / str(checkpoint.find_step(checkpoints, which, lambda line: None))
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path) if path.is_dir() else file.name} {size}\n".encode())
+        with open(file, "rb") as stream:
+            found.update(stream.read(1 << 24))
+            if size > 1 << 25:
+                stream.seek(-(1 << 24), os.SEEK_END)
+            found.update(stream.read(1 << 24))
+    return found.hexdigest()[:16]

@@ -1,0 +1,273 @@
+"""An experiment's manifest, `experiment.json`: what its rows were measured with, and which of them still count.
+
+A cell's key is a digest of all that decides its numbers: config, and the content of own methods, documents, case files,
+tokenizer, weights, training data and the task's code (identity.py). Another key is another cell: it is measured, and
+rows of that variant, task, length and seed under an older key are left out of reports. They stay in results.jsonl: what
+is put back as it was has its rows again.
+
+- `contents`: those digests by source, variant and task; `sources`: of own methods' files by variant, {path: digest},
+  whose texts are methods/<digest>.py.
+- `cells`: {key: [variant, task, length, seed]} of the rows that count.
+- `kept`: cells whose older rows count by --keep, with what has changed since.
+- `unrecorded`: {"fingerprint": of the source, "keys": {key: older key}}, cells of a version that recorded no contents.
+"""
+
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from giraffe_jax import evals, identity, positions, records
+from giraffe_jax.cells import (
+    All,
+    Cell,
+    Name,
+    about_task,
+    about_variant,
+    cells,
+    code_of,
+    contents,
+    of_training,
+    training_of,
+)
+from giraffe_jax.config import ConfigError, to_dict
+from giraffe_jax.loading import METHODS
+from giraffe_jax.provenance import beginning, versions
+from giraffe_jax.report.scores import MANIFEST, RESULTS, by_cell
+from giraffe_jax.workdir import check_same, read_json, stale
+
+NAME = ("variant", "task", "length", "seed")  # of a cell, in its rows
+AGAIN, KEPT, KNOWN = "are measured again", "keep their older rows", "have been measured with it before"
+
+
+class Plan(NamedTuple):
+    """What a run will do: its manifest, all cells, those that are left to measure, and what has to be said of it."""
+
+    manifest: dict[str, Any]
+    cells: list[Cell]
+    left: list[Cell]
+    notes: list[str]
+    contents: All
+
+
+def claim(
+    config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: Path, base: Callable[[], Any], keep: bool
+) -> Plan:
+    """Writes the workdir's manifest and the texts of own methods, and returns the plan of a run.
+
+    `base` loads the source, whose shape a new manifest records. Date and command are those of the first run. For the
+    rest see `plan`.
+    """
+    found = plan(config, tasks, trainings, workdir, keep=keep)
+    manifest = found.manifest if "model" in found.manifest else found.manifest | beginning(base())
+    manifest["original_len"] = config.original_len or manifest.get("original_len") or base().config.original_len
+    manifest["versions"] = versions()
+    if first_process():
+        for variant in config.variants:
+            for text in code_of(variant).values():
+                file = workdir / METHODS / f"{positions.code_digest(text)}.py"
+                if not file.is_file():
+                    records.write_atomically(file, text)
+        records.write_atomically(workdir / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: Path, *, keep: bool = False) -> Plan:
+    """Returns what a run of an experiment will do in a workdir; writes nothing.
+
+    Args:
+      config: ExperimentConfig.
+      tasks: built ones.
+      trainings: TrainConfig of each variant that is trained, by the variant's name.
+      keep: cells whose contents have changed keep the rows they have.
+
+    Raises:
+      ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
+    """
+    old = _read(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
+    about = _identify(config, tasks, old, workdir)
+    had = _before(old, finished(workdir / RESULTS))
+    now = contents(config, tasks, trainings, had.contents)
+    about["source"]["fingerprint"] = records.digest(now.source)
+
+    @functools.cache
+    def other_files() -> list[str]:
+        return [] if identity.fingerprint_before(config.source) == had.fingerprint else [f"files of {config.source}"]
+
+    def known_to_differ(cell: Cell) -> list[str]:
+        """Of rows without contents: the source's files had a fingerprint, and trainings keep their methods' texts."""
+        training = trainings.get(cell.variant.name)
+        if training is None:
+            return other_files()
+        where = training_of(config, cell.variant, cell.seed, workdir)
+        return other_files() + stale(where, of_training(now, cell.variant, training), cell.variant.positions)
+
+    todo = cells(config, tasks, now, had.fingerprint)
+    counting, left, kept, older = dict(had.counting), [], [], dict(had.older)
+    changed: dict[str, list[tuple[Cell, str]]] = {}  # by what has changed: the cells, and what becomes of them
+    for cell in todo:
+        fate, rows, what = had.fate(cell, now, known_to_differ)
+        if fate == AGAIN and rows and keep:
+            fate = KEPT
+            kept.append(dict(zip(NAME, cell.name, strict=True)) | {"key": rows, "changed": what})
+        if fate == KNOWN and rows == cell.older:
+            older[cell.key] = cell.older
+        counting[cell.name] = cell.key if fate == AGAIN or rows is None else rows
+        left += [cell] if fate == AGAIN else []
+        for thing in what if rows else ():
+            changed.setdefault(thing, []).append((cell, fate))
+
+    manifest = {"config": to_dict(config), "identity": about, "source": about["source"]}
+    manifest |= {key: old.get(key) for key in ("model", "date", "command", "original_len")} if old else {}
+    groups = {"variants": {**had.contents.variants, **now.variants}, "tasks": {**had.contents.tasks, **now.tasks}}
+    manifest["contents"] = {"source": now.source} | groups
+    manifest["sources"] = _sources(config, old.get("sources", {}), {entry["variant"] for entry in kept})
+    manifest |= {"cells": {key: list(name) for name, key in counting.items()}, "kept": kept}
+    if had.fingerprint is not None:
+        manifest["unrecorded"] = {"fingerprint": had.fingerprint, "keys": older}
+    taken = sum(counting[cell.name] == older.get(cell.key) for cell in todo)
+    return Plan(manifest, todo, left, _notes(changed, taken, keep, todo), now)
+
+
+class _Before(NamedTuple):
+    """What earlier runs have left in a workdir."""
+
+    contents: All
+    done: dict[str, Name]  # finished cells by key, the earliest first
+    counting: Mapping[Name, str]  # keys of the rows that counted
+    kept: Mapping[str, list[str]]  # what had changed since rows were measured that counted all the same, by their key
+    fingerprint: str | None  # of the source, where a version measured that recorded no contents
+    older: Mapping[str, str]  # key -> that version's key of the same cell
+
+    def fate(
+        self, cell: Cell, now: All, known_to_differ: Callable[[Cell], list[str]]
+    ) -> tuple[str, str | None, list[str]]:
+        """Returns what becomes of a cell, the key of rows that there are of it, and what has changed since."""
+        what = _changed(self.contents, now, cell)
+        for key in (cell.key, self.older.get(cell.key)):
+            if key in self.done:
+                return KNOWN, key, what
+        if self.fingerprint is not None and cell.name not in self.counting and cell.older in self.done:
+            what = known_to_differ(cell)
+            if not what:
+                return KNOWN, cell.older, what
+        rows = self.counting.get(cell.name)
+        if rows not in self.done:
+            rows = next((key for key, name in reversed(self.done.items()) if name == cell.name), None)
+        return AGAIN, rows, list(dict.fromkeys([*what, *self.kept.get(rows or "", ())]))
+
+
+def _before(old: Mapping[str, Any], done: dict[str, Name]) -> _Before:
+    found = All({}, {}, {})
+    if "contents" in old:
+        found = All(*(old["contents"][group] for group in All._fields))
+    unrecorded = old.get("unrecorded", {"fingerprint": None, "keys": {}})
+    if old and "contents" not in old:
+        unrecorded = unrecorded | {"fingerprint": old["identity"]["source"].get("fingerprint")}
+    counting = {tuple(name): key for key, name in old.get("cells", {}).items()}
+    kept = {entry["key"]: entry["changed"] for entry in old.get("kept", ())}
+    return _Before(found, done, counting, kept, unrecorded["fingerprint"], unrecorded["keys"])
+
+
+def _sources(config: Any, old: Mapping[str, Any], kept: set[str]) -> dict[str, dict[str, str]]:
+    """Returns {variant: {"my_method.py": digest}} of own methods: of `kept` variants those that their rows are of."""
+    found = {
+        variant.name: {path: positions.code_digest(text) for path, text in code_of(variant).items()}
+        for variant in config.variants
+        if variant.name not in kept
+    }
+    return {name: files for name, files in {**old, **found}.items() if files}
+
+
+def _changed(before: All, now: All, cell: Cell) -> list[str]:
+    """Returns what of a cell's contents is not what it was; of what was not known before, nothing."""
+    pairs = [(old, new) for old, new in zip(before.of(cell), now.of(cell), strict=True) if None not in (old, new)]
+    return [line for old, new in pairs for line in identity.changes(old or {}, new or {})]
+
+
+def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool, todo: Sequence[Cell]) -> list[str]:
+    """Returns lines of what has changed and what comes of it, and of what is not known."""
+    notes = []
+    for thing, affected in changed.items():
+        for fate in (AGAIN, KEPT, KNOWN):
+            some = [cell for cell, its in affected if its == fate]
+            if some:
+                notes.append(f"changed: {thing}; {len(some)} of {len(todo)} cells ({_named(some, todo)}) {fate}")
+    if not keep and any(fate == AGAIN for affected in changed.values() for _, fate in affected):
+        notes.append("--keep keeps the older rows of changed cells in place of measuring them again")
+    if taken:
+        notes.append(
+            f"{taken} of {len(todo)} cells are rows of an older version, which did not record the code of own methods "
+            "nor the bytes of documents, case files and training data: they count as measured with those of now"
+        )
+    return notes
+
+
+def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
+    """Returns whose cells these are: variants and tasks, where they are not all."""
+    parts = []
+    for at in (0, 1):  # of a name
+        names, every = (list(dict.fromkeys(str(cell.name[at]) for cell in cells)) for cells in (some, todo))
+        if len(names) < len(every):
+            parts.append(", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
+    return "; ".join(parts) or "all variants and tasks"
+
+
+def finished(path: Path) -> dict[str, Name]:
+    """Returns the finished cells by key: those whose "done" row has been written after as many rows as it counts."""
+    if not path.is_file():
+        return {}
+    done = by_cell(records.read_rows(path, warnings.warn))[1]
+    found = {}
+    for key, (row, _) in done.items():
+        variant, task, length, seed = (row.get(of) for of in NAME)
+        if isinstance(variant, str) and isinstance(task, str) and isinstance(length, int) and isinstance(seed, int):
+            found[key] = variant, task, length, seed
+    return found
+
+
+def _identify(config: Any, tasks: list[Any], old: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Returns what makes an experiment this one; ConfigError where the workdir holds another."""
+    about = {
+        "name": config.name,
+        "source": {"name": config.source},
+        "model": to_dict(config.overrides),
+        "variants": {variant.name: about_variant(variant) for variant in config.variants},
+        "tasks": {evals.label(task): about_task(task) for task in tasks},
+    }
+    if old:
+        now, then = json.loads(json.dumps(about)), dict(old["identity"])
+        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
+            here, there = now[group], then[group]
+            now[group], then[group] = ({k: v for k, v in x.items() if k in here and k in there} for x in (here, there))
+            about[group] = there | about[group]  # what was measured stays part of the workdir
+        then["source"] = {"name": then.get("source", {}).get("name")}  # its files may change: cells depend on them
+        check_same(workdir, "experiment", then, now)
+    elif (workdir / RESULTS).is_file():
+        raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
+    return about
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path, "an experiment's manifest", ("identity",))
+    groups = [("identity", group) for group in ("source", "variants", "tasks")]
+    groups += [("contents", group) for group in All._fields] if "contents" in found else []
+    kinds: dict[str, type] = {"cells": dict, "sources": dict, "kept": list, "unrecorded": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
+    if wrong:
+        what = f"is not an experiment's manifest ({wrong[0]} is {type(found[wrong[0]]).__name__})"
+        raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
+    for place, group in groups:
+        if not isinstance(found[place], dict) or not isinstance(found[place].get(group), dict):
+            what = f"is not an experiment's manifest ({place}.{group} is no object)"
+            raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
+    return found
+
+
+def first_process() -> bool:
+    """Returns whether this is the process of a job that writes and speaks."""
+    import jax
+
+    return jax.process_index() == 0

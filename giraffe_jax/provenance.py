@@ -1,0 +1,60 @@
+"""Where results come from: command, day, the shape of the model, versions of packages and of this code, devices."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def beginning(loaded: Any) -> dict[str, Any]:
+    """Returns what a report says of the model and of the run: its shape, the day, and the command."""
+    import jax
+
+    names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
+    names += ("dtype", "precision")
+    shape = {name: getattr(loaded.config, name) for name in names}
+    return {
+        "model": {"parameters": sum(x.size for x in jax.tree.leaves(loaded.params))} | shape,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def commit() -> str | None:
+    """Returns the git commit of this code, "+" where files differ from it; None where git does not track this file."""
+    here = Path(__file__)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here.parent, env=env, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return head and head + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Returns what the numbers were made with: packages, Python, commit, machine and devices."""
+    import jax
+
+    found = {"python": platform.python_version()}
+    for package in ("giraffe-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device, head = jax.devices()[0], commit()
+    return (found if head is None else found | {"commit": head}) | {
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "system": f"{sys.platform} {platform.machine()}",
+    }
