@@ -109,11 +109,15 @@ def run(config: ExperimentConfig | Any, workdir: str | Path, *, say: Callable[[s
     base = source_of(config)
     with _in_turn(workdir):
         manifest = claim(config, tasks, workdir, base)
+        if _first_process():
+            report.draw_methods(workdir, manifest)
     todo = cells(config, tasks, manifest["source"]["fingerprint"])
     finished = done_keys(workdir / RESULTS)
     left = [cell for cell in todo if cell.key not in finished]
     if left:
         say(f"{config.name}: {len(left)} of {len(todo)} cells to measure, in {workdir}")
+        for line in report.too_few(tasks, lambda: base().tokenizer):
+            say(f"  {line}")
         _measure(config, workdir, left, base, say)
     return finish(workdir, say)
 
