@@ -4,8 +4,8 @@
   giraffe report runs/a runs/b --out=runs/compared
 
 Of several folders the first is also compared with each other one, on the page, in the tables and in compared.csv:
-variants of the same name, on the windows and questions that both have measured, at every such length. What is the same in
-both is shown once. The files go into the first folder unless --out names another.
+variants of the same name, on the windows and questions that both have measured, at every such length. What is the same
+in both is shown once. The files go into the first folder unless --out names another.
 """
 
 import argparse

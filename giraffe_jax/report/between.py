@@ -159,7 +159,8 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
             cells[-1] += f"<small>{html.escape(aside)}</small></td>"
             cells.append(f"<td {data(e.n)}>{html.escape(d.pairs)}</td>")
         swatch = "" if d is None else swatches[d.variant]
-        code = f"<small>other code: {html.escape(', '.join(files))}</small>" if (files := _files(comparison, line)) else ""
+        files = html.escape(", ".join(_files(comparison, line)))
+        code = f"<small>other code: {files}</small>" if files else ""
         name = f"<th scope='row'>{swatch}{html.escape(line.name)}{code}</th>"
         body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, stay)}</td></tr>")
     table = f"<table class='between'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
@@ -204,8 +205,8 @@ def as_csv(comparisons: Iterable[Comparison]) -> str:
     """compared.csv: a line for each variant, task and length, unrounded; empty where there is no number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm same"
-    writer.writerow([*heads.split(), "other_code"])
+    heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
+    writer.writerow([*heads.split(), "same", "other_code"])
     for comparison in comparisons:
         stay = paired.holm(comparison.found)
         for line in comparison.lines:

@@ -72,8 +72,8 @@ p { margin: .7rem 0; max-width: 44rem; }
 .how { color: var(--muted); font-size: .95rem; }
 .how b { color: var(--ink); font-weight: 600; }
 figure {
-  max-width: 62rem; margin: 1.4rem 0 1.8rem; padding: 1.1rem 1.1rem .9rem; background: var(--card); border: 1px solid var(--grid);
-  border-radius: 10px;
+  max-width: 62rem; margin: 1.4rem 0 1.8rem; padding: 1.1rem 1.1rem .9rem; background: var(--card);
+  border: 1px solid var(--grid); border-radius: 10px;
 }
 figure svg { font-family: var(--sans); display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { font-size: .84rem; line-height: 1.5; color: var(--muted); margin: .8rem .2rem 0; max-width: 46rem; }

@@ -30,7 +30,7 @@ class Drawn:
     """The curves of a variant's methods: `key` is of all that they depend on."""
 
     key: str
-    stretch: tuple[float, ...] | None  # plain RoPE's frequency over the variant's, each plane; infinite: it stands still
+    stretch: tuple[float, ...] | None  # plain RoPE's frequency over the variant's, of each plane; inf: still
     reach: int  # tokens of the pass whose last token sees the distances
     distances: tuple[tuple[int, float], ...]  # true distance, and the one seen, nan where masked; none if all are true
 
@@ -50,9 +50,10 @@ def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
         methods = variants.evaluated(entry)
         if not {"own", "bands", "mask"} & set(variants.kinds(methods)):
             continue
-        key = records.digest([methods, positions.sources(methods), shape, longest])
         known = old.get(entry["name"])
         try:
+            positions.check(methods)  # imports them: only then are their sources known
+            key = records.digest([methods, positions.sources(methods), shape, longest])
             made[entry["name"]] = known if known and known.key == key else draw(methods, shape, longest, key)
         except Exception:  # a drawing ends no run: where the method itself fails, measuring it says how
             continue

@@ -29,5 +29,5 @@ def before(tasks: Sequence[Any], tokenizer: Callable[[], Any]) -> list[str]:
             n, what, cure = task.n, counted(task.n, "example") + " a length", f"{key}.n={FEWEST} or more"
         if n < FEWEST:
             verb = "is" if n == 1 else "are"
-            said.append(f"{evals.label(task)}: {what} {verb} too few to tell variants apart: it takes {cure}.")
+            said.append(f"{evals.label(task)}: {what} {verb} too few to tell variants apart; it takes {cure}.")
     return said

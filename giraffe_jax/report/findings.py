@@ -84,13 +84,13 @@ def cards(results: Results, made: Sequence[Table]) -> list[Card]:
             times, low, high = (math.exp(min(-x, 700.0)) for x in (e.value, e.high, e.low))
             label = (
                 f"lower perplexity with {best} than with {plain} at {_at(table, n)} "
-                f"[{_times(low)} to {_times(high)}; {d.pairs}]"
+                f"[{_times(low)} to {_times(high)}, {d.pairs}]"
             )
             out.append(Card(_times(times), label))
         else:
             what = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
             label = f"{what}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
-            label += f": {_amount(d)} [{_bounds(d)}; {d.pairs}]"
+            label += f": {_amount(d)} [{_bounds(d)}, {d.pairs}]"
             out.append(Card(number(table.cells[d.variant, n].estimate.value, table.metric.share), label))
     return out
 
@@ -187,9 +187,9 @@ def _against(d: Difference) -> str:
     if d.few:
         return f"{_amount(d, signed=True)} against {d.base}"
     if not d.apart:
-        return f"not told from {d.base} (difference {_amount(d, signed=True)} [{_bounds(d, signed=True)}; {d.pairs}])"
+        return f"not told from {d.base} (difference {_amount(d, signed=True)} [{_bounds(d, signed=True)}, {d.pairs}])"
     way = "above" if d.estimate.value > 0 else "below"
-    return f"{_amount(d)} {way} {d.base} [{_bounds(d)}; {d.pairs}]"
+    return f"{_amount(d)} {way} {d.base} [{_bounds(d)}, {d.pairs}]"
 
 
 def unit(d: Difference) -> str:

@@ -27,7 +27,7 @@ def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def unit(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is counted of a task's rows, because it is independent: documents where rows name them, not their windows."""
+    """What is independent in a task's rows, and so counted: documents where rows name them, not their windows."""
     if rows and all(row.get("document") is not None for row in rows):
         return "document"
     if of(rows) == [PERPLEXITY]:

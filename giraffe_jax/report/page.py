@@ -75,10 +75,10 @@ def render(
         + "\n".join(part for part in body if part)
         + "\n<footer>Bands and ranges are 95% intervals: Wilson's for shares of right answers, a bootstrap over "
         "documents for losses, its percentiles expanded for small n (Hesterberg 2015). Differences are paired: a "
-        "bootstrap over the same units; for shares the adjusted Wald interval (Bonett and Price 2012), reaching to zero "
-        "where McNemar's exact test does not tell the two apart. n counts documents, not their windows, or questions. "
-        f"Fewer than {FEWEST} have no interval and are never told apart: with n pairs even models that differ in nothing "
-        "all differ one way in 1 of 2^(n-1) experiments. Made by giraffe-jax.</footer>\n</main>\n"
+        "bootstrap over the same units; for shares the adjusted Wald interval (Bonett and Price 2012), reaching to "
+        "zero where McNemar's exact test does not tell the two apart. n counts documents, not their windows, or "
+        f"questions. Fewer than {FEWEST} have no interval and are never told apart: of two models that differ in "
+        "nothing, n pairs all go one way in 1 of 2<sup>n−1</sup> experiments. Made by giraffe-jax.</footer>\n</main>\n"
         f"<script>\n{css.SORT}</script>\n</body>\n</html>\n"
     )
 
@@ -276,8 +276,8 @@ def _about(results: Results, config: Mapping) -> str:
         parts.append(f"<dl>{listing}</dl>")
     parts.append(
         "<p class='how'>Beside this page: <code>results.jsonl</code> (one row per example), <code>results.csv</code> "
-        "(every score), <code>tables.md</code>, <code>tables.tex</code>, <code>plots/</code> (PNG and SVG), and of several "
-        "runs <code>compared.csv</code>.</p>"
+        "(every score), <code>tables.md</code>, <code>tables.tex</code>, <code>plots/</code> (PNG and SVG), and of "
+        "several runs <code>compared.csv</code>.</p>"
     )
     if config:
         text = html.escape(json.dumps(config, indent=1, ensure_ascii=False))

@@ -71,7 +71,7 @@ def counted(n: int, unit: str) -> str:
 
 def too_few(n: int, unit: str) -> str:
     """What is said wherever there are fewer than `FEWEST` pairs."""
-    return f"{counted(n, unit)} {'is' if n == 1 else 'are'} too few to tell variants apart: it takes {FEWEST}."
+    return f"{counted(n, unit)} {'is' if n == 1 else 'are'} too few to tell variants apart; it takes {FEWEST}."
 
 
 def difference(results: Results, task: str, metric: Metric, length: int, variant: str, base: str) -> Difference | None:
@@ -114,7 +114,7 @@ def chance(found: Sequence[Difference]) -> str:
     if left:
         most = max(left.values(), key=lambda d: d.estimate.n)
         count = "One pair" if len(left) == 1 else f"{len(left)} pairs"
-        said.append(f"{count} cannot be told apart, whatever the difference: {too_few(most.estimate.n, most.unit)}")
+        said.append(f"{count} cannot be compared: {too_few(most.estimate.n, most.unit)}")
     if not able:
         return " ".join(said)
     stay, apart = holm(able), {d.pair for d in able if d.apart}

@@ -40,7 +40,7 @@ def read(directories: Sequence[str | Path]) -> Results:
         known = {(row["variant"], row["task"], row["length"]) for row in rows}
         own = ({**row, "variant": names[row["variant"]]} for row in part.rows)
         rows += [row for row in own if (row["variant"], row["task"], row["length"]) not in known]
-        failures += [{**row, "variant": names.get(str(row.get("variant")), row.get("variant"))} for row in part.failures]
+        failures += [{**row, "variant": names.get(v := str(row.get("variant")), v)} for row in part.failures]
         for entry in part.manifest.get("config", {}).get("variants", ()):
             if entry["name"] in names:
                 variants.setdefault(names[entry["name"]], {**entry, "name": names[entry["name"]]})
@@ -77,7 +77,7 @@ def _renamed(parts: Mapping[str, Results]) -> dict[str, dict[str, str]]:
 
 
 def same_variant(one: Results, other: Results, name: str) -> bool:
-    """Whether two runs agree in a variant: its methods and training, their code, and every row of what both measured."""
+    """Whether two runs agree in a variant: its methods, training and code, and every row of what both measured."""
     if _about(one, name) != _about(other, name) or changed(one.sources.get(name), other.sources.get(name)):
         return False
     shared = _cells(one, name) & _cells(other, name)

@@ -70,9 +70,9 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
         "is grey and reaches the top.</small></p>"
     )
     across = (
-        "<p class='how'><small>Distances: across, how far back a token is; up, how far back the last token of the pass "
-        "sees it, measured through attention. Grey is the true distance; where there is no line, it is not seen. Empty: "
-        "all distances are true ones.</small></p>"
+        "<p class='how'><small>Distances: across, how far back a token is; up, how far back the last token of the "
+        "pass sees it, measured through attention. Grey is the true distance; where there is no line, it is not seen. "
+        "Empty: all distances are true ones.</small></p>"
     )
     return f"<div class='scroll' tabindex='0'>{table}</div>" + (note if planes else "") + (across if seen else "")
 
@@ -157,11 +157,13 @@ def _distances(drawn: Drawn | None) -> str:
         elif pieces[-1]:
             pieces.append([])
     lines = "".join(f"<path d='M{' '.join(piece)}' stroke='var(--ink)'/>" for piece in pieces if piece)
-    plain = f"<path d='M1.5,{SQUARE - 1.5} {1.5 + by:.1f},{SQUARE - 1.5 - drawn.reach / top * by:.1f}' stroke='var(--grid)'/>"
+    end = f"{1.5 + by:.1f},{SQUARE - 1.5 - drawn.reach / top * by:.1f}"
+    plain = f"<path d='M1.5,{SQUARE - 1.5} {end}' stroke='var(--grid)'/>"
     words = f"up to {most:,.0f} of {drawn.reach - 1:,}"
     return (
         f"<svg class='strip' viewBox='0 0 {SQUARE} {SQUARE}' width='{SQUARE}' height='{SQUARE}' role='img' "
-        f"aria-label='distances seen: {words}' fill='none' stroke-width='1.5'>{plain}{lines}</svg><small>{words}</small>"
+        f"aria-label='distances seen: {words}' fill='none' stroke-width='1.5'>{plain}{lines}</svg>"
+        f"<small>{words}</small>"
     )
 
 

@@ -104,7 +104,7 @@ def test_every_control_does_what_it_says(page, tmp_path):
         for scheme in screens.SCHEMES:
             seen = use(page, tmp_path / f"{width}-{scheme}", width, scheme)
             assert seen["width"] == width and max(seen["needs"], seen["needsAfter"]) <= width
-            assert width < 1280 or all(needs <= there for needs, there in seen["inside"]), "nothing to be moved sideways"
+            assert width < 1280 or all(needs <= there for needs, there in seen["inside"]), "nothing moves sideways"
             colours[width, scheme] = seen["colours"]
             tables = page.read_text().count("<table")
             assert len(seen["sorts"]) == page.read_text().count("<th scope='col'>") > 4 * tables

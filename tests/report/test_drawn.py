@@ -55,7 +55,8 @@ def test_distances_are_those_of_the_formula():
 
 
 def test_what_is_saved_is_read_again_and_made_anew_only_where_it_changed(ramp, tmp_path, monkeypatch):
-    own = manifest(plain=[], linear=[{"name": "linear", "factor": 2.0}], own=ramp, far=[{"name": "rerope", "window": 32}])
+    far = [{"name": "rerope", "window": 32}]
+    own = manifest(plain=[], linear=[{"name": "linear", "factor": 2.0}], own=ramp, far=far)
     drawn.save(tmp_path, own)
     first = drawn.read(tmp_path)
     assert list(first) == ["own", "far"] and first["own"].stretch == pytest.approx([1, 2, 3, 4], rel=1e-5)
@@ -63,7 +64,7 @@ def test_what_is_saved_is_read_again_and_made_anew_only_where_it_changed(ramp, t
     monkeypatch.setattr(drawn, "draw", lambda *arguments: made.append(arguments[0]) or drawn.Drawn("k", None, 1, ()))
     drawn.save(tmp_path, own)
     assert made == [] and drawn.read(tmp_path) == first
-    other = manifest(own=[ramp[0] | {"factor": 2.0}], far=[{"name": "rerope", "window": 32}])
+    other = manifest(own=[ramp[0] | {"factor": 2.0}], far=far)
     drawn.save(tmp_path, other)
     assert made == [[ramp[0] | {"factor": 2.0}]]
 
@@ -71,7 +72,8 @@ def test_what_is_saved_is_read_again_and_made_anew_only_where_it_changed(ramp, t
 def test_a_method_that_fails_ends_no_run_and_a_broken_file_is_left_out(ramp, tmp_path):
     drawn.save(tmp_path, manifest(own=[ramp[0] | {"factor": -1.0}]))
     assert not (tmp_path / drawn.FILE).exists()
-    for text in ('{"own": {"key": "k"}}', '{"own": 3}', "[", '{"own": {"key": "", "stretch": ["x"], "reach": 1, "distances": []}}'):
+    wrong = '{"own": {"key": "", "stretch": ["x"], "reach": 1, "distances": []}}'
+    for text in ('{"own": {"key": "k"}}', '{"own": 3}', "[", wrong):
         (tmp_path / drawn.FILE).write_text(text)
         with pytest.warns(UserWarning, match=r"drawn\.json is left out"):
             assert drawn.read(tmp_path) == {}

@@ -25,7 +25,7 @@ def books(folder, count, size=400):
 def test_two_books_are_said_to_be_too_few_however_many_their_windows(tmp_path):
     task = dict(name="perplexity", lengths=[64, 128], documents=books(tmp_path / "two", 2), n=8, stride=16)
     assert said(task) == [
-        "perplexity: 2 documents (8 windows of them) are too few to tell variants apart: it takes 6 documents of 128 "
+        "perplexity: 2 documents (8 windows of them) are too few to tell variants apart; it takes 6 documents of 128 "
         "tokens or more in config.tasks[0].documents."
     ]
     assert said(task | {"documents": books(tmp_path / "six", 6)}) == []
@@ -41,7 +41,7 @@ def test_two_books_are_said_to_be_too_few_however_many_their_windows(tmp_path):
 def test_questions_and_passages_are_counted_too(tmp_path):
     lines = dict(name="lines", lengths=[512], n=5, style="compact")
     assert said(dict(name="passkey", lengths=[512], n=6), lines) == [
-        "lines: 5 examples a length are too few to tell variants apart: it takes config.tasks[1].n=6 or more."
+        "lines: 5 examples a length are too few to tell variants apart; it takes config.tasks[1].n=6 or more."
     ]
     copying = dict(name="copying", kind="text", lengths=[128], n=20, documents=books(tmp_path / "one", 1), passage=16)
     (text,) = said(copying)
@@ -54,7 +54,7 @@ def test_the_page_says_it_in_every_place_and_nothing_else(tmp_path, documents):
     figures = {name: fabricate.FIGURES[name] for name in ("plain", "yarn 4", "yarn 8")}
     page = report.write([fabricate.write(tmp_path, figures=figures, documents=documents)], png=False).read_text()
     count = f"{documents} document{'s' * (documents != 1)}"
-    want = f"{count} {'is' if documents == 1 else 'are'} too few to tell variants apart: it takes 6."
+    want = f"{count} {'is' if documents == 1 else 'are'} too few to tell variants apart; it takes 6."
     # In the verdict, below the differences and below the table, and in what follows on other lengths.
     assert page.count(want) >= 4
     section = page[page.index("id='task-perplexity'") :].split("</section>")[0]
@@ -62,7 +62,7 @@ def test_the_page_says_it_in_every_place_and_nothing_else(tmp_path, documents):
     assert "Shaded" not in section and "Marked" not in section and not re.search(r"\bnan\b", page)
     (svg,) = re.findall(r"<figure>.*?perplexity-forest.*?</figure>", page, re.S)
     assert "[" not in re.sub(r"<[^>]*>", "", svg), "no interval beside a difference"
-    assert "95% intervals" not in svg.split("</svg>")[1] and "too few for intervals" in page
+    assert "95% intervals" not in svg.split("</svg>")[1] and f"6 pairs cannot be compared: {want}" in svg
     tex = (tmp_path / "tables.tex").read_text()
     first = tex[: tex.index(r"\end{table}")]
     assert want in first and r"\scriptsize" in first and "textbf" not in first and "--" not in first
