@@ -63,7 +63,9 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
 def main_tables(results: Results) -> str:
     """What to read first, as Markdown: the first metric of every task that was measured."""
     made = findings.main_tables(tables.tables(results, score_all(results)))
-    return "\n\n".join(f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made) or "no results yet"
+    texts = (f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made)
+    said = (f"\n{few}\n" if (few := t.few()) else "" for t in made)
+    return "\n\n".join(text + few for text, few in zip(texts, said, strict=True)) or "no results yet"
 
 
 def brief(rows: Sequence[Row]) -> str:

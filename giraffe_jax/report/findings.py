@@ -162,8 +162,8 @@ def _plain(table: Table, plain: str, length: int) -> str:
 def _best(
     results: Results, table: Table, length: int, group: Sequence[str], plain: str | None
 ) -> tuple[str, list[Difference]]:
-    """The best of a group: its score, its difference to plain, and whom it cannot be told from; with the differences
-    of which nothing can be told."""
+    """The first of a group: its score, its difference to plain, and whom it cannot be told from; with the differences
+    of which nothing can be told. It is called best only where it is ahead of all others."""
     best, text = group[0], ""
     others = paired.differences(results, table.task, table.metric, length, best, group[1:])
     few = [d for d in others if d.few]
@@ -177,8 +177,8 @@ def _best(
         text += f", and cannot be told from {_some(alike)}"
     elif ahead and not few:
         text += f", ahead of {'all others' if len(ahead) == len(group) - 1 > 2 else _some(ahead)}"
-    extreme = "the highest" if table.metric.better == "high" else "the lowest"
-    verb = "has" if len(group) == 1 else f"has {extreme}," if few else "is best with"
+    extreme = "highest" if table.metric.better == "high" else "lowest"
+    verb = "has" if len(group) == 1 else "is best with" if len(ahead) == len(group) - 1 else f"has the {extreme},"
     return f"{best} {verb} {_shown(table, best, length)}{text}", few
 
 

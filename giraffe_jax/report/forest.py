@@ -66,7 +66,8 @@ def draw(
 def _title(table: Table, panel: Panel) -> str:
     length, kind, base, _ = panel
     times = multiple(length, table.original_len)
-    against = f"minus {base}" if kind == "plain" else f"minus the best, {base}"
+    extreme = "highest" if table.metric.better == "high" else "lowest"
+    against = f"minus {base}" if kind == "plain" else f"minus the {extreme}, {base}"
     return f"{length:,} tokens" + (f" ({times})" if times else "") + f": {against}"
 
 

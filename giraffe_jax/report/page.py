@@ -22,13 +22,13 @@ from giraffe_jax.report.tables import Table, task_name
 
 HOW = {
     "forest": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
-    "compared with plain RoPE, and with the best at that length, one by one. A line is a 95% interval: one that does "
-    "not reach zero is a difference that chance does not explain, and its marker is filled. Intervals are not widened "
-    "for how many are compared: of twenty that differ in nothing, one is expected to look different. Stars mark what "
-    "stays apart when that is corrected for.",
+    "compared with plain RoPE, and with the one of the best score at that length, one by one. A line is a 95% "
+    "interval: one that does not reach zero is a difference that chance does not explain, and its marker is filled. "
+    "Intervals are not widened for how many are compared: of twenty that differ in nothing, one is expected to look "
+    "different. Stars mark what stays apart when that is corrected for.",
     "few": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
-    "compared with plain RoPE, and with the best at that length, one by one. There are too few for intervals: how "
-    "large the differences came out is shown, and nothing more can be said of them.",
+    "compared with plain RoPE, and with the one of the best score at that length, one by one. There are too few for "
+    "intervals: how large the differences came out is shown, and nothing more can be said of them.",
     "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: how many tokens, equally likely, the "
     "model is in effect choosing between. Lower is better. A method that works stays flat to the right of the trained "
     "length; one that fails climbs.",

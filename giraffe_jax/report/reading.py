@@ -51,7 +51,9 @@ def read(directories: Sequence[str | Path]) -> Results:
         pictures = {new: part.drawn[v] for new, v in there.items() if v in part.drawn} | pictures
     first, *others = parts.values()
     manifest = dict(first.manifest)
-    manifest["config"] = {**manifest.get("config", {}), "variants": list(variants.values())}
+    order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # runs of one variant together
+    entries = [variants[name] for name in dict.fromkeys(order) if name in variants]
+    manifest["config"] = {**manifest.get("config", {}), "variants": entries}
     for key in ("original_len", "model", "date", "command"):  # what is said of all must be true of all
         if any(part.manifest.get(key) != first.manifest.get(key) for part in others):
             manifest.pop(key, None)
@@ -64,7 +66,7 @@ def read(directories: Sequence[str | Path]) -> Results:
 def _renamed(parts: Mapping[str, Results]) -> dict[str, dict[str, str]]:
     """For each directory its variants' names -> their names among all of them."""
     rename: dict[str, dict[str, str]] = {label: {} for label in parts}
-    for name in dict.fromkeys(name for part in parts.values() for name in part.variants):
+    for name in _names(parts):
         groups: list[list[str]] = []  # of directories that agree
         for label in (label for label, part in parts.items() if name in part.variants):
             alike = (group for group in groups if same_variant(parts[group[0]], parts[label], name))
@@ -74,6 +76,10 @@ def _renamed(parts: Mapping[str, Results]) -> dict[str, dict[str, str]]:
             for label in group:
                 rename[label][name] = name if len(groups) == 1 else f"{name} ({', '.join(group)})"
     return rename
+
+
+def _names(parts: Mapping[str, Results]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts.values() for name in part.variants))
 
 
 def same_variant(one: Results, other: Results, name: str) -> bool:

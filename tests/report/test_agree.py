@@ -68,6 +68,8 @@ def check_text(text):
         amount, low, high = map(number, (amount, low, high))
         assert low <= 0 <= high and low - 0.01 <= amount <= high + 0.01 and int(n) >= FEWEST, text
     assert text.count("[") == len(TOLD.findall(text)) + len(UNTOLD.findall(text)), text
+    for part in text.split("; "):
+        assert not ("is best" in part and "cannot be told" in part), text
     if "too few" in text:
         assert not re.search(r"\[|told from|is best|ahead|above|below", text), text
 

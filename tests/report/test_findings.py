@@ -31,10 +31,10 @@ def test_the_verdict_says_what_was_fabricated(whole):
     free, taught = perplexity.text.split("; ")[1:]
     assert free.startswith("without training, yarn 4 is best with 40.0 (")
     assert f"{math.log(624 / 40):.2f} nats a token below plain [" in free
-    assert taught.startswith("after training, yarn 4 + training is best with 30.9 (")
+    assert taught.startswith("after training, yarn 4 + training has the lowest, 30.9 (")
     # 40 questions: 5 right of 13%, and 37 of 92%.
     assert lines.text.startswith("plain answers 12% (") and "against 98% at 256" in lines.text
-    assert "yarn 4 is best with 92% (80–97%), 80 points above plain [" in lines.text
+    assert "yarn 4 has the highest, 92% (80–97%), 80 points above plain [" in lines.text
     assert "cannot be told from yarn 8" in lines.text, "92% both"
     longest = [said for said in findings.more(*whole) if "2,048" in said.head]
     assert "yarn 8 is best with 44.8" in longest[0].text and "ahead of all others" in longest[0].text

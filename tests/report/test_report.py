@@ -286,6 +286,18 @@ def test_looks_follow_the_method(made):
     assert looks["yarn 4"].line["linestyle"] != looks["yarn 4 + training"].line["linestyle"]
 
 
+def test_the_same_positions_of_two_runs_are_drawn_otherwise():
+    positions = [{"name": "yarn", "factor": 4.0}]
+    names = ("yarn (A)", "yarn (B)", "trained (A)", "trained (B)")
+    rows = [
+        {"variant": v, "task": "t", "length": 8, "metrics": {"teacher": 1}, "trained": "trained" in v} for v in names
+    ]
+    entries = [{"name": v, "positions": positions} for v in names]
+    looks = style.looks(scores.collect(rows, {"config": {"variants": entries}}))
+    assert looks["yarn (A)"].colour == looks["trained (A)"].colour != looks["yarn (B)"].colour
+    assert looks["yarn (B)"].colour == looks["trained (B)"].colour
+
+
 def test_numbers_as_people_read_them():
     shown = [tables.number(x) for x in (2.345, 23.45, 234.5, 23456.0, math.inf, math.nan)]
     assert shown == ["2.35", "23.4", "234", "23,456", "> 10⁹", "not finite"]
