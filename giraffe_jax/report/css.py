@@ -37,7 +37,9 @@ SHEET = """\
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 var(--serif); }
+body {
+  margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 var(--serif); overflow-wrap: break-word;
+}
 main { max-width: 76rem; margin: 0 auto; padding: 4.5rem 1.5rem 5rem; }
 header { border-bottom: 1px solid var(--grid); padding-bottom: 1.8rem; }
 .kicker, .facts, small, figcaption, th, .figure span, footer, summary, nav { font-family: var(--sans); }
