@@ -100,7 +100,7 @@ th:first-child { padding-left: 0; }
 th i { display: inline-block; width: .72em; height: .72em; border-radius: 50%; margin-right: .6em; }
 th i.hollow { background: none; border: 2px solid; }
 td small, th small { display: block; font-size: .76rem; font-weight: 400; color: var(--muted); }
-table.variants td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.variants td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 table.variants td:nth-child(2) { min-width: 12rem; }
 table.variants th { text-align: left; }
 table.between thead th { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }

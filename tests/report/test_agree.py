@@ -98,6 +98,7 @@ def test_sentences_marks_and_stars_agree_with_intervals(seed):
             if best is not None:  # compared anew: no windows and examples but those of this length
                 runner = table.ranked(n)[1]
                 d = paired.difference(results, table.task, table.metric, n, best, runner)
+                assert d is not None
                 assert d.estimate.low > 0 if table.metric.better == "high" else d.estimate.high < 0
         text = tables.markdown(table) + latex.table(table) + tables.as_html(table, dict.fromkeys(results.variants, ""))
         assert not re.search(r"\b(nan|inf)\b", text)

@@ -40,7 +40,7 @@ def test_an_own_methods_planes_are_drawn_when_it_runs(ramp, tmp_path):
     got = drawn.draw(ramp, SHAPE, 128)
     assert got.stretch == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=1e-6) and got.distances == ()
     still = drawn.draw([{"name": "truncate", "cutoff_len": 16.0}], SHAPE, 128)
-    assert math.isinf(still.stretch[-1])
+    assert still.stretch is not None and math.isinf(still.stretch[-1])
 
 
 def test_distances_are_those_of_the_formula():

@@ -5,7 +5,7 @@ import re
 import fabricate
 import pytest
 
-from giraffe_jax import evals, report
+from giraffe_jax import evals, experiment, report
 from giraffe_jax.config import ConfigError
 from giraffe_jax.report import few
 from giraffe_jax.tokenizer import ByteTokenizer
@@ -66,3 +66,21 @@ def test_the_page_says_it_in_every_place_and_nothing_else(tmp_path, documents):
     tex = (tmp_path / "tables.tex").read_text()
     first = tex[: tex.index(r"\end{table}")]
     assert want in first and r"\scriptsize" in first and "textbf" not in first and "--" not in first
+
+
+def test_a_run_says_it_when_it_starts_and_draws_what_it_measures(tmp_path, monkeypatch):
+    (tmp_path / "few_ramp.py").write_text(
+        "from giraffe_jax.positions import Encoding\n\n\n"
+        "def ramp(e: Encoding) -> Encoding:\n    return e.replace(inv_freq=e.inv_freq / (1 + e.planes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
+    task = dict(name="perplexity", lengths=[64], documents=books(tmp_path / "books", 2), n=4, stride=16)
+    variants = [dict(name="plain"), dict(name="mine", positions=[dict(name="few_ramp.ramp")])]
+    settings = dict(name="t", source="giraffe-mini", variants=variants, tasks=[task])
+    said = []
+    page = experiment.run(settings, tmp_path / "run", say=said.append).page.read_text()
+    assert "to measure" in said[0] and said[1].startswith("  perplexity: 2 documents (4 windows of them) are too few")
+    assert any("2 documents are too few to tell variants apart; it takes 6." in line for line in said[2:])
+    own = page[page.index("few_ramp.ramp()") :].split("</tr>")[0]
+    assert "stretch of each plane: 1, 2, 3, 4" in own and "a method of one&#x27;s own" in own
