@@ -84,7 +84,7 @@ def read(directory: Path) -> dict[str, Drawn]:
         return {}
     try:
         return {str(variant): _drawn(value) for variant, value in read_json(directory / FILE).items()}
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, OverflowError, TypeError, ValueError) as error:
         warnings.warn(f"{directory / FILE} is left out: {error}", stacklevel=2)
         return {}
 
@@ -107,4 +107,7 @@ def _drawn(value: Any) -> Drawn:
     planes = value["stretch"]
     stretch = None if planes is None else tuple(math.inf if x is None else float(x) for x in planes)
     distances = tuple((int(true), math.nan if seen is None else float(seen)) for true, seen in value["distances"])
-    return Drawn(str(value["key"]), stretch, int(value["reach"]), distances)
+    reach = int(value["reach"])
+    if reach < 1 or (stretch is not None and not (stretch and all(stretch))):
+        raise ValueError(f"reach {reach} and stretch {planes}: expected one token or more, and planes that are not 0")
+    return Drawn(str(value["key"]), stretch, reach, distances)

@@ -72,8 +72,9 @@ def test_what_is_saved_is_read_again_and_made_anew_only_where_it_changed(ramp, t
 def test_a_method_that_fails_ends_no_run_and_a_broken_file_is_left_out(ramp, tmp_path):
     drawn.save(tmp_path, manifest(own=[ramp[0] | {"factor": -1.0}]))
     assert not (tmp_path / drawn.FILE).exists()
-    wrong = '{"own": {"key": "", "stretch": ["x"], "reach": 1, "distances": []}}'
-    for text in ('{"own": {"key": "k"}}', '{"own": 3}', "[", wrong):
+    form = '{"own": {"key": "", "stretch": [%s], "reach": %s, "distances": []}}'
+    wrong = (form % pair for pair in (('"x"', 1), ("", 1), ("0", 1), ("1", 0), ("1", "1e999")))
+    for text in ('{"own": {"key": "k"}}', '{"own": 3}', "[", *wrong):
         (tmp_path / drawn.FILE).write_text(text)
         with pytest.warns(UserWarning, match=r"drawn\.json is left out"):
             assert drawn.read(tmp_path) == {}
