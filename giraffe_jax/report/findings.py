@@ -239,7 +239,7 @@ def _times(ratio: float) -> str:
         return "> 10⁹×"
     if ratio >= 20:
         return f"{ratio:.0f}×"
-    return next((f"{text}×" for d in (1, 2, 3, 4) if float(text := f"{ratio:.{d}f}") != 1), f"{ratio:.5f}×")
+    return next((f"{text}×" for d in range(1, 12) if float(text := f"{ratio:.{d}f}") != 1), "1×")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ def check_text(text):
         assert not re.search(r"\[|told from|is best|ahead|above|below", text), text
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [*range(30), 306])  # 306: a ratio of perplexities of 1.000004 at least
 def test_sentences_marks_and_stars_agree_with_intervals(seed):
     results, counts = experiment(seed)
     made = tables.tables(results, report.score_all(results))
