@@ -110,10 +110,14 @@ def run(
     base = source_of(config)
     with _in_turn(workdir):
         plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)
+        if first_process():
+            report.draw_methods(workdir, plan.manifest)
     for note in plan.notes:
         say(note)
     if plan.left:
         say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}")
+        for line in report.too_few(tasks, lambda: base().tokenizer):
+            say(f"  {line}")
         _measure(config, workdir, plan, base, say)
     return finish(workdir, say)
 

@@ -71,7 +71,7 @@ def claim(
                 if not file.is_file():
                     records.write_atomically(file, text)
         records.write_atomically(workdir / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return found
+    return found._replace(manifest=manifest)
 
 
 def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: Path, *, keep: bool = False) -> Plan:

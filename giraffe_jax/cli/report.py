@@ -3,9 +3,9 @@
   giraffe report runs/quickstart
   giraffe report runs/a runs/b --out=runs/compared
 
-Of several folders the page also compares the first with each other one: variants of the same name, on the windows and
-questions that both have measured, at the longest such length. Its files go into the first folder unless --out names
-another.
+Of several folders the first is also compared with each other one, on the page, in the tables and in compared.csv:
+variants of the same name, on the windows and questions that both have measured, at every such length. What is the same
+in both is shown once. The files go into the first folder unless --out names another.
 """
 
 import argparse

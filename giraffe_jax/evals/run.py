@@ -62,6 +62,5 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, stats.Estimate]:
     found = {"ppl": stats.perplexity(rows)} if "nll" in rows[0]["metrics"] else {}
     for name, metric in evals.metrics_of(evals.names()).items():
         if name in rows[0]["metrics"]:
-            values = [row["metrics"][name] for row in rows]
-            found[name] = stats.share(rows, name) if metric.share else stats.normal_mean(values)
+            found[name] = stats.share(rows, name) if metric.share else stats.mean(rows, name)
     return found

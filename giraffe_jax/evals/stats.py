@@ -1,10 +1,11 @@
 """Intervals: every score is shown with its number of examples and a 95% interval, and these are the intervals.
 
 Proportions (retrieval) get Wilson's score interval, which stays inside [0, 1] and does not collapse to a point when
-every answer is right. Mean losses (perplexity) get a bootstrap over whole documents or windows, because the tokens
-inside one are far from independent. Two models that read the same are compared by `paired_nll`, `paired_mean` and
-`paired_share`: what makes a window hard is hard for both, so differences are far sharper than the two scores. NumPy
-only: reports are made where JAX need not be installed or started.
+every answer is right. Means (losses, perplexity) get a bootstrap, which stays inside the values: a loss has no interval
+below zero. What is drawn again are whole documents, because what stands in one is far from independent. Two models that
+read the same are compared by `paired_nll`, `paired_mean` and `paired_share`: what makes a window hard is hard for both,
+so differences are far sharper than the two scores. A pair is told apart where the interval of its difference excludes
+zero, and by nothing else. NumPy only: reports are made where JAX need not be installed or started.
 """
 
 import math
@@ -15,10 +16,24 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 By = Literal["token", "window", "document"]
+LEVEL = 0.05
+
+
+def fewest_pairs(level: float = LEVEL) -> int:
+    """Returns how many pairs it takes before any difference can be told at a level: the least n of 2^(1-n) < level.
+
+    Of two models that differ in nothing, all n differences have one sign with probability 2^(1-n), whatever else they
+    are. That is the least p of the sign-flip test and of McNemar's, and how often a bootstrap at least excludes zero,
+    for no resampled mean leaves the range of the values. At 5% it is 6: of five, one in sixteen looks different.
+    """
+    return math.floor(1 - math.log2(level)) + 1
+
+
+FEWEST = fewest_pairs()  # examples of a difference, or of a bootstrap: fewer have no interval
 
 
 class Estimate(NamedTuple):
-    """A score, its interval and the number of examples behind it; `nan` bounds where there is no interval (n < 2)."""
+    """A score, its interval and the number of independent examples behind it; `nan` bounds where there is none."""
 
     value: float
     low: float
@@ -51,6 +66,7 @@ def bootstrap_mean(
     resamples: int = 2000,
     seed: int = 0,
     expanded: bool = True,
+    fewest: int = FEWEST,
 ) -> Estimate:
     """Returns the weighted mean `sum(sums) / sum(weights)` with a percentile bootstrap interval.
 
@@ -63,13 +79,14 @@ def bootstrap_mean(
       expanded: takes percentiles further out, by as much as Student's t is wider than the normal distribution and as
         the spread of n numbers is below that of what they were drawn from (Hesterberg 2015). Of the means of five
         normal units it holds 91%, percentiles as they are (False) 83%; of sixteen 95% and 92%.
+      fewest: units that it takes for an interval; fewer have nan bounds.
     """
     total, weight = np.asarray(sums, np.float64), np.asarray(weights, np.float64)
     if total.shape != weight.shape or total.ndim != 1:
         raise ValueError(f"bootstrap_mean: one weight per sum, got {total.shape} and {weight.shape}.")
     n = len(total)
     value = float(total.sum() / weight.sum()) if n else math.nan
-    if n < 2 or not math.isfinite(value):
+    if n < max(2, fewest) or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan, n)
     rng = np.random.default_rng(seed)
     # How often each unit was drawn, instead of which; a million counts at a time, however many units there are.
@@ -96,38 +113,42 @@ def student(p: float, freedom: int) -> float:
     return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 
 
-def normal_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Returns the plain mean with the interval that holds of normally distributed values, mean +- t s / sqrt(n)."""
-    x = np.asarray(values, np.float64)
-    n = len(x)
-    value = float(x.mean()) if n else math.nan
-    if n < 2 or not math.isfinite(value):
-        return Estimate(value, math.nan, math.nan, n)
-    half = student(0.5 + confidence / 2, n - 1) * float(x.std(ddof=1)) / math.sqrt(n)
-    return Estimate(value, value - half, value + half, n)
+def mean(rows: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any) -> Estimate:
+    """Returns the mean of a metric over rows that have it, with a bootstrap interval over documents where rows name
+    them, else over rows."""
+    units = _by_document((row.get("document"), float(row["metrics"][metric]), 1.0) for row in _having(rows, metric))
+    return bootstrap_mean(*units, **bootstrap)
+
+
+def _having(rows: Iterable[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["metrics"].get(metric) is not None]
+
+
+def _by_document(values: Iterable[tuple[Any, float, float]]) -> tuple[list[float], list[float]]:
+    """The sums and weights of (document, value, weight) by document; one of no document, None, is a unit by itself."""
+    grouped: dict[Any, list[float]] = {}
+    for i, (document, value, weight) in enumerate(values):
+        entry = grouped.setdefault(("", i) if document is None else str(document), [0.0, 0.0])
+        entry[0] += value * weight
+        entry[1] += weight
+    return [total for total, _ in grouped.values()], [weight for _, weight in grouped.values()]
 
 
 def mean_nll(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap: Any) -> Estimate:
     """Returns the mean loss in nats of perplexity rows, and its bootstrap interval.
 
     `by` says what is averaged: "token" weighs every scored token alike; "window" every window alike, whatever it scores
-    (what YaRN's script and LongLoRA's do); "document" every document alike. Documents are resampled where there are at
-    least two, otherwise windows; `n` counts what was resampled. A row whose loss is not finite (null) makes it all nan.
+    (what YaRN's script and LongLoRA's do); "document" every document alike. Documents are resampled, and `n` counts
+    them: windows of one document are not several. A row whose loss is not finite (null) makes it all nan.
     """
-    rows = list(rows)
-    nll = [math.nan if r["metrics"]["nll"] is None else float(r["metrics"]["nll"]) for r in rows]
-    tokens = [float(r["metrics"]["tokens"]) for r in rows]
-    names = [str(r.get("document", i)) for i, r in enumerate(rows)]
-    weights = [1.0] * len(rows) if by == "window" else tokens
-    units = names if len(set(names)) > 1 else [str(i) for i in range(len(rows))]
-    grouped: dict[str, list[float]] = {}
-    for unit, loss, weight in zip(units, nll, weights, strict=True):
-        entry = grouped.setdefault(unit, [0.0, 0.0])
-        entry[0] += loss * weight
-        entry[1] += weight
-    if by == "document" and len(set(names)) > 1:
-        grouped = {unit: [total / weight, 1.0] for unit, (total, weight) in grouped.items()}
-    return bootstrap_mean([t for t, _ in grouped.values()], [w for _, w in grouped.values()], **bootstrap)
+    values = []
+    for row in rows:
+        nll, tokens = row["metrics"]["nll"], float(row["metrics"]["tokens"])
+        values.append((row.get("document"), math.nan if nll is None else nll, 1.0 if by == "window" else tokens))
+    sums, weights = _by_document(values)
+    if by == "document":
+        sums, weights = [total / weight for total, weight in zip(sums, weights, strict=True)], [1.0] * len(sums)
+    return bootstrap_mean(sums, weights, **bootstrap)
 
 
 def perplexity(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap: Any) -> Estimate:
@@ -140,44 +161,49 @@ def share(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
     """Returns the mean of a metric within 0..1, with Wilson's interval; rows without the metric do not count.
 
     Of a metric that is 0 or 1 that is the share of ones; the interval of fractions is wider than it need be, since
-    nothing within 0..1 spreads as far as zeros and ones of the same mean.
+    nothing within 0..1 spreads as far as zeros and ones of the same mean. Rows that name documents count as many.
     """
-    values = [float(r["metrics"][metric]) for r in rows if r["metrics"].get(metric) is not None]
-    return wilson(sum(values), len(values))
+    values = [(row.get("document"), float(row["metrics"][metric]), 1.0) for row in _having(rows, metric)]
+    if not values:
+        return wilson(0, 0)
+    n, total = len(_by_document(values)[0]), sum(value for _, value, _ in values)
+    return wilson(total if n == len(values) else min(total / len(values), 1.0) * n, n)
 
 
 def paired_nll(rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], **bootstrap: Any) -> Estimate:
     """Returns the mean loss of perplexity rows less that of `base` on the same windows, nats per token.
 
-    Documents are resampled where there are at least two, otherwise windows. exp of it is the ratio of perplexities.
+    Documents are resampled. exp of it is the ratio of perplexities.
     """
-    grouped: dict[str, list[float]] = {}
     pairs = paired(rows, base, "nll")
-    several = len({document for document, *_ in pairs}) > 1
-    for i, (document, tokens, mine, other) in enumerate(pairs):
-        entry = grouped.setdefault(str(document) if several else str(i), [0.0, 0.0])
-        entry[0] += (mine - other) * tokens
-        entry[1] += tokens
-    sums, weights = [t for t, _ in grouped.values()], [w for _, w in grouped.values()]
-    return bootstrap_mean(sums, weights, **bootstrap)
+    units = _by_document((document, mine - other, tokens) for document, tokens, mine, other in pairs)
+    return bootstrap_mean(*units, **bootstrap)
 
 
 def paired_mean(
     rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any
 ) -> Estimate:
-    """Returns the mean of a metric less that of `base` on the same examples, which are resampled."""
-    differences = [mine - other for _, _, mine, other in paired(rows, base, metric)]
-    return bootstrap_mean(differences, [1.0] * len(differences), **bootstrap)
+    """Returns the mean of a metric less that of `base` on the same examples; documents are resampled where rows name
+    them, else examples."""
+    pairs = paired(rows, base, metric)
+    return bootstrap_mean(*_by_document((d, mine - other, 1.0) for d, _, mine, other in pairs), **bootstrap)
 
 
 def paired_share(
     rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str
 ) -> tuple[Estimate, float]:
-    """Returns the share right less that of `base` on the same examples with its interval, and McNemar's exact p."""
+    """Returns the share right less that of `base` on the same examples with its interval, and McNemar's exact p.
+
+    The interval is that of `difference_of_shares`, reaching to zero where McNemar's p is not below 5%, so that the two
+    never say different things; nan of fewer than FEWEST examples.
+    """
     pairs = paired(rows, base, metric)
     gained = sum(mine > other for _, _, mine, other in pairs)
     lost = sum(mine < other for _, _, mine, other in pairs)
-    return difference_of_shares(gained, lost, len(pairs)), mcnemar(gained, lost)
+    e, p = difference_of_shares(gained, lost, len(pairs)), mcnemar(gained, lost)
+    if e.n < FEWEST:
+        return e._replace(low=math.nan, high=math.nan), p
+    return e if p < LEVEL else e._replace(low=min(e.low, 0.0), high=max(e.high, 0.0)), p
 
 
 def difference_of_shares(gained: int, lost: int, n: int, confidence: float = 0.95) -> Estimate:
@@ -220,20 +246,6 @@ def _by_example(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[tuple[An
             key = (*example, row["metrics"].get("tokens"))
             found.setdefault(key, []).append(math.nan if value is None else float(value))
     return {key: sum(values) / len(values) for key, values in found.items()}
-
-
-def merge_bins(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, int, float, int]]:
-    """Returns the loss-by-position curve of perplexity rows: (low, high, mean nats, tokens) per bin, ordered.
-
-    Bin `low..high` holds the tokens with that many tokens of context before them, `high` excluded.
-    """
-    bins: dict[tuple[int, int], list[float]] = {}
-    for row in rows:
-        for low, high, total, n in row.get("bins", ()):
-            entry = bins.setdefault((int(low), int(high)), [0.0, 0])
-            entry[0] += math.nan if total is None else total
-            entry[1] += n
-    return [(low, high, total / n, int(n)) for (low, high), (total, n) in sorted(bins.items()) if n]
 
 
 def _exp(x: float) -> float:

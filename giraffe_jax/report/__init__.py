@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import records
-from giraffe_jax.report import findings, latex, metrics, page, plots, style, tables
+from giraffe_jax.report import between, findings, latex, metrics, page, plots, style, tables
+from giraffe_jax.report.drawn import save as draw_methods
+from giraffe_jax.report.few import before as too_few
 from giraffe_jax.report.metrics import PERPLEXITY
-from giraffe_jax.report.scores import Results, Row, estimate, read, score_all, score_positions
+from giraffe_jax.report.reading import read
+from giraffe_jax.report.scores import Results, Row, estimate, score_all, score_positions
 
-__all__ = ["Results", "brief", "main_tables", "read", "score_all", "write"]
+__all__ = ["Results", "brief", "draw_methods", "main_tables", "read", "score_all", "too_few", "write"]
 
 
 def write(directories: Sequence[str | Path], out: str | Path | None = None, *, png: bool = True) -> Path:
@@ -23,7 +26,8 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
 
     Args:
       directories: each with a results.jsonl; several are shown side by side, the first compared with the others.
-      out: directory for results.csv, tables.md, tables.tex, plots/ and report.html; the first of `directories` if None.
+      out: directory for results.csv, tables.md, tables.tex, plots/ and report.html, of several compared.csv too; the
+        first of `directories` if None.
       png: write each plot as PNG too, beside its SVG.
     """
     results = read(directories)
@@ -40,21 +44,28 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
     records.write_atomically(
         out / "results.csv", tables.as_csv(results, found + positions + tables.effective_scores(made))
     )
-    records.write_atomically(out / "tables.md", tables.all_markdown(results, made))
-    records.write_atomically(out / "tables.tex", latex.all_latex(made))
+    runs = between.compare(results)
+    records.write_atomically(
+        out / "tables.md", "\n".join([tables.all_markdown(results, made), *map(between.as_markdown, runs)])
+    )
+    records.write_atomically(out / "tables.tex", latex.all_latex(made, [between.as_latex(run) for run in runs]))
+    if runs:
+        records.write_atomically(out / "compared.csv", between.as_csv(runs))
     for plot in drawn:
         records.write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
         if plot.png is not None:
             records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)
     path = out / "report.html"
-    records.write_atomically(path, page.render(results, found, made, drawn, looks))
+    records.write_atomically(path, page.render(results, made, drawn, looks, runs))
     return path
 
 
 def main_tables(results: Results) -> str:
     """What to read first, as Markdown: the first metric of every task that was measured."""
     made = findings.main_tables(tables.tables(results, score_all(results)))
-    return "\n\n".join(f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made) or "no results yet"
+    texts = (f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made)
+    said = (f"\n{few}\n" if (few := t.few()) else "" for t in made)
+    return "\n\n".join(text + few for text, few in zip(texts, said, strict=True)) or "no results yet"
 
 
 def brief(rows: Sequence[Row]) -> str:

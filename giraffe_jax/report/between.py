@@ -2,73 +2,242 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from giraffe_jax.report import findings, metrics, paired
+from giraffe_jax.report import findings, latex, metrics, paired
+from giraffe_jax.report.metrics import Metric
 from giraffe_jax.report.paired import Difference
-from giraffe_jax.report.scores import Results
-from giraffe_jax.report.tables import data, number, task_name
+from giraffe_jax.report.reading import changed, same_rows
+from giraffe_jax.report.scores import Results, estimate
+from giraffe_jax.report.tables import KEPT, KEPT_NOTE, data, number, task_name
+
+HEADS = ("variant", "task", "length", "difference", "n", "told apart")  # between length and difference the two runs
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant at a length of a task: its score in the first run and in the other; the difference of the first less
+    the other, None where all rows are the same in both."""
+
+    name: str
+    task: str
+    metric: Metric
+    length: int
+    values: tuple[float, float]
+    kept: tuple[bool, bool]
+    difference: Difference | None
+
+    def value(self, run: int) -> str:
+        """A score as shown."""
+        return number(self.values[run], self.metric.share) + KEPT * self.kept[run]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first run against another: (name of both variants, the first one's less the other's) of every task."""
+    """The first run against another: every variant of the same name, at every length that both have measured."""
 
     first: str
     other: str
-    found: tuple[tuple[str, Difference], ...]
+    lines: tuple[Line, ...]
+    same: tuple[str, ...] = ()  # variants that are the same in all, and that reports show once
+    code: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> files of own methods that differ
+    config: tuple[str, ...] = ()  # variants of other parameters or training
+    unsaid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> runs that do not say its code
+
+    @property
+    def found(self) -> list[Difference]:
+        """What is compared: of rows that are the same in both nothing is."""
+        return [line.difference for line in self.lines if line.difference is not None]
+
+    def told(self, line: Line, stay: Mapping[paired.Pair, bool]) -> str:
+        """Whether the two are told apart, in words."""
+        d = line.difference
+        if d is None or d.few:
+            return "same" if d is None else "too few"
+        return ("yes *" if stay[d.pair] else "yes") if d.apart else "no"
+
+    def notes(self) -> list[str]:
+        """What is to be known of the comparison, a sentence or two each."""
+        said = [paired.chance(self.found)] if self.found else []
+        if self.code:
+            listed = "; ".join(f"{name} ({', '.join(files)})" for name, files in self.code.items())
+            said.append(f"The code behind one name differs: {listed}.")
+        for name, runs in self.unsaid.items():
+            said.append(f"The code behind {name} may differ: {' and '.join(runs)} did not record it.")
+        if self.config:
+            said.append(f"Parameters or training behind one name differ: {', '.join(self.config)}.")
+        if self.same:
+            said.append(f"The same in both, to the last bit, and shown once: {', '.join(self.same)}.")
+        if any(line.difference is None for line in self.lines):
+            said.append('"same": all rows are the same in both, so nothing is compared there.')
+        return said + [KEPT_NOTE] * any(any(line.kept) for line in self.lines)
 
 
 def compare(results: Results) -> list[Comparison]:
     """The first run against each other one that shares variants and examples with it."""
-    out = []
-    for first, other in ((a, b) for a in list(results.runs)[:1] for b in list(results.runs)[1:]):
-        mine, theirs = results.runs[first], results.runs[other]
-        pairs = [
-            (name, longest(results, task, mine[name], theirs[name]))
-            for task in results.tasks
-            for name in mine
-            if name in theirs
-        ]
-        found = tuple((name, d) for name, d in pairs if d is not None)
-        out += [Comparison(first, other, found)] if found else []
-    return out
+    labels = list(results.runs)
+    made = (_compared(results, labels[0], other) for other in labels[1:])
+    return [comparison for comparison in made if comparison.lines or comparison.same]
 
 
-def longest(results: Results, task: str, variant: str, base: str) -> Difference | None:
-    """The difference in a task's first metric at the longest length with examples in common, None where none is."""
+def _compared(results: Results, first: str, other: str) -> Comparison:
+    mine, theirs = results.runs[first], results.runs[other]
+    shared = {name: (mine[name], theirs[name]) for name in mine if name in theirs}
+    apart = {name: both for name, both in shared.items() if both[0] != both[1]}
+    sources, entries = results.sources, {v["name"]: v for v in results.manifest.get("config", {}).get("variants", ())}
+    code, unsaid, config = {}, {}, []
+    for name, both in apart.items():
+        if files := changed(*(sources.get(v) for v in both)):
+            code[name] = tuple(files)
+        about = [{k: x for k, x in entries.get(v, {}).items() if k != "name" and x is not None} for v in both]
+        silent = tuple(run for run, v in zip((first, other), both, strict=True) if v not in sources)
+        if silent and any(map(_own, about)):
+            unsaid[name] = silent
+        if about[0] != about[1] and all(about):
+            config.append(name)
+    lines = tuple(
+        line
+        for task in results.tasks
+        for name, both in apart.items()
+        for length in results.lengths(task)
+        if (line := _line(results, name, both, task, length)) is not None
+    )
+    same = tuple(name for name in shared if name not in apart)
+    return Comparison(first, other, lines, same, code, tuple(config), unsaid)
+
+
+def _own(value: Any) -> bool:
+    """Whether a method of one's own is named, by its dotted path, anywhere in a variant's positions."""
+    if isinstance(value, Mapping):
+        return "." in str(value.get("name", "")) or any(map(_own, value.values()))
+    return isinstance(value, list | tuple) and any(map(_own, value))
+
+
+def _line(results: Results, name: str, both: tuple[str, str], task: str, length: int) -> Line | None:
+    """None where the two runs share no example, or a loss is not finite."""
     metric = metrics.of(results.of(task))[0]
-    for length in reversed(results.lengths(task)):
-        d = paired.difference(results, task, metric, length, variant, base)
-        if d is not None and math.isfinite(d.estimate.value):
-            return d
-    return None
+    rows = [results.of(task, variant, length) for variant in both]
+    if not all(rows):
+        return None
+    d = None
+    if not same_rows(*rows):
+        d = paired.difference(results, task, metric, length, *both)
+        if d is None or not math.isfinite(d.estimate.value):
+            return None
+    mine, other = (estimate(own, metric).value for own in rows)
+    kept = tuple((variant, task, length) in results.kept for variant in both)
+    return Line(name, task, metric, length, (mine, other), (kept[0], kept[1]), d)
 
 
-def as_html(
-    comparison: Comparison, scores: Mapping[tuple[str, str, str, int], float], swatches: Mapping[str, str]
-) -> str:
-    """The comparison as a table; `scores` by variant, task, metric and length."""
-    stay = paired.holm(d for _, d in comparison.found)
-    heads = ["variant", "task", "length", comparison.first, comparison.other, "difference", "examples", "told apart"]
-    head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in heads)
+def bounds(d: Difference) -> str:
+    """The interval of a difference in brackets, empty where there is none."""
+    share = d.metric.share
+    return "" if d.few else f"[{findings.shown(d.estimate.low, share)} to {findings.shown(d.estimate.high, share)}]"
+
+
+def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
+    """The comparison as a section with its table."""
+    stay = paired.holm(comparison.found)
+    head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in _heads(comparison))
     body = []
-    for name, d in comparison.found:
-        e, share = d.estimate, d.metric.share
-        cells = [f"<td>{html.escape(task_name(d.task))}</td>", f"<td {data(d.length)}>{d.length:,}</td>"]
-        for variant in (d.variant, d.base):
-            value = scores[variant, d.task, d.metric.name, d.length]
-            cells.append(f"<td {data(value)}>{number(value, share)}</td>")
-        bounds = f"{findings.shown(e.low, share)} to {findings.shown(e.high, share)}" if math.isfinite(e.low) else ""
-        mark = " class='best'" if d.apart else ""
-        amount = f"{findings.shown(e.value, share)}<small>{bounds or 'no interval'} {findings.unit(d)}</small>"
-        cells.append(f"<td{mark} {data(e.value)}>{amount}</td><td {data(e.n)}>{e.n}</td>")
-        verdict = ("yes *" if stay[d.pair] else "yes") if d.apart else "no"
-        body.append(
-            f"<tr><th scope='row'>{swatches[d.variant]}{html.escape(name)}</th>{''.join(cells)}<td>{verdict}</td></tr>"
-        )
-    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
-    return f"<div class='scroll' tabindex='0'>{table}</div>"
+    for line in comparison.lines:
+        d = line.difference
+        cells = [f"<td>{html.escape(task_name(line.task))}</td>", f"<td {data(line.length)}>{line.length:,}</td>"]
+        values = [f"<td {data(line.values[run])}>{line.value(run)}</td>" for run in (0, 1)]
+        if d is None:
+            cells += [values[0], "<td data-value=''></td>", "<td data-value='0.0'></td>", "<td data-value=''></td>"]
+        else:
+            mark, e = " class='best'" if d.apart else "", d.estimate
+            aside = " ".join(part for part in (bounds(d).strip("[]"), findings.unit(d)) if part)
+            cells += [*values, f"<td{mark} {data(e.value)}>{findings.shown(e.value, d.metric.share)}"]
+            cells[-1] += f"<small>{html.escape(aside)}</small></td>"
+            cells.append(f"<td {data(e.n)}>{html.escape(d.pairs)}</td>")
+        swatch = "" if d is None else swatches[d.variant]
+        files = html.escape(", ".join(_files(comparison, line)))
+        code = f"<small>other code: {files}</small>" if files else ""
+        name = f"<th scope='row'>{swatch}{html.escape(line.name)}{code}</th>"
+        body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, stay)}</td></tr>")
+    table = f"<table class='between'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
+    notes = " ".join(html.escape(note, quote=False) for note in comparison.notes())
+    how = f"<p class='how'>{HOW} {notes}</p>" if comparison.lines else f"<p class='how'>{notes}</p>"
+    table = f"\n<div class='scroll' tabindex='0'>{table}</div>" if comparison.lines else ""
+    title = html.escape(f"{comparison.first} against {comparison.other}")
+    return f"<section>\n<h2>{title}</h2>\n{how}{table}\n</section>"
+
+
+HOW = (
+    "<b>How to read it.</b> Variants of the same name in both runs, on the same windows and questions, at every length "
+    "that both have: the first run less the other. Marked: told apart."
+)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The comparison for tables.md."""
+    heads = [text.replace("|", r"\|") for text in _heads(comparison)]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|---|"]
+    for cells, apart in _cells(comparison):
+        cells = [cell.replace("|", r"\|") for cell in cells]
+        cells[5] = f"**{cells[5]}**" if apart else cells[5]
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n" if comparison.lines else ""
+    title = f"## {comparison.first} against {comparison.other}\n"
+    return "\n".join(part for part in (title, table, *(f"{note}\n" for note in comparison.notes())) if part)
+
+
+def as_latex(comparison: Comparison) -> str:
+    """The comparison for tables.tex."""
+    lines = [" & ".join(map(latex.escape, _heads(comparison))) + r" \\", r"\midrule"]
+    for cells, apart in _cells(comparison):
+        cells = [latex.escape(cell) for cell in cells]
+        cells[5] = rf"\textbf{{{cells[5]}}}" if apart else cells[5]
+        lines.append(" & ".join(cells) + r" \\")
+    caption = " ".join([f"{comparison.first} against {comparison.other}.", *comparison.notes()])
+    return latex.environment(caption, "llrrrrrl", lines)
+
+
+def as_csv(comparisons: Iterable[Comparison]) -> str:
+    """compared.csv: a line for each variant, task and length, unrounded; empty where there is no number."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
+    writer.writerow([*heads.split(), "same", "other_code"])
+    for comparison in comparisons:
+        stay = paired.holm(comparison.found)
+        for line in comparison.lines:
+            d = line.difference
+            numbers = [*line.values] + ([d.estimate.value, d.estimate.low, d.estimate.high] if d else [math.nan] * 3)
+            told = ["" if d.few else int(d.apart), "" if d.few else int(stay[d.pair]), 0] if d else ["", "", 1]
+            about = [comparison.first, comparison.other, line.name, line.task, line.metric.name, line.length]
+            about += [repr(float(x)) if math.isfinite(x) else "" for x in numbers]
+            about += [d.estimate.n, d.unit] if d else ["", ""]
+            writer.writerow([*about, *told, ";".join(_files(comparison, line))])
+    return out.getvalue()
+
+
+def _heads(comparison: Comparison) -> list[str]:
+    return [*HEADS[:3], comparison.first, comparison.other, *HEADS[3:]]
+
+
+def _files(comparison: Comparison, line: Line) -> tuple[str, ...]:
+    return () if line.difference is None else comparison.code.get(line.name, ())
+
+
+def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
+    """The texts of each line, and whether its difference is marked."""
+    stay, out = paired.holm(comparison.found), []
+    for line in comparison.lines:
+        d = line.difference
+        cells = [line.name, task_name(line.task), f"{line.length:,}", line.value(0)]
+        if d is None:
+            cells += ["", "", ""]
+        else:
+            amount = f"{findings.shown(d.estimate.value, d.metric.share)} {findings.unit(d)}"
+            cells += [line.value(1), " ".join(part for part in (amount, bounds(d)) if part), d.pairs]
+        out.append(([*cells, comparison.told(line, stay)], d is not None and d.apart))
+    return out

@@ -37,8 +37,10 @@ SHEET = """\
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 var(--serif); }
-main { max-width: 62rem; margin: 0 auto; padding: 4.5rem 1.5rem 5rem; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink); font: 17px/1.6 var(--serif); overflow-wrap: break-word;
+}
+main { max-width: 76rem; margin: 0 auto; padding: 4.5rem 1.5rem 5rem; }
 header { border-bottom: 1px solid var(--grid); padding-bottom: 1.8rem; }
 .kicker, .facts, small, figcaption, th, .figure span, footer, summary, nav { font-family: var(--sans); }
 .kicker {
@@ -72,8 +74,8 @@ p { margin: .7rem 0; max-width: 44rem; }
 .how { color: var(--muted); font-size: .95rem; }
 .how b { color: var(--ink); font-weight: 600; }
 figure {
-  margin: 1.4rem 0 1.8rem; padding: 1.1rem 1.1rem .9rem; background: var(--card); border: 1px solid var(--grid);
-  border-radius: 10px;
+  max-width: 62rem; margin: 1.4rem 0 1.8rem; padding: 1.1rem 1.1rem .9rem; background: var(--card);
+  border: 1px solid var(--grid); border-radius: 10px;
 }
 figure svg { font-family: var(--sans); display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { font-size: .84rem; line-height: 1.5; color: var(--muted); margin: .8rem .2rem 0; max-width: 46rem; }
@@ -90,13 +92,18 @@ th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--c1); outline-offset: 3px; }
 th[aria-sort=ascending] button::before { content: "↑ "; }
 th[aria-sort=descending] button::before { content: "↓ "; }
-tbody th { font-weight: 500; text-align: left; position: sticky; left: 0; background: var(--paper); }
+tbody th {
+  font-weight: 500; text-align: left; position: sticky; left: 0; background: var(--paper);
+  white-space: normal; overflow-wrap: anywhere; min-width: 9rem; max-width: 22rem;
+}
 th:first-child { padding-left: 0; }
 th i { display: inline-block; width: .72em; height: .72em; border-radius: 50%; margin-right: .6em; }
 th i.hollow { background: none; border: 2px solid; }
 td small, th small { display: block; font-size: .76rem; font-weight: 400; color: var(--muted); }
-table.variants td { text-align: left; }
+table.variants td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+table.variants td:nth-child(2) { min-width: 12rem; }
 table.variants th { text-align: left; }
+table.between thead th { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
 .strip { display: block; }
 .kind { color: var(--muted); font-size: .82rem; }
 td.best { background: var(--mark); font-weight: 650; }

@@ -1,7 +1,8 @@
 """Scores and paired differences -> sentences: what came out, said from the numbers, and no more than they hold.
 
 Sentences speak of four times the trained length where it was measured, and of the longest length at which anything
-works. A large figure is shown only where the paired difference to plain RoPE excludes zero.
+works. What is said of two variants is what `paired.Difference` allows, and says how many documents or questions it
+rests on; a large figure is shown only where its variant is told from plain RoPE.
 """
 
 from __future__ import annotations
@@ -82,13 +83,14 @@ def cards(results: Results, made: Sequence[Table]) -> list[Card]:
         if table.metric == PERPLEXITY:
             times, low, high = (math.exp(min(-x, 700.0)) for x in (e.value, e.high, e.low))
             label = (
-                f"lower perplexity with {best} than with {plain} at {_at(table, n)} [{_times(low)} to {_times(high)}]"
+                f"lower perplexity with {best} than with {plain} at {_at(table, n)} "
+                f"[{_times(low)} to {_times(high)}, {d.pairs}]"
             )
             out.append(Card(_times(times), label))
         else:
             what = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
             label = f"{what}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
-            label += f": {_amount(d)} [{_bounds(d)}]"
+            label += f": {_amount(d)} [{_bounds(d)}, {d.pairs}]"
             out.append(Card(number(table.cells[d.variant, n].estimate.value, table.metric.share), label))
     return out
 
@@ -135,8 +137,15 @@ def sentence(results: Results, table: Table, length: int) -> Said:
         "after training": [v for v in order if trained[v]],
     }
     parts = [_plain(table, plain, length)] if plain is not None and (plain, length) in table.cells else []
-    parts += [f"{when}, {_best(results, table, length, group, plain)}" for when, group in groups.items() if group]
-    return Said(f"{task_name(table.task)} at {_at(table, length)}", "; ".join(parts) + ".")
+    few: list[Difference] = []
+    for when, group in groups.items():
+        if group:
+            text, untold = _best(results, table, length, group, plain)
+            parts.append(f"{when}, {text}")
+            few += untold
+    most = max(few, key=lambda d: d.estimate.n, default=None)
+    end = "." if most is None else f". {paired.too_few(most.estimate.n, most.unit)}"
+    return Said(f"{task_name(table.task)} at {_at(table, length)}", "; ".join(parts) + end)
 
 
 def _plain(table: Table, plain: str, length: int) -> str:
@@ -150,39 +159,54 @@ def _plain(table: Table, plain: str, length: int) -> str:
     return text
 
 
-def _best(results: Results, table: Table, length: int, group: Sequence[str], plain: str | None) -> str:
-    """The best of a group: its score, its difference to plain, and whom it cannot be told from."""
-    best = group[0]
-    text = f"{best} {'is best with' if len(group) > 1 else 'has'} {_shown(table, best, length)}"
+def _best(
+    results: Results, table: Table, length: int, group: Sequence[str], plain: str | None
+) -> tuple[str, list[Difference]]:
+    """The first of a group: its score, its difference to plain, and whom it cannot be told from; with the differences
+    of which nothing can be told. It is called best only where it is ahead of all others."""
+    best, text = group[0], ""
+    others = paired.differences(results, table.task, table.metric, length, best, group[1:])
+    few = [d for d in others if d.few]
     if plain is not None:
         d = paired.difference(results, table.task, table.metric, length, best, plain)
-        text += "" if d is None or not math.isfinite(d.estimate.value) else f", {_against(d)}"
-    others = paired.differences(results, table.task, table.metric, length, best, group[1:])
-    alike = [d.variant for d in others if not d.apart]
+        if d is not None and math.isfinite(d.estimate.value):
+            text += f", {_against(d)}"
+            few += [d] if d.few else []
+    alike, ahead = [d.variant for d in others if not d.worse and not d.few], [d.variant for d in others if d.worse]
     if alike:
-        names = _list(alike if len(alike) <= 3 else [*alike[:2], f"{len(alike) - 2} more"])
-        return text + f", and cannot be told from {names}"
-    ahead = "all others" if len(others) > 2 else _list(d.variant for d in others) if others else ""
-    return text + (f", ahead of {ahead}" if ahead else "")
+        text += f", and cannot be told from {_some(alike)}"
+    elif ahead and not few:
+        text += f", ahead of {'all others' if len(ahead) == len(group) - 1 > 2 else _some(ahead)}"
+    extreme = "highest" if table.metric.better == "high" else "lowest"
+    verb = "has" if len(group) == 1 else "is best with" if len(ahead) == len(group) - 1 else f"has the {extreme},"
+    return f"{best} {verb} {_shown(table, best, length)}{text}", few
 
 
 def _against(d: Difference) -> str:
+    """A difference to plain RoPE as it may be said: told, not told, or only how large it came out."""
+    if d.few:
+        return f"{_amount(d, signed=True)} against {d.base}"
     if not d.apart:
-        span = f" [{_bounds(d, signed=True)}]" if math.isfinite(d.estimate.low) else ""  # one example alone has none
-        return f"not told from {d.base} (difference {_amount(d, signed=True)}{span})"
+        return f"not told from {d.base} (difference {_amount(d, signed=True)} [{_bounds(d, signed=True)}, {d.pairs}])"
     way = "above" if d.estimate.value > 0 else "below"
-    return f"{_amount(d)} {way} {d.base} [{_bounds(d)}]"
+    return f"{_amount(d)} {way} {d.base} [{_bounds(d)}, {d.pairs}]"
 
 
 def unit(d: Difference) -> str:
-    """What a difference is counted in."""
+    """What a difference is measured in."""
     return "points" if d.metric.share else "nats a token" if d.metric.kind in ("perplexity", "nll") else d.metric.title
 
 
 def shown(x: float, share: bool) -> str:
-    """A difference as shown: shares in points, others with two decimals where they are small; a true minus sign."""
-    text = f"{100 * x:.0f}" if share else f"{x:.2f}" if abs(x) < 10 else f"{x:,.1f}"
-    text = text.removeprefix("-") if not text.strip("-0.") else text
+    """A difference as shown: shares in points, others with two decimals where they are small; a true minus sign.
+
+    What is not zero is not shown as zero, whose side is what decides.
+    """
+    amount = 100 * x if share else x
+    text = f"{amount:.0f}" if share else f"{amount:.2f}" if abs(amount) < 10 else f"{amount:,.1f}"
+    if not text.strip("-0."):
+        tiny = abs(amount) < 1e-9  # rounding of sums
+        text = text.removeprefix("-") if tiny else f"{amount:.{-math.floor(math.log10(abs(amount)))}f}"
     return text.replace("-", "−")
 
 
@@ -210,9 +234,16 @@ def _at(table: Table, length: int) -> str:
 
 
 def _times(ratio: float) -> str:
+    """A ratio above one, with as many decimals as keep it from being shown as one."""
     if not math.isfinite(ratio) or ratio > 1e9:
         return "> 10⁹×"
-    return f"{ratio:.0f}×" if ratio >= 20 else f"{ratio:.1f}×"
+    if ratio >= 20:
+        return f"{ratio:.0f}×"
+    return next((f"{text}×" for d in range(1, 12) if float(text := f"{ratio:.{d}f}") != 1), "1×")
+
+
+def _some(names: Sequence[str]) -> str:
+    return _list(names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"])
 
 
 def _list(parts: Iterable[str]) -> str:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from giraffe_jax.report import findings, paired, style
-from giraffe_jax.report.labels import clipped
+from giraffe_jax.report.labels import wrap
 from giraffe_jax.report.paired import Difference
 from giraffe_jax.report.scores import Results
 from giraffe_jax.report.tables import Table, multiple
 
 Panel = tuple[int, str, str, list[Difference]]  # length, "plain" or "best", its name, each variant less it
 
-ROW, HEAD, FOOT = 0.205, 0.42, 0.5  # inches
-NAMES, VALUES = 0.170, 0.148  # of the figure's width, left and right of a panel
+ROW, LINE, HEAD, FOOT = 0.205, 0.135, 0.42, 0.5  # inches; LINE: each more of a name or a title
+NAMES, VALUES = 0.170, 0.165  # of the figure's width, left and right of a panel
+NAME, TITLE = 19, 54  # characters of a line
 
 
 def panels(results: Results, table: Table) -> list[Panel]:
@@ -39,24 +40,41 @@ def draw(
     """
     stay = paired.holm(d for *_, found in shown for d in found)
     shown = [(n, kind, base, [d for d in found if d.variant in variants]) for n, kind, base, found in shown]
+    shown = [panel for panel in shown if panel[3]]
     lengths = list(dict.fromkeys(length for length, *_ in shown))
-    rows = [kind for kind in ("plain", "best") if any(k == kind and found for _, k, _, found in shown)]
+    rows = [kind for kind in ("plain", "best") if any(k == kind for _, k, *_ in shown)]
     if not rows:
         return None
-    heights = [max(len(found) for _, k, _, found in shown if k == kind) for kind in rows]
-    inches = [HEAD + ROW * count + FOOT for count in heights]
+    names = {d.variant: wrap([d.variant], NAME) for *_, found in shown for d in found}
+    high = ROW + LINE * (max(map(len, names.values())) - 1)  # of a row
+    titles = {panel[:3]: wrap([_title(table, panel)], TITLE if len(lengths) > 1 else 2 * TITLE) for panel in shown}
+    heads = [HEAD + LINE * (max(len(lines) for (_, k, _), lines in titles.items() if k == kind) - 1) for kind in rows]
+    counts = [max(len(found) for _, k, _, found in shown if k == kind) for kind in rows]
+    inches = [head + high * count + FOOT for head, count in zip(heads, counts, strict=True)]
     figure = plt.figure(figsize=(9, sum(inches)))
-    for row, kind in enumerate(rows):
-        for column, length in enumerate(lengths):
-            panel = next((p for p in shown if p[0] == length and p[1] == kind and p[3]), None)
-            if panel is None:
-                continue
-            top = 1 - (sum(inches[:row]) + HEAD) / sum(inches)
-            width = 0.985 / len(lengths)
-            box = (0.006 + column * width + NAMES, top - ROW * heights[row] / sum(inches), width - NAMES - VALUES)
-            axes = figure.add_axes((*box, ROW * heights[row] / sum(inches)))
-            _panel(axes, table, panel, heights[row], looks, stay)
+    for panel in shown:
+        row, column, width = rows.index(panel[1]), lengths.index(panel[0]), 0.985 / len(lengths)
+        tall = high * counts[row] / sum(inches)
+        top = 1 - (sum(inches[:row]) + heads[row]) / sum(inches)
+        axes = figure.add_axes((0.006 + column * width + NAMES, top - tall, width - NAMES - VALUES, tall))
+        _panel(axes, table, panel, counts[row], looks, stay, names)
+        left = -(NAMES - 0.01) / axes.get_position().width
+        axes.set_title("\n".join(titles[panel[:3]]), fontsize=9, loc="left", pad=6, x=left)
     return figure
+
+
+def _title(table: Table, panel: Panel) -> str:
+    length, kind, base, _ = panel
+    times = multiple(length, table.original_len)
+    extreme = "highest" if table.metric.better == "high" else "lowest"
+    against = f"minus {base}" if kind == "plain" else f"minus the {extreme}, {base}"
+    return f"{length:,} tokens" + (f" ({times})" if times else "") + f": {against}"
+
+
+def written(d: Difference, star: bool) -> str:
+    """What stands beside a difference: its amount, its interval where it has one, and a star."""
+    low, value, high = (findings.shown(x, d.metric.share) for x in (d.estimate.low, d.estimate.value, d.estimate.high))
+    return value + ("" if d.few else f" [{low}, {high}]") + " *" * star
 
 
 def _panel(
@@ -66,8 +84,9 @@ def _panel(
     rows: int,
     looks: Mapping[str, style.Look],
     stay: Mapping[paired.Pair, bool],
+    names: Mapping[str, Sequence[str]],
 ) -> None:
-    length, kind, base, found = panel
+    found = panel[3]
     share = table.metric.share
     by = 100 if share else 1
     axes.set_ylim(rows - 0.5, -0.5)
@@ -76,7 +95,6 @@ def _panel(
     room = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
     axes.axvline(0, color=style.MUTED, linewidth=1.1, zorder=1)
-    names = clipped([d.variant for d in found], 19)
     for y, d in enumerate(found):
         look, e = looks[d.variant], d.estimate
         if math.isfinite(e.low):
@@ -86,26 +104,19 @@ def _panel(
             markerfacecolor=look.colour if d.apart else style.CARD, markeredgewidth=1.2,
         )  # fmt: skip
         axes.annotate(
-            names[d.variant], (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), fontsize=8.5,
+            "\n".join(names[d.variant]), (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), fontsize=8.5,
             textcoords="offset points", ha="right", va="center_baseline", color=look.colour,
             fontweight="bold" if look.contrast and look.trained else "normal",
         )  # fmt: skip
-        span = f" [{findings.shown(e.low, share)}, {findings.shown(e.high, share)}]" if math.isfinite(e.low) else ""
-        text = findings.shown(e.value, share) + span + (" *" if stay[d.pair] else "")
         axes.annotate(
-            text, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
+            written(d, stay[d.pair]), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
             textcoords="offset points", ha="left", va="center_baseline", color=style.INK if d.apart else style.MUTED,
         )  # fmt: skip
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
-    axes.locator_params(axis="x", nbins=3)
+    axes.locator_params(axis="x", nbins=3, integer=share and high - low > 3)
     axes.tick_params(axis="x", labelsize=8)
-    times = multiple(length, table.original_len)
-    against = f"minus {base}" if kind == "plain" else f"minus the best, {base}"
-    title = f"{length:,} tokens" + (f" ({times})" if times else "") + f": {against}"
-    left = -(NAMES - 0.01) / axes.get_position().width
-    axes.set_title(clipped([title], 56)[title], fontsize=9, loc="left", pad=6, x=left)
     better = "right" if table.metric.better == "high" else "left"
-    axes.set_xlabel(f"{'points' if share else 'nats a token'}; better is {better}", fontsize=8)
+    axes.set_xlabel(f"{findings.unit(found[0])}; better is {better}", fontsize=8)

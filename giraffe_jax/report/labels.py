@@ -25,16 +25,6 @@ class End:
     look: style.Look
 
 
-def clipped(names: Sequence[str], most: int) -> dict[str, str]:
-    """Each name at most so many characters: longer ones are cut at the end, or before it where they would be alike."""
-
-    def cut(name: str, tail: int) -> str:
-        return name if len(name) <= most else name[: most - 1 - tail] + "…" + name[len(name) - tail :]
-
-    tried = [{name: cut(name, tail) for name in names} for tail in (0, *range(most // 2, 0, -1))]
-    return max(tried, key=lambda short: len(set(short.values())))
-
-
 def columns(variants: Sequence[str]) -> int:
     """How many characters a line of these variants' labels may have: the longest name and a comma, `WRAP` at most."""
     return min(WRAP, max(14, *(len(variant) for variant in variants))) + 2

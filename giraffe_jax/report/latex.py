@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from giraffe_jax.report.tables import EFFECTIVE, Table, effective_note, effective_text, interval, number
+from giraffe_jax.report.tables import EFFECTIVE, Table, below, effective_text
 
 HEAD = "% For \\input; needs \\usepackage{booktabs} and, for names that are not ASCII, T1 fonts and UTF-8.\n"
 ESCAPES = str.maketrans(
@@ -23,6 +23,8 @@ ESCAPES = str.maketrans(
         "×": r"$\times$",
         "⁹": "$^9$",
         "·": r"$\cdot$",
+        "−": "$-$",
+        "†": r"$^\dagger$",
     }
     | {c: "\\" + c for c in "&%_#${}"}
 )
@@ -41,20 +43,18 @@ def table(made: Table) -> str:
         cells = [escape(variant), *(_cell(made, variant, length) for length in made.lengths)]
         cells += [escape(effective_text(made, variant))] if made.effective else []
         lines.append(" & ".join(cells) + r" \\")
-    note = effective_note(made)
-    caption = escape(f"{made.title}." + (f" {note}" if note else ""))
-    begin = [
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{caption}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
-    ]
+    return environment(" ".join([f"{made.title}.", *below(made)]), "l" + "r" * (len(heads) - 1), lines)
+
+
+def environment(caption: str, columns: str, lines: Sequence[str]) -> str:
+    """A table environment with these rows; `caption` is not escaped yet."""
+    begin = ["\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}", f"\\begin{{tabular}}{{{columns}}}"]
     return "\n".join([*begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def all_latex(made: Sequence[Table]) -> str:
-    """tables.tex: every table."""
-    return HEAD + "".join("\n" + table(one) for one in made)
+def all_latex(made: Sequence[Table], more: Sequence[str] = ()) -> str:
+    """tables.tex: every table, and `more` that are LaTeX already."""
+    return HEAD + "".join("\n" + one for one in [*map(table, made), *more])
 
 
 def _heading(made: Table, length: int) -> str:
@@ -63,12 +63,9 @@ def _heading(made: Table, length: int) -> str:
 
 
 def _cell(made: Table, variant: str, length: int) -> str:
-    score = made.cells.get((variant, length))
-    if score is None:
+    if (variant, length) not in made.cells:
         return "--"
-    value = escape(number(score.estimate.value, made.metric.share))
+    value = escape(made.text(variant, length))
     value = rf"\textbf{{{value}}}" if variant == made.best.get(length) else value
-    small = [escape(interval(score.estimate, made.metric.share))]
-    small += [f"n={score.estimate.n}"] if made.n(length) is None else []
-    span = ", ".join(part for part in small if part)
-    return value + (rf" {{\scriptsize {span}}}" if span else "")
+    aside = escape(made.aside(variant, length))
+    return value + (rf" {{\scriptsize {aside}}}" if aside else "")

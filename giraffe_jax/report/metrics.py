@@ -14,7 +14,7 @@ from typing import Any
 from giraffe_jax import evals
 from giraffe_jax.evals.metrics import PERPLEXITY, Metric
 
-__all__ = ["PERPLEXITY", "Metric", "of"]
+__all__ = ["PERPLEXITY", "Metric", "of", "unit"]
 
 
 def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
@@ -24,6 +24,15 @@ def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
     found = [_metric(name, rows) for name in names]
     return sorted(found, key=lambda metric: (not metric.share, metric.share and metric.name != "teacher"))
+
+
+def unit(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is independent in a task's rows, and so counted: documents where rows name them, not their windows."""
+    if rows and all(row.get("document") is not None for row in rows):
+        return "document"
+    if of(rows) == [PERPLEXITY]:
+        return "window"
+    return "question" if any("question" in row for row in rows) else "example"
 
 
 def _metric(name: str, rows: Sequence[Mapping[str, Any]]) -> Metric:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from giraffe_jax import records
-from giraffe_jax.report import between, css, findings, paired, protocols, question, style, tables, variants
+from giraffe_jax.report import between, css, findings, protocols, question, style, tables, variants
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.paired import FEWEST
 from giraffe_jax.report.plots import Plot, describe
-from giraffe_jax.report.scores import Results, Score
+from giraffe_jax.report.scores import Results
 from giraffe_jax.report.tables import Table, task_name
 
 HOW = {
     "forest": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
-    "compared with plain RoPE, and with the best at that length, one by one. A line that does not reach the zero is a "
-    "difference that chance does not explain; its marker is filled. Intervals are not widened for how many are "
-    "compared: of twenty that differ in nothing, one is expected to look different. Stars mark what stays apart when "
-    "that is corrected for.",
-    "between": "<b>How to read it.</b> Variants of the same name in both runs, on the same windows and questions, at "
-    "the longest length that both have: the first run less the other. Marked: told apart.",
+    "compared with plain RoPE, and with the one of the best score at that length, one by one. A line is a 95% "
+    "interval: one that does not reach zero is a difference that chance does not explain, and its marker is filled. "
+    "Intervals are not widened for how many are compared: of twenty that differ in nothing, one is expected to look "
+    "different. Stars mark what stays apart when that is corrected for.",
+    "few": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
+    "compared with plain RoPE, and with the one of the best score at that length, one by one. There are too few for "
+    "intervals: how large the differences came out is shown, and nothing more can be said of them.",
     "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: how many tokens, equally likely, the "
     "model is in effect choosing between. Lower is better. A method that works stays flat to the right of the trained "
     "length; one that fails climbs.",
@@ -43,12 +45,12 @@ HOW = {
 
 def render(
     results: Results,
-    scores: Sequence[Score],
     made: Sequence[Table],
     plots: Sequence[Plot],
     looks: Mapping[str, style.Look],
+    runs: Sequence[between.Comparison] = (),
 ) -> str:
-    """The whole page."""
+    """The whole page; `runs` are those that are compared."""
     config = results.manifest.get("config", {})
     title = config.get("title") or config.get("name") or "Context extension, measured"
     sheet = style.css_variables() + css.SHEET
@@ -57,9 +59,9 @@ def render(
         _header(results, title, config, made),
         _findings(results, made),
         _forest(results, made, plots, looks),
-        *_between(results, scores, swatches),
+        *(between.as_html(comparison, swatches) for comparison in runs),
         _variants(results, swatches),
-        _training(results, plots, looks),
+        _training(results, made, plots, looks),
         *(_section(results, task, made, plots, looks) for task in results.tasks),
         question.as_html(results),
         _failures(results),
@@ -72,10 +74,11 @@ def render(
         f"<title>{html.escape(title)}</title>\n<style>\n{sheet}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n<footer>Bands and ranges are 95% intervals: Wilson's for shares of right answers, a bootstrap over "
-        "documents (or windows of one document) for losses, its percentiles expanded for small n (Hesterberg 2015). "
-        "Differences are paired: a bootstrap over the same units; for shares the adjusted Wald interval (Bonett and "
-        "Price 2012), and McNemar's exact test must agree. n counts what was resampled or asked; fewer than "
-        f"{FEWEST} pairs are never told apart. Made by giraffe-jax.</footer>\n</main>\n"
+        "documents for losses, its percentiles expanded for small n (Hesterberg 2015). Differences are paired: a "
+        "bootstrap over the same units; for shares the adjusted Wald interval (Bonett and Price 2012), reaching to "
+        "zero where McNemar's exact test does not tell the two apart. n counts documents, not their windows, or "
+        f"questions. Fewer than {FEWEST} have no interval and are never told apart: of two models that differ in "
+        "nothing, n pairs all go one way in 1 of 2<sup>n−1</sup> experiments. Made by giraffe-jax.</footer>\n</main>\n"
         f"<script>\n{css.SORT}</script>\n</body>\n</html>\n"
     )
 
@@ -159,8 +162,9 @@ def _forest(results: Results, made: Sequence[Table], plots: Sequence[Plot], look
     own = [plot for plot in plots if plot.kind == "forest" and plot.task in chief]
     if not own:
         return ""
-    figures = "\n".join(_figure(results, plot, looks) for plot in own)
-    head = f"<h2>Differences on the same examples</h2>\n<p class='how'>{HOW['forest']}</p>"
+    figures = "\n".join(_figure(results, made, plot, looks) for plot in own)
+    how = HOW["few" if all(plot.few for plot in own) else "forest"]
+    head = f"<h2>Differences on the same examples</h2>\n<p class='how'>{how}</p>"
     return f"<section>\n{head}\n{figures}\n</section>"
 
 
@@ -169,22 +173,9 @@ def _variants(results: Results, swatches: Mapping[str, str]) -> str:
     return f"<section>\n<h2>The variants</h2>\n{table}\n</section>" if table else ""
 
 
-def _training(results: Results, plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
-    figures = "\n".join(_figure(results, plot, looks) for plot in plots if plot.kind == "training")
+def _training(results: Results, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
+    figures = "\n".join(_figure(results, made, plot, looks) for plot in plots if plot.kind == "training")
     return f"<section>\n<h2>Training</h2>\n{figures}\n</section>" if figures else ""
-
-
-def _between(results: Results, scores: Sequence[Score], swatches: Mapping[str, str]) -> list[str]:
-    values = {(s.variant, s.task, s.metric, s.length): s.estimate.value for s in scores}
-    out = []
-    for comparison in between.compare(results):
-        head = html.escape(f"{comparison.first} against {comparison.other}")
-        said = paired.chance([d for _, d in comparison.found])
-        out.append(
-            f"<section>\n<h2>{head}</h2>\n<p class='how'>{HOW['between']} {said}</p>\n"
-            f"{between.as_html(comparison, values, swatches)}\n</section>"
-        )
-    return out
 
 
 def _section(
@@ -202,16 +193,16 @@ def _section(
     for plot in (plot for plot in plots if plot.task == task and (plot.kind != "forest" or task not in first)):
         if plot.kind not in explained:
             explained.add(plot.kind)
-            parts.append(f"<p class='how'>{HOW[plot.kind]}</p>")
-        parts.append(_figure(results, plot, looks))
+            parts.append(f"<p class='how'>{HOW['few' if plot.few else plot.kind]}</p>")
+        parts.append(_figure(results, made, plot, looks))
     for table in rows:
         name = "by length" if table.metric == PERPLEXITY else table.title.removeprefix(f"{task_name(task)}: ")
         parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>")
         if table.metric.scored:
             parts.append(f"<p class='how'>{table.metric.scored}</p>")
         parts.append(tables.as_html(table, {v: look.swatch for v, look in looks.items()}))
-        notes = [_ranking(table) if table.best else "", tables.effective_note(table)]
-        parts += [f"<p class='how'><small>{note}</small></p>" for note in notes if note]
+        notes = [_ranking(table) if table.best else "", *tables.below(table)]
+        parts += [f"<p class='how'><small>{html.escape(note, quote=False)}</small></p>" for note in notes if note]
     return "\n".join([*parts, "</section>"])
 
 
@@ -220,25 +211,27 @@ def _ranking(table: Table) -> str:
     if table.metric.better is None:
         return "Not ranked."
     if not any(table.best.values()):
-        return "Nothing is marked: at no length can the best be told from the runner-up."
+        return "" if table.few() else "Nothing is marked: at no length can the best be told from the runner-up."
     said = "Marked: the best of its column, where its paired difference to the runner-up excludes zero."
     bare = [f"{n:,}" for n in table.lengths if not table.best.get(n) and len(table.ranked(n)) > 1]
     return said + (f" At {', '.join(bare)} the best cannot be told from the runner-up." if bare else "")
 
 
-def _figure(results: Results, plot: Plot, looks: Mapping[str, style.Look]) -> str:
+def _figure(results: Results, made: Sequence[Table], plot: Plot, looks: Mapping[str, style.Look]) -> str:
     svg = style.themed(plot.svg, plot.name).replace("<svg", f"<svg role='img' aria-label='{_label(results, plot)}'", 1)
     caption = f"{plot.title}." + (f" {plot.left_out}" if plot.left_out else "")
     if plot.kind == "depth":
         caption += " Numbers are percentages of right answers."
     elif plot.kind == "forest":
-        caption += " Lines: 95% intervals of the paired difference, also in brackets. Hollow: not told from zero. "
-        caption += plot.note
+        lines = " Lines: 95% intervals of the paired difference, also in brackets. Hollow: not told from zero. "
+        caption += (" " if plot.few else lines) + plot.note
     elif plot.kind == "training":
         held_out = any(run.held_out for runs in results.training.values() for run in runs)
         caption += " Thin: of batches; with markers: of held-out text." if held_out else " Of batches."
     else:
-        caption += " Shaded: 95% interval."
+        own = [score for table in made if table.task == plot.task for score in table.cells.values()]
+        shaded = any(math.isfinite(score.estimate.low) for score in own)
+        caption += " Shaded: 95% interval." if shaded else " There are too few examples for intervals."
         if any(look.contrast for look in looks.values()):
             caption += (
                 " Full lines and bold names are trained with their positions; dashed ones are the weights as they came."
@@ -283,7 +276,8 @@ def _about(results: Results, config: Mapping) -> str:
         parts.append(f"<dl>{listing}</dl>")
     parts.append(
         "<p class='how'>Beside this page: <code>results.jsonl</code> (one row per example), <code>results.csv</code> "
-        "(every score), <code>tables.md</code>, <code>tables.tex</code> and <code>plots/</code> (PNG and SVG).</p>"
+        "(every score), <code>tables.md</code>, <code>tables.tex</code>, <code>plots/</code> (PNG and SVG), and of "
+        "several runs <code>compared.csv</code>.</p>"
     )
     if config:
         text = html.escape(json.dumps(config, indent=1, ensure_ascii=False))

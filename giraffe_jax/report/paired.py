@@ -1,8 +1,8 @@
 """Differences between variants on the same windows or examples, and what may be said from them.
 
-Two variants are told apart where the 95% interval of their paired difference excludes zero; for shares McNemar's
-exact test must agree (p < 0.05), and there must be at least `FEWEST` pairs: fewer say nothing. Of many comparisons at
-once some come out so by chance; `holm` says which do not.
+All that sentences, marks, stars and plots say of two variants is decided here, by the interval of their paired
+difference: they are told apart where it excludes zero (`apart`), and nothing is said where there are too few pairs for
+one (`few`). Of many comparisons at once some come out so by chance; `holm` says which do not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from giraffe_jax.evals import stats
-from giraffe_jax.evals.stats import Estimate
+from giraffe_jax.evals.stats import FEWEST, LEVEL, Estimate
+from giraffe_jax.report import metrics
 from giraffe_jax.report.metrics import Metric
 from giraffe_jax.report.scores import Results
 
-FEWEST = 5
 Pair = tuple[str, int, frozenset[str]]
 
 
@@ -30,13 +30,18 @@ class Difference:
     metric: Metric
     length: int
     estimate: Estimate
-    p: float | None = None
+    p: float | None = None  # McNemar's, which the interval agrees with; None of means
+    unit: str = "example"  # what `estimate.n` counts
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few pairs for an interval: then nothing can be told."""
+        return math.isfinite(self.estimate.value) and not math.isfinite(self.estimate.low)
 
     @property
     def apart(self) -> bool:
         """Whether the two can be told apart."""
-        e = self.estimate
-        return e.n >= FEWEST and (e.low > 0 or e.high < 0) and (self.p is None or self.p < 0.05)
+        return self.estimate.low > 0 or self.estimate.high < 0
 
     @property
     def better(self) -> bool:
@@ -44,22 +49,42 @@ class Difference:
         return self.apart and (self.estimate.value > 0) == (self.metric.better == "high")
 
     @property
+    def worse(self) -> bool:
+        """Whether the variant is worse than the other beyond what chance gives."""
+        return self.apart and not self.better
+
+    @property
     def pair(self) -> Pair:
         """Which two are compared where, whichever is less the other."""
         return self.task, self.length, frozenset((self.variant, self.base))
+
+    @property
+    def pairs(self) -> str:
+        """How many independent pairs it rests on: "8 documents"."""
+        return counted(self.estimate.n, self.unit)
+
+
+def counted(n: int, unit: str) -> str:
+    """A number of independent examples, in words."""
+    return f"{n:,} {unit}{'s' * (n != 1)}"
+
+
+def too_few(n: int, unit: str) -> str:
+    """What is said wherever there are fewer than `FEWEST` pairs."""
+    return f"{counted(n, unit)} {'is' if n == 1 else 'are'} too few to tell variants apart; it takes {FEWEST}."
 
 
 def difference(results: Results, task: str, metric: Metric, length: int, variant: str, base: str) -> Difference | None:
     """The paired difference, None where the two share no window or example."""
     mine, other = results.of(task, variant, length), results.of(task, base, length)
-    p = None
+    unit, p = metrics.unit(mine), None
     if metric.kind == "perplexity":
         e = stats.paired_nll(mine, other)
-    elif metric.kind == "share":
+    elif metric.kind == "share" and unit != "document":
         e, p = stats.paired_share(mine, other, metric.name)
     else:
         e = stats.paired_mean(mine, other, metric.name)
-    return Difference(task, variant, base, metric, length, e, p) if e.n else None
+    return Difference(task, variant, base, metric, length, e, p, unit) if e.n else None
 
 
 def differences(
@@ -72,23 +97,39 @@ def differences(
 
 
 def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
-    """Whether each pair is still apart under Holm's correction over all pairs: McNemar's p, of means Student's t."""
+    """Whether each pair is still apart under Holm's correction over all pairs that can be told apart at all: McNemar's
+    p, of means Student's t."""
     pairs = {d.pair: d for d in found}
-    rejected = stats.holm([stats.interval_p(d.estimate) if d.p is None else d.p for d in pairs.values()])
-    return {pair: d.apart and stays for (pair, d), stays in zip(pairs.items(), rejected, strict=True)}
+    able = {pair: d for pair, d in pairs.items() if not d.few}
+    rejected = stats.holm([stats.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
+    stay = {pair: d.apart and stays for (pair, d), stays in zip(able.items(), rejected, strict=True)}
+    return {pair: stay.get(pair, False) for pair in pairs}
 
 
 def chance(found: Sequence[Difference]) -> str:
     """How many are told apart, how many chance alone would, and how many stay so under Holm's correction."""
-    stay, apart = holm(found), {d.pair for d in found if d.apart}
+    able = [d for d in found if not d.few]
+    left = {d.pair: d for d in found if d.few}
+    said = []
+    if left:
+        most = max(left.values(), key=lambda d: d.estimate.n)
+        count = "One pair" if len(left) == 1 else f"{len(left)} pairs"
+        said.append(f"{count} cannot be compared: {too_few(most.estimate.n, most.unit)}")
+    if not able:
+        return " ".join(said)
+    stay, apart = holm(able), {d.pair for d in able if d.apart}
     names = {True: "Student's t from the interval's width", False: "McNemar's exact test"}
-    tests = " and ".join(dict.fromkeys(names[d.p is None] for d in found))
+    tests = " and ".join(dict.fromkeys(names[d.p is None] for d in able))
     pairs = f"{len(stay)} pairs are" if len(stay) > 1 else "One pair is"
-    return (
-        f"{pairs} compared here: if none differed, chance alone would tell about {0.05 * len(stay):.1f} apart at 95%. "
+    said.append(
+        f"{pairs} compared here: if none differed, chance alone would tell about {LEVEL * len(stay):.1f} apart at 95%. "
         f"{len(apart)} {'is' if len(apart) == 1 else 'are'} told apart, and {sum(stay.values())} (starred) still under "
         f"Holm's correction over all {len(stay)}, by {tests}."
     )
+    needed, most = stats.fewest_pairs(LEVEL / len(stay)), max(able, key=lambda d: d.estimate.n)
+    if all(d.p is not None for d in able) and most.estimate.n < needed:
+        said.append(f"{most.pairs} cannot give a star among so many; it takes {needed}.")
+    return " ".join(said)
 
 
 def ranked(values: dict[str, float], metric: Metric) -> list[str]:

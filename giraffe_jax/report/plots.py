@@ -34,6 +34,7 @@ class Plot:
     svg: str
     png: bytes | None  # None where none was asked for
     note: str = ""
+    few: bool = False  # whether it is of differences of which none can be told
     left_out: str = ""  # which variants it does not show
 
 
@@ -54,7 +55,9 @@ def draw(
             panels = forest.panels(results, table)
             pairs = lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks, shown[t.task])  # noqa: E731
             plot = plot_of("forest", table.task, what, pairs)
-            out.append(plot and replace(plot, note=paired.chance([d for *_, found in panels for d in found])))
+            found = [d for *_, each in panels for d in each]
+            few = all(d.few for d in found)
+            out.append(plot and replace(plot, note=paired.chance(found), few=few))
     for task in results.tasks:
         few = results.only(shown.get(task, results.variants))
         for metric in metrics.of(results.of(task)) if task not in floors else ():
@@ -192,6 +195,7 @@ def by_step(plt: Any, results: Results, looks: Looks) -> Any:
                 axes.plot(x, y, **(look.line | {"linestyle": "-"}), zorder=3, clip_on=False)
         ends.append(End(x[-1], y[-1], variant, look))
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token (lower is better)")
     labels.write(axes, ends, labels.columns(results.variants))
@@ -208,14 +212,15 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
     variants = [v for v in results.variants if results.of(task, v)]
     columns = min(4, len(variants))
     count = math.ceil(len(variants) / columns)
+    names = {variant: labels.wrap([variant], 26) for variant in variants}
+    more = 0.14 * (max(map(len, names.values())) - 1)  # inches, for names of several lines
     size = 0.36 + 0.22 * len(depths)
     figure, grid = plt.subplots(
-        count, columns, figsize=(9, 0.45 + count * (size + 0.55)), squeeze=False, sharex=True, sharey=True
+        count, columns, figsize=(9, 0.45 + count * (size + 0.55 + more)), squeeze=False, sharex=True, sharey=True
     )
     colours = LinearSegmentedColormap.from_list("right", ["#f4ead7", "#9cc7ae", "#2f8a87", "#0b4a5e"])
     for axes in grid.flat[len(variants) :]:
         axes.set_visible(False)
-    names = labels.clipped(variants, 26)
     for i, variant in enumerate(variants):
         axes = grid.flat[i]
         _, _, cells = depth_grid(results.of(task, variant), metric)
@@ -227,7 +232,7 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
                     ink = "#fefefe" if value > 0.55 else "#26303a"
                     text = f"{100 * value:.0f}"
                     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
-        axes.set_title(names[variant], fontsize=9, pad=5)
+        axes.set_title("\n".join(names[variant]), fontsize=9, pad=5)
         axes.set_xticks([k + 0.5 for k in range(len(lengths))], [_short(n) for n in lengths], fontsize=8)
         axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{100 * d:.0f}%" for d in depths], fontsize=8)
         axes.invert_yaxis() if not axes.yaxis_inverted() else None
@@ -240,8 +245,9 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
             axes.axvline(edge, color=style.INK, linewidth=2)
     height = figure.get_figheight()
     figure.subplots_adjust(
-        left=0.085, right=0.995, top=1 - 0.32 / height, bottom=0.5 / height, wspace=0.09, hspace=0.42 / size
-    )
+        left=0.085, right=0.995, top=1 - (0.32 + more) / height, bottom=0.5 / height, wspace=0.09,
+        hspace=(0.42 + more) / size,
+    )  # fmt: skip
     figure.supxlabel("length, tokens", fontsize=9, color=style.MUTED, y=0.06 / height)
     figure.supylabel("depth of the answer", fontsize=9, color=style.MUTED, x=0.003)
     return figure

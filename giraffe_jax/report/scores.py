@@ -11,16 +11,13 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from giraffe_jax import records
-from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import stats
 from giraffe_jax.evals.stats import Estimate
 from giraffe_jax.report import metrics, training
+from giraffe_jax.report.drawn import Drawn
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
-from giraffe_jax.tokenizer import read_json
 
 RESULTS = "results.jsonl"
 MANIFEST = "experiment.json"
@@ -50,6 +47,9 @@ class Results:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, tuple[training.Curve, ...]] = field(default_factory=dict)  # by variant
     runs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of several: name there -> name here
+    kept: frozenset[tuple[str, str, int]] = frozenset()  # variant, task, length of what an earlier version measured
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by variant: own methods' files -> digest
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)  # by variant: what a run has drawn of its methods
 
     @property
     def original_len(self) -> int | None:
@@ -111,62 +111,6 @@ class Results:
 
     def lengths(self, task: str) -> list[int]:
         return sorted({row["length"] for row in self.of(task)})
-
-
-def read(directories: Sequence[str | Path]) -> Results:
-    """The results of one or more work directories: each has a results.jsonl and, from `giraffe run`, a manifest.
-
-    Where directories share a variant's name, the directory's name is added to it. FileNotFoundError without rows' file.
-    """
-    parts = [_read_one(Path(directory)) for directory in directories]
-    if len(parts) == 1:
-        return parts[0]
-    names = [name for part in parts for name in part.variants]
-    clashing = {name for name in names if names.count(name) > 1}
-    rows, failures, variants, curves, runs = [], [], [], {}, {}
-    for label, part in zip(_labels(directories), parts, strict=True):
-        rename = {v: f"{v} ({label})" if v in clashing else v for v in part.variants}
-        runs[label] = rename
-        curves |= {rename[v]: own for v, own in part.training.items() if v in rename}
-        rows += [{**row, "variant": rename[row["variant"]]} for row in part.rows]
-        failures += part.failures
-        configured = part.manifest.get("config", {}).get("variants", ())
-        variants += [{**entry, "name": rename[entry["name"]]} for entry in configured if entry["name"] in rename]
-    manifest = dict(parts[0].manifest)
-    manifest["config"] = {**manifest.get("config", {}), "variants": variants}
-    for key in ("original_len", "model", "date", "command"):  # what is said of all must be true of all
-        if any(part.manifest.get(key) != parts[0].manifest.get(key) for part in parts):
-            manifest.pop(key, None)
-    return Results(tuple(rows), tuple(failures), float(sum(part.seconds for part in parts)), manifest, curves, runs)
-
-
-def _labels(directories: Sequence[str | Path]) -> list[str]:
-    """What directories are called: their names, and their paths as given where two have one name."""
-    names = [Path(directory).resolve().name for directory in directories]
-    return [n if names.count(n) == 1 else str(d) for n, d in zip(names, directories, strict=True)]
-
-
-def _read_one(directory: Path) -> Results:
-    path = directory / RESULTS if directory.is_dir() else directory
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no {RESULTS} there; `giraffe run` and `giraffe evaluate` write one")
-    manifest_path = path.parent / MANIFEST
-    manifest = _read_manifest(manifest_path) if manifest_path.is_file() else {}
-    results = collect(records.read_rows(path, warnings.warn), manifest)
-    if not results.rows and not results.failures:
-        raise ConfigError(f"{path}: no results in it yet")
-    return replace(results, training=training.read(path.parent, manifest))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """What a workdir says of its experiment; ConfigError where it is none."""
-    manifest = read_json(path)
-    config = manifest.get("config", {})
-    variants = config.get("variants", []) if isinstance(config, dict) else None
-    named = isinstance(variants, list) and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in variants)
-    if not named:
-        raise ConfigError(f"{path}: not an experiment's manifest: config.variants is no list of objects with names.")
-    return manifest
 
 
 def _is_row(row: Row) -> bool:
@@ -259,8 +203,7 @@ def estimate(rows: Sequence[Row], metric: Metric) -> Estimate:
         return stats.perplexity(rows)
     if metric.share:
         return stats.share(rows, metric.name)
-    values = [row["metrics"][metric.name] for row in rows if row["metrics"].get(metric.name) is not None]
-    return stats.normal_mean(values)
+    return stats.mean(rows, metric.name)
 
 
 def score_all(results: Results) -> list[Score]:
@@ -282,7 +225,7 @@ def score_all(results: Results) -> list[Score]:
 
 
 def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int, int, Estimate]]:
-    """Loss against position: (low, high, mean nats with its interval over documents or windows) per bin, high excluded.
+    """Loss against position: (low, high, mean nats with its interval over documents) per bin, high excluded.
 
     With `pieces`, neighbouring bins are joined, as many at a time as leave at most that many.
     """
@@ -291,9 +234,8 @@ def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int
     groups = [edges[i : i + join] for i in range(0, len(edges), join)]
     place = {edge: (group[0][0], group[-1][1]) for group in groups for edge in group}
     bins: dict[tuple[int, int], dict[str, list[float]]] = {}
-    documents = {str(row.get("document", i)) for i, row in enumerate(rows)}
     for i, row in enumerate(rows):
-        unit = str(row.get("document", i)) if len(documents) > 1 else str(i)
+        unit = str(row.get("document", i))
         for low, high, total, n in row.get("bins", ()):
             entry = bins.setdefault(place[low, high], {}).setdefault(unit, [0.0, 0.0])
             entry[0] += float("nan") if total is None else total

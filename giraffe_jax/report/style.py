@@ -7,6 +7,7 @@ their place (`themed`). Markers differ too, so colour never stands alone.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn. The same positions share colour and marker; training makes the line full."""
+    """How a variant is drawn. The same positions share colour and marker, as they are and trained; training makes the
+    line full."""
 
     colour: str
     marker: str
@@ -77,16 +79,20 @@ def looks(results: Results) -> dict[str, Look]:
     """The look of every variant, settled once for all plots and tables of a report."""
     trained = results.trained
     contrast = len(set(trained.values())) == 2
-    seen: dict[str, tuple[str, str]] = {}
-    out = {}
+    taken: set[tuple[str, int, bool]] = set()
+    seen: dict[tuple[str, int], tuple[str, str]] = {}
+    out: dict[str, Look] = {}
     for variant in results.variants:
         positions = results.positions(variant)
-        key = json.dumps(positions, sort_keys=True) if positions is not None else variant
-        if key not in seen:
-            plain = positions == [] or variant == results.baseline
+        about = json.dumps(positions, sort_keys=True) if positions is not None else variant
+        # Of another run, of other code, or read at other positions: the same positions are drawn otherwise.
+        copy = next(k for k in itertools.count() if (about, k, trained[variant]) not in taken)
+        taken.add((about, copy, trained[variant]))
+        if (about, copy) not in seen:
+            plain = copy == 0 and (positions == [] or variant == results.baseline)
             i = sum(colour != PLAIN[0] for colour, _ in seen.values()) % len(PALETTE)
-            seen[key] = (PLAIN[0], "o") if plain else (PALETTE[i][0], MARKERS[i])
-        out[variant] = Look(*seen[key], trained[variant], contrast)
+            seen[about, copy] = (PLAIN[0], "o") if plain else (PALETTE[i][0], MARKERS[i])
+        out[variant] = Look(*seen[about, copy], trained[variant], contrast)
     return out
 
 

@@ -19,6 +19,8 @@ from giraffe_jax.report.scores import Results, Score
 BY_POSITION = Metric("perplexity by position", "perplexity by position", "perplexity", None)
 EFFECTIVE = "effective length"
 TOO_FEW = "too few"  # questions for an effective length
+KEPT = "†"
+KEPT_NOTE = f"{KEPT} kept from an earlier version of its method or data: measured before that was changed."
 # Of right answers: RULER's is what Llama-2-7B reaches at 4k, 85.6% (arXiv:2404.06654).
 THRESHOLD = 0.85
 
@@ -37,6 +39,8 @@ class Table:
     best: Mapping[int, str | None] = field(default_factory=dict)
     labels: Mapping[int, str] = field(default_factory=dict)  # of columns that are not lengths
     effective: Mapping[str, int | None] = field(default_factory=dict)  # a variant's, where the table is of shares
+    unit: str = "example"  # what n counts
+    kept: frozenset[tuple[str, int]] = frozenset()  # variant and length of scores of an earlier version
 
     def heading(self, length: int) -> str:
         """What a column is: a length, or its label."""
@@ -52,6 +56,28 @@ class Table:
         """The number of examples behind every score at a length, None where they differ."""
         seen = {self.cells[v, length].estimate.n for v in self.variants if (v, length) in self.cells}
         return seen.pop() if len(seen) == 1 else None
+
+    def few(self) -> str:
+        """The sentence on lengths with too few examples to tell variants apart; empty where there are none."""
+        most = {n: max(s.estimate.n for (_, length), s in self.cells.items() if length == n) for n in self.lengths}
+        few = [n for n in self.lengths if most[n] < stats.FEWEST]
+        if self.metric.better is None or not few:
+            return ""
+        where = "" if len(few) == len(self.lengths) else f"At {', '.join(self.heading(n) for n in few)}: "
+        return where + paired.too_few(max(most[n] for n in few), self.unit)
+
+    def text(self, variant: str, length: int) -> str:
+        """A score as shown, marked where it was kept from an earlier version; empty where there is none."""
+        score = self.cells.get((variant, length))
+        if score is None:
+            return ""
+        return number(score.estimate.value, self.metric.share) + KEPT * ((variant, length) in self.kept)
+
+    def aside(self, variant: str, length: int) -> str:
+        """What stands beside a score: its interval, and n where that differs between variants."""
+        e = self.cells[variant, length].estimate
+        parts = [interval(e, self.metric.share), f"n={e.n}" if self.n(length) is None else ""]
+        return ", ".join(part for part in parts if part)
 
     def far(self, variant: str) -> float:
         """The mean score over the lengths beyond the trained one (all, where none is); nan where one is missing.
@@ -93,6 +119,8 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
                 lengths=tuple(sorted({length for _, length in own})),
                 cells=own,
                 original_len=results.original_len,
+                unit=metrics.unit(results.of(task)),
+                kept=frozenset((v, n) for v, t, n in results.kept if t == task),
             )
             best = {n: paired.leader(results, task, metric, n, table.ranked(n)) for n in table.lengths}
             first = all(other.task != task for other in out)
@@ -153,6 +181,7 @@ def by_position(results: Results, positions: Sequence[tuple[int, int, Score]], t
         cells={(score.variant, high): score for _, high, score in positions},
         original_len=results.original_len,
         labels={high: f"{_thousands(low)}–{_thousands(high)}" for low, high, _ in positions},
+        unit=metrics.unit(results.of(task)),
     )
 
 
@@ -167,14 +196,16 @@ def task_name(task: str) -> str:
 
 
 def number(value: float, share: bool = False) -> str:
-    """A score as shown: three significant digits, shares in percent."""
+    """A score as shown: three significant digits, shares in percent; a true minus sign."""
     if math.isnan(value):
         return "not finite"
     if math.isinf(value) or value > 1e9:
         return "> 10⁹"
     if share:
         return f"{100 * value:.0f}%"
-    return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
+    size = abs(value)
+    text = f"{value:,.{0 if size >= 99.95 else 1 if size >= 9.995 else 2}f}"
+    return text.replace("-", "−" if text.strip("-0.") else "")
 
 
 def interval(e: Estimate, share: bool = False) -> str:
@@ -182,7 +213,7 @@ def interval(e: Estimate, share: bool = False) -> str:
     if math.isnan(e.low) or math.isnan(e.high):
         return ""
     low, high = number(e.low, share), number(e.high, share)
-    return f"{low.removesuffix('%')}–{high}"
+    return f"{low.removesuffix('%')}{' to ' if e.low < 0 else '–'}{high}"
 
 
 def multiple(length: int, original_len: int | None) -> str:
@@ -202,16 +233,10 @@ def markdown(table: Table) -> str:
     for variant in table.variants:
         cells = []
         for length in table.lengths:
-            score = table.cells.get((variant, length))
-            if score is None:
-                cells.append("")
-                continue
-            text = number(score.estimate.value, table.metric.share)
+            text = table.text(variant, length)
             text = f"**{text}**" if variant == table.best.get(length) else text
-            span = interval(score.estimate, table.metric.share)
-            extra = [span] if span else []
-            extra += [f"n={score.estimate.n}"] if table.n(length) is None else []
-            cells.append(f"{text} ({', '.join(extra)})" if extra else text)
+            aside = text and table.aside(variant, length)
+            cells.append(f"{text} ({aside})" if aside else text)
         cells += [effective_text(table, variant)] if table.effective else []
         lines.append(f"| {variant.replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -225,22 +250,28 @@ def all_markdown(results: Results, made: Sequence[Table]) -> str:
         "can be told from the runner-up: the 95% interval of their difference on the same examples excludes zero.\n"
     ]
     for table in made:
-        note = effective_note(table)
-        parts.append(f"## {table.title}\n\n{markdown(table)}" + (f"\n{note}\n" if note else ""))
+        parts.append(f"## {table.title}\n\n{markdown(table)}" + "".join(f"\n{note}\n" for note in below(table)))
     return "\n".join(parts)
+
+
+def below(table: Table) -> list[str]:
+    """What is said below a table: too few examples, effective lengths, scores of earlier versions."""
+    said = [table.few(), effective_note(table), KEPT_NOTE if table.kept else ""]
+    return [note for note in said if note]
 
 
 def as_csv(results: Results, scores: Sequence[Score]) -> str:
     """results.csv: one line per score, unrounded; empty where a number is not finite or does not exist."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["variant", "trained", "task", "metric", "length", "value", "low", "high", "n", "tokens"])
+    writer.writerow(["variant", "trained", "task", "metric", "length", "value", "low", "high", "n", "tokens", "kept"])
     trained = results.trained
     for s in scores:
         e = s.estimate
         numbers = [repr(float(x)) if math.isfinite(x) else "" for x in (e.value, e.low, e.high)]
         tokens = "" if s.tokens is None else s.tokens
-        writer.writerow([s.variant, int(trained[s.variant]), s.task, s.metric, s.length, *numbers, e.n, tokens])
+        kept = int((s.variant, s.task, s.length) in results.kept)
+        writer.writerow([s.variant, int(trained[s.variant]), s.task, s.metric, s.length, *numbers, e.n, tokens, kept])
     return out.getvalue()
 
 
@@ -261,15 +292,14 @@ def as_html(table: Table, swatches: Mapping[str, str]) -> str:
     for variant in table.variants:
         row = [f"<th scope='row'>{swatches[variant]}{html.escape(variant)}</th>"]
         for length in table.lengths:
-            score = table.cells.get((variant, length))
-            if score is None:
+            if (variant, length) not in table.cells:
                 row.append("<td data-value=''>–</td>")
                 continue
-            span = interval(score.estimate, table.metric.share) or "no interval"
-            span += f", n={score.estimate.n}" if table.n(length) is None else ""
+            aside = table.aside(variant, length)
+            aside = f"<small>{aside}</small>" if aside else ""
             mark = " class='best'" if variant == table.best.get(length) else ""
-            value = score.estimate.value
-            row.append(f"<td{mark} {data(value)}>{number(value, table.metric.share)}<small>{span}</small></td>")
+            value = table.cells[variant, length].estimate.value
+            row.append(f"<td{mark} {data(value)}>{table.text(variant, length)}{aside}</td>")
         if table.effective:
             row.append(f"<td {data(table.effective[variant] or 0)}>{html.escape(effective_text(table, variant))}</td>")
         body.append("<tr>" + "".join(row) + "</tr>")

@@ -1,7 +1,9 @@
-"""The table of the variants: name, methods with their parameters, training, and how far each plane is stretched.
+"""The table of the variants: name, methods with their parameters, training, how far each plane is stretched, and the
+distances that are seen.
 
-A plane's stretch is plain RoPE's frequency over the variant's, at the longest length that was measured. Methods that
-change something else (bands, masks, biases, training) say what kind they are.
+A plane's stretch is plain RoPE's frequency over the variant's, at the longest length that was measured; of a method of
+one's own it is what the run has drawn, as distances always are (`drawn`). Methods that change something else (masks,
+biases, training) say what kind they are.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.report.drawn import Drawn
 from giraffe_jax.report.scores import Results
 
 FREQUENCIES = ("frequencies", "length")
@@ -28,6 +31,7 @@ KINDS = {
     "training": "positions drawn anew while training",
 }
 WIDTH, HEIGHT, MIDDLE = 150, 30, 4
+SQUARE = 54  # of the plot of distances, which are alike across and up
 
 
 def as_html(results: Results, swatches: Mapping[str, str]) -> str:
@@ -38,12 +42,15 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
         return ""
     model, lengths = results.manifest.get("model") or {}, [row["length"] for row in results.rows]
     methods = {name: evaluated(entries[name]) for name in names}
-    ratios = {name: stretch(methods[name], model, max(lengths)) for name in names}
+    drawn = {name: results.drawn.get(name) for name in names}
+    ratios = {name: stretch(methods[name], model, max(lengths), drawn[name]) for name in names}
     finite = [abs(np.log2(r[np.isfinite(r) & (r > 0)])).max(initial=0.0) for r in ratios.values() if r is not None]
     scale = max(1.0, *finite) if finite else 1.0
     planes = any(r is not None for r in ratios.values())
+    seen = any(d is not None and d.distances for d in drawn.values())
     head = "<th scope='col'>variant</th><th scope='col'>positions</th><th scope='col'>trained</th>"
     head += "<th scope='col'>stretch of each plane<small>fastest to slowest</small></th>" if planes else ""
+    head += "<th scope='col'>distances<small>seen by the last token</small></th>" if seen else ""
     body = []
     for name in names:
         entry = entries[name]
@@ -53,6 +60,8 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
         cells = [f"<td>{html.escape(text)}</td>", f"<td>{html.escape(training(entry.get('train')))}</td>"]
         if planes:
             cells.append(f"<td>{_stretched(ratios[name], methods[name], scale)}</td>")
+        if seen:
+            cells.append(f"<td>{_distances(drawn[name])}</td>")
         body.append(f"<tr><th scope='row'>{swatches[name]}{html.escape(name)}</th>{''.join(cells)}</tr>")
     table = f"<table class='variants'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
     note = (
@@ -60,7 +69,12 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
         "each rotary plane; bars are logarithmic, up where a plane turns slower. A plane that does not turn at all "
         "is grey and reaches the top.</small></p>"
     )
-    return f"<div class='scroll' tabindex='0'>{table}</div>" + (note if planes else "")
+    across = (
+        "<p class='how'><small>Distances: across, how far back a token is; up, how far back the last token of the "
+        "pass sees it, measured through attention. Grey is the true distance; where there is no line, it is not seen. "
+        "Empty: all distances are true ones.</small></p>"
+    )
+    return f"<div class='scroll' tabindex='0'>{table}</div>" + (note if planes else "") + (across if seen else "")
 
 
 def evaluated(entry: Mapping[str, Any]) -> list[Any]:
@@ -93,8 +107,15 @@ def kinds(methods: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["own" if module is None else module.ABOUT["kind"] for module in modules]
 
 
-def stretch(methods: Sequence[Mapping[str, Any]], model: Mapping[str, Any], length: int) -> np.ndarray | None:
-    """Plain over the variant's frequencies, [R]; infinite where a plane does not turn. None where they are not told."""
+def stretch(
+    methods: Sequence[Mapping[str, Any]], model: Mapping[str, Any], length: int, drawn: Drawn | None = None
+) -> np.ndarray | None:
+    """Plain over the variant's frequencies, [R]; infinite where a plane does not turn. None where they are not told.
+
+    Of a method of one's own they are those that were `drawn` when it was measured.
+    """
+    if "own" in kinds(methods):
+        return None if drawn is None or drawn.stretch is None else np.asarray(drawn.stretch, np.float64)
     shape: dict[str, Any] = {key: model.get(key) for key in ("head_dim", "theta", "original_len")}
     if None in shape.values() or not set(kinds(methods)) <= {*FREQUENCIES, "temperature", "decay"}:
         return None
@@ -124,6 +145,28 @@ def _stretched(ratios: np.ndarray | None, methods: Sequence[Mapping[str, Any]], 
     return strip(ratios, scale) + f"<small>{html.escape(words)}</small>"
 
 
+def _distances(drawn: Drawn | None) -> str:
+    if drawn is None or not drawn.distances:
+        return ""
+    most = max((seen for _, seen in drawn.distances if np.isfinite(seen)), default=0.0)
+    top, by = max(most, drawn.reach), SQUARE - 3
+    pieces: list[list[str]] = [[]]
+    for true, seen in drawn.distances:
+        if np.isfinite(seen):
+            pieces[-1].append(f"{1.5 + true / drawn.reach * by:.1f},{SQUARE - 1.5 - max(seen, 0.0) / top * by:.1f}")
+        elif pieces[-1]:
+            pieces.append([])
+    lines = "".join(f"<path d='M{' '.join(piece)}' stroke='var(--ink)'/>" for piece in pieces if piece)
+    end = f"{1.5 + by:.1f},{SQUARE - 1.5 - drawn.reach / top * by:.1f}"
+    plain = f"<path d='M1.5,{SQUARE - 1.5} {end}' stroke='var(--grid)'/>"
+    words = f"up to {most:,.0f} of {drawn.reach - 1:,}"
+    return (
+        f"<svg class='strip' viewBox='0 0 {SQUARE} {SQUARE}' width='{SQUARE}' height='{SQUARE}' role='img' "
+        f"aria-label='distances seen: {words}' fill='none' stroke-width='1.5'>{plain}{lines}</svg>"
+        f"<small>{words}</small>"
+    )
+
+
 def strip(ratios: np.ndarray, scale: float) -> str:
     """The stretch of each plane as bars, [R], on a log scale up to 2^scale; planes that stand still are grey."""
     width, room = WIDTH / len(ratios), HEIGHT - MIDDLE - 1
@@ -131,7 +174,7 @@ def strip(ratios: np.ndarray, scale: float) -> str:
     bars = []
     for plane, ratio in enumerate(ratios):
         still = not np.isfinite(ratio)
-        tall = room if still else float(np.log2(ratio)) / scale * room
+        tall = room if still else float(np.log2(abs(ratio))) / scale * room
         tall = max(-MIDDLE + 0.5, tall) if tall < 0 else max(0.8, tall)
         y = base - max(tall, 0)
         bars.append(

@@ -34,11 +34,69 @@ def test_wilson_of_nothing_is_nan_and_of_too_much_an_error():
         stats.wilson(3, 2)
 
 
-def test_normal_mean_is_the_textbook_interval():
-    got = stats.normal_mean([1.0, 2.0, 3.0, 4.0, 5.0])
-    half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)  # a table's t of 4 degrees of freedom
-    assert got == pytest.approx((3, 3 - half, 3 + half, 5), rel=1e-3)
-    assert math.isnan(stats.normal_mean([1.0]).low)
+def of(values, documents=None):
+    """Rows of a metric "x"."""
+    rows = [{"metrics": {"x": x}} for x in values]
+    return rows if documents is None else [r | {"document": d} for r, d in zip(rows, documents, strict=True)]
+
+
+def test_a_mean_is_of_rows_or_of_the_documents_they_name():
+    got = stats.mean(of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), "x")
+    half = 2.570582 * math.sqrt(3.5) / math.sqrt(6)  # a table's t of 5 degrees of freedom
+    assert (got.value, got.n) == (3.5, 6) and (got.low, got.high) == pytest.approx((3.5 - half, 3.5 + half), rel=0.2)
+    # Nearly all losses are near zero and one is large: mean - t s / sqrt(n) would be below zero.
+    values = [0.01] * 9 + [9.0]
+    assert np.mean(values) - 2.262 * np.std(values, ddof=1) / math.sqrt(10) < -1.1
+    assert stats.mean(of(values), "x").low >= 0.00999
+    assert stats.mean([*of([1.0]), {"metrics": {}}, {"metrics": {"x": None}}], "x")[::3] == (1.0, 1)
+    several = stats.mean(of([1.0] * 12, documents="aabbccddeeff"), "x")
+    assert several == (1.0, 1.0, 1.0, 6)
+    assert math.isnan(stats.mean(of([1.0, 2.0] * 10, documents="ab" * 10), "x").low), "twenty windows of two documents"
+
+
+def test_the_fewest_pairs_are_what_chance_can_order_one_way_less_often_than_the_level():
+    # All orders of signs of n differences, counted: the share in which all agree is the least p of any of them.
+    for level in (0.2, 0.05, 0.05 / 7, 0.001):
+        shares = {}
+        for n in range(2, 15):
+            signs = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+            shares[n] = float(np.mean(signs.all(axis=1) | (~signs.astype(bool)).all(axis=1)))
+            assert shares[n] == stats.mcnemar(n, 0)
+        assert stats.fewest_pairs(level) == min(n for n, share in shares.items() if share < level)
+    assert stats.FEWEST == 6 and stats.fewest_pairs(1 / 16) == 6, "at exactly 1/16 five do not say less"
+
+
+def test_a_bootstrap_leaves_zero_out_wherever_all_differences_have_one_sign():
+    # Which is why five differences are too few: without any effect one experiment in sixteen would say there is one.
+    rng = np.random.default_rng(0)
+    for n in (5, 6):
+        apart = 0
+        for _ in range(400):
+            x = rng.normal(0.0, 1.0, n)
+            got = stats.bootstrap_mean(x.tolist(), [1.0] * n, resamples=400, fewest=2)
+            apart += got.low > 0 or got.high < 0
+            assert (got.low > 0 or got.high < 0) or x.min() < 0 < x.max()
+        # Four standard errors above 2^(1-n) at most below it: 400 trials of 6% are known to 1.2 points.
+        assert apart / 400 >= 2.0 ** (1 - n) - 4 * math.sqrt(2.0 ** (1 - n) / 400)
+    assert math.isnan(stats.bootstrap_mean([1.0] * 5, [1.0] * 5).low)
+
+
+@pytest.mark.parametrize("n", [5, 6, 8, 12, 40])
+def test_intervals_of_paired_shares_say_what_mcnemar_says(n):
+    def answers(right):
+        return [{"example": i, "metrics": {"x": int(k)}} for i, k in enumerate(right)]
+
+    for gained in range(n + 1):
+        for lost in range(0, n + 1 - gained, 1 if n < 20 else 3):
+            mine = [1] * gained + [0] * (n - gained)
+            other = [0] * gained + [1] * lost + [0] * (n - gained - lost)
+            e, p = stats.paired_share(answers(mine), answers(other), "x")
+            assert e.value == pytest.approx((gained - lost) / n) and p == stats.mcnemar(gained, lost)
+            if n < 6:
+                assert math.isnan(e.low) and math.isnan(e.high)
+                continue
+            assert e.low <= e.value <= e.high
+            assert not (e.low > 0 or e.high < 0) or p < 0.05
 
 
 def test_bootstrap_is_seeded_and_covers_about_as_often_as_it_says():
@@ -54,9 +112,9 @@ def test_bootstrap_is_seeded_and_covers_about_as_often_as_it_says():
 
 def test_bootstrap_of_equal_units_is_near_the_normal_interval():
     x = np.random.default_rng(1).exponential(1.0, 400).tolist()
-    boot, normal = stats.bootstrap_mean(x, [1.0] * 400, resamples=4000), stats.normal_mean(x)
-    assert boot.value == pytest.approx(normal.value)
-    assert (boot.low, boot.high) == pytest.approx((normal.low, normal.high), rel=0.02)
+    boot, half = stats.bootstrap_mean(x, [1.0] * 400, resamples=4000), 1.966 * np.std(x, ddof=1) / 20
+    assert boot.value == pytest.approx(np.mean(x))
+    assert (boot.low, boot.high) == pytest.approx((np.mean(x) - half, np.mean(x) + half), rel=0.02)
 
 
 def row(nll, tokens, document, bins=()):
@@ -73,10 +131,12 @@ def test_what_is_averaged_is_what_was_asked():
     assert stats.perplexity(ROWS, "window").value == pytest.approx(math.exp(3.0))
 
 
-def test_documents_are_resampled_where_there_are_several_and_windows_where_not():
+def test_windows_of_a_document_are_no_documents():
     assert stats.mean_nll(ROWS).n == 2
-    assert stats.mean_nll(ROWS[:2]).n == 2
-    assert stats.mean_nll([ROWS[2]]).n == 1 and math.isnan(stats.mean_nll([ROWS[2]]).low)
+    assert stats.mean_nll(ROWS[:2]).n == 1 and math.isnan(stats.mean_nll(ROWS[:2] * 20).low)
+    assert math.isnan(stats.mean_nll([ROWS[2]]).low)
+    nameless = [{"metrics": r["metrics"]} for r in ROWS * 2]
+    assert stats.mean_nll(nameless).n == 6 and math.isfinite(stats.mean_nll(nameless).low)
 
 
 def test_a_loss_that_is_not_finite_is_not_averaged_away():
@@ -87,14 +147,13 @@ def test_perplexity_beyond_floats_is_infinite():
     assert stats.perplexity([row(1000.0, 1, "a")]).value == math.inf
 
 
-def test_bins_add_up_over_rows():
-    rows = [row(0, 0, "a", [[1, 2, 4.0, 1], [2, 8, 6.0, 6]]), row(0, 0, "b", [[2, 8, 12.0, 6]])]
-    assert stats.merge_bins(rows) == [(1, 2, 4.0, 1), (2, 8, 1.5, 12)]
-
-
 def test_share_counts_only_rows_that_have_the_metric():
     rows = [{"metrics": {"generate": 1}}, {"metrics": {"generate": 0}}, {"metrics": {"teacher": 1}}]
     assert stats.share(rows, "generate")[::3] == (0.5, 2)
+    # Of 40 passages of 4 documents, 30 of them right, the interval is that of 3 of 4.
+    passages = [{"document": i % 4, "metrics": {"copied": float(i >= 10)}} for i in range(40)]
+    got = stats.share(passages, "copied")
+    assert got == pytest.approx(stats.wilson(3, 4)) and got.value == 0.75 and got.n == 4
 
 
 @pytest.mark.parametrize(
@@ -120,7 +179,9 @@ def test_an_expanded_bootstrap_covers_nearly_as_it_says_where_units_are_few(n, l
     trials, ones = 200, [1.0] * n
     for trial in range(trials):
         x = rng.normal(3.0, 1.0, n).tolist()
-        got, without = (stats.bootstrap_mean(x, ones, seed=trial, expanded=expanded) for expanded in (True, False))
+        got, without = (
+            stats.bootstrap_mean(x, ones, seed=trial, expanded=expanded, fewest=2) for expanded in (True, False)
+        )
         inside += got.low <= 3.0 <= got.high
         bare += without.low <= 3.0 <= without.high
         assert got.low <= without.low and without.high <= got.high
@@ -189,9 +250,10 @@ def test_paired_losses_are_sharper_than_losses_apart():
 def test_windows_are_paired_by_what_they_are_and_documents_are_resampled():
     base = windows([1.0, 2.0, 3.0, 4.0], documents=[0, 0, 1, 1])
     mine = windows([1.5, 2.5, 4.0, 5.0], documents=[0, 0, 1, 1])
-    got = stats.paired_nll(mine[::-1], base)
+    got = stats.paired_nll(mine[::-1], base, fewest=2)
     assert got.n == 2 and got.value == pytest.approx(0.75) and (got.low, got.high) == pytest.approx((0.5, 1.0))
-    assert stats.paired_nll(mine[:2], base).n == 2, "one document: windows"
+    assert math.isnan(stats.paired_nll(mine, base).low)
+    assert stats.paired_nll(mine[:2], base).n == 1, "two windows of one document"
     assert stats.paired_nll(mine, [r | {"document": "other"} for r in base]).n == 0
     other = [r | {"metrics": {"nll": 1.0, "tokens": 11}} for r in base]
     assert stats.paired_nll(mine, other).n == 0, "other targets"
@@ -209,6 +271,8 @@ def test_paired_shares_count_who_changed():
     assert stats.paired_share(answers("11"), answers("00", prompt="q"), "teacher")[0].n == 0
     got = stats.paired_mean(answers("1100"), answers("0000"), "teacher")
     assert got.value == 0.5 and got.n == 4
+    mine, base = ([r | {"document": "ab"[i % 2]} for i, r in enumerate(answers(x))] for x in ("1100", "0000"))
+    assert stats.paired_mean(mine, base, "teacher")[::3] == (0.5, 2)
 
 
 def test_the_effective_length_ends_before_the_first_bound_below_the_threshold():

@@ -65,23 +65,25 @@ def manifest():
     }
 
 
-def rows(seed=0, examples=40, figures=FIGURES, whole=False):
+def rows(seed=0, examples=40, figures=FIGURES, whole=False, documents=8):
     """Rows with these figures: perplexity exact up to rounding, shares of right answers as near as `examples` allow.
 
-    `whole`: passkeys are generated too, and their rows hold the question, what was expected and the output.
+    `whole`: passkeys are generated too, and their rows hold the question, what was expected and the output. The windows
+    are of so many `documents`, 16 of them or one of each.
     """
+    count = max(WINDOWS, documents)
     rng = np.random.default_rng(seed)
-    hard = rng.normal(0, 0.35, WINDOWS)
+    hard = rng.normal(0, 0.35, count)
     hard -= hard.mean()
     asked = {(task, n): rng.permutation(examples) for task in ("lines", "passkey") for n in LENGTHS}
     for variant, (lines, passkeys, perplexities) in figures.items():
         head = {"variant": variant, "trained": variant in TRAINED}
         for k, length in enumerate(LENGTHS):
-            own = rng.normal(0, 0.05, WINDOWS)
+            own = rng.normal(0, 0.05, count)
             for i, nll in enumerate(math.log(perplexities[k]) + hard + own - own.mean()):
                 yield head | {
-                    "task": "perplexity", "length": length, "example": i, "document": f"book-{i % 8}",
-                    "window": i // 8, "protocol": "aligned", "metrics": {"nll": float(nll), "tokens": SCORED},
+                    "task": "perplexity", "length": length, "example": i, "document": f"book-{i % documents}",
+                    "window": i // documents, "protocol": "aligned", "metrics": {"nll": float(nll), "tokens": SCORED},
                     "bins": bins(length, perplexities, float(nll)),
                 }  # fmt: skip
             for task, shares in (("lines", lines), ("passkey", passkeys)):

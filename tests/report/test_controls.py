@@ -56,6 +56,7 @@ PROBE = """<script>
     seen.folds.push(states);
   }
   seen.needsAfter = document.documentElement.scrollWidth;
+  seen.inside = [...document.querySelectorAll(".scroll")].map(part => [part.scrollWidth, part.clientWidth]);
   parent.postMessage(JSON.stringify(seen), "*");
 })();
 </script>"""
@@ -99,10 +100,11 @@ def is_sorted(values, down):
 
 def test_every_control_does_what_it_says(page, tmp_path):
     colours = {}
-    for width in (1200, 390):
+    for width in (1280, 390):
         for scheme in screens.SCHEMES:
             seen = use(page, tmp_path / f"{width}-{scheme}", width, scheme)
             assert seen["width"] == width and max(seen["needs"], seen["needsAfter"]) <= width
+            assert width < 1280 or all(needs <= there for needs, there in seen["inside"]), "nothing moves sideways"
             colours[width, scheme] = seen["colours"]
             tables = page.read_text().count("<table")
             assert len(seen["sorts"]) == page.read_text().count("<th scope='col'>") > 4 * tables
@@ -118,10 +120,10 @@ def test_every_control_does_what_it_says(page, tmp_path):
             assert len(seen["folds"]) == 1
             for (closed, low), (opened, high), (again, last) in seen["folds"]:
                 assert (closed, opened, again) == (False, True, False) and low == last < high
-    for width in (1200, 390):
+    for width in (1280, 390):
         light, dark = colours[width, "light"], colours[width, "dark"]
         assert all(one != other for one, other in zip(light, dark, strict=True)), (light, dark)
-    assert colours[1200, "dark"] == colours[390, "dark"]
+    assert colours[1280, "dark"] == colours[390, "dark"]
 
 
 def test_pictures_are_small_and_of_their_size(page, tmp_path):

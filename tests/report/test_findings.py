@@ -1,6 +1,7 @@
 """Sentences, cards and marks hold what the rows hold, and nothing that chance made."""
 
 import math
+from dataclasses import replace
 
 import fabricate
 import numpy as np
@@ -30,10 +31,10 @@ def test_the_verdict_says_what_was_fabricated(whole):
     free, taught = perplexity.text.split("; ")[1:]
     assert free.startswith("without training, yarn 4 is best with 40.0 (")
     assert f"{math.log(624 / 40):.2f} nats a token below plain [" in free
-    assert taught.startswith("after training, yarn 4 + training is best with 30.9 (")
+    assert taught.startswith("after training, yarn 4 + training has the lowest, 30.9 (")
     # 40 questions: 5 right of 13%, and 37 of 92%.
     assert lines.text.startswith("plain answers 12% (") and "against 98% at 256" in lines.text
-    assert "yarn 4 is best with 92% (80–97%), 80 points above plain [" in lines.text
+    assert "yarn 4 has the highest, 92% (80–97%), 80 points above plain [" in lines.text
     assert "cannot be told from yarn 8" in lines.text, "92% both"
     longest = [said for said in findings.more(*whole) if "2,048" in said.head]
     assert "yarn 8 is best with 44.8" in longest[0].text and "ahead of all others" in longest[0].text
@@ -132,11 +133,19 @@ def test_protocols_are_named_by_what_was_scored():
     assert protocols.describe([]) == ""
 
 
-def test_a_difference_of_one_example_has_no_bounds():
-    estimate = stats.Estimate(0.52, math.nan, math.nan, 1)
-    share = metrics.of([{"metrics": {"teacher": 1}}])[0]
-    told = findings._against(paired.Difference("t", "a", "plain", share, 8, estimate, 1.0))
-    assert told == "not told from plain (difference 52 points)"
+def test_of_two_documents_nothing_is_told():
+    results, made = read({name: fabricate.FIGURES[name] for name in ("plain", "yarn 4", "yarn 8")}, documents=2)
+    (perplexity, lines), cards = findings.verdict(results, made), findings.cards(results, made)
+    assert "yarn 4 has the lowest, 40.0, −2.75 nats a token against plain" in perplexity.text
+    assert perplexity.text.endswith(". 2 documents are too few to tell variants apart; it takes 6.")
+    assert not any(word in perplexity.text for word in ("[", "told from", "best", "ahead", "nan"))
+    assert "40 examples]" in lines.text and "too few" not in lines.text
+    assert [card.figure for card in cards] == ["92%", "98%"]
+    (table,) = (t for t in made if t.metric == metrics.PERPLEXITY)
+    assert not any(table.best.values()) and table.few() == "2 documents are too few to tell variants apart; it takes 6."
+    text = tables.markdown(table)
+    assert "**" not in text and "–" not in text and "nan" not in text
+    assert table.few() in tables.all_markdown(results, made)
 
 
 def test_differences_agree_with_numpy(whole):
@@ -152,7 +161,7 @@ def test_differences_agree_with_numpy(whole):
 
 def test_what_stays_apart_under_holm_and_how_much_is_chance(whole):
     def told(variant, base, p, value=1.0, task="t"):
-        e = stats.Estimate(value, value - 0.5, value + 0.5, 40)
+        e = stats.Estimate(value, value - (0.5 if p < 0.05 else 1.5), value + (0.5 if p < 0.05 else 1.5), 40)
         return paired.Difference(task, variant, base, metrics.of([{"metrics": {"teacher": 1}}])[0], 8, e, p)
 
     # 0.01 <= 0.05 / 3; 0.03 > 0.05 / 2 although it is below 0.05; the same pair the other way round counts once.
@@ -163,6 +172,17 @@ def test_what_stays_apart_under_holm_and_how_much_is_chance(whole):
         "apart, and 1 (starred) still under Holm's correction over all 3, by McNemar's exact test."
     )
     assert len(paired.holm([found[0], told("a", "c", 0.5, task="u")])) == 2, "of two tasks"
+    # Two that have no interval do not make it harder for the others, and are said; of six questions 2^-5 = 0.031 is the
+    # least that McNemar's test gives, and 0.05 / 2 takes seven.
+    few = [replace(told(v, "z", 1.0), estimate=stats.Estimate(1.0, math.nan, math.nan, 2)) for v in "de"]
+    six = [replace(told(v, "z", 0.031), estimate=stats.Estimate(1.0, 0.5, 1.5, 6)) for v in "fg"]
+    assert paired.holm([*found, *few]) == paired.holm(found) | {d.pair: False for d in few}
+    assert paired.chance(few) == (
+        "2 pairs cannot be compared: 2 examples are too few to tell variants apart; it takes 6."
+    )
+    assert paired.chance([*six, few[0]]).startswith("One pair cannot be compared")
+    assert not any(paired.holm(six).values())
+    assert paired.chance(six).endswith("6 examples cannot give a star among so many; it takes 7.")
     results, made = whole
     (table,) = [t for t in made if t.metric == metrics.PERPLEXITY]
     shown = [d for *_, differences in forest.panels(results, table) for d in differences]

@@ -165,14 +165,23 @@ def test_numbers_of_close_lengths_do_not_touch(lengths):
     plt.close(figure)
 
 
-def test_names_that_are_cut_stay_apart():
-    names = [
-        "plain",
-        "yarn 8, llama4_temperature",
-        "yarn 8, llama4_temperature + training",
-        "yarn 8, ministral + training",
-    ]
-    short = labels.clipped(names, 19)
-    assert len(set(short.values())) == len(names) and max(map(len, short.values())) <= 19
-    assert short["plain"] == "plain" and short[names[2]].endswith("training")
-    assert labels.clipped(names[:2], 19)[names[1]] == "yarn 8, llama4_tem…"  # alone, its beginning tells most
+def test_no_name_is_cut(tmp_path):
+    results = scores.collect(fabricate.rows(figures=LONG), {"original_len": 256})
+    made = report.tables.tables(results, report.score_all(results))
+    looks = style.looks(results)
+    drawn = plots.draw(results, report.score_all(results), looks, made, png=False)
+    for plot in drawn:
+        texts = [t.text or "" for t in ET.fromstring(plot.svg[plot.svg.index("<svg") :]).iter(SVG + "text")]
+        assert not any("…" in text for text in texts)
+        shown = "".join(texts).replace(" ", "")
+        assert all(name.replace(" ", "") in shown for name in LONG), plot.name
+
+
+def test_steps_are_whole_numbers():
+    figures = {"plain": fabricate.FIGURES["plain"]}
+    results = replace(scores.collect(fabricate.rows(figures=figures, examples=1)), training={
+        "plain": (training.Curve({1: 4.0, 2: 3.5, 3: 3.0}, {}),)
+    })  # fmt: skip
+    with style.drawing("test") as plt:
+        axes = plots.by_step(plt, results, style.looks(results)).axes[0]
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()) and len(axes.get_xticks()) > 2

@@ -14,6 +14,7 @@ import pytest
 
 from giraffe_jax import records, report
 from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import stats
 from giraffe_jax.report import metrics, paired, plots, scores, style, tables
 
 
@@ -81,7 +82,7 @@ def test_known_values():
     assert tables.markdown(table).splitlines() == [
         "| | 4 (1×) | 8 (2×, n=1) |",
         "|---|---:|---:|",
-        "| plain | 4.00 (2.00–8.00, n=2) | not finite |",
+        "| plain | 4.00 (n=2) | not finite |",
         "| b | 3.00 (n=1) |  |",
     ]
 
@@ -90,7 +91,7 @@ def test_loss_by_position_pools_documents():
     first = {"document": "a", "bins": [[1, 4, 6.0, 3], [4, 16, 12.0, 12]]}
     second = {"document": "b", "bins": [[1, 4, 12.0, 3], [4, 16, None, 12]]}
     (low, high, early), (_, _, late) = scores.loss_curve([first, second])
-    assert (low, high) == (1, 4) and early.value == 3.0 and (early.low, early.high) == (2.0, 4.0) and early.n == 2
+    assert (low, high) == (1, 4) and early.value == 3.0 and early.n == 2 and math.isnan(early.low)
     assert math.isnan(late.value)
     ((low, high, whole),) = scores.loss_curve([first], pieces=1)
     assert (low, high) == (1, 16) and whole.value == pytest.approx(18 / 15)
@@ -285,11 +286,46 @@ def test_looks_follow_the_method(made):
     assert looks["yarn 4"].line["linestyle"] != looks["yarn 4 + training"].line["linestyle"]
 
 
+def test_the_same_positions_of_two_runs_are_drawn_otherwise():
+    positions = [{"name": "yarn", "factor": 4.0}]
+    names = ("yarn (A)", "yarn (B)", "trained (A)", "trained (B)")
+    rows = [
+        {"variant": v, "task": "t", "length": 8, "metrics": {"teacher": 1}, "trained": "trained" in v} for v in names
+    ]
+    entries = [{"name": v, "positions": positions} for v in names]
+    looks = style.looks(scores.collect(rows, {"config": {"variants": entries}}))
+    assert looks["yarn (A)"].colour == looks["trained (A)"].colour != looks["yarn (B)"].colour
+    assert looks["yarn (B)"].colour == looks["trained (B)"].colour
+
+
 def test_numbers_as_people_read_them():
     shown = [tables.number(x) for x in (2.345, 23.45, 234.5, 23456.0, math.inf, math.nan)]
     assert shown == ["2.35", "23.4", "234", "23,456", "> 10⁹", "not finite"]
     assert [tables.number(x) for x in (9.994, 9.9999, 99.94, 99.96, 999.7)] == ["9.99", "10.0", "99.9", "100", "1,000"]
     assert tables.number(0.987, True) == "99%"
+    assert [tables.number(x) for x in (-1.574, -0.001, -1234.5)] == ["−1.57", "0.00", "−1,234"]
+    spans = [tables.interval(stats.Estimate(-1.0, *bounds, 9)) for bounds in ((-1.5, 0.5), (1.5, 2.5), (math.nan,) * 2)]
+    assert spans == ["−1.50 to 0.50", "1.50–2.50", ""]
+
+
+def test_what_was_kept_from_an_earlier_version_is_marked_everywhere(tmp_path):
+    rows = [
+        {"variant": v, "task": "lines", "length": n, "example": i, "metrics": {"teacher": i % 2}, "key": f"{v}{n}"}
+        for v in ("plain", "own")
+        for n in (64, 128)
+        for i in range(8)
+    ]
+    done = [{"kind": "done", "key": f"{v}{n}", "rows": 8} for v in ("plain", "own") for n in (64, 128)]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows + done))
+    (tmp_path / "experiment.json").write_text('{"original_len": 64, "kept": [{"key": "own128"}, {"key": "no such"}, 3]}')
+    page = report.write([tmp_path], png=False).read_text()
+    assert page.count("50%†") == 1 and "† kept from an earlier version of its method or data" in page
+    markdown, latex = ((tmp_path / f"tables.{kind}").read_text() for kind in ("md", "tex"))
+    assert markdown.count("50%†") == 1 and "† kept from" in markdown
+    assert latex.count(r"50\%$^\dagger$") == 1 and r"$^\dagger$ kept from" in latex
+    with open(tmp_path / "results.csv") as file:
+        kept = {(r["variant"], r["length"]) for r in csv.DictReader(file) if r["kept"] == "1"}
+    assert kept == {("own", "128")}
 
 
 @pytest.mark.slow

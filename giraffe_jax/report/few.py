@@ -1,0 +1,33 @@
+"""What is said before a run whose examples are too few for any statement on its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from giraffe_jax import evals
+from giraffe_jax.evals.metrics import PERPLEXITY
+from giraffe_jax.evals.stats import FEWEST
+from giraffe_jax.report.paired import counted
+
+
+def before(tasks: Sequence[Any], tokenizer: Callable[[], Any]) -> list[str]:
+    """A sentence on each task of a config with too few documents or examples to tell variants apart.
+
+    `tokenizer` is called where documents have to be counted, those that are long enough. ConfigError where none is.
+    """
+    said = []
+    for i, task in enumerate(tasks):
+        key, module, longest = f"config.tasks[{i}]", evals.module(task.name), max(task.lengths)
+        if PERPLEXITY in module.METRICS or (task.name == "copying" and task.documents):
+            examples = module.examples(task, tokenizer(), longest)
+            n = len({example.document for example in examples})
+            what = counted(n, "document") + f" ({len(examples)} windows of them)" * (len(examples) > n)
+            cure = f"{FEWEST} documents of {longest:,} tokens or more in {key}.documents"
+            cure += f", and {key}.n={FEWEST} or more" if task.n is not None and task.n < FEWEST else ""
+        else:
+            n, what, cure = task.n, counted(task.n, "example") + " a length", f"{key}.n={FEWEST} or more"
+        if n < FEWEST:
+            verb = "is" if n == 1 else "are"
+            said.append(f"{evals.label(task)}: {what} {verb} too few to tell variants apart; it takes {cure}.")
+    return said
