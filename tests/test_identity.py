@@ -40,6 +40,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", fakes.evaluate)
     monkeypatch.setattr("giraffe_jax.report.write", lambda directories, out: Path(out) / "report.html")
     monkeypatch.setattr("giraffe_jax.report.main_tables", lambda results: "")
+    monkeypatch.setattr("giraffe_jax.report.too_few", lambda tasks, tokenizer: [])  # no tokenizer is loaded
     yield fakes
     walk.forget()
 

@@ -317,7 +317,7 @@ def test_what_was_kept_from_an_earlier_version_is_marked_everywhere(tmp_path):
     ]
     done = [{"kind": "done", "key": f"{v}{n}", "rows": 8} for v in ("plain", "own") for n in (64, 128)]
     (tmp_path / "results.jsonl").write_bytes(b"".join(records.encode(row) for row in rows + done))
-    (tmp_path / "experiment.json").write_text('{"original_len": 64, "kept": [{"key": "own128"}, {"key": "no such"}, 3]}')
+    (tmp_path / "experiment.json").write_text('{"original_len": 64, "kept": [{"key": "own128"}, {"key": "no"}, 3]}')
     page = report.write([tmp_path], png=False).read_text()
     assert page.count("50%†") == 1 and "† kept from an earlier version of its method or data" in page
     markdown, latex = ((tmp_path / f"tables.{kind}").read_text() for kind in ("md", "tex"))
