@@ -52,7 +52,7 @@ def tiles(dtype: Any, head_dim: int, *, large: bool = True) -> Tiles:
     if jnp.dtype(dtype).itemsize > 2:  # products without matrix units are unrolled: larger tiles compile for minutes
         return Tiles(*[Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 2)] * 3)
     if not large:
-        return Tiles(*[Tile(64, 32, 4, 2)] * 2, Tile(32, 64, 4, 2))
+        return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2))
     if head_dim > 64:
         return Tiles(Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
     return Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
