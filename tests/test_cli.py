@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from giraffe_jax.cli import VERBS, configs, evaluate, generate, main, methods, split_overrides
+from giraffe_jax.cli import VERBS, catalogue, configs, evaluate, generate, main, methods, split_overrides
 from giraffe_jax.config import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +103,21 @@ def argparse_namespace(config: str, overrides: list[str]):
     return argparse.Namespace(config=config, overrides=overrides, **flags)
 
 
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ("[dict(name='liner')]", "config.positions[0]: unknown method 'liner'"),
+        ("3", "config.positions: expected a list"),
+    ],
+)
+def test_an_evaluation_s_positions_are_named_as_its_config_does(tmp_path, capsys, positions, said):
+    body = f"return dict(source='giraffe-mini', tasks=[dict(name='lines', lengths=[64])], positions={positions})"
+    config = write_config(tmp_path, body)
+    assert main(["evaluate", f"--config={config}", f"--workdir={tmp_path}/w"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "variants" not in err
+
+
 def test_split_overrides():
     rest, found = split_overrides(
         ["train", "--config=f", "--config.a=1", "--workdir=w", "--config.b", "2", "--config.c"]
@@ -127,7 +142,7 @@ def test_debug_shows_the_traceback_and_work_that_fails_is_1(tmp_path, monkeypatc
 def test_the_catalogue_is_the_folder():
     from giraffe_jax import positions
 
-    found = {entry.name: entry for entry in methods.catalogue()}
+    found = {entry.name: entry for entry in catalogue.catalogue()}
     assert sorted(found) == positions.names()
     for entry in found.values():
         assert entry.summary and entry.about, entry.name
@@ -136,11 +151,11 @@ def test_the_catalogue_is_the_folder():
 def test_the_catalogue_names_the_ranges_that_are_checked():
     from giraffe_jax.positions import compose
 
-    for name, text in methods.RANGES.items():
+    for name, text in catalogue.RANGES.items():
         assert str(getattr(compose, name).__metadata__[0]) == text.removeprefix("float ")
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in methods.catalogue()])
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.catalogue()])
 def test_every_method_can_be_drawn(capsys, name):
     assert main(["methods", name]) == 0
     assert f"dict(name='{name}'" in capsys.readouterr().out

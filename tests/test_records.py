@@ -327,3 +327,18 @@ def test_a_lock_is_had_by_one_or_shared_by_several(tmp_path):
             assert not alone
     with records.locked(path, wait=False) as alone:
         assert alone
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_that_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        records.write_atomically(tmp_path / "atomic", "x")
+        records.Rows(tmp_path / "rows").close()
+        with records.locked(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(
+        ("atomic", "rows", "lock"), 0o666 & ~umask
+    )
