@@ -298,7 +298,8 @@ class Progress:
         self.total, self.start, self.every, self.after = total, start, every, after
         self.file = sys.stderr if file is None else file
         self.clock = clock
-        self.tty = self.file.isatty()
+        # With stdout in a pipe (`| tee log`) its lines would land in the middle of one that is rewritten.
+        self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
         self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
 
     def update(self, done: int, text: str, *, force: bool = False) -> None:

@@ -118,6 +118,19 @@ def test_an_evaluation_s_positions_are_named_as_its_config_does(tmp_path, capsys
     assert said in err and "variants" not in err
 
 
+def test_a_warning_is_one_line_without_the_code_that_says_it():
+    code = """
+import sys, warnings
+from giraffe_jax import cli
+from giraffe_jax.cli import methods
+methods.run = lambda args: warnings.warn("checkpoint 3 is damaged")
+sys.argv = ["giraffe", "methods"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "giraffe: warning: checkpoint 3 is damaged\n")
+
+
 def test_split_overrides():
     rest, found = split_overrides(
         ["train", "--config=f", "--config.a=1", "--workdir=w", "--config.b", "2", "--config.c"]

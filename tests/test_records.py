@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -274,6 +275,23 @@ def test_progress_time_left():
     assert plain_out.getvalue().splitlines()[:2] == ["11/110  x  1m39s left", "21/110  x  1m29s left"]
     assert plain_out.getvalue().splitlines()[-1] == "110/110  x  1m40s"
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 100
+
+
+@pytest.mark.parametrize("stdout", ["a pipe", "a terminal"])
+def test_progress_is_rewritten_in_place_only_where_nothing_is_piped(monkeypatch, stdout):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal() if stdout == "a terminal" else io.StringIO())
+    progress = records.Progress(3, every=0.0)
+    for done in (1, 2, 3):
+        progress.update(done, "x", force=True)
+    progress.close()
+    shown = sys.stderr.getvalue()
+    assert shown.count("\r") == (3 if stdout == "a terminal" else 0)
+    assert [line.split()[0] for line in re.split(r"[\r\n]+", shown) if line] == ["1/3", "2/3", "3/3"]
 
 
 @pytest.mark.parametrize(
