@@ -145,11 +145,20 @@ def test_accumulated_and_split_steps_are_the_plain_one(tokenizer):
         close(np.asarray(leaf, np.float32), np.asarray(paths(one.params)[name], np.float32), ulps=1024, what=name)
 
 
-def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer):
+def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer, capsys):
     config = settings(tokenizer, source="giraffe-mini", model={}, tokenizer="", steps=4, save_every=2,
                       lora=dict(rank=2), optim=dict(lr=1e-3, warmup_steps=0))  # fmt: skip
     whole = train(config, tmp_path / "whole", quiet=True)
-    train(config, tmp_path / "run", quiet=True)
+    train(config, tmp_path / "run")
+    c = load("giraffe-mini").config
+    embedding, norms = c.vocab_size * c.d_model, (2 * c.num_layers + 1) * c.d_model
+    width = c.d_model + c.num_heads * c.head_dim
+    adapters = c.num_layers * 2 * (2 * width + (2 * c.d_model + 2 * c.num_kv_heads * c.head_dim))  # q and o, k and v
+    groups = zip(
+        ("adapters", "embedding", "norms"), map(lora.count_in_words, (adapters, embedding, norms)), strict=True
+    )
+    said = f"trained: {adapters + embedding + norms:,} parameters: {', '.join(' '.join(group) for group in groups)}\n"
+    assert said in capsys.readouterr().err
     with checkpoint.manager(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.delete(4)
     train(config, tmp_path / "run", quiet=True)
