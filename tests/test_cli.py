@@ -56,6 +56,7 @@ def test_every_verb_has_a_module_with_a_line_of_example():
         (["generate", "--source=no/such", "--prompt=x"], 2, "no/such"),
         (["generate", "--source=giraffe-mini", "--prompt-file=no/such.txt"], 2, "no/such.txt"),
         (["report", "no/such"], 2, "no/such"),
+        (["run"], 2, "required: FILE. See `giraffe run --help`."),
     ],
 )
 def test_a_wrong_request_is_one_message_and_status_2(tmp_path, monkeypatch, capsys, words, status, said):
@@ -116,6 +117,33 @@ def test_an_evaluation_s_positions_are_named_as_its_config_does(tmp_path, capsys
     assert main(["evaluate", f"--config={config}", f"--workdir={tmp_path}/w"]) == 2
     err = capsys.readouterr().err
     assert said in err and "variants" not in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "said"),
+    [
+        (
+            "run",
+            "dict(steps=1, data={})",
+            "config.steps: `giraffe run` takes no such config; `giraffe train --config=...",
+        ),
+        (
+            "train",
+            "dict(variants=[], tasks=[])",
+            "config.variants: `giraffe train` takes no such config; `giraffe run ...",
+        ),
+        (
+            "search",
+            "dict(tasks=[])",
+            "config.tasks: `giraffe search` takes no such config; `giraffe evaluate --config=...",
+        ),
+    ],
+)
+def test_the_config_of_another_verb_names_that_verb(tmp_path, capsys, verb, body, said):
+    config = write_config(tmp_path, f"return {body}")
+    first = [verb, config] if verb == "run" else [verb, f"--config={config}"]
+    assert main([*first, f"--workdir={tmp_path}/w"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
 def test_a_warning_is_one_line_without_the_code_that_says_it():

@@ -12,7 +12,7 @@ import pytest
 from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
-from giraffe_jax.positions import bind, check, frequencies
+from giraffe_jax.positions import bind, check, frequencies, largest_factor
 from giraffe_jax.positions.own import same, sources
 
 METHOD = '''
@@ -211,6 +211,14 @@ def test_the_method_that_was_meant_is_named(tmp_path, monkeypatch, capsys, named
     sys.modules.pop("halfway", None)
 
 
+def test_a_file_elsewhere_is_answered_with_the_flag_that_finds_it(tmp_path, monkeypatch, capsys):
+    folder = write(tmp_path / "idea", "elsewhere", "wave")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["methods", f"{folder}/elsewhere.py"]) == 2
+    assert f"--methods={folder} is where 'elsewhere.wave' is found." in capsys.readouterr().err
+    assert main(["methods", "elsewhere.wave", f"--methods={folder}"]) == 0
+
+
 def test_a_file_is_read_to_be_suggested_and_not_run(tmp_path, monkeypatch):
     folder = write(tmp_path, "not_run", "not_run", "raise SystemExit('it ran')\n" + METHOD)
     monkeypatch.syspath_prepend(folder)
@@ -273,6 +281,7 @@ def test_the_sources_of_a_list_are_those_of_its_own_methods(tmp_path, monkeypatc
     nested = [dict(name="mixed", choices=[[scaling[0]], [scaling[1]]])]
     assert list(sources(nested)) == ["own_of_a_list.py"] and sources(scaling[:1]) == {}
     assert load("giraffe-mini", dict(positions=scaling)).config.positions[1]["name"] == "own_of_a_list.wavelet"
+    assert largest_factor(scaling) == 4.0  # its default, by which an export says how far it reaches
 
 
 def test_a_method_is_the_same_whatever_its_comments_and_layout():

@@ -171,7 +171,8 @@ def _parser(verb: str | None) -> "argparse.ArgumentParser":
         """Answers a wrong request in one message that ends in the way to more help."""
 
         def error(self, message: str) -> NoReturn:
-            raise ConfigError(f"{message} See `{self.prog} --help`.")
+            end = "" if message[-1:] in (".", "?") else "."
+            raise ConfigError(f"{message}{end} See `{self.prog} --help`.")
 
     parser = Parser(prog="giraffe", description="The laboratory for context extension.", epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip

@@ -82,7 +82,7 @@ def own_entry(name: str) -> Entry:
 
     from giraffe_jax.positions import lookup
 
-    function = lookup(name, "giraffe methods")
+    function = lookup(name, "NAME")
     return read_entry(Path(inspect.getfile(function)), function.__name__)
 
 

@@ -159,8 +159,8 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
         alike = [str(layer) for layer in range(1, len(rows) + 1) if tuple(rows[layer - 1]) == row]
         lines += ["", *([f"layers {', '.join(alike)} of {len(rows)}:"] if len(rows) > 1 else [])]
         lines += _bars(row, plain.inv_freq)
-    names = [field.name for field in dataclasses.fields(e) if field.name not in DRAWN]
-    changed = [name for name in names if getattr(e, name) is not None and getattr(e, name) != ()]
+    values = {field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in DRAWN}
+    changed = [name for name, value in values.items() if not (value is None or isinstance(value, tuple) and not value)]
     if more := [*changed, *(f"what it makes of {need} inside the step" for need in entry.needs if need != "length")]:
         lines += ["", f"It changes more than frequencies and gain: {', '.join(more)}."]
     return "\n".join(lines)

@@ -20,17 +20,16 @@ RANGES = "Positive, NonNegative, Factor (>= 1) or Fraction (> 0 and <= 1), all o
 
 
 def meant(name: str) -> str:
-    """Returns ` Did you mean 'halfway.halfway'?` for "halfway", "halfway.py" and "./halfway.py" where such a file has
-    methods, else an empty string. The file is read, not run."""
-    words = name.removeprefix("./").removesuffix(".py").split("/")
-    if not all(word.isidentifier() for word in words):
-        return ""
-    for folder in sys.path:
-        file = Path(folder, *words).with_suffix(".py")
-        if file.is_file():
-            paths = [".".join([*words, method]) for method in _methods(file)]
-            paths.sort(key=lambda path: path.split(".")[-1] != words[-1])  # the file's namesake first
-            return f" Did you mean {' or '.join(map(repr, paths[:3]))}?" if paths else ""
+    """Returns ` Did you mean 'halfway.halfway'?` for "halfway" and "halfway.py" where such a file has methods.
+
+    For "idea/halfway.py" it is the flag by which they are found, and else an empty string. Files are read, not run.
+    """
+    given, stem = Path(name), name.removeprefix("./").removesuffix(".py")
+    if len(name) <= 255 and given.suffix == ".py" and given.parent != Path() and (paths := _methods(given)):
+        return f" --methods={given.parent} is where {' or '.join(map(repr, paths))} is found."
+    for folder in sys.path if stem.isidentifier() and len(stem) < 250 else ():
+        if paths := _methods(Path(folder, f"{stem}.py")):
+            return f" Did you mean {' or '.join(map(repr, paths))}?"
     return ""
 
 
@@ -41,14 +40,16 @@ def nearest_file(name: str) -> str:
 
 
 def _methods(file: Path) -> list[str]:
-    """Returns the functions of a file whose first parameter is annotated Encoding."""
+    """Returns the first three dotted paths of functions of a file whose first parameter is annotated Encoding, the
+    file's namesake first."""
     try:
-        body = ast.parse(file.read_text(encoding="utf-8")).body
+        body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
     functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.args.args]
     first = {f.name: f.args.args[0].annotation for f in functions}
-    return [f for f, hint in first.items() if hint is not None and ast.unparse(hint).strip("'\"").endswith("Encoding")]
+    names = [f for f, hint in first.items() if hint and ast.unparse(hint).strip("'\"").endswith("Encoding")]
+    return [f"{file.stem}.{name}" for name in sorted(names, key=lambda name: name != file.stem)[:3]]
 
 
 def not_finite(e: Encoding) -> tuple[str, str] | None:
