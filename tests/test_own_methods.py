@@ -148,6 +148,12 @@ FREE = {  # parameters without a range, each with a value that its formula has n
     "an exception": ("factor: float = 4.0", "inv_freq=e.inv_freq / (1 / factor)", dict(factor=0.0), "factor"),
     "infinity": ("factor: float = 4.0", "inv_freq=e.inv_freq * factor", dict(factor=float("inf")), "factor"),
     "no annotation": ("factor=4.0", "inv_freq=e.inv_freq * factor", dict(factor=float("nan")), "factor"),
+    "in the step": (
+        "base: float = 2.0",
+        "query_scale=e.xp.log(e.positions + 1) / e.xp.log(base)",
+        dict(base=1.0),
+        "base",
+    ),
     "bands": (
         "group: float = 2.0",
         "bands=(Band(q_pos=Line(scale=e.xp.asarray(1.0) / group)),)",
@@ -162,6 +168,7 @@ def test_a_parameter_without_a_range_is_refused_by_its_name(tmp_path, monkeypatc
     parameters, change, given, name = FREE[case]
     module = f"free{list(FREE).index(case)}"
     text = HEAD + "from giraffe_jax.positions.bands import Band, Line\n"
+    text += "NEEDS = ('positions',)\n" if "e.positions" in change else ""
     text += f"def f(e: Encoding, *, {parameters}) -> Encoding:\n    return e.replace({change})\n"
     monkeypatch.syspath_prepend(write(tmp_path, module, text=text))
     with pytest.raises(ConfigError) as error:
@@ -209,6 +216,18 @@ def test_the_method_that_was_meant_is_named(tmp_path, monkeypatch, capsys, named
     said = capsys.readouterr().err
     assert f"Did you mean '{meant}'?" in said and "model.positions[0]" in said
     sys.modules.pop("halfway", None)
+
+
+def test_a_length_that_is_not_declared_is_not_there_even_where_it_is_known(tmp_path, monkeypatch):
+    text = HEAD + "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq * 256 / e.length)\n"
+    monkeypatch.syspath_prepend(write(tmp_path, "reads_length", text=text))
+    with pytest.raises(ConfigError, match=r"the file must declare NEEDS = \('length',\)"):
+        bind([dict(name="reads_length.f")], **MODEL, length=512)
+    write(tmp_path, "halves", text=HEAD + "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq / 2)\n")
+    after = [dict(name="halves.f"), dict(name="dynamic", factor=1.0)]  # which reads the length, after one that may not
+    np.testing.assert_allclose(
+        bind(after, **MODEL, length=512).inv_freq, frequencies(after[1:], **MODEL, length=512)[0] / 2, rtol=1e-6
+    )
 
 
 def test_a_file_elsewhere_is_answered_with_the_flag_that_finds_it(tmp_path, monkeypatch, capsys):

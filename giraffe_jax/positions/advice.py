@@ -54,7 +54,7 @@ def _methods(file: Path) -> list[str]:
 
 def not_finite(e: Encoding) -> tuple[str, str] | None:
     """Returns ("bands[0].q_pos.scale", "nan in 1 of 1") of the first field that has such numbers; traced ones pass."""
-    for path, value in jax.tree_util.tree_leaves_with_path(e.replace(pending=())):
+    for path, value in jax.tree_util.tree_leaves_with_path(e.replace(pending=(), key=None)):
         if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | np.generic | jax.Array | float):
             continue
         numbers, field = np.asarray(value), jax.tree_util.keystr(path).removeprefix(".")

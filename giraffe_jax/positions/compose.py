@@ -201,6 +201,8 @@ def _bind64(
         e = e.choose(int(np.sum(length > e.limits)))
     if pending:
         jax.eval_shape(functools.partial(_run_pending, e, pending, where))
+        if any(own.is_own(call.function) for _, call in pending):
+            _run_pending(e, pending, where)  # with numbers, so that those which are not finite are seen
     return e.replace(pending=tuple(call for _, call in pending))
 
 
@@ -245,7 +247,10 @@ def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Enc
     for i, call in enumerate(calls, first):
         at = f"{where}[{i}] ({own.label(call.function)})"
         if own.is_own(call.function):
-            e = own.call(call.function, e, call.numbers | dict(call.choices), at)
+            # A length that is known is not known everywhere: who does not declare it never has it.
+            length = e.length
+            seen = e if "length" in call.needs or e.xp is not np else e.replace(length=None)
+            e = own.call(call.function, seen, call.numbers | dict(call.choices), at).replace(length=length)
             continue
         try:
             e = call(e)
@@ -259,10 +264,10 @@ def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Enc
 def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -> Any:
     """Runs the pending calls as a step will, at one length for all and at one of each token, so that one that refuses
     does so when a config is built."""
-    positions = jnp.zeros((1, 1))
+    positions = jnp.arange(2.0)[None]
     e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
     each = e if e.limits is None else e.choose(0)
-    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 1, 1), 2.0))):
+    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 2, 1), 2.0))):
         if length.ndim and start.inv_freq.ndim == 2:
             start = start.replace(inv_freq=start.inv_freq[:, None, None])
         made = start.replace(positions=positions, length=length, key=jax.random.key(0))
