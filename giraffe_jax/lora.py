@@ -114,7 +114,7 @@ GROUPS = ("adapters", "frequencies", "embedding", "unembedding", "norms", "atten
 def by_group(params: Any) -> dict[str, int]:
     """Returns how many numbers each of GROUPS has in a parameter tree, those alone that it has."""
     names = {"positions": "frequencies", "embed": "embedding", "lm_head": "unembedding", "mlp": "MLP"}
-    found = dict.fromkeys(GROUPS, 0)
+    found: dict[str, int] = {group: 0 for group in GROUPS}
     for path, x in paths(params).items():
         words = path.split("/")
         group = words[1] if words[0] == "layers" else words[0]

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from giraffe_jax.positions.encoding import Encoding
 
@@ -55,7 +56,7 @@ def _methods(file: Path) -> list[str]:
 def not_finite(e: Encoding) -> tuple[str, str] | None:
     """Returns ("bands[0].q_pos.scale", "nan in 1 of 1") of the first field that has such numbers; traced ones pass."""
     for path, value in jax.tree_util.tree_leaves_with_path(e.replace(pending=(), key=None)):
-        if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | np.generic | jax.Array | float):
+        if isinstance(value, Tracer) or not isinstance(value, np.ndarray | np.generic | jax.Array | float):
             continue
         numbers, field = np.asarray(value), jax.tree_util.keystr(path).removeprefix(".")
         if not np.issubdtype(numbers.dtype, np.floating):
@@ -77,7 +78,7 @@ def blame(function: Callable, e: Encoding, arguments: Mapping[str, Any]) -> tupl
     for name, parameter in inspect.signature(function).parameters.items():
         value, default = arguments.get(name), parameter.default
         if _is_number(value) and not _has_range(hints.get(name)):
-            tame[name] = default if _is_number(default) and default != value else type(value)(2)
+            tame[name] = default if _is_number(default) and default != value else 2 if isinstance(value, int) else 2.0
     causes = [name for name in tame if not _fails(function, e, {**arguments, name: tame[name]})]
     causes = causes or ([] if _fails(function, e, {**arguments, **tame}) else list(tame))
     if not causes:
