@@ -65,11 +65,17 @@ class Estimate(NamedTuple):
         shown = [
             (p.what, p.count, "?" if math.isnan(p.seconds) else records.duration(p.seconds), p.how) for p in self.parts
         ]
-        lines = [f"{self.cells:,} cells, {self.finished:,} of them finished"]
+        left = self.cells - self.finished
+        if not left:
+            return f"all {self.cells:,} cells are measured, nothing is left to do"
+        lines = [f"{left:,} of {self.cells:,} cells are left to measure"]
         widths = [max((len(row[i]) for row in shown), default=0) for i in range(3)]
         for what, count, seconds, how in shown:
             lines.append(f"  {what:<{widths[0]}}  {count:<{widths[1]}}  {seconds:>{widths[2]}}  {how}".rstrip())
-        return "\n".join([*lines, f"in all about {records.duration(self.seconds)} in one process on this machine"])
+        if not any(math.isnan(part.seconds) for part in self.parts):
+            return "\n".join([*lines, f"One process on this machine takes about {records.duration(self.seconds)}."])
+        known = f"One process on this machine takes about {records.duration(self.seconds)} for the rest."
+        return "\n".join([*lines, f"What is marked ? cannot be told beforehand. {known}"])
 
 
 def estimate(
@@ -129,7 +135,7 @@ def _measurements(
                     seconds, known = seconds + like, known + 1
             if not new:
                 continue
-            say(f"  timing {label} at {length:,}")
+            say(f"timing {label} at {length:,} tokens")
             try:
                 calls, building = _count(clock.lm, new[0], config.tokens_per_batch)
                 # Examples are built once for each seed, and kept.
@@ -138,10 +144,10 @@ def _measurements(
             except (ConfigError, OSError):
                 raise
             except Exception as error:
-                seconds, failed = math.nan, f"cannot be told: {experiment.message(error)}"
+                seconds, failed = math.nan, f"{experiment.message(error)}"
                 break
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
-        how = failed or ("" if not known else f"{known:,} of them as those that are finished")
+        how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
         parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
     if clock.compiled:
         parts.append(Part("compilation", f"{len(clock.compiled)} programs", sum(clock.compiled.values()), ""))
@@ -251,11 +257,14 @@ def _trainings(
         run, steps = members[0][0], sum(steps for _, steps in members)
         tokens = run.data.batch_size * run.data.seq_len
         if rates[kind]:
-            seconds, how = steps * tokens / statistics.median(rates[kind]), "as fast as those that have begun"
+            seconds, how = steps * tokens / statistics.median(rates[kind]), "at the speed of the runs that have begun"
         else:
-            say(f"  timing {TIMED_STEPS} steps of {run.data.batch_size} x {run.data.seq_len:,} tokens")
+            say(f"timing {TIMED_STEPS} training steps of {run.data.batch_size} x {run.data.seq_len:,} tokens")
             start, step = _time_training(run)
-            seconds, how = len(members) * start + steps * step, f"{step:.3g} s a step, {start:.0f} s around them"
+            seconds, how = (
+                len(members) * start + steps * step,
+                f"{step:.3g} s a step, and {start:.0f} s a run to load, compile and save",
+            )
         parts.append(
             Part(
                 "training",

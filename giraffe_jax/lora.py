@@ -108,6 +108,33 @@ def has_adapters(params: Any) -> bool:
     return any("/lora/" in path for path in paths(params))
 
 
+GROUPS = ("adapters", "frequencies", "embedding", "unembedding", "norms", "attention", "MLP")
+
+
+def by_group(params: Any) -> dict[str, int]:
+    """Returns how many numbers each of GROUPS has in a parameter tree, those alone that it has."""
+    names = {"positions": "frequencies", "embed": "embedding", "lm_head": "unembedding", "mlp": "MLP"}
+    found: dict[str, int] = {group: 0 for group in GROUPS}
+    for path, x in paths(params).items():
+        words = path.split("/")
+        group = words[1] if words[0] == "layers" else words[0]
+        if "lora" in words:
+            group = "adapters"
+        elif words[-2].endswith("norm"):
+            group = "norms"
+        found[names.get(group, group)] += x.size
+    return {group: count for group, count in found.items() if count}
+
+
+def count_in_words(count: int) -> str:
+    """Returns a number of parameters as a header says it: 1,152 or 0.05 M or 28.3 M or 6.74 B."""
+    if count < 10_000:
+        return f"{count:,}"
+    if count < 10**9:
+        return f"{count / 1e6:.{1 if count >= 10**7 else 2}f} M"
+    return f"{count / 1e9:.2f} B"
+
+
 def _words(path: Any) -> tuple[str, ...]:
     return tuple(str(part.key) for part in path)
 

@@ -115,7 +115,7 @@ class Rows:
             raise ValueError(f"{path}: rows are appended one by one, which only local files allow; give a local path")
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self._shared = shared
         if not shared:
             self._drop_torn_line(self._fd)
@@ -244,7 +244,7 @@ def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = T
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -298,7 +298,8 @@ class Progress:
         self.total, self.start, self.every, self.after = total, start, every, after
         self.file = sys.stderr if file is None else file
         self.clock = clock
-        self.tty = self.file.isatty()
+        # With stdout in a pipe (`| tee log`) its lines would land in the middle of one that is rewritten.
+        self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
         self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
 
     def update(self, done: int, text: str, *, force: bool = False) -> None:

@@ -231,8 +231,8 @@ def first(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) ->
     default = tuple((dict(name=name, factor=config.factor),) for name in ("linear", "ntk", "yarn"))
     about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
     tables: dict[Table, None] = {}
-    for start in config.starts or default:
-        inv_freq = np.asarray(frequencies(start, **about)[0], np.float64)
+    for i, start in enumerate(config.starts or default):
+        inv_freq = np.asarray(frequencies(start, **about, where=f"config.starts[{i}]")[0], np.float64)
         divisor = plain(model) / np.maximum(inv_freq, 1e-30)
         steps = np.clip(np.rint((divisor - 1) / config.step), 0, config.top).astype(int)
         tables[tuple(np.maximum.accumulate(steps).tolist())] = None

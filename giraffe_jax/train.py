@@ -305,8 +305,9 @@ def _loop(
 
 def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, workdir: str | Path) -> str:
     """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts."""
-    params, moving = state.params, lora.split(state.params, trainable(state.params, config.lora, config.frequencies))[0]
-    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, moving)]
+    moving, _ = lora.split(state.params, trainable(state.params, config.lora, config.frequencies))
+    groups = lora.by_group(moving)
+    parts = ", ".join(f"{group} {lora.count_in_words(count)}" for group, count in groups.items())
     step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
     with jax.set_mesh(mesh):
@@ -317,8 +318,9 @@ def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, wo
     if step >= config.steps:
         left = f"all {config.steps:,} steps are done: nothing is left to train"
     lines = {
-        "source": f"{config.source or 'random weights'}, {counts[0]:,} parameters, {counts[1]:,} of them trained, "
-        f"computed in {model.dtype}, matmuls at {model.precision} precision",
+        "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(state.params)):,} "
+        f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
+        "trained": f"{sum(groups.values()):,} parameters: {parts}",
         "positions": f"{methods}, trained to {model.original_len:,} before",
         "attention": kernel,
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from giraffe_jax.cli import VERBS, configs, evaluate, generate, main, methods, split_overrides
+from giraffe_jax.cli import VERBS, catalogue, configs, evaluate, generate, main, methods, split_overrides
 from giraffe_jax.config import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +56,7 @@ def test_every_verb_has_a_module_with_a_line_of_example():
         (["generate", "--source=no/such", "--prompt=x"], 2, "no/such"),
         (["generate", "--source=giraffe-mini", "--prompt-file=no/such.txt"], 2, "no/such.txt"),
         (["report", "no/such"], 2, "no/such"),
+        (["run"], 2, "required: FILE. See `giraffe run --help`."),
     ],
 )
 def test_a_wrong_request_is_one_message_and_status_2(tmp_path, monkeypatch, capsys, words, status, said):
@@ -103,6 +104,61 @@ def argparse_namespace(config: str, overrides: list[str]):
     return argparse.Namespace(config=config, overrides=overrides, **flags)
 
 
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ("[dict(name='liner')]", "config.positions[0]: unknown method 'liner'"),
+        ("3", "config.positions: expected a list"),
+    ],
+)
+def test_an_evaluation_s_positions_are_named_as_its_config_does(tmp_path, capsys, positions, said):
+    body = f"return dict(source='giraffe-mini', tasks=[dict(name='lines', lengths=[64])], positions={positions})"
+    config = write_config(tmp_path, body)
+    assert main(["evaluate", f"--config={config}", f"--workdir={tmp_path}/w"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "variants" not in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "said"),
+    [
+        (
+            "run",
+            "dict(steps=1, data={})",
+            "config.steps: `giraffe run` takes no such config; `giraffe train --config=...",
+        ),
+        (
+            "train",
+            "dict(variants=[], tasks=[])",
+            "config.variants: `giraffe train` takes no such config; `giraffe run ...",
+        ),
+        (
+            "search",
+            "dict(tasks=[])",
+            "config.tasks: `giraffe search` takes no such config; `giraffe evaluate --config=...",
+        ),
+    ],
+)
+def test_the_config_of_another_verb_names_that_verb(tmp_path, capsys, verb, body, said):
+    config = write_config(tmp_path, f"return {body}")
+    first = [verb, config] if verb == "run" else [verb, f"--config={config}"]
+    assert main([*first, f"--workdir={tmp_path}/w"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
+def test_a_warning_is_one_line_without_the_code_that_says_it():
+    code = """
+import sys, warnings
+from giraffe_jax import cli
+from giraffe_jax.cli import methods
+methods.run = lambda args: warnings.warn("checkpoint 3 is damaged")
+sys.argv = ["giraffe", "methods"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "giraffe: warning: checkpoint 3 is damaged\n")
+
+
 def test_split_overrides():
     rest, found = split_overrides(
         ["train", "--config=f", "--config.a=1", "--workdir=w", "--config.b", "2", "--config.c"]
@@ -127,7 +183,7 @@ def test_debug_shows_the_traceback_and_work_that_fails_is_1(tmp_path, monkeypatc
 def test_the_catalogue_is_the_folder():
     from giraffe_jax import positions
 
-    found = {entry.name: entry for entry in methods.catalogue()}
+    found = {entry.name: entry for entry in catalogue.catalogue()}
     assert sorted(found) == positions.names()
     for entry in found.values():
         assert entry.summary and entry.about, entry.name
@@ -136,11 +192,11 @@ def test_the_catalogue_is_the_folder():
 def test_the_catalogue_names_the_ranges_that_are_checked():
     from giraffe_jax.positions import compose
 
-    for name, text in methods.RANGES.items():
+    for name, text in catalogue.RANGES.items():
         assert str(getattr(compose, name).__metadata__[0]) == text.removeprefix("float ")
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in methods.catalogue()])
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.catalogue()])
 def test_every_method_can_be_drawn(capsys, name):
     assert main(["methods", name]) == 0
     assert f"dict(name='{name}'" in capsys.readouterr().out

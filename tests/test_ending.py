@@ -99,7 +99,9 @@ def test_a_run_says_what_it_is_and_what_happens(tmp_path, tokenizer, capsys, mon
     config |= dict(eval_data=data | dict(seed=9), optim=dict(lr=1e-2), mesh=dict(fsdp=8))
     train(config, tmp_path)
     said = capsys.readouterr().err
-    for text in ("source: random weights, ", " of them trained, computed in float32, matmuls at highest precision",
+    for text in ("source: random weights, ",
+                 " parameters, computed in float32, matmuls at highest precision\ntrained: ",
+                 f"embedding {258 * 16:,}, unembedding {258 * 16:,}, norms {5 * 16}, attention ",
                  "positions: linear, randomize, trained to 64 before",
                  "mesh: data=1 fsdp=8 context=1 tensor=1, 8 x cpu", "batch: 8 x 128 = 1,024 tokens a step",
                  f"{tmp_path}: 6 steps to 6, from the start", "step 2: eval_loss 5.0000, the best so far, saved",

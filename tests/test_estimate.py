@@ -76,7 +76,9 @@ def test_an_experiment_that_is_not_begun_part_by_part(tmp_path):
     assert lines.count == "20 cells of 48 to 64 tokens"
     assert compilation.count == "4 programs"  # two lengths, with a window and without; ntk is plain RoPE's
     assert all(part.seconds > 0 for part in found.parts) and found.seconds == sum(p.seconds for p in found.parts)
-    assert "20 cells, 0 of them finished" in str(found) and "in all about" in str(found)
+    first, *_, last = str(found).splitlines()
+    assert first == "20 of 20 cells are left to measure"
+    assert last == f"One process on this machine takes about {records.duration(found.seconds)}."
     assert not (tmp_path / "new").exists()
 
 
@@ -92,11 +94,15 @@ def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path)
     quiet = dict(say=lambda line: None)
     experiment.run(config(PLAIN), tmp_path, **quiet)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    assert estimate.estimate(config(PLAIN), tmp_path, **quiet) == (2, 2, [])
+    nothing = estimate.estimate(config(PLAIN), tmp_path, **quiet)
+    assert nothing == (2, 2, []) and str(nothing) == "all 2 cells are measured, nothing is left to do"
     more = estimate.estimate(config(PLAIN, SLOWER), tmp_path, **quiet)
     assert (more.cells, more.finished, len(more.parts)) == (4, 2, 1)
     took = [row["seconds"] for row in records.read_rows(tmp_path / "results.jsonl") if row.get("kind") == "done"]
-    assert more.seconds == pytest.approx(sum(took)) and more.parts[0].how.startswith("2 of them as those")
+    assert (
+        more.seconds == pytest.approx(sum(took))
+        and more.parts[0].how == "2 of them as long as finished cells like them took"
+    )
     other = estimate.estimate(config(PLAIN, dict(name="window", positions=WINDOW)), tmp_path, **quiet)
     assert [part.what for part in other.parts] == ["lines", "compilation"] and not other.parts[0].how
     without = estimate.estimate(config(dict(name="window", positions=WINDOW)), tmp_path, **quiet)
@@ -152,5 +158,7 @@ def test_a_task_that_the_stand_in_cannot_answer_is_said_to_be_unknown(tmp_path, 
 
     monkeypatch.setattr(evals.module("lines"), "rows", rows)
     found = estimate.estimate(config(PLAIN), tmp_path, lambda line: None)
-    assert math.isnan(found.parts[0].seconds) and "no key tokens" in str(found) and "?" in str(found)
+    assert math.isnan(found.parts[0].seconds) and "no key tokens" in str(found)
+    last = "What is marked ? cannot be told beforehand. One process on this machine takes about 0s for the rest."
+    assert "  ?  " in str(found) and str(found).endswith(last)
     assert found.seconds == 0

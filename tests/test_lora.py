@@ -38,6 +38,38 @@ def loss(params, data=None, model=CONFIG):
     return next_token_loss(hidden, unembedding(params), data["targets"], data["weights"])[0] / data["weights"].sum()
 
 
+def test_what_moves_is_counted_by_group():
+    """CONFIG: 2 layers of width 16, 258 tokens, counted by hand."""
+    config = LoraConfig(rank=3, targets=("q", "o"))
+    params = adapted(config)
+    moving, _ = lora.split(params, lora.trainable(params, config))
+    c, width = CONFIG, CONFIG.num_heads * CONFIG.head_dim
+    adapters = c.num_layers * 2 * 3 * (c.d_model + width)
+    norms = (2 * c.num_layers + 1) * c.d_model
+    want = {"adapters": adapters, "embedding": c.vocab_size * c.d_model, "norms": norms}
+    assert lora.by_group(moving) == want and list(lora.by_group(moving)) == list(want)
+    alone, _ = lora.split(params, lora.trainable(params, LoraConfig(rank=3, targets=("q", "o"), train=())))
+    assert lora.by_group(alone) == {"adapters": adapters}
+    whole = lora.by_group(init_params(CONFIG, jax.random.key(0)) | {"positions": {"log_ratio": np.zeros(4)}})
+    assert whole["MLP"] == c.num_layers * 3 * c.d_model * c.d_mlp and whole["frequencies"] == 4
+    assert whole["attention"] == c.num_layers * 2 * c.d_model * (width + c.num_kv_heads * c.head_dim)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (1152, "1,152"),
+        (52_000, "0.05 M"),
+        (921_600, "0.92 M"),
+        (28_311_552, "28.3 M"),
+        (6_738_415_616, "6.74 B"),
+    ],
+)
+def test_counts_in_words(count, text):
+    assert lora.count_in_words(count) == text
+
+
 def test_fresh_adapters_change_nothing():
     plain = init_params(CONFIG, jax.random.key(0))
     np.testing.assert_array_equal(loss(adapted(filled=False)), loss(plain))
@@ -113,11 +145,20 @@ def test_accumulated_and_split_steps_are_the_plain_one(tokenizer):
         close(np.asarray(leaf, np.float32), np.asarray(paths(one.params)[name], np.float32), ulps=1024, what=name)
 
 
-def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer):
+def test_a_run_resumes_loads_merged_and_exports(tmp_path, tokenizer, capsys):
     config = settings(tokenizer, source="giraffe-mini", model={}, tokenizer="", steps=4, save_every=2,
                       lora=dict(rank=2), optim=dict(lr=1e-3, warmup_steps=0))  # fmt: skip
     whole = train(config, tmp_path / "whole", quiet=True)
-    train(config, tmp_path / "run", quiet=True)
+    train(config, tmp_path / "run")
+    c = load("giraffe-mini").config
+    embedding, norms = c.vocab_size * c.d_model, (2 * c.num_layers + 1) * c.d_model
+    width = c.d_model + c.num_heads * c.head_dim
+    adapters = c.num_layers * 2 * (2 * width + (2 * c.d_model + 2 * c.num_kv_heads * c.head_dim))  # q and o, k and v
+    groups = zip(
+        ("adapters", "embedding", "norms"), map(lora.count_in_words, (adapters, embedding, norms)), strict=True
+    )
+    said = f"trained: {adapters + embedding + norms:,} parameters: {', '.join(' '.join(group) for group in groups)}\n"
+    assert said in capsys.readouterr().err
     with checkpoint.manager(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.delete(4)
     train(config, tmp_path / "run", quiet=True)

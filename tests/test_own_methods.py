@@ -13,7 +13,7 @@ import pytest
 from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
-from giraffe_jax.positions import check, frequencies
+from giraffe_jax.positions import bind, check, frequencies, largest_factor
 from giraffe_jax.positions.code import same, sources
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.workdir import claim
@@ -144,6 +144,149 @@ def test_a_mistake_is_told_with_its_place_and_its_cure(tmp_path, monkeypatch, mi
     assert re.search(message, str(error.value)), str(error.value)
 
 
+FREE = {  # parameters without a range, each with a value that its formula has no answer for
+    "frequencies": ("factor: float = 4.0", "inv_freq=e.inv_freq / e.xp.asarray(factor)", dict(factor=0.0), "factor"),
+    "gain": ("heat: float", "gain=e.xp.log(heat)", dict(heat=0.0), "heat"),
+    "which of two": ("a: float = 1.0, b: float = 1.0", "gain=e.xp.asarray(a) / b + 0 * a", dict(a=3.0, b=0.0), "b"),
+    "an exception": ("factor: float = 4.0", "inv_freq=e.inv_freq / (1 / factor)", dict(factor=0.0), "factor"),
+    "infinity": ("factor: float = 4.0", "inv_freq=e.inv_freq * factor", dict(factor=float("inf")), "factor"),
+    "no annotation": ("factor=4.0", "inv_freq=e.inv_freq * factor", dict(factor=float("nan")), "factor"),
+    "in the step": (
+        "base: float = 2.0",
+        "query_scale=e.xp.log(e.positions + 1) / e.xp.log(base)",
+        dict(base=1.0),
+        "base",
+    ),
+    "bands": (
+        "group: float = 2.0",
+        "bands=(Band(q_pos=Line(scale=e.xp.asarray(1.0) / group)),)",
+        dict(group=0.0),
+        "group",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_a_parameter_without_a_range_is_refused_by_its_name(tmp_path, monkeypatch, case):
+    parameters, change, given, name = FREE[case]
+    module = f"free{list(FREE).index(case)}"
+    text = HEAD + "from giraffe_jax.positions.bands import Band, Line\n"
+    text += "NEEDS = ('positions',)\n" if "e.positions" in change else ""
+    text += f"def f(e: Encoding, *, {parameters}) -> Encoding:\n    return e.replace({change})\n"
+    monkeypatch.syspath_prepend(write(tmp_path, module, text=text))
+    with pytest.raises(ConfigError) as error:
+        bind([dict(name=f"{module}.f", **given)], **MODEL, where="config.variants[2].positions")
+    said = str(error.value)
+    assert said.startswith(f"config.variants[2].positions[0] ({module}.f).{name}: "), said
+    assert f"with {name} = {given[name]!r}. A declared range refuses such a value by itself: {name}: Positive" in said
+    assert "\n" not in said and len(said) < 500 + len(str(tmp_path))
+
+
+def test_a_method_that_fails_whatever_its_parameters_blames_none(tmp_path, monkeypatch):
+    text = HEAD + "def f(e: Encoding, *, a: float = 1.0):\n    return e.replace(gain=a * float('nan'))\n"
+    monkeypatch.syspath_prepend(write(tmp_path, "fails_always", text=text))
+    with pytest.raises(ConfigError, match=r"\(fails_always\.f\): .*returned gain .* not finite: nan in 1 of 1\.$"):
+        bind([dict(name="fails_always.f", a=3.0)], **MODEL)
+
+
+def test_infinity_is_allowed_where_it_is_no_limit(tmp_path, monkeypatch):
+    text = HEAD + "from giraffe_jax.positions.bands import Line, far, near, with_bands\n"
+    text += "def f(e: Encoding):\n    return with_bands(e, near(8), far(8, Line(0.5, 4)), key_pos=Line(0.5))"
+    text += ".replace(window=float('inf'))\n"
+    monkeypatch.syspath_prepend(write(tmp_path, "no_limit", text=text))
+    assert bind([dict(name="no_limit.f")], **MODEL).bands[1].high == np.inf
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("halfway", "halfway.halfway"),
+        ("halfway.py", "halfway.halfway"),
+        ("./halfway.py", "halfway.halfway"),
+        ("halfwya.halfway", "halfway.halfway"),
+        ("halfway.halfwya", "halfway"),
+        ("lineer", "linear"),
+    ],
+)
+def test_the_method_that_was_meant_is_named(tmp_path, monkeypatch, capsys, named, meant):
+    folder = write(tmp_path, "halfway", "halfway")
+    (folder / "config.py").write_text(CONFIG.replace("{module}.{name}", named))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["methods", named]) == 2
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+    assert main(["train", f"--config={folder}/config.py", f"--workdir={tmp_path}/w"]) == 2
+    said = capsys.readouterr().err
+    assert f"Did you mean '{meant}'?" in said and "model.positions[0]" in said
+    sys.modules.pop("halfway", None)
+
+
+def test_a_length_that_is_not_declared_is_not_there_even_where_it_is_known(tmp_path, monkeypatch):
+    text = HEAD + "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq * 256 / e.length)\n"
+    monkeypatch.syspath_prepend(write(tmp_path, "reads_length", text=text))
+    with pytest.raises(ConfigError, match=r"the file must declare NEEDS = \('length',\)"):
+        bind([dict(name="reads_length.f")], **MODEL, length=512)
+    write(tmp_path, "halves", text=HEAD + "def f(e: Encoding):\n    return e.replace(inv_freq=e.inv_freq / 2)\n")
+    after = [dict(name="halves.f"), dict(name="dynamic", factor=1.0)]  # which reads the length, after one that may not
+    np.testing.assert_allclose(
+        bind(after, **MODEL, length=512).inv_freq, frequencies(after[1:], **MODEL, length=512)[0] / 2, rtol=1e-6
+    )
+
+
+def test_a_file_elsewhere_is_answered_with_the_flag_that_finds_it(tmp_path, monkeypatch, capsys):
+    folder = write(tmp_path / "idea", "elsewhere", "wave")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["methods", f"{folder}/elsewhere.py"]) == 2
+    assert f"--methods={folder} is where 'elsewhere.wave' is found." in capsys.readouterr().err
+    assert main(["methods", "elsewhere.wave", f"--methods={folder}"]) == 0
+
+
+def test_a_file_is_read_to_be_suggested_and_not_run(tmp_path, monkeypatch):
+    folder = write(tmp_path, "not_run", "not_run", "raise SystemExit('it ran')\n" + METHOD)
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(ConfigError, match=r"positions\[0\]: unknown method .*Did you mean 'not_run\.not_run'\?"):
+        frequencies([dict(name="not_run")], **MODEL)
+
+
+def test_a_method_inside_a_choice_is_named_with_its_place(tmp_path, monkeypatch):
+    text = HEAD + "def f(e: Encoding):\n    return e.replace(gain=float('nan'))\n"
+    monkeypatch.syspath_prepend(write(tmp_path, "in_a_choice", text=text))
+    scaling = [dict(name="linear", factor=2.0), dict(name="mixed", choices=[[], [dict(name="in_a_choice.f")]])]
+    with pytest.raises(ConfigError) as error:
+        frequencies(scaling, **MODEL)
+    assert str(error.value).startswith("positions[1] (mixed).choices[1][0] (in_a_choice.f): ")
+
+
+DRAWN = {
+    "own length": ("NEEDS = ('length',)\n", "inv_freq=e.inv_freq * e.original_len / e.length", "0.2500"),
+    "layers": ("", "inv_freq=e.inv_freq / e.xp.arange(1, e.num_layers + 1)[:, None]", "layers 4 of 4:"),
+    "a window": ("", "window=64.0", "It changes more than frequencies and gain: window."),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_an_own_method_is_drawn_with_all_that_it_changes(tmp_path, monkeypatch, capsys, case):
+    head, change, shown = DRAWN[case]
+    module = f"drawn{list(DRAWN).index(case)}"
+    write(tmp_path, module, text=f"{HEAD}{head}def f(e: Encoding) -> Encoding:\n    return e.replace({change})\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["methods", f"{module}.f"]) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_a_parameter_without_a_value_is_asked_for(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "asks", text=HEAD + "def f(e: Encoding, *, factor: float) -> Encoding:\n    return e\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["methods", "asks.f"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "giraffe: asks.f: missing ['factor']: write --factor=VALUE, or EXAMPLE = dict(factor=...) in its file.\n"
+    )
+    assert main(["methods", "asks.f", "--factor=2"]) == 0
+
+
 @pytest.mark.parametrize(
     "name", ["os.getcwd", "shutil.rmtree", "subprocess.run", "builtins.exec", "os.path", "m..f", "x.y.z"]
 )
@@ -160,6 +303,7 @@ def test_the_sources_of_a_list_are_those_of_its_own_methods(tmp_path, monkeypatc
     nested = [dict(name="mixed", choices=[[scaling[0]], [scaling[1]]])]
     assert list(sources(nested)) == ["own_of_a_list.py"] and sources(scaling[:1]) == {}
     assert load("giraffe-mini", dict(positions=scaling)).config.positions[1]["name"] == "own_of_a_list.wavelet"
+    assert largest_factor(scaling) == 4.0  # its default, by which an export says how far it reaches
 
 
 def test_a_method_is_the_same_whatever_its_comments_and_layout():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from giraffe_jax.cli import VERBS, methods
+from giraffe_jax.cli import VERBS, catalogue
 from giraffe_jax.positions import frequencies
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def test_the_table_of_methods_is_the_catalogue():
     rows = {
         kind: re.findall(r"`(\w+)`", names) for kind, names in re.findall(r"^\| (\w+): .+? \| (.+) \|", section, re.M)
     }
-    want = {kind: [entry.name for entry in methods.catalogue() if entry.kind == kind] for kind in methods.KINDS}
+    want = {kind: [entry.name for entry in catalogue.catalogue() if entry.kind == kind] for kind in catalogue.KINDS}
     assert rows == want
 
 
@@ -39,10 +39,10 @@ def test_the_field_guide_is_what_the_methods_say_of_themselves():
     from giraffe_jax.cli.field_guide import page_text
 
     page = Path(__file__).parent.parent / "docs" / "methods.md"
-    assert page.read_text(encoding="utf-8") == page_text(methods.catalogue(), "methods"), (
+    assert page.read_text(encoding="utf-8") == page_text(catalogue.catalogue(), "methods"), (
         "giraffe methods --page=docs/methods.md"
     )
-    assert {file.stem for file in page.with_suffix("").glob("*.svg")} == {entry.name for entry in methods.catalogue()}
+    assert {file.stem for file in page.with_suffix("").glob("*.svg")} == {entry.name for entry in catalogue.catalogue()}
 
 
 def test_contributings_method_is_the_repositorys_and_one_file_of_code_and_one_test():

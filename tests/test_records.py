@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,23 @@ def test_progress_time_left():
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 100
 
 
+@pytest.mark.parametrize("stdout", ["a pipe", "a terminal"])
+def test_progress_is_rewritten_in_place_only_where_nothing_is_piped(monkeypatch, stdout):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal() if stdout == "a terminal" else io.StringIO())
+    progress = records.Progress(3, every=0.0)
+    for done in (1, 2, 3):
+        progress.update(done, "x", force=True)
+    progress.close()
+    shown = sys.stderr.getvalue()
+    assert shown.count("\r") == (3 if stdout == "a terminal" else 0)
+    assert [line.split()[0] for line in re.split(r"[\r\n]+", shown) if line] == ["1/3", "2/3", "3/3"]
+
+
 @pytest.mark.parametrize(
     "seconds, text", [(7.6, "8s"), (200, "3m20s"), (7500, "2h05m"), (100_800, "1d04h"), (float("inf"), "?")]
 )
@@ -327,3 +345,18 @@ def test_a_lock_is_had_by_one_or_shared_by_several(tmp_path):
             assert not alone
     with records.locked(path, wait=False) as alone:
         assert alone
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_that_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        records.write_atomically(tmp_path / "atomic", "x")
+        records.Rows(tmp_path / "rows").close()
+        with records.locked(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(
+        ("atomic", "rows", "lock"), 0o666 & ~umask
+    )

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.unraisablehook = _unraisable
         if argv is None:
             tune()
+            if "--debug" not in sys.argv:
+                warnings.formatwarning = _in_one_line
         status = _answer(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as told:
         status = INTERRUPTED
@@ -99,6 +102,11 @@ def _end(*_: Any) -> NoReturn:
 def _end_with_a_word() -> NoReturn:
     os.write(2, f"{SAID_AT_INTERRUPT}\n".encode())
     _end()
+
+
+def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """Returns a warning as a user is told it: what it says, without the line of code that says it."""
+    return f"giraffe: warning: {message}\n"
 
 
 def _answer(words: list[str]) -> int:
@@ -163,7 +171,8 @@ def _parser(verb: str | None) -> "argparse.ArgumentParser":
         """Answers a wrong request in one message that ends in the way to more help."""
 
         def error(self, message: str) -> NoReturn:
-            raise ConfigError(f"{message} See `{self.prog} --help`.")
+            end = "" if message[-1:] in (".", "?") else "."
+            raise ConfigError(f"{message}{end} See `{self.prog} --help`.")
 
     parser = Parser(prog="giraffe", description="The laboratory for context extension.", epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip

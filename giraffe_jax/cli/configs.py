@@ -106,10 +106,26 @@ def _check_place(path: Path, text: str) -> None:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Returns the config that a command's flags stand for, after joining the job's other processes, if any."""
+    """Returns the config that a command's flags stand for, after joining the job's other processes, if any.
+
+    Raises:
+      ConfigError: a config that another verb takes, besides what `read` raises.
+    """
     values = read(args)
+    for verb, key in (("run", "variants"), ("evaluate", "tasks"), ("train", "steps")):
+        if key in values:
+            _check_verb(args, verb, key)
+            break
     distributed.join(args)
     return values
+
+
+def _check_verb(args: argparse.Namespace, verb: str, key: str) -> None:
+    from giraffe_jax.config import ConfigError
+
+    if getattr(args, "verb", verb) != verb:
+        flag = "" if verb == "run" else "--config="
+        raise ConfigError(f"config.{key}: `giraffe {args.verb}` takes no such config; `giraffe {verb} {flag}...` does.")
 
 
 def read(args: argparse.Namespace) -> Any:

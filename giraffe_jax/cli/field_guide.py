@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax import positions
-from giraffe_jax.cli.methods import KINDS, Entry
+from giraffe_jax.cli.catalogue import KINDS, Entry
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import bind
 

@@ -6,77 +6,22 @@
   giraffe methods my_method.wavelet --factor=8
   giraffe methods --page=docs/methods.md
 
-A method of your own is found in the current folder or in --methods.
+A method of your own is found in the current folder or in --methods; docs/encoding.md says what it may read and change.
 """
 
 import argparse
 import ast
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from giraffe_jax.cli import configs
+from giraffe_jax.cli.catalogue import KINDS, OWN, Entry, catalogue, own_entry
 
 WIDTH = 48  # characters of the longest bar
-OWN = "own"  # the kind of a method that is not the catalogue's
-UNSAID: dict[str, Any] = dict(training_free=False, export="", cache="")
-KINDS = {
-    "frequencies": "how fast each plane turns",
-    "length": "frequencies that follow the length of the sequence",
-    "training": "positions that differ while training",
-    "bands": "distances that are true nearby and something else far away",
-    "temperature": "what multiplies logits",
-    "decay": "attention that fades with distance",
-    "mask": "which keys are seen",
-    "layers": "what differs between layers",
-    "bias": "what is added to logits",
-}
-RANGES = {
-    "Factor": "float >= 1",
-    "Positive": "float > 0",
-    "NonNegative": "float >= 0",
-    "Extent": "float > 0",
-}  # of positions/compose.py
-LISTS = {"Divisors": "list of float > 0", "Positives": "list of float > 0", "Choices": "list of lists of methods"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A method's file as its source says it, read without importing it."""
-
-    name: str
-    summary: str
-    text: str  # the module's docstring
-    parameters: str
-    about: str  # the function's docstring
-    example: dict[str, Any]
-    needs: tuple[str, ...]
-    kind: str  # what it changes
-    training_free: bool
-    export: str  # "native" or "longrope" of a Hugging Face config, "custom" code, or "weights only"
-    cache: str  # of keys: "rotated", or "raw" where they must be rotated anew
-    instead: str = ""  # what comes nearest where it does not export
-    test: str = ""  # whose file holds its closed form; its own by default
-
-    @property
-    def closed_form(self) -> str:
-        """The test, in tests/positions, that compares it with its formula in float64."""
-        return f"test_{self.test or self.name}.py"
-
-    @property
-    def exported(self) -> str:
-        """How it exports, and what comes nearest where it does not."""
-        return f"{self.export} code (nearest: {self.instead})" if self.instead else self.export
-
-    @property
-    def paper(self) -> str:
-        """arXiv number of the first source named, or what the text calls it."""
-        found = re.search(r"arXiv:(\d{4}\.\d{4,5})|kexue\.fm (\d+)|(bloc97|meta-llama|OpenReview)", self.text)
-        if not found:
-            return "-"
-        return found[1] or (f"kexue {found[2]}" if found[2] else found[3])
+LAYERS = 4  # of the model that methods are drawn for
+DRAWN = ("inv_freq", "gain", "theta", "original_len", "length", "num_layers", "pending")  # of an Encoding, or given
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,13 +70,23 @@ def run(args: argparse.Namespace) -> int:
     if "." in args.name:
         entries[args.name] = own_entry(args.name)
     if args.name not in entries:
-        raise ConfigError(
-            f"unknown method {args.name!r}; there are {', '.join(entries)}.{nearest(args.name, list(entries))}"
-        )
+        from giraffe_jax.positions.advice import meant
+
+        hint = meant(args.name) or nearest(args.name, list(entries))
+        raise ConfigError(f"unknown method {args.name!r}; there are {', '.join(entries)}.{hint}")
     entry = entries[args.name]
     call = {"name": args.name, **entry.example, **parse_parameters(args.parameters)}
+    missing = [name for name in entry.required if name not in call]
+    if missing and not args.parameters:
+        first, example = missing[0], ", ".join(f"{name}=..." for name in missing)
+        raise ConfigError(
+            f"{args.name}: missing {missing}: write --{first}=VALUE"
+            + (f", or EXAMPLE = dict({example}) in its file." if entry.kind == OWN else ".")
+        )
     picture = draw(call, args, entry)  # first: it may refuse the parameters
-    print(f"{entry.name}: {entry.text}\n\n{entry.name}({entry.parameters})\n\n    {entry.about}\n")
+    print(f"{entry.name}: {entry.text or 'its file has no docstring.'}\n\n{entry.name}({entry.parameters})\n")
+    if entry.about:
+        print(f"    {entry.about}\n")
     if entry.kind != OWN:
         print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.exported}.")
         print(f"Its closed form: tests/positions/{entry.closed_form}")
@@ -171,74 +126,6 @@ def listing(entries: list[Entry]) -> str:
     return "\n".join(lines)
 
 
-def catalogue() -> list[Entry]:
-    """Returns the methods of positions/methods, in order of their names."""
-    import giraffe_jax
-
-    folder = Path(str(giraffe_jax.__file__)).parent / "positions" / "methods"
-    return [read_entry(file) for file in sorted(folder.glob("*.py")) if not file.name.startswith("_")]
-
-
-def own_entry(name: str) -> Entry:
-    """Returns what the file of an own method says about it; EXAMPLE and ABOUT may be missing there."""
-    import inspect
-
-    from giraffe_jax.positions import lookup
-
-    function = lookup(name, "giraffe methods")
-    return read_entry(Path(inspect.getfile(function)), function.__name__)
-
-
-def read_entry(file: Path, name: str = "") -> Entry:
-    """Returns what a method's file says about itself."""
-    module = ast.parse(file.read_text(encoding="utf-8"))
-    own, name = bool(name), name or file.stem
-    (function,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    keywords = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    parameters = ", ".join(
-        f"{arg.arg}: {_type(ast.unparse(arg.annotation)) if arg.annotation else 'anything'}"
-        + ("" if default is None else f" = {ast.unparse(default)}")
-        for arg, default in keywords
-    )
-    text = (ast.get_docstring(module) or "").strip()
-    constants = _constants(module)
-    return Entry(
-        name=name,
-        summary=text.split("\n")[0].rstrip("."),
-        text=text,
-        parameters=parameters,
-        about=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
-        example=dict(constants.get("EXAMPLE") or {}),
-        needs=tuple(constants.get("NEEDS", ())),
-        **(UNSAID | constants.get("ABOUT", {}) | {"kind": OWN} if own else constants["ABOUT"]),
-    )
-
-
-def _type(annotation: str) -> str:
-    """Returns an annotation as a reader of the catalogue wants it: ranges and choices instead of the names of types."""
-    annotation = annotation.replace("[Number, ", "[float, ")
-    annotation = re.sub(r"Annotated\[(\w+), Bound\((.+?)\)\]", r"\1 >= \2", annotation)
-    annotation = re.sub(r"Sequence\[(.+?)\]", r"list of \1", annotation)
-    annotation = re.sub(r"Literal\[(.+?)\]", lambda m: m[1].replace(", ", " | "), annotation)
-    return re.sub(r"\w+", lambda m: (RANGES | LISTS).get(m[0], m[0]), annotation)
-
-
-def _constants(module: ast.Module) -> dict[str, Any]:
-    """Returns the module's upper-case assignments whose values are literals or dict(...) of literals."""
-    found = {}
-    for node in module.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            value = node.value
-            try:
-                if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
-                    found[node.targets[0].id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
-                else:
-                    found[node.targets[0].id] = ast.literal_eval(value)
-            except ValueError:
-                continue
-    return found
-
-
 def parse_parameters(words: list[str]) -> dict[str, Any]:
     """Returns `factor=8` and the like as keys and values; what is not a Python literal is text."""
     from giraffe_jax.config import ConfigError
@@ -256,29 +143,38 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 
 def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
-    """Returns each rotary plane's speed relative to plain RoPE, as bars of text."""
+    """Returns each rotary plane's speed relative to plain RoPE, as bars of text, and what else the method sets."""
     from giraffe_jax import positions
 
     model = shape(call, args)
-    length = args.length or (4 * args.original_len if entry.kind == "length" else None)
-    if entry.kind == "layers":
-        return "Layers differ: see its text."
-    scaling = [call]
-    inv_freq, gain = positions.frequencies(scaling, **model, length=length)
-    plain, _ = positions.frequencies([], **model)
-    ratio = inv_freq.astype(float) / plain
+    follows = entry.kind == "length" or (entry.kind == OWN and "length" in entry.needs)
+    length = args.length or (4 * args.original_len if follows else None)
+    about: dict[str, Any] = dict(length=length or args.original_len, num_layers=LAYERS)
+    e = positions.bind([call], **model, **about, where="positions")
+    plain = positions.bind([], **model, **about)
     head = ", ".join(f"{key} {value:g}" for key, value in (model | ({"length": length} if length else {})).items())
-    lines = [f"Speed of each rotary plane relative to plain RoPE ({head}; gain {gain:.4g}):", ""]
-    shown = sorted({round(i * (len(ratio) - 1) / 15) for i in range(16)})
-    top = max(1.0, float(ratio.max()))
-    for plane in shown:
-        bar = "\u2588" * round(WIDTH * float(ratio[plane]) / top)
+    lines = [f"Speed of each rotary plane relative to plain RoPE ({head}; gain {e.gain:.4g}):"]
+    rows = e.inv_freq.astype(float).reshape(-1, e.inv_freq.shape[-1]) / plain.inv_freq
+    for row in dict.fromkeys(map(tuple, rows)):
+        alike = [str(layer) for layer in range(1, len(rows) + 1) if tuple(rows[layer - 1]) == row]
+        lines += ["", *([f"layers {', '.join(alike)} of {len(rows)}:"] if len(rows) > 1 else [])]
+        lines += _bars(row, plain.inv_freq)
+    values = {field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in DRAWN}
+    changed = [name for name, value in values.items() if not (value is None or isinstance(value, tuple) and not value)]
+    if more := [*changed, *(f"what it makes of {need} inside the step" for need in entry.needs if need != "length")]:
+        lines += ["", f"It changes more than frequencies and gain: {', '.join(more)}."]
+    return "\n".join(lines)
+
+
+def _bars(ratio: Any, plain: Any) -> list[str]:
+    """Returns a line for each of sixteen planes: wavelength, speed over plain RoPE's, and that as a bar."""
+    lines, top = [], max(1.0, *ratio)
+    for plane in sorted({round(i * (len(ratio) - 1) / 15) for i in range(16)}):
+        bar = "\u2588" * round(WIDTH * ratio[plane] / top)
         lines.append(
             f"  plane {plane:>3}  wavelength {_wavelength(float(plain[plane]))} tokens  {ratio[plane]:7.4f}  {bar}"
         )
-    if set(entry.needs) & {"positions", "key"}:
-        lines += ["", f"It changes more than frequencies: it reads {' and '.join(entry.needs)} inside the step."]
-    return "\n".join(lines)
+    return lines
 
 
 def shape(call: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
+    import sys
+
     from giraffe_jax.experiment import run
 
     configs.quiet(args)
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from giraffe_jax.estimate import estimate
 
-        print(f"{config.name}, in {workdir}: {estimate(config, workdir, keep=args.keep)}")
+        found = estimate(config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep)
+        print(f"{config.name}, in {workdir}: {found}")
         return 0
     return 1 if run(config, workdir, keep=args.keep).failures else 0

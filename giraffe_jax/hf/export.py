@@ -340,10 +340,14 @@ def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig
             array = names.to_file(np.asarray(parameter), row.layout, size).astype(kind)
             tensors[row.hf.format(i=i)] = np.ascontiguousarray(array)
             total += array.nbytes
+        path = directory / file
+        path.touch()  # with the permissions that the umask says: save_file's own are for its owner alone
+        permissions = path.stat().st_mode
         try:
-            save_file(tensors, str(directory / file), metadata={"format": "pt"})
+            save_file(tensors, str(path), metadata={"format": "pt"})
         except SafetensorError as e:  # which does not name it
-            raise OSError(f"{directory / file}: {e}") from e
+            raise OSError(f"{path}: {e}") from e
+        path.chmod(permissions)
         where |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -81,9 +81,8 @@ def lookup(name: str | Callable, where: str = "positions") -> Callable:
         raise ConfigError(f"{where}: 'name' must be a method's name or a function, got {name!r}.")
     if "." not in name:
         if name not in names():
-            raise ConfigError(
-                f"{where}: unknown method {name!r}; there are {', '.join(names())}.{nearest(name, names())}"
-            )
+            hint = own.meant(name) or nearest(name, names())
+            raise ConfigError(f"{where}: unknown method {name!r}; there are {', '.join(names())}.{hint}")
         return getattr(importlib.import_module(f"giraffe_jax.positions.methods.{name}"), name)
     return own.find(name, where)
 
@@ -107,7 +106,7 @@ def _check_one(item: Mapping[str, Any], where: str) -> Call:
     if not isinstance(item, Mapping) or "name" not in item:
         raise ConfigError(f"{where}: expected a dict with 'name', got {item!r}.")
     function = lookup(item["name"], where)
-    where = f"{where} ({item['name'] if isinstance(item['name'], str) else function.__name__})"
+    where = f"{where} ({item['name'] if isinstance(item['name'], str) else own.label(function)})"
     given = {k: v for k, v in item.items() if k != "name"}
     keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     allowed = [p.name for p in keywords]
@@ -160,6 +159,7 @@ def bind(
       length: sequence length in tokens where it is known (policy `pinned`); None leaves length-dependent methods, and
         what follows them, to the step.
       num_layers: layers of the model, for methods that treat them differently.
+      where: how the list is called in errors: the config's key.
     """
     e = _bind64(scaling, head_dim, theta, original_len, length, where, num_layers)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), e)
@@ -201,6 +201,8 @@ def _bind64(
         e = e.choose(int(np.sum(length > e.limits)))
     if pending:
         jax.eval_shape(functools.partial(_run_pending, e, pending, where))
+        if any(own.is_own(call.function) for _, call in pending):
+            _run_pending(e, pending, where)  # with numbers, so that those which are not finite are seen
     return e.replace(pending=tuple(call for _, call in pending))
 
 
@@ -232,7 +234,7 @@ def _check_kinds(calls: Sequence[Call], where: str) -> None:
     """Raises ConfigError where two methods answer what only one can."""
     seen: dict[str, str] = {}
     for i, call in enumerate(calls):
-        name = call.function.__name__
+        name = own.label(call.function)
         kind = _kind(call)
         if kind in _ONCE and kind in seen and name not in _TABLES:
             raise ConfigError(f"{where}[{i}] ({name}): {seen[kind]} already says {_ONCE[kind]}; only one may.")
@@ -243,14 +245,17 @@ def _check_kinds(calls: Sequence[Call], where: str) -> None:
 def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Encoding:
     """Returns the encoding after these calls; ConfigError names the one that refuses, counted from `first`."""
     for i, call in enumerate(calls, first):
-        at = f"{where}[{i}] ({call.function.__name__})"
+        at = f"{where}[{i}] ({own.label(call.function)})"
         if own.is_own(call.function):
-            e = own.call(call.function, e, call.numbers | dict(call.choices), at)
+            # A length that is known is not known everywhere: who does not declare it never has it.
+            length = e.length
+            seen = e if "length" in call.needs or e.xp is not np else e.replace(length=None)
+            e = own.call(call.function, seen, call.numbers | dict(call.choices), at).replace(length=length)
             continue
         try:
             e = call(e)
-        except ConfigError:
-            raise
+        except ConfigError as error:  # of a method among its parameters, as `mixed` has
+            raise ConfigError(f"{at}.{error}") from error
         except ValueError as error:
             raise ConfigError(f"{at}: {error}") from error
     return e
@@ -259,10 +264,10 @@ def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Enc
 def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -> Any:
     """Runs the pending calls as a step will, at one length for all and at one of each token, so that one that refuses
     does so when a config is built."""
-    positions = jnp.zeros((1, 1))
+    positions = jnp.arange(2.0)[None]
     e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
     each = e if e.limits is None else e.choose(0)
-    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 1, 1), 2.0))):
+    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 2, 1), 2.0))):
         if length.ndim and start.inv_freq.ndim == 2:
             start = start.replace(inv_freq=start.inv_freq[:, None, None])
         made = start.replace(positions=positions, length=length, key=jax.random.key(0))
@@ -272,8 +277,9 @@ def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -
 
 
 def frequencies(
-    scaling: Scaling, *, head_dim: int, theta: int | float, original_len: int | float, length: int | float | None = None
-) -> tuple[np.ndarray, float]:
+    scaling: Scaling, *, head_dim: int, theta: int | float, original_len: int | float,
+    length: int | float | None = None, where: str = "positions",
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """Returns (inv_freq, gain): float32 [head_dim / 2] radians per token, and the multiplier of cos and sin.
 
     Args:
@@ -282,9 +288,10 @@ def frequencies(
       theta: RoPE base.
       original_len: pretraining context, tokens.
       length: sequence length in tokens for length-dependent methods; by default original_len.
+      where: how the list is called in errors: the config's key.
     """
     length = original_len if length is None else length
-    e = _bind64(scaling, head_dim, theta, original_len, length, "scaling")
+    e = _bind64(scaling, head_dim, theta, original_len, length, where)
     return np.asarray(e.inv_freq, np.float32), float(e.gain)
 
 

@@ -1,4 +1,4 @@
-"""Encoding: everything a forward pass knows about position, in one record."""
+"""Encoding: everything a forward pass knows about position, in one record; docs/encoding.md describes it for users."""
 
 import dataclasses
 import math

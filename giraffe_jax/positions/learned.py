@@ -93,5 +93,6 @@ def one_table(
 
 
 def largest_factor(scaling: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the largest factor that a list of methods names, 1 where none does."""
-    return max([1.0, *(float(call["factor"]) for call in scaling if call.get("factor"))])
+    """Returns the largest factor that a list of methods has, given or by default, 1 where none does."""
+    factors = [(call.numbers | dict(call.choices)).get("factor") for call in check(scaling)]
+    return max([1.0, *(float(factor) for factor in factors if factor)])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.positions.advice import blame, meant, nearest_file, not_finite
 from giraffe_jax.positions.encoding import Encoding
 
 CATALOGUE = "giraffe_jax.positions.methods."
@@ -29,6 +30,12 @@ def is_own(function: Callable) -> bool:
     return not str(function.__module__).startswith(CATALOGUE)
 
 
+def label(function: Callable) -> str:
+    """Returns what errors call a method: its name in the catalogue, or the dotted path that a config names it by."""
+    name = getattr(function, "__name__", repr(function))
+    return f"{function.__module__}.{name}" if is_own(function) and function.__module__ != "__main__" else name
+
+
 def find(name: str, where: str) -> Callable:
     """Returns the function of a dotted path, such as "my_method.wavelet".
 
@@ -37,7 +44,7 @@ def find(name: str, where: str) -> Callable:
     """
     module, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{where}: {name!r} is not a dotted path like my_method.wavelet.")
+        raise ConfigError(f"{where}: {name!r} is not a dotted path like my_method.wavelet.{meant(name)}")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -45,7 +52,7 @@ def find(name: str, where: str) -> Callable:
             raise ConfigError(f"{where}: {name!r}: {_told(error, None)}.") from error
         raise ConfigError(
             f"{where}: cannot import {name!r}: no module {error.name!r} beside the config, in the current folder or "
-            "installed. --methods=FOLDER names the folder it is in."
+            f"installed. --methods=FOLDER names the folder it is in.{nearest_file(name)}"
         ) from None
     except Exception as error:
         raise ConfigError(f"{where}: {name!r}: its module fails: {_told(error, None)}.") from error
@@ -54,7 +61,7 @@ def find(name: str, where: str) -> Callable:
         there = sorted(key for key, value in vars(found).items() if inspect.isfunction(value) and key[0] != "_")
         raise ConfigError(
             f"{where}: {getattr(found, '__file__', module)} has no function {attribute!r}; it has "
-            f"{', '.join(there) or 'none'}.{nearest(attribute, there)}"
+            f"{', '.join(there) or 'none'}.{meant(name) or nearest(attribute, there)}"
         )
     return check_form(function, where, name)
 
@@ -101,14 +108,17 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
     """Returns what an own method makes of an encoding.
 
     Raises:
-      ConfigError: it raised, or returned something that is no encoding of the same planes; names line and cure.
+      ConfigError: it raised, or returned something that is no encoding of the same planes, or numbers that are not
+        finite; names the line and the cure, and the parameter that has no declared range where that is the cause.
     """
     try:
-        found = function(e, **arguments)
+        with np.errstate(all="ignore"):  # what is not finite is named below
+            found = function(e, **arguments)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{where}: {_told(error, function)}.{_cure(error, function, e)}") from error
+        key, advice = blame(function, e, arguments) if isinstance(error, ArithmeticError | ValueError) else ("", "")
+        raise ConfigError(f"{where}{key}: {_told(error, function)}{advice}.{_cure(error, function, e)}") from error
     at = f"{where}: {place(function)}"
     if not isinstance(found, Encoding):
         got = "None" if found is None else type(found).__name__
@@ -120,11 +130,10 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
             f"{at}: it returned inv_freq of shape {shape}; expected ({planes},), a number for each rotary plane, or "
             f"(layers, {planes})."
         )
-    for name in ("inv_freq", "gain"):
-        value = getattr(found, name)
-        if not isinstance(value, np.ndarray | np.generic | float | int) or np.isfinite(np.asarray(value)).all():
-            continue
-        raise ConfigError(f"{at}: it returned {name} with numbers that are not finite: {value}.")
+    if (wrong := not_finite(found)) and not not_finite(e):
+        key, advice = blame(function, e, arguments)
+        what = f"it returned {wrong[0]} with numbers that are not finite: {wrong[1]}"
+        raise ConfigError(f"{where}{key}: {place(function)}: {what}{advice}.")
     return found
 
 

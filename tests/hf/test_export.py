@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from importlib import import_module
 
 import jax
@@ -37,6 +38,17 @@ def test_out_and_in_again_bit_for_bit(tmp_path, checkpoint, dtype, shard_bytes):
     assert again.config == checkpoint.config and again.tokenizer is None
     jax.tree.map(np.testing.assert_array_equal, rounded, again.params)
     assert (out / "model.safetensors.index.json").is_file() == (shard_bytes < 10**9)
+
+
+def test_files_have_the_permissions_that_the_umask_says(tmp_path, checkpoint):
+    before = os.umask(0o027)
+    try:
+        out = hf.save(checkpoint.params, checkpoint.config, None, tmp_path / "out", shard_bytes=10_000)
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o750
+    modes = {file.name: file.stat().st_mode & 0o777 for file in out.iterdir()}
+    assert len(modes) > 3 and set(modes.values()) == {0o640}, modes
 
 
 def test_file_holds_exactly_the_tensors_it_came_from(tmp_path, checkpoint):

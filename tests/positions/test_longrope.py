@@ -35,7 +35,7 @@ def test_a_traced_length_switches_the_lists():
 
 def test_a_list_of_another_head_is_refused():
     with pytest.raises(
-        ConfigError, match=r"scaling\[0\] \(longrope\): short_factor must have head_dim / 2 = 64 values, got 3"
+        ConfigError, match=r"positions\[0\] \(longrope\): short_factor must have head_dim / 2 = 64 values, got 3"
     ):
         frequencies([dict(name="longrope", short_factor=[1, 2, 3], long_factor=LONG)], **LLAMA2)
 

@@ -37,20 +37,19 @@ def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> E
             f"{len(choices)} choices need {len(choices) - 1} rising lengths in up_to, got {limits.tolist()}."
         )
     edges = [0.0, *limits, 2 * limits[-1] + 1]
-    made = [
-        _fixed(e, c, shortest + 1, longest) for c, shortest, longest in zip(choices, edges, edges[1:], strict=False)
-    ]
+    spans = zip(choices, edges, edges[1:], strict=False)
+    made = [_fixed(e, c, low + 1, high, f"choices[{i}]") for i, (c, low, high) in enumerate(spans)]
     shape = np.broadcast_shapes(*(m.inv_freq.shape for m in made))
     inv_freq = np.stack([np.broadcast_to(m.inv_freq, shape) for m in made])
     return e.replace(inv_freq=inv_freq, gain=np.stack([m.gain for m in made]), limits=limits)
 
 
-def _fixed(e: Encoding, calls: Any, shortest: float, longest: float) -> Encoding:
+def _fixed(e: Encoding, calls: Any, shortest: float, longest: float, where: str) -> Encoding:
     """Returns the encoding of one choice, which must be the same at all lengths that it serves."""
     names = ", ".join(call.function.__name__ for call in calls)
     if any(set(call.needs) & {"positions", "key"} for call in calls):
         raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
-    made, other = (apply(e.replace(length=np.float64(n)), calls, "choices") for n in (longest, shortest))
+    made, other = (apply(e.replace(length=np.float64(n)), calls, where) for n in (longest, shortest))
     if not (np.array_equal(made.inv_freq, other.inv_freq) and made.gain == other.gain):
         raise ValueError(f"a choice has the same frequencies at every length; {names} has not.")
     rest = made.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
