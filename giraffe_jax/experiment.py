@@ -193,7 +193,7 @@ def source_of(config: ExperimentConfig) -> Any:
 
 
 def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None]) -> None:
-    check_bound(plan.left, base().config)
+    check_bound(config, plan.left, base().config)
     pace = _Pace(len(plan.left))
     with _rows(workdir) as rows:
         waiting = list(_by_model(plan.left))
@@ -215,18 +215,20 @@ def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say
             waiting = busy
 
 
-def check_bound(left: Iterable[Cell], model: Any) -> None:
+def check_bound(config: ExperimentConfig, left: Iterable[Cell], model: Any) -> None:
     """Raises ConfigError for a variant that this model cannot be read with, before any other has been measured."""
     seen = set()
     for variant, _, length, *_ in left:
         if (variant.name, length) in seen:
             continue
         seen.add((variant.name, length))
+        where = f"config.variants[{config.variants.index(variant)}]"
+        read = "positions" if variant.eval_positions is None else "eval_positions"
         try:
-            model.bind(length, scaling=read_with(variant))
-            model.bind(scaling=variant.positions)  # in training
+            model.bind(length, scaling=read_with(variant), where=f"{where}.{read}")
+            model.bind(scaling=variant.positions, where=f"{where}.positions")  # in training
         except ConfigError as error:
-            raise ConfigError(f"config.variants: {variant.name!r} at {length:,} tokens: {error}") from None
+            raise ConfigError(f"{error} That is {variant.name!r} at {length:,} tokens.") from None
 
 
 def _measure_variant(

@@ -139,16 +139,19 @@ class ModelConfig:
         """Returns a context for tracing: matmuls in it, those of backward passes too, get the config's precision."""
         return jax.default_matmul_precision(self.precision)
 
-    def bind(self, length: int | float | None = None, *, scaling: Scaling | None = None) -> Encoding:
+    def bind(
+        self, length: int | float | None = None, *, scaling: Scaling | None = None, where: str = "positions"
+    ) -> Encoding:
         """Returns the Encoding of the config's positions, bound on the host; see positions.bind.
 
         Args:
           length: sequence length in tokens where it is known.
           scaling: other methods than the config's: evaluated positions may differ from trained ones.
+          where: how `scaling` is called in errors: the key or the flag that it comes from.
         """
-        scaling = self.positions if scaling is None else scaling
         return positions.bind(
-            scaling,
+            self.positions if scaling is None else scaling,
+            where="model.positions" if scaling is None else where,
             head_dim=self.head_dim,
             theta=self.theta,
             original_len=self.original_len,

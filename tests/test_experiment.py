@@ -250,11 +250,15 @@ def test_wrong_configs_are_refused_before_anything_is_written(world, tmp_path, c
 
 def test_a_variant_that_the_model_cannot_be_read_with_is_refused_before_any_is_measured(world, tmp_path):
     late = {"name": "late", "positions": [{"name": "clip", "planes": 99}]}
-    for variant in (late, late | {"eval_positions": []}):
-        with pytest.raises(
-            ConfigError, match=r"variants: 'late' at 128 tokens: .*planes must be at most .* = 4, got 99"
-        ):
-            run(config(variants=[{"name": "plain"}, variant]), tmp_path / str(len(variant)))
+    read_late = {"name": "late", "positions": [], "eval_positions": late["positions"]}
+    for variant, key in (
+        (late, "positions"), (late | {"eval_positions": []}, "positions"), (read_late, "eval_positions"),
+    ):  # fmt: skip
+        what = (
+            rf"^config\.variants\[1\]\.{key}\[0\] \(clip\): planes must be at most .* = 4, got 99.*'late' at 128 tokens"
+        )
+        with pytest.raises(ConfigError, match=what):
+            run(config(variants=[{"name": "plain"}, variant]), tmp_path / f"{key}{len(variant)}")
     assert not evaluated(world)
 
 

@@ -182,6 +182,28 @@ def test_a_parameter_without_a_range_is_refused_by_its_name(tmp_path, monkeypatc
     assert "\n" not in said and len(said) < 500 + len(str(tmp_path))
 
 
+def test_a_variant_s_parameter_is_named_as_its_config_does(tmp_path, monkeypatch, capsys):
+    text = HEAD + "def f(e: Encoding, *, factor: float = 4.0):\n    return e.replace(gain=e.gain / factor)\n"
+    tasks = "tasks=[dict(name='lines', lengths=[64], n=4, style='compact')]"
+    bad = "positions=[dict(name='of_a_variant.f', factor=0)]"
+    write(tmp_path, "of_a_variant", text=text)
+    variants = f"variants=[dict(name='plain'), dict(name='bad', {bad})]"
+    for name, values in (("run", f"name='x', {variants}"), ("evaluate", bad)):
+        (tmp_path / f"{name}.py").write_text(
+            f"def get_config():\n    return dict(source='giraffe-mini', {tasks}, {values})"
+        )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for words, key in (
+        (["run", f"{tmp_path}/run.py"], "config.variants[1].positions[0]"),
+        (["evaluate", f"--config={tmp_path}/evaluate.py"], "config.positions[0]"),
+    ):
+        assert main([*words, f"--workdir={tmp_path}/{words[0]}"]) == 2
+        assert f"giraffe: {key} (of_a_variant.f).factor: " in capsys.readouterr().err
+    words = ["--source=giraffe-mini", "--prompt=ask", "--positions=[dict(name='of_a_variant.f', factor=0)]"]
+    assert main(["generate", *words, f"--methods={tmp_path}"]) == 2
+    assert "giraffe: --positions[0] (of_a_variant.f).factor: " in capsys.readouterr().err
+
+
 def test_a_method_that_fails_whatever_its_parameters_blames_none(tmp_path, monkeypatch):
     text = HEAD + "def f(e: Encoding, *, a: float = 1.0):\n    return e.replace(gain=a * float('nan'))\n"
     monkeypatch.syspath_prepend(write(tmp_path, "fails_always", text=text))

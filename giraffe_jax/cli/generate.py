@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         positions.check(scaling, "--positions")
     lm = load(args.source, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
     ids = lm.encode(text)
-    encoding = lm.config.bind(scaling=scaling)
+    encoding = lm.config.bind(scaling=scaling, where="--positions")
     key = jax.random.key(args.seed)
     settings: dict[str, Any] = dict(policy=args.policy, temperature=args.temperature, key=key)
     (new,) = generate(lm, [ids], args.n, encoding, **settings)
