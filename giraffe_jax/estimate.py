@@ -102,7 +102,7 @@ def estimate(
         say(note)
     left, parts = plan.left, []
     if left:
-        experiment.check_bound(config, left, base().config)
+        experiment.check_bound(config, ((cell.variant, cell.length) for cell in left), base().config)
         parts += _trainings(config, plan, workdir, base, say)
         parts += _measurements(config, left, workdir, base, say)
     return Estimate(len(plan.cells), len(plan.cells) - len(left), parts)

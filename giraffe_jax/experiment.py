@@ -23,7 +23,7 @@ from giraffe_jax import evals, manifest, positions, records, report
 from giraffe_jax.cells import All, Cell, folder, of_training, training_of
 from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.manifest import Plan, first_process
-from giraffe_jax.report.scores import RESULTS, Results
+from giraffe_jax.report.scores import MANIFEST, RESULTS, Results
 from giraffe_jax.workdir import CONTENTS, stale
 
 LOCKS = ".locks"
@@ -108,6 +108,8 @@ def run(
     tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if first_process() else None)
     base = source_of(config)
+    if not (workdir / MANIFEST).is_file():  # a new workdir that is refused is left as it is
+        check_bound(config, itertools.product(config.variants, [n for t in tasks for n in t.lengths]), base().config)
     with _in_turn(workdir):
         plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)
         if first_process():
@@ -193,7 +195,7 @@ def source_of(config: ExperimentConfig) -> Any:
 
 
 def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None]) -> None:
-    check_bound(config, plan.left, base().config)
+    check_bound(config, ((cell.variant, cell.length) for cell in plan.left), base().config)
     pace = _Pace(len(plan.left))
     with _rows(workdir) as rows:
         waiting = list(_by_model(plan.left))
@@ -215,10 +217,10 @@ def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say
             waiting = busy
 
 
-def check_bound(config: ExperimentConfig, left: Iterable[Cell], model: Any) -> None:
-    """Raises ConfigError for a variant that this model cannot be read with, before any other has been measured."""
+def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], model: Any) -> None:
+    """Raises ConfigError for a variant that this model cannot be read with at a length; before any is measured."""
     seen = set()
-    for variant, _, length, *_ in left:
+    for variant, length in asked:
         if (variant.name, length) in seen:
             continue
         seen.add((variant.name, length))

@@ -343,3 +343,12 @@ def test_slugs_differ():
     assert len({records.slug(name) for name in names}) == len(names)
     assert records.slug("yarn-4") == "yarn-4"
     assert all(set(records.slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
+
+
+def test_a_refused_variant_does_not_claim_the_workdir(tmp_path):
+    """The corrected config is not told that the workdir is another experiment's."""
+    variants = [dict(name="dca", positions=[dict(name="dca", chunk_size=8, local_size=16)])]  # refused when bound
+    config = dict(name="x", source="giraffe-mini", variants=variants, tasks=[dict(name="passkey", lengths=[128], n=1)])
+    with pytest.raises(ConfigError, match=r"config.variants\[0\].positions\[0\] \(dca\): local_size"):
+        experiment.run(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
