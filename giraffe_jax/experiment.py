@@ -23,7 +23,7 @@ from giraffe_jax import evals, manifest, positions, records, report
 from giraffe_jax.cells import All, Cell, folder, of_training, training_of
 from giraffe_jax.config import Bound, ConfigError, build, to_dict
 from giraffe_jax.manifest import Plan, first_process
-from giraffe_jax.report.scores import MANIFEST, RESULTS, Results
+from giraffe_jax.report.scores import RESULTS, Results
 from giraffe_jax.workdir import CONTENTS, stale
 
 LOCKS = ".locks"
@@ -108,7 +108,8 @@ def run(
     tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if first_process() else None)
     base = source_of(config)
-    if not (workdir / MANIFEST).is_file():  # a new workdir that is refused is left as it is
+    known, _ = manifest.identify(config, tasks, workdir)
+    if not known:  # a workdir that is refused is left as it is
         check_bound(config, itertools.product(config.variants, [n for t in tasks for n in t.lengths]), base().config)
     with _in_turn(workdir):
         plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)

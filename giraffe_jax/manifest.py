@@ -86,8 +86,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
     Raises:
       ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
     """
-    old = _read(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
-    about = _identify(config, tasks, old, workdir)
+    old, about = identify(config, tasks, workdir)
     had = _before(old, finished(workdir / RESULTS))
     now = contents(config, tasks, trainings, had.contents)
     about["source"]["fingerprint"] = records.digest(now.source)
@@ -228,8 +227,13 @@ def finished(path: Path) -> dict[str, Name]:
     return found
 
 
-def _identify(config: Any, tasks: list[Any], old: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Returns what makes an experiment this one; ConfigError where the workdir holds another."""
+def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (the workdir's manifest or nothing, what makes an experiment this one); writes nothing.
+
+    Raises:
+      ConfigError: the workdir holds another experiment, or something else.
+    """
+    old = _read(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
     about = {
         "name": config.name,
         "source": {"name": config.source},
@@ -247,11 +251,12 @@ def _identify(config: Any, tasks: list[Any], old: Mapping[str, Any], workdir: Pa
         check_same(workdir, "experiment", then, now)
     elif (workdir / RESULTS).is_file():
         raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
-    return about
+    return old, about
 
 
 def _read(path: Path) -> dict[str, Any]:
     found = read_json(path, "an experiment's manifest", ("identity",))
+    found["identity"].setdefault("source", {})
     groups = [("identity", group) for group in ("source", "variants", "tasks")]
     groups += [("contents", group) for group in All._fields] if "contents" in found else []
     kinds: dict[str, type] = {"cells": dict, "sources": dict, "kept": list, "unrecorded": dict}

@@ -679,6 +679,9 @@ def _answer(case: Case, folder: Path, write: int) -> None:
         os.chdir(folder / "in")
         if case.full:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            import jax
+
+            jax.config.update("jax_enable_compilation_cache", False)  # nor is a cut program left to others
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))
         from giraffe_jax.cli import main
 
