@@ -13,7 +13,6 @@ from typing import Any
 
 from giraffe_jax.cli import configs
 from giraffe_jax.config import ConfigError
-from giraffe_jax.data import reading
 
 LEAST = 2e-5  # of the largest logit
 CHUNK = 256  # positions whose logits exist at once
@@ -81,6 +80,8 @@ def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
 
         words, name = "\n\n".join(topics[key] for key in sorted(topics)), "Python's reference text"
     else:
+        from giraffe_jax.data import reading
+
         words, name = reading.read_text(text, "--text"), str(text)
     ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
     if len(ids) < length:
