@@ -121,6 +121,8 @@ def run(
         say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}")
         for line in report.too_few(tasks, lambda: base().tokenizer):
             say(f"  {line}")
+        if line := beyond_reach(config, plan.left, base().config.original_len):
+            say(f"  {line}")
         _measure(config, workdir, plan, base, say)
     return finish(workdir, say)
 
@@ -232,6 +234,23 @@ def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], 
             model.bind(scaling=variant.positions, where=f"{where}.positions")  # in training
         except ConfigError as error:
             raise ConfigError(f"{error} That is {variant.name!r} at {length:,} tokens.") from None
+
+
+def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: int) -> str:
+    """Returns, in one line, which variants are asked at lengths that their positions, as trained here, do not reach."""
+    asked: dict[str, int] = {}
+    for cell in cells:
+        asked[cell.variant.name] = max(cell.length, asked.get(cell.variant.name, 0))
+    found = []
+    for variant in config.variants:
+        reach, seen = positions.reach(read_with(variant), original_len), 0
+        if variant.train is not None:
+            data = train_config(config, variant, config.seeds[0]).data
+            seen = data.seq_len if data.skip is None else data.skip.target_len
+        if reach is not None and asked.get(variant.name, 0) > max(reach, seen):
+            found.append(f"{variant.name} {max(reach, seen):,}")
+    longest = max(asked.values(), default=0)
+    return f"prompts of up to {longest:,} tokens are longer than positions reach: {', '.join(found)}" if found else ""
 
 
 def _measure_variant(

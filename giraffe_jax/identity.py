@@ -15,6 +15,7 @@ from typing import Any
 from giraffe_jax import checkpoint, positions
 from giraffe_jax.data.files import content_fingerprint, file_digest
 from giraffe_jax.data.pipeline import FORMAT
+from giraffe_jax.data.reading import BOM
 from giraffe_jax.data.source import token_cache
 from giraffe_jax.hf.load import locate
 from giraffe_jax.loading import TOKENIZER
@@ -30,6 +31,14 @@ ABSENT = "absent"  # a digest of what is not there
 def of_file(path: Path) -> str:
     """Returns 16 hex digits of a file's bytes."""
     return file_digest(path, _memory() if path.stat().st_size >= LARGE else None)[:16]
+
+
+def of_text(path: Path) -> str:
+    """Returns 16 hex digits of a text file's bytes; others where it begins with a byte-order mark, which was part of
+    its text before data/reading.py had a rule: rows of that time are of another text."""
+    with path.open("rb") as stream:
+        marked = stream.read(len(BOM)) == BOM
+    return digest([of_file(path), "no byte-order mark"]) if marked else of_file(path)
 
 
 def of_source(source: str, *, with_methods: bool = False) -> Contents:

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from giraffe_jax import checkpoint, lora, sharding
-from giraffe_jax.attention.engine import described
+from giraffe_jax import checkpoint, header, lora, sharding
 from giraffe_jax.config import Bound, ConfigError, build, check_fields, to_dict
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.decode import LM
@@ -37,7 +36,7 @@ from giraffe_jax.optim import FrequencyConfig, OptimConfig
 from giraffe_jax.positions import learned_entries
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.step import TrainState, eval_step, init_state, train_step, trainable
+from giraffe_jax.step import TrainState, eval_step, init_state, train_step
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.workdir import DATA, claim, write_config
 
@@ -126,7 +125,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         shown = io.StringIO() if quiet else None
         process, start = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
-        log.say(_header(config, loaded.config, state, mesh, workdir))
+        log.say(header.header(config, loaded.config, state, mesh, workdir))
         if changed:
             log.write(start, {"changed": {key: list(values) for key, values in changed.items()}})
             write_config(Path(workdir), resolved)
@@ -175,7 +174,7 @@ def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
 
 
 def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
-    moved = [str(p["name"]) for p in model.positions if p["name"] in ("cream", "pose", "randomize")]
+    moved = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
     if config.data.skip is not None and moved:
         raise ConfigError(
             f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
@@ -270,8 +269,10 @@ def _loop(
 
     with _told_to_end(log) as told:
         for step, batch in zip(range(first, config.steps), pipeline.iterate(first), strict=False):
-            if step == first and (text := _padding(batch, config.data)):
-                log.say(text)
+            if step == first:
+                log.say(header.of_data(batch, pipeline.longest, config.data, loaded.config, not config.source))
+                if text := header.padding(batch, config.data):
+                    log.say(text)
             state, metrics = train_step(state, to_global(batch, mesh), encoding, **settings)
             if waiting is not None:
                 write(*waiting)
@@ -301,47 +302,6 @@ def _loop(
                 raise KeyboardInterrupt(f"told to end: step {done} is saved, and the same command goes on from it.")
             began = time.perf_counter()
     return state
-
-
-def _header(config: TrainConfig, model: ModelConfig, state: TrainState, mesh, workdir: str | Path) -> str:
-    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts."""
-    moving, _ = lora.split(state.params, trainable(state.params, config.lora, config.frequencies))
-    groups = lora.by_group(moving)
-    parts = ", ".join(f"{group} {lora.count_in_words(count)}" for group, count in groups.items())
-    step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
-    methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
-    with jax.set_mesh(mesh):
-        kernel = described(model, batch=rows // config.accumulate, tokens=tokens)
-    devices = mesh.devices.flat[0].device_kind
-    begin = "the start" if step == 0 else f"checkpoint {step}"
-    left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
-    if step >= config.steps:
-        left = f"all {config.steps:,} steps are done: nothing is left to train"
-    lines = {
-        "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(state.params)):,} "
-        f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
-        "trained": f"{sum(groups.values()):,} parameters: {parts}",
-        "positions": f"{methods}, trained to {model.original_len:,} before",
-        "attention": kernel,
-        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
-        "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
-        + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),
-        str(workdir): left,
-    }
-    return "\n".join(f"{name}: {text}" for name, text in lines.items())
-
-
-def _padding(batch: Mapping[str, np.ndarray], data: DataConfig) -> str:
-    """Returns a warning where most of a batch is nothing, else no text."""
-    share = float(np.mean(batch["segments"] == 0))
-    return (
-        ""
-        if share <= 0.5
-        else (
-            f"warning: {share:.0%} of the first batch is padding, computed for nothing: documents are short for "
-            f'data.seq_len {data.seq_len:,}. data.packing="concat" fills rows; so does a shorter seq_len.'
-        )
-    )
 
 
 @contextlib.contextmanager

@@ -103,6 +103,8 @@ def test_a_run_says_what_it_is_and_what_happens(tmp_path, tokenizer, capsys, mon
                  " parameters, computed in float32, matmuls at highest precision\ntrained: ",
                  f"embedding {258 * 16:,}, unembedding {258 * 16:,}, norms {5 * 16}, attention ",
                  "positions: linear, randomize, trained to 64 before",
+                 "warning: optim.warmup_steps 20 is not less than steps 6: ",
+                 "data: longest document 128 tokens; in the first batch ", " a row, positions are drawn by random",
                  "mesh: data=1 fsdp=8 context=1 tensor=1, 8 x cpu", "batch: 8 x 128 = 1,024 tokens a step",
                  f"{tmp_path}: 6 steps to 6, from the start", "step 2: eval_loss 5.0000, the best so far, saved",
                  "step 4: eval_loss 4.0000, the best so far, saved", "step 5: saved", "step 6: eval_loss 4.5000, saved",
@@ -156,7 +158,7 @@ def test_a_batch_that_is_mostly_padding_is_said(filled, text):
     segments = np.zeros((2, 8), np.int32)
     segments[:, :filled] = 1
     data = build(DataConfig, dict(seq_len=8, batch_size=2))
-    said = giraffe_jax.train._padding({"segments": segments}, data)
+    said = giraffe_jax.header.padding({"segments": segments}, data)
     assert said.startswith(text) and bool(said) == bool(text)
 
 

@@ -17,7 +17,7 @@ LADDER = [
     {"hf", "step"},
     {"loading"},
     {"identity"},
-    {"workdir"},
+    {"workdir", "header"},
     {"train", "plan", "evals"},
     {"cells", "report"},
     {"manifest"},

@@ -80,10 +80,9 @@ def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
 
         words, name = "\n\n".join(topics[key] for key in sorted(topics)), "Python's reference text"
     else:
-        try:
-            words, name = text.read_text(encoding="utf-8"), str(text)
-        except ValueError as error:
-            raise ConfigError(f"--text {text}: not UTF-8 text ({error}).") from error
+        from giraffe_jax.data import reading
+
+        words, name = reading.read_text(text, "--text"), str(text)
     ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
     if len(ids) < length:
         raise ConfigError(

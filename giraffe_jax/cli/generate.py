@@ -8,6 +8,7 @@ The text that is generated goes to standard output, everything else to standard 
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
     lm = load(args.source, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
     ids = lm.encode(text)
     encoding = lm.config.bind(scaling=scaling, where="--positions")
+    reach = positions.reach(lm.config.positions if scaling is None else scaling, lm.config.original_len)
+    if reach is not None and len(ids) + args.n > reach:
+        warnings.warn(
+            f"{len(ids):,} tokens of prompt and {args.n:,} to generate are more than the {reach:,} that the positions "
+            "reach: the model was not made for what stands beyond. --positions can extend it.",
+            stacklevel=2,
+        )
     key = jax.random.key(args.seed)
     settings: dict[str, Any] = dict(policy=args.policy, temperature=args.temperature, key=key)
     (new,) = generate(lm, [ids], args.n, encoding, **settings)
@@ -68,13 +76,16 @@ def run(args: argparse.Namespace) -> int:
 def read_prompt(args: argparse.Namespace) -> str:
     """Returns the prompt's text, from the command line, a file or standard input."""
     from giraffe_jax.config import ConfigError
+    from giraffe_jax.data import reading
 
     if args.prompt is not None:
         return args.prompt
     try:
-        return sys.stdin.read() if args.prompt_file == "-" else Path(args.prompt_file).read_text(encoding="utf-8")
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"--prompt-file: {args.prompt_file} is not a UTF-8 text file ({error}).") from error
+        if args.prompt_file == "-":
+            return reading.decoded(sys.stdin.buffer.read(), "standard input", "--prompt-file")
+        return reading.read_text(Path(args.prompt_file), "--prompt-file")
+    except IsADirectoryError as error:
+        raise ConfigError(f"--prompt-file: {args.prompt_file} is a directory, not a text file.") from error
 
 
 def parse_positions(text: str) -> list[dict[str, Any]]:

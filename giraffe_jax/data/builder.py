@@ -6,6 +6,7 @@ what it holds (`dataset_info.json`, features, checksums); it is read back throug
     path = prepare("text", "books/*.txt", data_dir="prepared")       # then: sources=(SourceConfig("tfds", path), )
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.data.files import FileKind, content_fingerprint, read_documents
+from giraffe_jax.data.files import FileKind, content_fingerprint, not_read, read_documents
 
 INFO = "dataset_info.json"
 FORMAT = "array_record"
@@ -54,6 +55,8 @@ def prepare(kind: FileKind, path: str, data_dir: str) -> str:
     """
     if kind == "tfds":
         raise ConfigError("prepare: kind 'tfds' is prepared already; allowed are 'text', 'jsonl', 'parquet'")
+    if left := not_read(kind, path, "prepare"):
+        warnings.warn(f"prepare: {left}", stacklevel=2)
     builder = LongDocuments(kind=kind, path=path, data_dir=str(Path(data_dir).expanduser().absolute()))
     builder.download_and_prepare(file_format=FORMAT)
     return str(builder.data_path)

@@ -7,16 +7,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.data import reading
 
 FileKind = Literal["text", "jsonl", "parquet", "tfds"]
 NAMES = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tfds": (".array_record",)}
 TEXT_FIELD = "text"
 RACY_NS = 2_000_000_000  # the coarsest clock of a file system (FAT): two writes within it can look like one
+READING = (
+    2  # of text files: raised whenever the same bytes are read otherwise, so that no digest of before is remembered
+)
 REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
 
 
@@ -30,6 +34,7 @@ class Document(NamedTuple):
 def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
     """The files that `path` (a file, a directory, or a glob pattern) stands for, in order of their names.
 
+    Of a directory, those whose ending fits, in either case, packed too (.gz, .zst): `not_read` says which it leaves.
     Raises FileNotFoundError where there is none, ConfigError where a directory has none with the right ending.
     """
     root = Path(path).expanduser()
@@ -50,13 +55,21 @@ def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]
 
 def _fits(kind: FileKind, path: Path) -> bool:
     # TFDS counts its files after the ending: name.array_record-00000-of-00001
-    return ".array_record-" in path.name if kind == "tfds" else path.suffix in NAMES[kind]
+    if kind == "tfds":
+        return ".array_record-" in path.name
+    return (reading.ending(path) if kind in ("text", "jsonl") else path.suffix.lower()) in NAMES[kind]
+
+
+def not_read(kind: FileKind, path: str, where: str = "source") -> str:
+    """What the directory `path` holds beside the files of a source, in one line; "" where there is nothing."""
+    return "" if kind == "tfds" else reading.not_read(Path(path).expanduser(), set(source_files(kind, path, where)))
 
 
 def read_file(kind: FileKind, file: Path, where: str = "source") -> Iterator[Document]:
     """The documents of one file, in order.
 
-    text: the file is one. jsonl: one per line, its field "text". parquet: one per row, column "text".
+    text: the file is one, read by the rule of data/reading.py. jsonl: one per line, its field "text". parquet: one per
+    row, column "text".
     Raises ConfigError naming file and line where something else is found.
     """
     if kind == "jsonl":
@@ -64,10 +77,7 @@ def read_file(kind: FileKind, file: Path, where: str = "source") -> Iterator[Doc
     elif kind == "parquet":
         yield from _parquet_rows(file, where)
     else:
-        try:
-            yield Document(file.name, file.read_bytes().decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"{where}: {file} is not UTF-8 text ({e.reason} at byte {e.start})") from e
+        yield Document(file.name, reading.read_text(file, where))
 
 
 def read_documents(kind: FileKind, path: str, where: str = "source") -> Iterator[Document]:
@@ -86,13 +96,13 @@ def file_states(files: Sequence[Path]) -> list[tuple[str, int, int, int, int]]:
 
 
 def content_fingerprint(kind: FileKind, path: str, where: str = "source", memory: Path | None = None) -> str:
-    """sha256 over names and bytes of a source's files, in order.
+    """sha256 over names and bytes of a source's files, in order, and over how they are read where that has changed.
 
     memory: a folder that remembers the digest, so that the files are read again only once their state is another. One
     that changed just before it was read is not remembered: a second change could leave it with the same times.
     """
     files = source_files(kind, path, where)
-    return _known([kind], files, lambda: _digest(kind, files), memory)
+    return _known([kind, str(READING)], files, lambda: _digest(kind, files), memory)
 
 
 def file_digest(file: Path, memory: Path | None = None) -> str:
@@ -123,12 +133,17 @@ def _known(what: list[str], files: Sequence[Path], read: Callable[[], str], memo
 
 
 def _digest(kind: FileKind, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256(kind.encode())
+    digest, reread = hashlib.sha256(kind.encode()), False
     for file in files:
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
+            first = True
             while block := stream.read(1 << 20):
                 digest.update(block)
+                reread = reread or b"\r" in block or (first and block.startswith(reading.BOM))
+                first = False
+    if reread and kind == "text":  # what a run of before this rule has read of such a file is other data
+        digest.update(b"\0without \\r and byte-order marks")
     return digest.hexdigest()
 
 
@@ -142,23 +157,27 @@ def _remember(record: Path, content: str) -> None:
 
 
 def _json_lines(file: Path, where: str) -> Iterator[Document]:
-    with file.open("rb") as stream:
-        for number, row in json_rows(stream, file, where):
-            if not isinstance(row.get(TEXT_FIELD), str):
-                raise ConfigError(
-                    f"{where}: {file}:{number} has no field {TEXT_FIELD!r} holding text; it has {sorted(row)}"
-                )
-            try:
-                row[TEXT_FIELD].encode("utf-8")
-            except UnicodeEncodeError as e:
-                half = f"half of a surrogate pair at character {e.start}"
-                raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
-            yield Document(f"{file.name}:{number}", row[TEXT_FIELD])
+    for number, row in json_rows(file, where):
+        if TEXT_FIELD not in row:
+            raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r}; it has {sorted(row)}")
+        text = row[TEXT_FIELD]
+        if not isinstance(text, str):
+            is_ = reading.in_words(text)
+            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {is_} in line {number} of {file}; it takes a string")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as e:
+            half = f"half of a surrogate pair at character {e.start}"
+            raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
+        yield Document(f"{file.name}:{number}", text)
 
 
-def json_rows(lines: Iterable[bytes], file: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the object of every line that is not empty; ConfigError naming file and line where it is none."""
-    for number, line in enumerate(lines, 1):
+def json_rows(file: Path, where: str, most: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of every line that is not empty; ConfigError naming file and line where it is none.
+
+    most: bytes that the file may hold once it is unpacked.
+    """
+    for number, (at, line) in enumerate(reading.lines(file, where, most), 1):
         if not line.strip():
             continue
         try:
@@ -166,8 +185,7 @@ def json_rows(lines: Iterable[bytes], file: Path, where: str) -> Iterator[tuple[
         except json.JSONDecodeError as e:
             raise ConfigError(f"{where}: {file}:{number} is not JSON ({e.msg} at column {e.colno})") from e
         except UnicodeDecodeError as e:
-            at = f"{e.reason} at byte {e.start} of the line"
-            raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({at})") from e
+            raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({e.reason} at byte {at + e.start})") from e
         except RecursionError as e:
             raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read (nested too deeply)") from e
         except ValueError as e:  # a number of thousands of digits
@@ -190,7 +208,10 @@ def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
         for batch in table.iter_batches(columns=[TEXT_FIELD]):
             for text in batch.column(0).to_pylist():
                 if not isinstance(text, str):
-                    raise ConfigError(f"{where}: {file} row {number}: column {TEXT_FIELD!r} holds {text!r}, not text")
+                    is_ = reading.in_words(text)
+                    raise ConfigError(
+                        f"{where}: {TEXT_FIELD!r} is {is_} in row {number + 1} of {file}; it takes a string"
+                    )
                 yield Document(f"{file.name}:{number}", text)
                 number += 1
 

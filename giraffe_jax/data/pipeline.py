@@ -109,6 +109,7 @@ class TextRows:
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
         self.num_windows = self._plan(0).num_windows  # however the documents are ordered
+        self.longest = tokens.longest
 
     def row(self, index: int, step: int) -> Batch:
         epoch, at = divmod(index, self.num_windows)
@@ -139,6 +140,7 @@ class SyntheticRows:
             self.encode = piece_encoder(tokenizer)
         except ValueError as e:
             raise ConfigError(f"data.sources: {e}") from e
+        self.longest = max(config.lengths) if config.lengths else config.max_len or seq_len
         self.bos, self.eos = tokenizer.prefix, () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.weight_of = {"answer": config.answer_weight, "drawn": config.drawn_weight, "text": config.text_weight}
         need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.bos + self.eos)
@@ -206,6 +208,7 @@ class Mixture:
         parts = [grain.MapDataset.range(ENDLESS).map(lambda i, j=j: (j, i)) for j in range(len(rows))]
         total = sum(weights)
         self._rows, self._names = rows, names
+        self.longest = max(part.longest for part in rows)
         self._where: Any = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
 
     def row(self, index: int, step: int) -> Batch:
@@ -227,6 +230,7 @@ class Pipeline:
         """stages: the first step of each, and its rows."""
         self.config, self.fingerprint = config, fingerprint
         self._stages = stages
+        self.longest = max(mixture.longest for _, mixture in stages)  # tokens of a document, whole
         index, processes = process
         share = config.batch_size // processes
         self.rows = range(index * share, (index + 1) * share)

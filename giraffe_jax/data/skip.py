@@ -80,6 +80,7 @@ class SkipRows:
 
     def __init__(self, tokens: Tokens, seq_len: int, config: SkipConfig, seed: tuple[int, ...]):
         self.tokens, self.seq_len, self.config, self.seed = tokens, seq_len, config, seed
+        self.longest = tokens.longest
         self.starts = np.concatenate([[0], tokens.ends[:-1]])
         self._order: Callable[[int], np.ndarray] = lru_cache(maxsize=2)(self._make_order)
 

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.data.files import FileKind, content_fingerprint, file_states, read_file, source_files
+from giraffe_jax.data.files import FileKind, content_fingerprint, file_states, not_read, read_file, source_files
+from giraffe_jax.data.reading import is_packed
 from giraffe_jax.records import Progress
 from giraffe_jax.tokenizer import encode_batch
 
@@ -44,6 +45,11 @@ class Tokens(NamedTuple):
     ends: np.ndarray
     files: tuple[str, ...] = ()
     firsts: np.ndarray = np.zeros(0, np.int64)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(np.diff(self.ends, prepend=0).max())
 
     def describe(self, documents: Sequence[int]) -> str:
         """`documents 3 (a.txt), 9 (2 of b.jsonl) and 7 more`: the first few, counted from 1 in the order read."""
@@ -72,6 +78,8 @@ def load_tokens(
     read, has no tokens or changes meanwhile; OSError where a cache_dir that was asked for cannot be written.
     """
     source_files(kind, path, where)  # a source that is not there is no fault of the cache
+    if left := not_read(kind, path, where):
+        warnings.warn(f"{where}: {left}", stacklevel=2)
     try:
         cache = Path(cache_dir).expanduser() if cache_dir else token_cache()
         return _cached(cache, kind, path, tokenizer, where)
@@ -120,7 +128,8 @@ def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) 
         aside = cache / f"{mine}{os.getpid()}-{threading.get_ident()}"
         aside.mkdir()
         try:
-            size = sum(file.stat().st_size for file in files)
+            # How far it is cannot be said of packed files: their sizes are not those of what they hold.
+            size = 0 if any(is_packed(file) for file in files) else sum(file.stat().st_size for file in files)
             _write_cache(_documents(kind, path, files, where), len(names), tokenizer, aside, f"{where}: {path}", size)
             if file_states(source_files(kind, path, where)) != before:
                 raise ConfigError(f"{where}: files of {path} changed while they were read; start again")
@@ -186,7 +195,7 @@ def _write_cache(
 ) -> None:
     """Holds no more in memory than a batch and a document, and 8 bytes for each document's end.
 
-    `size` is that of the files in bytes, to say how far it is.
+    `size` is that of the files in bytes, to say how far it is; 0 where that is not known.
     """
     progress, read = Progress(None, after=3.0), 0
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -194,7 +203,8 @@ def _write_cache(
     with (directory / TOKENS).open("wb") as stream:
         for batch in _batches(documents):
             read += sum(len(text) for _, text in batch)
-            progress.update(total, f"tokens of {what}: about {min(99, 100 * read // max(1, size))}% of its files")
+            share = f": about {min(99, 100 * read // size)}% of its files" if size else ""
+            progress.update(total, f"tokens of {what}{share}")
             for (file, _), ids in zip(batch, encode_batch(tokenizer, [text for _, text in batch]), strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
                 empty = empty and not ids

@@ -1,16 +1,16 @@
 """The files that tasks name: documents, and cases that others published, read as they are.
 
-Cases are JSON lines, also gzipped, and Parquet. Each is asked at the shortest of a task's lengths that holds it, so
-that none is cut and none is asked twice.
+Both are read by the rule of data/reading.py, packed (.gz, .zst) too. Cases are JSON lines and Parquet. Each is asked at
+the shortest of a task's lengths that holds it, so that none is cut and none is asked twice.
 """
 
-import gzip
-import zlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.data import reading
 from giraffe_jax.data.files import json_rows
 from giraffe_jax.evals.scoring import NAMED, Example
 
@@ -24,7 +24,10 @@ def present(task: Any) -> None:
     for key in NAMED:
         named = getattr(task, key, ())
         if named:
-            documents(named, f"{task.name}.{key}")
+            paths = {path for _, path in documents(named, f"{task.name}.{key}")}
+            for place in named if key == "documents" else ():
+                if left := reading.not_read(Path(place).expanduser(), paths):
+                    warnings.warn(f"{task.name}.{key}: {left}", stacklevel=2)
 
 
 def contents(task: Any) -> dict[str, str]:
@@ -36,7 +39,8 @@ def contents(task: Any) -> dict[str, str]:
     for key, kind in KINDS.items():
         named = getattr(task, key, ())
         paths = [path for _, path in documents(named, f"{task.name}.{key}")] if named else []
-        found |= {f"{kind} {path}": identity.of_file(path) for path in paths}
+        of = identity.of_text if key == "documents" else identity.of_file
+        found |= {f"{kind} {path}": of(path) for path in paths}
     evaluator = getattr(task, "evaluator", None)
     asked = identity.of_source(evaluator, with_methods=True) if evaluator else {}
     return found | {f"evaluator's {name}": value for name, value in asked.items()}
@@ -49,7 +53,7 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
         path = Path(place).expanduser()
         if not path.exists():
             raise ConfigError(f"{where}: no such file or directory: {place}.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
+        inside = sorted(p for p in path.rglob("*") if reading.ending(p) in TEXT_SUFFIXES and p.is_file())
         if path.is_dir() and not inside:
             raise ConfigError(f"{where}: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
         found.extend([(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(path.name, path)])
@@ -59,11 +63,8 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
 
 
 def text(path: Path, where: str) -> str:
-    """Returns the text of a file; ConfigError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: {path} is not UTF-8 text ({error}).") from None
+    """Returns the text of a file; ConfigError where it is not UTF-8 or cannot be unpacked."""
+    return reading.read_text(path, where)
 
 
 def read(paths: Sequence[str], kinds: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[dict[str, Any]]:
@@ -75,12 +76,14 @@ def read(paths: Sequence[str], kinds: Mapping[str, type | tuple[type, ...]], whe
         path = Path(name).expanduser()
         if not path.is_file():
             raise ConfigError(f"{where}: no such file: {name}.")
-        for number, row in _parquet(path, where) if path.suffix == ".parquet" else _lines(path, where):
+        parquet = path.suffix.lower() == ".parquet"
+        for number, row in _parquet(path, where) if parquet else json_rows(path, where, LARGEST):
             wrong = [field for field, kind in kinds.items() if not isinstance(row.get(field), kind)]
             if wrong:
+                is_ = f"{reading.in_words(row[wrong[0]])}, of another kind" if wrong[0] in row else "missing"
                 raise ConfigError(
-                    f"{where}: {path}:{number}: field {wrong[0]!r} is missing or of another kind; the case has"
-                    f" {sorted(row)}, expected are {sorted(kinds)}."
+                    f"{where}: field {wrong[0]!r} is {is_} in {'row' if parquet else 'line'} {number} of {path}; the"
+                    f" case has {sorted(row)}, expected are {sorted(kinds)}."
                 )
             yield row
 
@@ -113,23 +116,6 @@ def asked(
             f" lengths={task.lengths} that holds it."
         )
     return found
-
-
-def _lines(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        try:
-            yield from json_rows(_bounded(stream, path, where), path, where)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-            raise ConfigError(f"{where}: {path} cannot be unpacked ({e}).") from e
-
-
-def _bounded(stream: Any, path: Path, where: str) -> Iterator[bytes]:
-    left = LARGEST
-    while line := stream.readline(left + 1):
-        left -= len(line)
-        if left < 0:
-            raise ConfigError(f"{where}: {path} holds more than {LARGEST:,} bytes; split it.")
-        yield line
 
 
 def _parquet(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:

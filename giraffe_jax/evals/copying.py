@@ -156,7 +156,7 @@ def _text(task: Copying, tokenizer: Any):
     texts: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
     for name, path in cases.documents(task.documents, "copying.documents"):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = cases.text(path, "copying.documents")
         count = len(perplexity.head(tokenizer, text, need))
         seen.append((count, str(path)))
         if count == need:

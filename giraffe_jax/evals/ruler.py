@@ -311,7 +311,7 @@ def questions(task: Ruler) -> Questions:
     if not path.is_file():
         raise ConfigError(f"ruler.documents: no such file: {path}.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(cases.text(path, "ruler.documents"))
         found = _squad(data["data"]) if task.kind == "qa_1" else _hotpot(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         said = f"{type(e).__name__}: {e}"
@@ -376,7 +376,7 @@ def sentences(documents: tuple[str, ...], where: str) -> list[str]:
     """Returns the sentences of documents, white space made one space."""
     found: list[str] = []
     for _, path in cases.documents(documents, where):
-        text = " ".join(path.read_text(encoding="utf-8", errors="replace").split())
+        text = " ".join(cases.text(path, where).split())
         found += [s for s in re.split(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])", text) if s]
     if not found:
         raise ConfigError(f"{where}: no text in {', '.join(documents)}.")

@@ -30,7 +30,7 @@ from giraffe_jax.positions.compose import (
     scale_queries,
 )
 from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
-from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, turned
+from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, reach, turned
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 
 
@@ -69,6 +69,7 @@ __all__ = [
     "names",
     "needs_raw_keys",
     "one_table",
+    "reach",
     "rotate",
     "rotations",
     "same",

@@ -96,3 +96,17 @@ def largest_factor(scaling: Sequence[Mapping[str, Any]]) -> float:
     """Returns the largest factor that a list of methods has, given or by default, 1 where none does."""
     factors = [(call.numbers | dict(call.choices)).get("factor") for call in check(scaling)]
     return max([1.0, *(float(factor) for factor in factors if factor)])
+
+
+def reach(scaling: Sequence[Mapping[str, Any]], original_len: int) -> int | None:
+    """Returns how many tokens a list of methods is made for: original_len, times the largest factor.
+
+    None where no number says it: methods without a factor (bands, biases, windows...), those that follow the length
+    (longrope's factor holds all the same), and llama3, whose models reach further than their factor.
+    """
+    calls = check(scaling)
+    for call in calls:
+        name = call.function.__name__
+        if "factor" not in call.numbers or name == "llama3" or ("length" in call.needs and name != "longrope"):
+            return None
+    return int(original_len * largest_factor(scaling))

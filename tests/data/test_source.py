@@ -20,7 +20,7 @@ from giraffe_jax.data.files import FileKind, content_fingerprint, read_documents
 from giraffe_jax.data.source import load_tokens, token_cache
 from giraffe_jax.tokenizer import ByteTokenizer, load_tokenizer
 
-TEXTS = ["One long document.", "Zwei, drei: äöü 🦒\r\nend", "third\n\nwith lines"]
+TEXTS = ["One long document.", "Zwei, drei: äöü 🦒\nend", "third\n\nwith lines"]
 MINI = Path(source.__file__).parents[1] / "weights" / "giraffe-mini"
 
 
@@ -262,12 +262,24 @@ def test_a_digest_is_remembered_while_the_files_stay_as_they_are(tmp_path, folde
 def test_the_digest_is_of_kind_names_sizes_and_bytes(tmp_path):
     """Spelled out, and as it was at first: runs are resumed by it."""
     (tmp_path / "a.txt").write_bytes(b"One long document.")
-    (tmp_path / "b.txt").write_bytes("Zwei, drei: ä\r\n".encode())
-    spelled = b"text\0a.txt\x0018\0One long document.\0b.txt\x0016\0" + "Zwei, drei: ä\r\n".encode()
-    known = "d899efd04ad88be20e5313044d09d230ef319b6777b00bc70ae95456fec3de97"
+    (tmp_path / "b.txt").write_bytes("Zwei, drei: ä\n".encode())
+    spelled = b"text\0a.txt\x0018\0One long document.\0b.txt\x0015\0" + "Zwei, drei: ä\n".encode()
+    known = "9d48a1df940819b25e487f3aa4467148c4c8f88ef10c03d11a0adf00eafbf2fe"
     assert content_fingerprint("text", str(tmp_path)) == hashlib.sha256(spelled).hexdigest() == known
     pipeline = make_pipeline(DataConfig(16, 2, (SourceConfig("text", str(tmp_path)),)), ByteTokenizer())
-    assert pipeline.fingerprint == "377dd52dc68645ba135a272f790adf0c3c8beb9809185aed84b15be7a0b20cae"
+    assert pipeline.fingerprint == "1b4703175fb307cc6316a27f4b6cdd2744ef926e8f0a55f95a5701618b5a0375"
+
+
+@pytest.mark.parametrize("raw", [b"\xef\xbb\xbfwords", b"one\r\ntwo", b"one\rtwo", b"x" * (1 << 20) + b"\r"])
+def test_a_file_that_is_read_otherwise_than_before_is_other_data(tmp_path, raw):
+    """A run that read these bytes as they are does not go on with other tokens; JSON lines are read as before."""
+    (tmp_path / "a.txt").write_bytes(raw)
+    before = hashlib.sha256(b"text\0a.txt\0%d\0" % len(raw) + raw).hexdigest()
+    assert content_fingerprint("text", str(tmp_path)) != before
+    rows = b'{"text": "a\\r\\nb"}\r\n{"text":"c"}\n'
+    (tmp_path / "j.jsonl").write_bytes(rows)
+    spelled = hashlib.sha256(b"jsonl\0j.jsonl\0%d\0" % len(rows) + rows).hexdigest()
+    assert content_fingerprint("jsonl", str(tmp_path / "j.jsonl")) == spelled
 
 
 def test_one_works_while_the_others_wait(folder):

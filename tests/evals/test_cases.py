@@ -84,10 +84,10 @@ def test_each_case_is_asked_at_the_shortest_length_that_holds_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"a": 1}\n{"prompt": "x"}\n', r"l\.jsonl:1: field 'prompt' is missing .* the case has \['a'\]"),
+        (b'{"a": 1}\n{"prompt": "x"}\n', r"field 'prompt' is missing in line 1 of .*l\.jsonl; the case has \['a'\]"),
         (b"[1]\n", r"l\.jsonl:1: expected an object, got list"),
         (b"{nothing\n", r"l\.jsonl:1 is not JSON"),
-        (b'{"prompt": 3}\n', r"field 'prompt' is missing or of another kind"),
+        (b'{"prompt": 3}\n', r"field 'prompt' is a number \(3\), of another kind in line 1 of "),
         (b'{"prompt": "no question", "expected_number": 3}\n', "a prompt asks for no line that it has"),
     ],
 )

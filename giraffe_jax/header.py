@@ -1,0 +1,101 @@
+"""What a training says before its first step: what it is, what it will see, and what it will not learn from that."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from giraffe_jax import lora
+from giraffe_jax.attention.engine import described
+from giraffe_jax.data.pipeline import DataConfig
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.optim import OptimConfig
+from giraffe_jax.positions import largest_factor
+from giraffe_jax.step import TrainState, trainable
+
+DRAWN = ("cream", "pose", "randomize")  # methods that give a training's tokens positions of their own
+
+
+def header(config: Any, model: ModelConfig, state: TrainState, mesh: Any, workdir: str | Path) -> str:
+    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts."""
+    moving, _ = lora.split(state.params, trainable(state.params, config.lora, config.frequencies))
+    groups = lora.by_group(moving)
+    parts = ", ".join(f"{group} {lora.count_in_words(count)}" for group, count in groups.items())
+    step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
+    methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
+    with jax.set_mesh(mesh):
+        kernel = described(model, batch=rows // config.accumulate, tokens=tokens)
+    devices = mesh.devices.flat[0].device_kind
+    begin = "the start" if step == 0 else f"checkpoint {step}"
+    left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
+    if step >= config.steps:
+        left = f"all {config.steps:,} steps are done: nothing is left to train"
+    lines = {
+        "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(state.params)):,} "
+        f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
+        "trained": f"{sum(groups.values()):,} parameters: {parts}",
+        "positions": f"{methods}, trained to {model.original_len:,} before",
+        "attention": kernel,
+        "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
+        "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
+        + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),
+        str(workdir): left,
+    }
+    said = [f"{name}: {text}" for name, text in lines.items()]
+    return "\n".join([*said, *filter(None, [warm_up(config.optim, config.steps)])])
+
+
+def warm_up(optim: OptimConfig, steps: int) -> str:
+    """Returns a warning where the learning rate rises to the end of the run, else no text."""
+    if optim.warmup_steps < steps:
+        return ""
+    return (
+        f"warning: optim.warmup_steps {optim.warmup_steps:,} is not less than steps {steps:,}: the run ends before the "
+        "warm-up of the learning rate does."
+    )
+
+
+def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, model: ModelConfig, anew: bool) -> str:
+    """Returns what a run will see, in a line, with a warning where an extension would learn nothing of it.
+
+    Args:
+      batch: the first one, of which documents per row and the share of tokens beyond the trained length are.
+      longest: tokens of the longest document of all sources.
+      anew: the model starts from random weights; it has no trained length that a list of methods could extend.
+    """
+    real = batch["segments"] > 0
+    held = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
+    beyond = float(np.mean(batch["positions"][real] >= model.original_len)) if real.any() else 0.0
+    share = "<0.1%" if 0 < beyond < 0.0005 else f"{100 * beyond:.3g}%"
+    drawn = next((str(p["name"]) for p in model.positions if p["name"] in DRAWN), None)
+    where = f"positions are drawn by {drawn}"
+    if drawn is None:
+        where = f"{share} of its tokens at positions beyond the trained {model.original_len:,}"
+    said = f"data: longest document {longest:,} tokens; in the first batch {held:.3g} documents a row, {where}"
+    furthest = min(longest, data.seq_len) if data.skip is None else data.skip.target_len
+    extends = data.seq_len > model.original_len or largest_factor(model.positions) > 1
+    extends = extends or bool(model.positions and not anew)
+    if drawn is not None or not extends or furthest > model.original_len:
+        return said
+    short = f"data.seq_len is {data.seq_len:,}" if longest >= data.seq_len else f"the longest document has {longest:,}"
+    methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
+    return (
+        f"{said}\nwarning: no token is at a position beyond the trained {model.original_len:,}: {short} tokens. Of a "
+        f"greater length {methods} will learn nothing; take longer documents"
+        + (" and a longer data.seq_len." if longest >= data.seq_len else ".")
+    )
+
+
+def padding(batch: Mapping[str, np.ndarray], data: DataConfig) -> str:
+    """Returns a warning where most of a batch is nothing, else no text."""
+    share = float(np.mean(batch["segments"] == 0))
+    return (
+        ""
+        if share <= 0.5
+        else (
+            f"warning: {share:.0%} of the first batch is padding, computed for nothing: documents are short for "
+            f'data.seq_len {data.seq_len:,}. data.packing="concat" fills rows; so does a shorter seq_len.'
+        )
+    )

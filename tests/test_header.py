@@ -1,0 +1,138 @@
+"""What a run will see is said before it starts, and so is a prompt that is longer than positions reach."""
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from giraffe_jax import experiment, header, positions
+from giraffe_jax.cells import Cell
+from giraffe_jax.cli import main
+from giraffe_jax.config import build
+from giraffe_jax.data import DataConfig, make_pipeline
+from giraffe_jax.decode import LM
+from giraffe_jax.experiment import ExperimentConfig
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.optim import OptimConfig
+from giraffe_jax.tokenizer import ByteTokenizer
+
+SHAPE = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16)
+YARN = (dict(name="yarn", factor=4.0),)
+
+
+def said_of(tmp_path, sizes, seq_len, *, original_len=64, scaling=YARN, packing="concat", anew=False, **data):
+    """What is said of documents of so many bytes: with its end, each has one token more."""
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": "x" * size}) + "\n" for size in sizes))
+    values = dict(seq_len=seq_len, batch_size=2, packing=packing, sources=[dict(kind="jsonl", path=str(path))])
+    config = build(DataConfig, values | data)
+    pipeline = make_pipeline(config, ByteTokenizer())
+    model = ModelConfig(**SHAPE, original_len=original_len, positions=scaling)
+    return header.of_data(pipeline.batch(0), pipeline.longest, config, model, anew)
+
+
+def test_lengths_and_shares_are_counted(tmp_path):
+    """Each row holds one document of 80 tokens and two of 10: 16 of its 100 tokens are at positions 64 to 79."""
+    said = said_of(tmp_path, [79, 9, 9] * 2, 100, packing="document")
+    assert said == (
+        "data: longest document 80 tokens; in the first batch 3 documents a row, "
+        "16% of its tokens at positions beyond the trained 64"
+    )
+    batch = {"segments": np.ones((1, 4096), np.int32), "positions": np.arange(4096)[None]}
+    data, model = DataConfig(4096, 1), ModelConfig(**SHAPE, original_len=4095)
+    assert "1 documents a row, <0.1% of its tokens" in header.of_data(batch, 4096, data, model, False)
+    batch["segments"][:] = 0
+    assert "0 documents a row, 0% of its tokens" in header.of_data(batch, 4096, data, model, False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys", "warning"),
+    [
+        ([63] * 9, {}, "the longest document has 64 tokens. Of a greater length yarn will learn nothing"),
+        ([64] * 9, {}, ""),  # one token at position 64
+        ([63] * 99 + [500], {}, ""),  # in the data, although hardly in the first batch
+        ([63] * 9, dict(scaling=()), "plain RoPE will learn nothing; take longer documents."),  # seq_len is longer
+        ([900] * 3, dict(seq_len=64), "data.seq_len is 64 tokens. .* take longer documents and a longer data.seq_len."),
+        ([900] * 3, dict(seq_len=64, scaling=()), ""),  # no extension
+        ([63] * 9, dict(seq_len=64, scaling=(dict(name="alibi"),), anew=True), ""),  # nor of a model that begins
+        ([63] * 9, dict(seq_len=64, anew=True), "yarn will learn nothing"),
+        ([63] * 9, dict(scaling=(*YARN, dict(name="randomize", max_len=256))), ""),
+        ([63] * 9, dict(skip=dict(kind="pose", target_len=256)), ""),
+        ([9], dict(sources=[dict(kind="synthetic", synthetic=dict(min_len=64))]), ""),
+        (
+            [9],
+            dict(sources=[dict(kind="synthetic", synthetic=dict(min_len=64, max_len=64))]),
+            "the longest document has 64 tokens",
+        ),
+    ],
+)
+def test_an_extension_that_would_see_nothing_new_is_told(tmp_path, sizes, keys, warning):
+    keys = dict(seq_len=256) | keys
+    said = said_of(tmp_path, sizes, **keys)
+    first, _, rest = said.partition("\n")
+    assert first.startswith("data: longest document ")
+    if not warning:
+        assert rest == ""
+    else:
+        assert rest.startswith("warning: no token is at a position beyond the trained 64: ")
+        assert re.search(warning, rest), rest
+
+
+def test_positions_that_a_method_draws_are_not_counted(tmp_path):
+    said = said_of(tmp_path, [63] * 9, 256, scaling=(dict(name="randomize", max_len=256),))
+    assert said.endswith("documents a row, positions are drawn by randomize")
+
+
+@pytest.mark.parametrize(("warmup_steps", "steps", "told"), [(20, 6, True), (6, 6, True), (5, 6, False), (0, 1, False)])
+def test_a_warm_up_that_never_ends_is_told(warmup_steps, steps, told):
+    said = header.warm_up(OptimConfig(warmup_steps=warmup_steps), steps)
+    want = f"warning: optim.warmup_steps {warmup_steps} is not less than steps {steps}: "
+    assert said.startswith(want) if told else said == ""
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reach"),
+    [((), 64), (YARN, 256), ((dict(name="linear", factor=2.0), *YARN), 256), ((dict(name="self_extend"),), None),
+     ((dict(name="dynamic", factor=2.0),), None), ((dict(name="llama3", factor=8.0),), None),
+     ((dict(name="longrope", factor=4.0, short_factor=[1.0] * 8, long_factor=[4.0] * 8),), 256),
+     ((*YARN, dict(name="sliding_window", window=8)), None)],
+)  # fmt: skip
+def test_how_far_positions_reach(scaling, reach):
+    assert positions.reach(scaling, 64) == reach
+
+
+@pytest.mark.parametrize(
+    ("n", "flag", "told"),
+    [(8, (), False), (9, (), True), (9, ("--positions=[dict(name='linear', factor=2.0)]",), False)],
+)
+def test_generate_tells_of_a_prompt_that_is_too_long(tmp_path, monkeypatch, n, flag, told):
+    """56 bytes of prompt in a model of 64 tokens."""
+    lm = LM(ModelConfig(**SHAPE, original_len=64), None, ByteTokenizer())
+    monkeypatch.setattr("giraffe_jax.loading.load", lambda *_: lm)
+    monkeypatch.setattr("giraffe_jax.decode.generate", lambda lm, prompts, n, encoding, **_: [[65]])
+    (tmp_path / "p.txt").write_text("x" * 56)
+    words = ["generate", f"--source={tmp_path}", f"--prompt-file={tmp_path / 'p.txt'}", "-n", str(n), *flag]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert main(words) == 0
+    told_of = [str(w.message).partition(":")[0] for w in said if w.category is UserWarning]
+    want = "56 tokens of prompt and 9 to generate are more than the 64 that the positions reach"
+    assert told_of == ([want] if told else [])
+
+
+def test_an_experiment_tells_of_lengths_beyond_reach():
+    tasks = [dict(name="passkey", lengths=[64, 512])]
+    data = dict(seq_len=512, batch_size=1, sources=[dict(kind="synthetic")])
+    variants = [
+        dict(name="plain"), dict(name="four", positions=YARN), dict(name="band", positions=[dict(name="self_extend")]),
+        dict(name="trained", train=dict(steps=1, data=data)),
+    ]  # fmt: skip
+    config = build(ExperimentConfig, dict(name="x", source="s", variants=variants, tasks=tasks))
+    [task] = experiment.check(config)
+
+    cells = [Cell(variant, task, n, 0, "", "") for variant in config.variants for n in (64, 512)]
+    said = experiment.beyond_reach(config, cells, 64)
+    assert said == "prompts of up to 512 tokens are longer than positions reach: plain 64, four 256"
+    assert experiment.beyond_reach(config, cells[::2], 64) == ""
