@@ -107,7 +107,7 @@ class JsonTokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.bos_id = None if bos is None else vocab[bos]
         self.eos_id = None if eos is None else vocab[eos]
-        self.end_ids = tuple(dict.fromkeys([*([] if eos is None else [vocab[eos]]), *ends]))
+        self.end_ids: tuple[int, ...] = directory.one_each(self.eos_id, ends)
         self._beside = directory.with_ends(beside, self.end_ids)
         tokens = {"bos_token": bos, "eos_token": eos}
         tokens = {k: v for k, v in tokens.items() if v is not None}

@@ -150,7 +150,7 @@ def as_llama(vocab: Mapping[str, int], merges: list[Any], config: Mapping[str, A
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    pairs: list[Any] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
     tok = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=True, byte_fallback=True))
     prefix = config.get("add_prefix_space") is not False
     scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
@@ -217,13 +217,19 @@ def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
     """Returns the ids that end a text: the end token, and those of generation_config.json and config.json."""
     from giraffe_jax.tokenizer import read_json
 
-    found = [] if eos_id is None else [eos_id]
+    found: list[int] = []
     for file in (directory / GENERATION, directory / "config.json"):
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
         for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise ConfigError(f"{file}: eos_token_id must be ids, got {str(ids)[:60]}.")
             found += [i] if i >= 0 else []  # -1 says that there is none
+    return one_each(eos_id, found)
+
+
+def one_each(eos_id: int | None, further: Sequence[int]) -> tuple[int, ...]:
+    """Returns the end token, where there is one, and further ids, each of them once."""
+    found: list[int] = [*([] if eos_id is None else [eos_id]), *further]
     return tuple(dict.fromkeys(found))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer.directory import with_ends
+from giraffe_jax.tokenizer.directory import one_each, with_ends
 
 SENTENCEPIECE = "read_by_sentencepiece"  # in a tokenizer_config.json: not by the rules of transformers
 
@@ -35,7 +35,7 @@ class SentencePieceTokenizer:
         self.bos_id = self._sp.bos_id() if self._sp.bos_id() >= 0 else None
         self.eos_id = self._sp.eos_id() if self._sp.eos_id() >= 0 else None
         self.prefix = (self.bos_id,) if add_bos and self.bos_id is not None else ()
-        self.end_ids = tuple(dict.fromkeys([*([] if self.eos_id is None else [self.eos_id]), *ends]))
+        self.end_ids: tuple[int, ...] = one_each(self.eos_id, ends)
         self._beside = with_ends(beside, self.end_ids)
 
     @property
