@@ -228,6 +228,13 @@ def test_what_cannot_be_applied_is_refused_by_name(tmp_path, config, message):
         load_tokenizer(changed(tmp_path, **config))
 
 
+def test_added_tokens_beside_a_model_of_no_class_are_refused(tmp_path, pieces):
+    (tmp_path / "tokenizer.model").write_bytes(pieces)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 400}))
+    with pytest.raises(ConfigError, match="added token '<tool>' beside tokenizer.model: .*tokenizer_class"):
+        load_tokenizer(tmp_path)
+
+
 def test_ids_without_a_piece_decode_to_nothing(tmp_path, pieces):
     (tmp_path / "tokenizer.model").write_bytes(pieces)
     alone = load_tokenizer(tmp_path)

@@ -220,8 +220,8 @@ def _load_model(path: Path) -> Tokenizer:
     names = (directory.CONFIG, directory.MAP, directory.ADDED)
     if config.get(SENTENCEPIECE) is True or not any((folder / name).is_file() for name in names):
         return plain
-    config = _named({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True} | config)
-    if built := directory.from_pieces(path.read_bytes(), config):
+    config = _named({"add_bos_token": True} | config)
+    if directory.is_llama(config) and (built := directory.from_pieces(path.read_bytes(), config)):
         return _finished(built[0], folder, config, [], built[1])
     directory.refuse_added(path, config, plain.specials)
     return plain

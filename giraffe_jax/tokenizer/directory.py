@@ -191,8 +191,8 @@ def refuse_added(path: Path, config: Mapping[str, Any], own: set[str]) -> None:
     tokens += [_token(t, str(path.parent)) for key in (_EXTRA, _OLD) for t in config.get(key) or []]
     if beyond := [t.content for t in tokens if t.content not in own]:
         raise ConfigError(
-            f"{path.parent}: added token {beyond[0]!r} beside {path.name}, which is not BPE: added tokens are "
-            "read beside BPE models alone. Convert it to tokenizer.json."
+            f"{path.parent}: added token {beyond[0]!r} beside {path.name}: they are read beside BPE models alone, "
+            "with a tokenizer_class of LlamaTokenizer in tokenizer_config.json. Name it, or convert to tokenizer.json."
         )
     for key, value in (("add_prefix_space", False), ("split_special_tokens", True)):
         if config.get(key) is value:
