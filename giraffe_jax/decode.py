@@ -230,7 +230,7 @@ def generate(
       encoding: without positions; by default the config's own.
       length: sequence length in tokens for policy "pinned"; by default each prompt's own length plus n.
       policy: which length methods read while text grows; see the module's docstring.
-      stop: ids that end a row; by default the tokenizer's end token.
+      stop: ids that end a row; by default the tokenizer's end tokens.
       temperature: of sampling; 0 takes the most likely token.
       key: PRNG key, needed for a temperature above 0.
       batch: prompts in one forward pass; by default all.
@@ -388,7 +388,7 @@ def _pad(prompts: Sequence[Sequence[int]], size: int, width: int) -> tuple[np.nd
 
 
 def _stop(tokenizer: Any, stop: Sequence[int] | None) -> np.ndarray:
-    ids = ([] if tokenizer.eos_id is None else [tokenizer.eos_id]) if stop is None else list(stop)
+    ids = list(tokenizer.end_ids if stop is None else stop)
     # Never empty, and of few sizes: -1 is nobody's id.
     return np.array([*ids, *[-1] * (_bucket(max(1, len(ids)), least=4) - len(ids))], np.int32)
 

@@ -23,7 +23,10 @@ from giraffe_jax.records import digest
 
 Contents = dict[str, str]  # "document books/a.txt" -> 16 hex digits
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json",
+)  # fmt: skip
 LARGE = 1 << 24  # bytes of a file from which on its digest is remembered
 ABSENT = "absent"  # a digest of what is not there
 
@@ -68,7 +71,8 @@ def of_source(source: str, *, with_methods: bool = False) -> Contents:
 
 def of_tokenizer(path: Path) -> Contents:
     """Returns the files of a tokenizer: of a directory, or a file and the config beside it."""
-    named = [path / name for name in TOKENIZERS] if path.is_dir() else [path, path.parent / TOKENIZERS[-1]]
+    folder, names = (path, TOKENIZERS) if path.is_dir() else (path.parent, (path.name, *TOKENIZERS[2:]))
+    named = [folder / name for name in names]
     return {f"tokenizer {p.name}": of_file(p) for p in named if p.is_file()}
 
 

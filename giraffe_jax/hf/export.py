@@ -18,10 +18,12 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.hf import names
+from giraffe_jax.hf.rounding import check_fits
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import check, instead_of, largest_factor, longrope_entry, one_table
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import Tokenizer
+from giraffe_jax.tokenizer.directory import GENERATION
 
 _NATIVE = ("linear", "dynamic", "yarn", "llama3", "longrope")
 _SHARD_BYTES = 5_000_000_000
@@ -50,8 +52,8 @@ def save(
       shard_bytes: weights beyond this go into several files with an index.
 
     Raises:
-      ConfigError: positions that Hugging Face's Llama cannot compute, parameters that do not fit the config, or a
-        directory that already holds something.
+      ConfigError: positions that Hugging Face's Llama cannot compute, parameters that do not fit the config, a weight
+        that the dtype cannot hold, or a directory that already holds something.
     """
     check_new(directory)
     if dtype not in ("bfloat16", "float16", "float32"):
@@ -62,11 +64,14 @@ def save(
     flat = checked(params, config)
     if gain_in_weights:
         flat = fold_gain(flat, _gain(config))
+    check_fits(flat, config, dtype, lambda row: row.hf)
     with new_directory(directory) as part:
         ids = {k: values[k] for k in ("bos_token_id", "eos_token_id") if k in values}
+        files = {} if tokenizer is None else tokenizer.files()
+        settings = json.loads(files.pop(GENERATION, b'{"_from_model_config": true}'))
         _write_json(part / "config.json", values)
-        _write_json(part / "generation_config.json", {"_from_model_config": True, **ids})
-        for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
+        _write_json(part / GENERATION, {**settings, **ids})
+        for name, content in files.items():
             (part / name).write_bytes(content)
         _write_tensors(part, flat, config, dtype, shard_bytes)
     return Path(directory)
@@ -190,8 +195,9 @@ def config_to_json(
         # transformers 4 switches lists where this says, and not where rope_scaling says. Equal lists need no switch,
         # and without it vLLM's default length is the whole of max_position_embeddings.
         values["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-    for name, i in (("bos", tokenizer and tokenizer.bos_id), ("eos", tokenizer and tokenizer.eos_id)):
-        values[f"{name}_token_id"] = i
+    ends = list(tokenizer.end_ids) if tokenizer else []
+    values["bos_token_id"] = tokenizer.bos_id if tokenizer else None
+    values["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     return values
 
 

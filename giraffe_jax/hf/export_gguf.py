@@ -16,6 +16,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
 from giraffe_jax.hf.export import check_new_file, checked, fold_gain, reach_of, static_table
 from giraffe_jax.hf.gguf import FREQUENCIES, permute
+from giraffe_jax.hf.rounding import check_fits
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.tokenizer import Tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe
@@ -46,8 +47,8 @@ def save_gguf(
       max_len: context_length to write, in tokens; by default how far the positions reach.
 
     Raises:
-      ConfigError: positions or a tokenizer that llama.cpp cannot compute, parameters that do not fit the config, or a
-        file that is there already.
+      ConfigError: positions or a tokenizer that llama.cpp cannot compute, parameters that do not fit the config, a
+        weight that the dtype cannot hold, or a file that is there already.
     """
     try:
         import gguf
@@ -61,6 +62,7 @@ def save_gguf(
     inv_freq, gain = static_table(config, "llama.cpp's Llama", _HAS)
     vocabulary = {} if tokenizer is None else describe(tokenizer, config.vocab_size)
     flat = fold_gain(checked(params, config), gain)
+    check_fits(flat, config, dtype, lambda row: row.gguf, norms=False)
     theta = np.float32(config.theta)
     divisors = _divisors(inv_freq, float(theta))
 
@@ -87,6 +89,7 @@ _ADD = {
     str: lambda writer: writer.add_string,
     bool: lambda writer: writer.add_bool,
     int: lambda writer: writer.add_uint32,
+    float: lambda writer: writer.add_float32,
 }
 
 

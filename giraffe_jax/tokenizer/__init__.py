@@ -6,11 +6,13 @@ model: training documents, evaluation, generation and exported files all follow 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.tokenizer import directory
+from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
 
 
 @runtime_checkable
@@ -18,13 +20,17 @@ class Tokenizer(Protocol):
     """What the rest of the project asks of a tokenizer.
 
     `fingerprint` is a sha256 of what decides the ids of a text; `files()` is what a Hugging Face directory has of it;
-    `prefix` are the ids that a text begins with for this model: its begin token, or none.
+    `prefix` are the ids that a text begins with for this model: its begin token, or none. `end_ids` are all that end
+    a text that is generated; `eos_id`, the first of them, ends a document.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     prefix: tuple[int, ...]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -43,6 +49,10 @@ class ByteTokenizer:
     bos_id: int | None = 256
     eos_id: int | None = 257
     prefix: tuple[int, ...] = ()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return () if self.eos_id is None else (self.eos_id,)
 
     @property
     def fingerprint(self) -> str:
@@ -75,8 +85,16 @@ class JsonTokenizer:
     """
 
     def __init__(
-        self, tok: Any, *, bos: str | None = None, eos: str | None = None, config: dict[str, Any] | None = None
+        self,
+        tok: Any,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        config: dict[str, Any] | None = None,
+        beside: Mapping[str, bytes] = {},
+        ends: Sequence[int] = (),
     ):
+        """`beside`: files that `files()` has too; `ends`: ids that end a text beside `eos`."""
         from tokenizers.processors import TemplateProcessing
 
         tok.no_truncation()
@@ -89,6 +107,8 @@ class JsonTokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.bos_id = None if bos is None else vocab[bos]
         self.eos_id = None if eos is None else vocab[eos]
+        self.end_ids: tuple[int, ...] = directory.one_each(self.eos_id, ends)
+        self._beside = directory.with_ends(beside, self.end_ids)
         tokens = {"bos_token": bos, "eos_token": eos}
         tokens = {k: v for k, v in tokens.items() if v is not None}
         self._config = config or {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
@@ -104,6 +124,7 @@ class JsonTokenizer:
     def fingerprint(self) -> str:
         parts = json.loads(self._tok.to_str())
         kept = {k: parts.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        kept |= {"split_special_tokens": True} if self._tok.encode_special_tokens else {}
         return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -114,56 +135,11 @@ class JsonTokenizer:
         return [found.ids for found in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Any) -> str:
-        return self._tok.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self._tok.decode([i for i in map(int, ids) if 0 <= i < self.vocab_size], skip_special_tokens=False)
 
     def files(self) -> dict[str, bytes]:
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
-        return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode()}
-
-
-class SentencePieceTokenizer:
-    """A SentencePiece .model file, through the `sentencepiece` library.
-
-    Its texts begin with the begin token, as transformers' LlamaTokenizer does, unless add_bos is False.
-    """
-
-    def __init__(self, path: str | Path, add_bos: bool = True):
-        try:
-            import sentencepiece
-        except ImportError as e:
-            raise ConfigError(f"{path}: reading a SentencePiece model needs `pip install sentencepiece`.") from e
-        self._bytes = Path(path).read_bytes()
-        self._sp = sentencepiece.SentencePieceProcessor()
-        try:
-            self._sp.LoadFromSerializedProto(self._bytes)
-        except Exception as e:
-            raise ConfigError(f"{path}: not a SentencePiece model, or a truncated one ({e}).") from e
-        self.vocab_size = self._sp.GetPieceSize()
-        self.bos_id = self._sp.bos_id() if self._sp.bos_id() >= 0 else None
-        self.eos_id = self._sp.eos_id() if self._sp.eos_id() >= 0 else None
-        self.prefix = (self.bos_id,) if add_bos and self.bos_id is not None else ()
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self._bytes).hexdigest()
-
-    def encode(self, text: str) -> list[int]:
-        return self._sp.Encode(text)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """What `encode` gives for each, by the library's own threads, one for each core."""
-        return self._sp.Encode(list(texts), num_threads=-1)
-
-    def decode(self, ids: Any) -> str:
-        return self._sp.Decode([int(i) for i in ids])
-
-    def files(self) -> dict[str, bytes]:
-        config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
-        config["add_bos_token"] = bool(self.prefix)
-        for name, i in (("unk_token", self._sp.unk_id()), ("bos_token", self.bos_id), ("eos_token", self.eos_id)):
-            if i is not None and i >= 0:
-                config[name] = self._sp.IdToPiece(i)
-        return {"tokenizer.model": self._bytes, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+        return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode(), **self._beside}
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -191,9 +167,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".json":
         return _load_json(path)
     if path.suffix == ".model":
-        beside = path.parent / "tokenizer_config.json"
-        config = read_json(beside) if beside.is_file() else {}
-        return SentencePieceTokenizer(path, add_bos=config.get("add_bos_token") is not False)
+        return _load_model(path)
     if path.suffix == ".gguf":
         from giraffe_jax.tokenizer import gguf
 
@@ -222,10 +196,52 @@ def _load_json(path: Path) -> JsonTokenizer:
         tok = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises bare Exception
         raise ConfigError(f"{path}: the tokenizers library cannot read it: {e}.") from e
-    beside = path.parent / "tokenizer_config.json"
-    config = read_json(beside) if beside.is_file() else {}
-    bos, eos = (_special(tok, path.parent, config, name) for name in ("bos", "eos"))
-    return JsonTokenizer(tok, bos=bos, eos=eos, config=config)
+    parts = json.loads(tok.to_str())
+    config, own = directory.read_config(path.parent), parts["added_tokens"]
+    steps = json.dumps(parts["pre_tokenizer"])
+    if directory.is_llama(config) and parts["model"]["type"] == "BPE" and '"ByteLevel"' not in steps:
+        built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
+        built.post_processor = tok.post_processor
+        tok, config = built, _named(config)
+    return _finished(tok, path.parent, config, own)
+
+
+def _named(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config with a Llama's special tokens where it names none."""
+    return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | config
+
+
+def _load_model(path: Path) -> Tokenizer:
+    """Returns a SentencePiece model as sentencepiece reads it alone, and as transformers does with its files beside."""
+    folder = path.parent
+    config, beside = directory.read_config(folder), directory.kept_files(folder)
+    add_bos, ends = config.get("add_bos_token") is not False, directory.end_ids(folder, None)
+    plain = SentencePieceTokenizer(path, add_bos, beside=beside, ends=ends)
+    names = (directory.CONFIG, directory.MAP, directory.ADDED)
+    if config.get(SENTENCEPIECE) is True or not any((folder / name).is_file() for name in names):
+        return plain
+    config = _named({"add_bos_token": True} | config)
+    if directory.is_llama(config) and (built := directory.from_pieces(path.read_bytes(), config)):
+        return _finished(built[0], folder, config, [], built[1])
+    directory.refuse_added(path, config, plain.specials)
+    return plain
+
+
+def _finished(
+    tok: Any,
+    folder: Path,
+    config: dict[str, Any],
+    own: list[dict[str, Any]],
+    pieces: Sequence[dict[str, Any]] | None = None,
+) -> JsonTokenizer:
+    """Returns a tokenizer with its added tokens, its begin and end tokens and the files that exports keep."""
+    bos, eos = (_special(tok, folder, config, name) for name in ("bos", "eos"))
+    directory.add_tokens(tok, folder, config, own, pieces)
+    config = directory.plain_config(config)
+    tok.encode_special_tokens = config.get("split_special_tokens") is True
+    eos_id = None if eos is None else tok.token_to_id(eos)
+    ends = directory.end_ids(folder, eos_id)
+    return JsonTokenizer(tok, bos=bos, eos=eos, config=config, beside=directory.kept_files(folder), ends=ends)
 
 
 def _special(tok: Any, directory: Path, config: dict[str, Any], name: str) -> str | None:

@@ -5,12 +5,14 @@ llama.cpp (src/llama-vocab.cpp), and a name that is not listed here is refused, 
 different ids. Opening a file also lives here, because both the tokenizer and the weights start with it.
 """
 
+import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.tokenizer.directory import GENERATION
 
 # The printable stand-ins that byte-level BPE (GPT-2) gives the 256 bytes: printable Latin-1 stands for itself, the
 # other 68 bytes take the code points from 256 on, in order.
@@ -32,6 +34,15 @@ PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
 }
 # Vocabulary entries that are whole words are taken before any merge (`ignore_merges`).
 WHOLE_WORDS = ("llama-bpe",)
+
+# What a GGUF file says of sampling -> transformers' name and the type there.
+SAMPLING: Mapping[str, tuple[str, type]] = {
+    "general.sampling.temp": ("temperature", float),
+    "general.sampling.top_p": ("top_p", float),
+    "general.sampling.top_k": ("top_k", int),
+    "general.sampling.min_p": ("min_p", float),
+    "general.sampling.penalty_repeat": ("repetition_penalty", float),
+}
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # token types of the format
 
@@ -193,12 +204,20 @@ def tokenizer(file: File) -> Any:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     extras = (("bos_token", bos), ("eos_token", eos), ("unk_token", named("unknown_token_id")))
     config |= {k: v for k, v in extras if v is not None}
-    if "tokenizer.chat_template" in meta:
-        config["chat_template"] = meta["tokenizer.chat_template"]
+    key = "tokenizer.chat_template"
+    templates = {k[len(key) + 1 :] or "default": v for k, v in meta.items() if k == key or k.startswith(key + ".")}
+    if templates:
+        several = [dict(name=name, template=text) for name, text in templates.items()]
+        config["chat_template"] = several if templates.keys() != {"default"} else templates["default"]
     # llama.cpp's defaults where the file does not say.
     default = kind == "llama" or meta.get("tokenizer.ggml.pre") in ("llama3", "llama-v3", "llama-bpe")
     config["add_bos_token"] = bool(meta.get("tokenizer.ggml.add_bos_token", default))
-    return JsonTokenizer(tok, bos=bos, eos=eos, config=config)
+    ends = [vocab[t] for t in map(named, ("eot_token_id", "eom_token_id")) if t is not None]
+    generation = {name: kind(meta[key]) for key, (name, kind) in SAMPLING.items() if key in meta}
+    if generation:
+        generation = {"do_sample": True} | generation
+    beside = {GENERATION: json.dumps(generation).encode()} if generation else {}
+    return JsonTokenizer(tok, bos=bos, eos=eos, config=config, beside=beside, ends=ends)
 
 
 def _byte_level(meta: Mapping, tokens: list[str], vocab: dict[str, int], types: list[int], where: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import Tokenizer
-from giraffe_jax.tokenizer.gguf import GPT2, PRE_TOKENIZERS, WHOLE_WORDS
+from giraffe_jax.tokenizer.directory import GENERATION, TEMPLATE
+from giraffe_jax.tokenizer.gguf import GPT2, PRE_TOKENIZERS, SAMPLING, WHOLE_WORDS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of the format
 LOWEST = -1e9  # the score of what is not merged
@@ -25,8 +26,6 @@ def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     files = tokenizer.files()
     if "tokenizer.json" in files:
         kind, tokens, types, about = _from_json(json.loads(files["tokenizer.json"]))
-        template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
-        about |= {"chat_template": template} if isinstance(template, str) else {}
     elif "tokenizer.model" in files:
         kind, tokens, types, about = _from_sentencepiece(files["tokenizer.model"])
     else:
@@ -36,12 +35,41 @@ def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     types += [UNUSED for _ in missing]
     if "scores" in about:
         about["scores"] += [LOWEST for _ in missing]
+    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if settings.get("split_special_tokens"):
+        raise ConfigError("tokenizer: split_special_tokens is true; llama.cpp never splits special tokens.")
     unknown = next((i for i, t in enumerate(types) if t == UNKNOWN), None)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "unknown_token_id": unknown}
+    ids |= _further_ends(tokenizer)
     about |= {k: i for k, i in ids.items() if i is not None} | {"add_bos_token": bool(tokenizer.prefix)}
-    template = {"tokenizer.chat_template": about.pop("chat_template")} if "chat_template" in about else {}
     keys = dict(model=kind, tokens=tokens, token_type=types) | about
-    return {f"tokenizer.ggml.{k}": v for k, v in keys.items() if v != []} | template
+    templates = _templates(files, settings.get("chat_template"))
+    generation = json.loads(files.get(GENERATION, b"{}"))
+    sampling = {k: generation.get(ours) for k, (ours, _) in SAMPLING.items()} if generation.get("do_sample") else {}
+    sampling = {k: SAMPLING[k][1](v) for k, v in sampling.items() if v is not None}
+    return {f"tokenizer.ggml.{k}": v for k, v in keys.items() if v != []} | templates | sampling
+
+
+def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns the end tokens beside `eos_id` as the two further ones that a GGUF file can name."""
+    names, further = ("eot_token_id", "eom_token_id"), [i for i in tokenizer.end_ids if i != tokenizer.eos_id]
+    if len(further) > len(names):
+        raise ConfigError(
+            f"tokenizer: {len(tokenizer.end_ids)} end tokens, {list(tokenizer.end_ids)}; a GGUF file names three (eos, "
+            "eot, eom). Take some out of eos_token_id in generation_config.json."
+        )
+    return dict(zip(names, further, strict=False))
+
+
+def _templates(files: Mapping[str, bytes], given: Any) -> dict[str, str]:
+    """Returns the chat templates: a file's own or the config's text, or the named ones of its list."""
+    if TEMPLATE in files:
+        return {"tokenizer.chat_template": files[TEMPLATE].decode()}
+    if isinstance(given, str):
+        return {"tokenizer.chat_template": given}
+    named = {t["name"]: t["template"] for t in given or []}
+    keys = {name: "tokenizer.chat_template" + f".{name}" * (name != "default") for name in named}
+    return {keys[name]: text for name, text in named.items()}
 
 
 def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dict[str, Any]]:
@@ -52,6 +80,13 @@ def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dic
     vocab: dict[str, int] = dict(model["vocab"])
     added = {t["id"]: t for t in parts.get("added_tokens") or []}
     vocab |= {t["content"]: i for i, t in added.items()}
+    for token in added.values():
+        odd = [k for k in ("lstrip", "rstrip", "single_word") if token.get(k)]
+        if odd:
+            raise ConfigError(
+                f"tokenizer: added token {token['content']!r} has {' and '.join(odd)}, which llama.cpp's added tokens "
+                "have not. Without it (--no-tokenizer) the file serves token ids."
+            )
     by_id = {i: token for token, i in vocab.items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)]
     merges = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model.get("merges") or []]

@@ -1,0 +1,255 @@
+"""A tokenizer as a Hugging Face directory keeps it, in up to six files, read by the rules of transformers 5.
+
+Added tokens are in tokenizer.json, in tokenizer_config.json (`added_tokens_decoder`, the named special tokens,
+`extra_special_tokens`) and, unless `added_tokens_decoder` is there, in special_tokens_map.json and added_tokens.json. A
+`tokenizer_class` of Llama's builds the splitting anew from a few keys, whatever tokenizer.json says of it. What cannot
+be read so that the ids are those of transformers is refused by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.config import ConfigError
+
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+_NAMED = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+_FIELDS = {"content", "lstrip", "rstrip", "normalized", "single_word", "special"}
+# Keys that change ids and are not applied: allowed at these values only, and why.
+_ONLY_AT: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "auto_map": ((None, {}), "a tokenizer with its own code is not run"),
+    "sp_model_kwargs": ((None, {}), "sampling of pieces and other options of sentencepiece are not applied"),
+    "do_lower_case": ((None, False), "letters are not changed"),
+    "dropout": ((None, 0, 0.0), "merges are never dropped"),
+    "fix_mistral_regex": ((None, False), "the expressions are those of tokenizer.json"),
+    "gguf_file": ((None,), "give the GGUF file itself"),
+}
+_EXTRA, _OLD = "extra_special_tokens", "additional_special_tokens"  # read where the first is absent
+_BOOLEANS = ("add_prefix_space", "split_special_tokens", "legacy", "add_bos_token", "add_eos_token")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns tokenizer_config.json, {} where there is none; with what special_tokens_map.json adds to it.
+
+    Raises:
+      ConfigError: a key that changes ids has a value that is not applied here.
+    """
+    from giraffe_jax.tokenizer import read_json
+
+    file = directory / CONFIG
+    config = read_json(file) if file.is_file() else {}
+    for key, (allowed, why) in _ONLY_AT.items():
+        if key in config and config[key] not in allowed:
+            raise ConfigError(f"{file}: {key} is {str(config[key])[:80]!r}, allowed is {allowed[-1]!r}: {why}.")
+    for key in _BOOLEANS:
+        if config.get(key) not in (None, True, False) or isinstance(config.get(key), float):
+            raise ConfigError(f"{file}: {key} must be true or false, got {str(config[key])[:40]!r}.")
+    if _OLD in config and not config.get(_EXTRA):
+        config[_EXTRA] = config.pop(_OLD)
+    if "added_tokens_decoder" not in config and (directory / MAP).is_file():
+        found, before = read_json(directory / MAP), config.get(_EXTRA)
+        if isinstance(before, list) and isinstance(found.get(_EXTRA), list):
+            found[_EXTRA] = before + [t for t in found[_EXTRA] if t not in before]
+        config |= found
+    return config
+
+
+def add_tokens(
+    tok: Any, directory: Path, config: Mapping[str, Any], own: list[dict], pieces: Sequence[dict] | None = None
+) -> None:
+    """Adds every token that a directory's files have to a `tokenizers.Tokenizer`, in the order of transformers 5.
+
+    Args:
+      own: the added tokens of tokenizer.json.
+      pieces: those of a SentencePiece model, None of a tokenizer.json.
+
+    Raises:
+      ConfigError: a token that a file gives another id than it gets, or that is none.
+    """
+    by_id = _declared(directory, config, own)
+    by_text = {token.content: token for token in by_id.values()}
+    named = {k: v for k, v in config.items() if k in _NAMED or (k.endswith("_token") and isinstance(v, str))}
+    extra = config.get(_OLD) if pieces is None else pieces
+    extra = (config[_EXTRA] if _EXTRA in config else extra) or []
+    if isinstance(extra, dict):
+        named, extra = named | extra, []
+    if not isinstance(extra, Sequence) or isinstance(extra, str):
+        raise ConfigError(f"{directory / CONFIG}: {_EXTRA} must be a list of tokens, got {str(extra)[:40]!r}.")
+    where = directory / CONFIG
+    special = [_token(v, f"{where}: {k}", special=True) for k, v in named.items() if v is not None]
+    special = [by_text.get(t.content, t) for t in special]
+    more = [_token(v, f"{where}: extra_special_tokens", special=True) for v in extra]
+    known = set(by_text) | {t.content for t in tok.get_added_tokens_decoder().values()}
+    for token in special:
+        token.special = True
+    tok.add_tokens([*by_id.values(), *(t for t in [*special, *more] if t.content not in known)])
+    tok.add_special_tokens([*special, *more])
+    for i, token in by_id.items():
+        if tok.token_to_id(token.content) != i:
+            raise ConfigError(
+                f"{directory}: its files give the added token {token.content!r} id {i}, but it gets "
+                f"{tok.token_to_id(token.content)}: added ids follow the vocabulary, which has "
+                f"{tok.get_vocab_size(with_added_tokens=False)} entries, without a gap, and a token has one id."
+            )
+
+
+def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, Any]]) -> dict[int, Any]:
+    """Returns the tokens that have an id in one of the files, as {id: AddedToken}, by increasing id."""
+    from giraffe_jax.tokenizer import read_json
+
+    found: dict[int, Any] = {}
+    if "added_tokens_decoder" in config:
+        where = f"{directory / CONFIG}: added_tokens_decoder"
+        given = config["added_tokens_decoder"]
+        if not isinstance(given, dict):
+            raise ConfigError(f"{where} must be a mapping of ids to tokens, got {str(given)[:40]!r}.")
+        for key, value in given.items():
+            if not key.isdecimal() or not isinstance(value, dict):
+                raise ConfigError(f"{where} must map ids to tokens, got {key[:20]!r}: {str(value)[:40]!r}.")
+            found[int(key)] = _token(value, where)
+    else:
+        file = directory / ADDED
+        specials = [config.get(k) for k in _NAMED]
+        specials += [*(config.get(_EXTRA) or [])]  # those of special_tokens_map.json's older key are no special ones
+        texts = {v.get("content") if isinstance(v, dict) else v for v in specials}
+        for text, i in (read_json(file) if file.is_file() else {}).items():
+            if not isinstance(i, int) or isinstance(i, bool) or i < 0:
+                raise ConfigError(f"{file}: the id of {text[:40]!r} must be a whole number from 0, got {str(i)[:40]}.")
+            found[i] = _token({"content": text, "normalized": text not in texts}, str(file), special=text in texts)
+    if "added_tokens_decoder" not in config:
+        found |= {t["id"]: _token({k: t[k] for k in t if k != "id"}, str(directory)) for t in own}
+    return dict(sorted(found.items()))
+
+
+def _token(value: Any, where: str, special: bool = False) -> Any:
+    """Returns an AddedToken of what JSON has for one: its text, or a mapping of its fields."""
+    from tokenizers import AddedToken
+
+    fields = {"content": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("content"), str) or not fields["content"]:
+        raise ConfigError(f"{where}: expected a token's text, or a mapping with 'content', got {str(value)[:60]!r}.")
+    fields = {k: v for k, v in fields.items() if k in _FIELDS}
+    flags = {"special": special} | {k: v for k, v in fields.items() if k != "content"}
+    if not all(isinstance(v, bool) for v in flags.values()):
+        raise ConfigError(f"{where}: {fields['content']!r}: true or false is expected of each of {', '.join(flags)}.")
+    return AddedToken(fields["content"], **flags)
+
+
+def is_llama(config: Mapping[str, Any]) -> bool:
+    """Returns whether transformers 5 builds the tokenizer anew as a Llama's, from vocabulary and merges alone."""
+    return str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+
+
+def as_llama(vocab: Mapping[str, int], merges: list[Any], config: Mapping[str, Any]) -> Any:
+    """Returns the `tokenizers.Tokenizer` that a `tokenizer_class` of LlamaTokenizer means, without added tokens.
+
+    A space comes before a text (`legacy` false, the default), before each part between added tokens (`legacy` true), or
+    nowhere (`add_prefix_space` false).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pairs: list[Any] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    tok = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=True, byte_fallback=True))
+    prefix = config.get("add_prefix_space") is not False
+    scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tok.decoder = decoders.Sequence(undo + [decoders.Strip(content=" ", left=1)] * prefix)
+    return tok
+
+
+def from_pieces(content: bytes, config: Mapping[str, Any]) -> tuple[Any, list[dict[str, Any]]] | None:
+    """Returns (tokenizer without added tokens, the model's own added tokens) of a SentencePiece model.
+
+    None where it is not BPE. transformers does not normalise the text, whatever the model says, and so nor does this.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as pb2
+
+    model: Any = pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    if model.trainer_spec.model_type != 2:
+        return None
+    vocab = {p.piece: i for i, p in enumerate(model.pieces)}
+    merges = [
+        (i, n, len(piece) - n, (piece[:n], piece[n:]))
+        for piece, i in vocab.items()
+        for n in range(1, len(piece))
+        if piece[:n] in vocab and piece[n:] in vocab
+    ]
+    own = [dict(content=p.piece, normalized=False, special=p.type == 3) for p in model.pieces if p.type in (3, 4)]
+    return as_llama(vocab, [m[3] for m in sorted(merges)], config), own
+
+
+def refuse_added(path: Path, config: Mapping[str, Any], own: set[str]) -> None:
+    """Raises ConfigError for what a SentencePiece model that is read as it is cannot have beside it.
+
+    Args:
+      own: the pieces that stand for themselves.
+    """
+    tokens = [*_declared(path.parent, config, []).values()]
+    tokens += [_token(t, str(path.parent)) for key in (_EXTRA, _OLD) for t in config.get(key) or []]
+    if beyond := [t.content for t in tokens if t.content not in own]:
+        raise ConfigError(
+            f"{path.parent}: added token {beyond[0]!r} beside {path.name}: they are read beside BPE models alone, "
+            "with a tokenizer_class of LlamaTokenizer in tokenizer_config.json. Name it, or convert to tokenizer.json."
+        )
+    for key, value in (("add_prefix_space", False), ("split_special_tokens", True)):
+        if config.get(key) is value:
+            raise ConfigError(
+                f"{path.parent / CONFIG}: {key} is {value} beside {path.name}, which is read as sentencepiece does; "
+                "remove the key or convert it to tokenizer.json."
+            )
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config to write beside a tokenizer.json that has all added tokens: special tokens by their text."""
+    kept = {k: v for k, v in config.items() if k != "added_tokens_decoder"}
+    for key, value in kept.items():
+        if isinstance(value, dict) and key.endswith("_token"):
+            kept[key] = value.get("content")
+        if key in (_EXTRA, _OLD) and isinstance(value, list):
+            kept[key] = [t.get("content") if isinstance(t, dict) else t for t in value]
+    return kept
+
+
+def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
+    """Returns the ids that end a text: the end token, and those of generation_config.json and config.json."""
+    from giraffe_jax.tokenizer import read_json
+
+    found: list[int] = []
+    for file in (directory / GENERATION, directory / "config.json"):
+        ids = read_json(file).get("eos_token_id") if file.is_file() else None
+        for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if isinstance(i, bool) or not isinstance(i, int):
+                raise ConfigError(f"{file}: eos_token_id must be ids, got {str(ids)[:60]}.")
+            found += [i] if i >= 0 else []  # -1 says that there is none
+    return one_each(eos_id, found)
+
+
+def one_each(eos_id: int | None, further: Sequence[int]) -> tuple[int, ...]:
+    """Returns the end token, where there is one, and further ids, each of them once."""
+    found: list[int] = [*([] if eos_id is None else [eos_id]), *further]
+    return tuple(dict.fromkeys(found))
+
+
+def kept_files(directory: Path) -> dict[str, bytes]:
+    """Returns the files that say how to generate and to chat: nothing here reads them, and exports keep them."""
+    from giraffe_jax.tokenizer import read_json
+
+    found = {}
+    for name in (GENERATION, TEMPLATE):
+        if (directory / name).is_file():
+            found[name] = (directory / name).read_bytes()
+    if GENERATION in found:
+        read_json(directory / GENERATION)  # its error names the file
+    return found
+
+
+def with_ends(files: Mapping[str, bytes], ends: tuple[int, ...]) -> dict[str, bytes]:
+    """Returns the files with all end tokens in generation_config.json, which is made where there are several."""
+    if len(ends) < 2 and GENERATION not in files:
+        return dict(files)
+    settings = json.loads(files.get(GENERATION, b'{"_from_model_config": true}'))
+    settings |= {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]} if ends else {}
+    return {**files, GENERATION: json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"}
