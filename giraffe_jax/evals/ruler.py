@@ -9,9 +9,9 @@ hotpot_dev_distractor_v1.json).
 
 What is done otherwise, so that a score means something: every example has an order of its own (released, needles and
 words of all examples are shuffled alike); keys are never repeated; prompt and answer fill `length`, where the release
-leaves room for `new_tokens`; a prompt is filled to the sentence, and to the word where that leaves more than 2%, instead of to the next 25 sentences; words are this
-project's own list (evals/lines.py) instead of a package's, joined in pairs where a list needs more. `compat=True` keeps
-the first and the third as released.
+leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them, and to the word
+where that leaves more than 2%; words are this project's own list (evals/lines.py) instead of a package's, joined in
+pairs where a list needs more. `compat=True` keeps the first and the third as released.
 """
 
 import dataclasses
