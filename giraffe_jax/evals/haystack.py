@@ -40,7 +40,10 @@ class End(NamedTuple):
 
 
 NOTHING = End(0)
-END_UNITS = {"words": re.compile(r"\S+\s*"), "characters": re.compile(r".", re.DOTALL)}
+END_UNITS: dict[Literal["words", "characters"], re.Pattern[str]] = {
+    "words": re.compile(r"\S+\s*"),
+    "characters": re.compile(r".", re.DOTALL),
+}
 
 
 class Haystack(NamedTuple):
