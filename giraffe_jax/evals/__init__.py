@@ -18,7 +18,7 @@ from giraffe_jax import config
 from giraffe_jax.evals.metrics import Metric
 
 # Modules of this folder that are not tasks: how rows are made, and what is made of them.
-_MACHINERY = ("cases", "metrics", "run", "scoring", "stats")
+_MACHINERY = ("cases", "filling", "haystack", "lengths", "metrics", "run", "scoring", "stats")
 
 
 def names() -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, perplexity, scoring
+from giraffe_jax.evals import cases, lengths, perplexity, scoring
 from giraffe_jax.evals.metrics import Metric
 from giraffe_jax.evals.scoring import Count, Seed
 
@@ -158,15 +158,11 @@ def _text(task: Copying, tokenizer: Any):
     for name, path in cases.documents(task.documents, "copying.documents"):
         text = cases.text(path, "copying.documents")
         count = len(perplexity.head(tokenizer, text, need))
-        seen.append((count, str(path)))
+        seen.append((count + max(task.lengths) - need, str(path)))
         if count == need:
             texts.append((name, text))
     if not texts:
-        count, path = max(seen)
-        raise ConfigError(
-            f"copying.documents: none of {len(seen)} is {need} tokens long, which the longest of lengths "
-            f"{task.lengths} needs; the longest is {path} with {count} tokens."
-        )
+        raise lengths.refusal(task, max(task.lengths), *max(seen))
 
     def make(length: int, i: int, count: int) -> tuple[str | None, tuple[int, ...]]:
         rng = np.random.default_rng([task.seed, i])

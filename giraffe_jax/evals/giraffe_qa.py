@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import cases, filling, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed
 
 INSTRUCTION = (
@@ -101,7 +101,8 @@ def examples(task: GiraffeQA, tokenizer: Any, length: int) -> list[Example]:
         )
     items = _long_enough(task, tokenizer)
     made = [(items[i // 6], *VARIANTS[i % 6], i) for i in range(min(task.n, 6 * len(items)))]
-    return [_built(task, tokenizer, length, *each) for each in made]
+    fill = filling.Filler(task, tokenizer, length, probe=64)
+    return [_built(task, fill, *each) for each in made]
 
 
 def read(task: GiraffeQA) -> list[Question]:
@@ -133,10 +134,7 @@ def _long_enough(task: GiraffeQA, tokenizer: Any) -> list[Question]:
         if 6 * len(found) >= task.n:
             break
     if not found:
-        raise ConfigError(
-            f"giraffe_qa.questions: no document has {max(task.lengths):,} tokens, which the longest of"
-            f" lengths={task.lengths} needs; the longest has {longest:,}."
-        )
+        raise lengths.refusal(task, max(task.lengths), longest)
     return found
 
 
@@ -178,42 +176,32 @@ def _published(row: dict[str, Any], task: GiraffeQA, tokenizer: Any) -> Example:
         raise ConfigError("giraffe_qa.files: a case's conversations are not one text of 'human' and one of 'agent'.")
     answer = answer.strip()
     at = _occurrence(answer).search(text, max(0, text.find("Document:")))
-    return _example(task, tokenizer, text.rstrip(), answer, at.start() / len(text) if at else 0.0)
+    made = _made(task, text.rstrip(), answer, at.start() / len(text) if at else 0.0)
+    return filling.example(tokenizer, made)
 
 
-def _built(
-    task: GiraffeQA, tokenizer: Any, length: int, item: Question, place: str, first: bool, number: int
-) -> Example:
+def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, first: bool, number: int) -> Example:
     # The document goes round, from the answer to what stands before it, so that there is text on both sides of it.
     before, after = item.document[: item.at], item.document[item.at :].rstrip()
     gap = before[len(before.rstrip()) :]
     text = f"{after}\n\n{before}".rstrip()
     words = [m.span() for m in re.finditer(r"\s*\S+", text)]
     own = next(i for i, (_, end) in enumerate(words, 1) if end >= len(item.answer))  # words that hold the answer
-    share = random.Random(f"giraffe_qa {task.seed} {length} {number}").random()
+    share = random.Random(f"giraffe_qa {task.seed} {fill.length} {number}").random()
     share = {"start": 0.1 * share, "random": 0.1 + 0.8 * share, "end": 0.9 + 0.1 * share}[place]
 
-    def build(more: int) -> Example:
+    def build(more: int) -> filling.Made:
         ahead = round(share * more)
         head = text[words[-ahead][0] :] if ahead else ""
         document = f"{head}{gap}{text[: words[own + more - ahead - 1][1]]}".strip()
         asked = prompt(document, item.question, first=first)
-        return _example(task, tokenizer, asked, item.answer, len(head.lstrip()) / len(document))
+        return _made(task, asked, item.answer, len(head.lstrip()) / len(document))
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=64,
-        what=f"giraffe_qa at length {length}",
-        most=len(words) - own,
-    )
-    return example
+    return fill(build, most=len(words) - own, whole=False)[1]
 
 
-def _example(task: GiraffeQA, tokenizer: Any, text: str, answer: str, where: float) -> Example:
-    before, said = scoring.split(tokenizer, text + (CUE if task.cue else ""), f" {answer}")
-    return Example(tuple(tokenizer.prefix) + before, said, (answer,), where)
+def _made(task: GiraffeQA, text: str, answer: str, where: float) -> filling.Made:
+    return filling.Made(text + (CUE if task.cue else ""), f" {answer}", (answer,), where)
 
 
 def _occurrence(answer: str) -> re.Pattern[str]:

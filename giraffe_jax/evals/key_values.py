@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import cases, filling, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = "Extract the value corresponding to the specified key in the JSON object below."
@@ -72,7 +72,8 @@ def examples(task: KeyValues, tokenizer: Any, length: int) -> list[Example]:
                 lambda row, depth=depth: _published(row, task, tokenizer, depth), task, length, "key_values.files",
             )
         ]  # fmt: skip
-    return [_one(task, tokenizer, length, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
+    fill = filling.Filler(task, tokenizer, length, probe=8)
+    return [_one(task, fill, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
 
 
 def prompt(pairs: Sequence[Sequence[str]], key: str) -> str:
@@ -88,33 +89,26 @@ def _published(row: dict[str, Any], task: KeyValues, tokenizer: Any, depth: floa
     if depth is not None:
         pairs.remove(pair)
         pairs.insert(round(depth * len(pairs)), pair)
-    return _example(task, tokenizer, pairs, pairs.index(pair))
+    return filling.example(tokenizer, _made(task, pairs, pairs.index(pair)))
 
 
-def _example(task: KeyValues, tokenizer: Any, pairs: Sequence[Sequence[str]], target: int) -> Example:
+def _made(task: KeyValues, pairs: Sequence[Sequence[str]], target: int) -> filling.Made:
     key, value = pairs[target]
-    before, answer = scoring.split(tokenizer, prompt(pairs, key) + (' "' if task.cue else ""), value)
-    return Example(tuple(tokenizer.prefix) + before, answer, (value,), target / max(1, len(pairs) - 1))
+    cue = ' "' if task.cue else ""
+    return filling.Made(prompt(pairs, key) + cue, value, (value,), target / max(1, len(pairs) - 1))
 
 
-def _one(task: KeyValues, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
-    rng = random.Random(f"key_values {task.seed} {length} {depth} {i}")
+def _one(task: KeyValues, fill: filling.Filler, depth: float | None, i: int) -> Example:
+    rng = random.Random(f"key_values {task.seed} {fill.length} {depth} {i}")
     where = rng.random()
     pairs: list[tuple[str, str]] = []
 
-    def build(more: int) -> Example:
+    def build(more: int) -> filling.Made:
         while len(pairs) < more + 1:
             key, value = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2))
             pairs.append((key, value))
         n = more + 1
         target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
-        return _example(task, tokenizer, pairs[:n], target)
+        return _made(task, pairs[:n], target)
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=8,
-        what=f"key_values at length {length}",
-    )
-    return example
+    return fill(build)[1]

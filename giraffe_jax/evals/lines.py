@@ -22,7 +22,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import cases, filling, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 HEADER = (
@@ -118,7 +118,7 @@ def examples(task: Lines, tokenizer: Any, length: int) -> list[Example]:
     if task.files:
         rows = cases.read(task.files, {"prompt": str, "expected_number": int}, "lines.files")
         return cases.asked(rows, lambda row: _published(row, task, tokenizer), task, length, "lines.files")
-    make = _longchat if task.style == "longchat" else _compact(task, tokenizer)
+    make = _longchat(task, tokenizer, length) if task.style == "longchat" else _compact(task, tokenizer)
     return [make(task, tokenizer, length, depth, i) for depth in task.depths or (None,) for i in range(task.n)]
 
 
@@ -148,31 +148,27 @@ def _published(row: dict[str, Any], task: Lines, tokenizer: Any) -> Example:
     return Example(tuple(tokenizer.prefix) + before, answer, value, where)
 
 
-def _longchat(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
-    rng = random.Random(f"lines {task.seed} {length} {depth} {i}")
-    # More than can fit: no tokenizer makes less than six tokens of a line.
-    keys = draw_keys(rng, min(len(ADJECTIVES) * len(NOUNS), length // 6 + 16))
-    values = [rng.randint(1, HIGHEST) for _ in keys]
-    where = rng.random()
-    bos = tuple(tokenizer.prefix)
+def _longchat(task: Lines, tokenizer: Any, length: int):
+    fill = filling.Filler(task, tokenizer, length, probe=8)
 
-    def build(more: int) -> Example:
-        n = more + 1
-        target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
-        text = prompt(keys[:n], values[:n], target)
-        cue = " " + CUE.format(key=keys[target]) if task.cue else ""
-        # Without the closing bracket: what follows it is the tokenizer's and the model's habit, not retrieval.
-        before, answer = scoring.split(tokenizer, text + cue, f" <{values[target]}")
-        return Example(bos + before, answer, values[target], target / max(1, n - 1))
+    def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
+        rng = random.Random(f"lines {task.seed} {length} {depth} {i}")
+        # More than can fit: no tokenizer makes less than six tokens of a line.
+        keys = draw_keys(rng, min(len(ADJECTIVES) * len(NOUNS), length // 6 + 16))
+        values = [rng.randint(1, HIGHEST) for _ in keys]
+        where = rng.random()
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=8,
-        what=f"lines (longchat) at length {length}",
-    )
-    return example
+        def build(more: int) -> filling.Made:
+            n = more + 1
+            target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
+            text = prompt(keys[:n], values[:n], target)
+            cue = " " + CUE.format(key=keys[target]) if task.cue else ""
+            # Without the closing bracket: what follows it is the tokenizer's and the model's habit, not retrieval.
+            return filling.Made(text + cue, f" <{values[target]}", values[target], target / max(1, n - 1))
+
+        return fill(build, most=len(keys) - 1)[1]
+
+    return make
 
 
 def _compact(task: Lines, tokenizer: Any):

@@ -23,7 +23,7 @@ import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, perplexity, scoring
+from giraffe_jax.evals import cases, lengths, metrics, perplexity, scoring
 from giraffe_jax.evals.scoring import Count
 
 # Tokens that may have to be read before their text is whole. No character takes nearly as many.
@@ -142,11 +142,7 @@ def examples(task: LongPPL, tokenizer: Any, length: int) -> list[Window]:
         if len(windows) == task.n:
             break
     if not windows:
-        count, path = max(seen)
-        raise ConfigError(
-            f"longppl.documents: none of {len(seen)} is {longest} tokens long, which the longest of lengths "
-            f"{task.lengths} needs; the longest is {path} with {count} tokens."
-        )
+        raise lengths.refusal(task, max(task.lengths), *max(seen))
     return windows
 
 

@@ -9,12 +9,12 @@ values or questions at once are RULER's (`ruler`, niah_multikey, multivalue, mul
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, ruler, scoring
+from giraffe_jax.evals import filling, haystack, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 PREFIX = "This is a very long story book: <book>"
@@ -30,7 +30,7 @@ CITIES = ("New York", "London", "Paris", "Tokyo", "Beijing", "Berlin")
 class Needle:
     """The keys of a needle task; `n` examples for every length and depth."""
 
-    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
+    VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # text files or folders that the book is made of
     depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all text, 1: after it
@@ -65,32 +65,25 @@ def examples(task: Needle, tokenizer: Any, length: int) -> list[Example]:
 
     Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
     """
-    text = ruler.sentences(task.documents, "needle.documents")
-    return [_one(task, tokenizer, length, depth, i, text) for depth in task.depths for i in range(task.n)]
+    text = haystack.read(task.documents, "needle.documents")
+    fill = filling.Filler(task, tokenizer, length)
+    return [_one(task, fill, depth, i, text) for depth in task.depths for i in range(task.n)]
 
 
-def _one(task: Needle, tokenizer: Any, length: int, depth: float, i: int, text: Sequence[str]) -> Example:
-    rng = random.Random(f"needle {task.seed} {length} {depth:.6f} {i}")
+def _one(task: Needle, fill: filling.Filler, depth: float, i: int, text: haystack.Haystack) -> Example:
+    rng = random.Random(f"needle {task.seed} {fill.length} {depth:.6f} {i}")
     value, *others = rng.sample(range(10**6, 10**7), 1 + task.distractors)
-    start, places = rng.randrange(len(text)), [rng.random() for _ in others]
+    start, places = rng.randrange(len(text.pieces)), [rng.random() for _ in others]
     wrong = list(
         zip(places, (NEEDLE.format(city=c, value=v) for c, v in zip(CITIES, others, strict=False)), strict=True)
     )
 
-    def build(size: int) -> Example:
-        book = [text[(start + k) % len(text)] for k in range(size)]
-        hidden = sorted([*wrong, (depth, NEEDLE.format(city="Singapore", value=value))], reverse=True)
-        for share, needle in hidden:
-            book.insert(round(share * size), needle)
-        asked = PREFIX + " ".join(book).replace(" \n", "\n").replace("\n ", "\n") + QUESTION
-        before, answer = scoring.split(tokenizer, asked, f" {value}")
-        return Example(tuple(tokenizer.prefix) + before, answer, value, depth)
+    hidden = [*wrong, (depth, NEEDLE.format(city="Singapore", value=value))]
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=16,
-        what=f"needle at length {length}",
-    )
-    return example
+    def make(size: int, end: haystack.End = haystack.NOTHING) -> filling.Made:
+        book = text.part(start, size, end)
+        book = haystack.joined(book, [(round(share * len(book)), needle) for share, needle in sorted(hidden)])
+        asked = PREFIX + book.replace(" \n", "\n").replace("\n ", "\n") + QUESTION
+        return filling.Made(asked, f" {value}", value, depth)
+
+    return haystack.filled(fill, make)

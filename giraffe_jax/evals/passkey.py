@@ -16,7 +16,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import metrics, scoring
+from giraffe_jax.evals import filling, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
 INSTRUCTION = (
@@ -32,7 +32,7 @@ QUESTION = "What is the pass key? The pass key is"
 class Passkey:
     """The keys of a passkey task; `n` examples for every length and depth."""
 
-    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
+    VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
     n: Count = 20
@@ -64,7 +64,7 @@ def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
 
     Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
     """
-    make = _landmark if task.style == "landmark" else _compact(task, tokenizer)
+    make = _landmark(task, tokenizer, length) if task.style == "landmark" else _compact(task, tokenizer)
     made: list[Example] = []
     for depth in task.depths:
         for i in range(task.n):
@@ -83,22 +83,14 @@ def prompt(key: int, filler: int, depth: float) -> str:
     return "\n".join([INSTRUCTION, garbage[:before], information, garbage[: filler - before], QUESTION])
 
 
-def _landmark(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
-    key = random.Random(f"passkey {task.seed} {length} {depth:.6f} {i}").randint(10_000, 99_999)
-    bos = tuple(tokenizer.prefix)
+def _landmark(task: Passkey, tokenizer: Any, length: int):
+    fill = filling.Filler(task, tokenizer, length, probe=256)
 
-    def build(filler: int) -> Example:
-        before, answer = scoring.split(tokenizer, prompt(key, filler, depth), f" {key}")
-        return Example(bos + before, answer, key, depth)
+    def make(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
+        key = random.Random(f"passkey {task.seed} {length} {depth:.6f} {i}").randint(10_000, 99_999)
+        return fill(lambda filler: filling.Made(prompt(key, filler, depth), f" {key}", key, depth))[1]
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=256,
-        what=f"passkey (landmark) at length {length}",
-    )
-    return example
+    return make
 
 
 def _compact(task: Passkey, tokenizer: Any):

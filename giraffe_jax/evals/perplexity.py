@@ -22,7 +22,7 @@ import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import cases, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count
 
 
@@ -102,11 +102,7 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
         if task.n is not None and len(chosen) == task.n:
             break
     if not chosen:
-        count, path = max(seen)
-        raise ConfigError(
-            f"perplexity.documents: none of {len(seen)} is {longest} tokens long, which the longest of lengths "
-            f"{task.lengths} needs; the longest is {path} with {count} tokens."
-        )
+        raise lengths.refusal(task, max(task.lengths), *max(seen))
     step = {"truncated": 0, "chunked": inside, "strided": stride, "aligned": stride}[task.protocol]
     # Aligned windows end where those of the longest length do.
     skipped = longest - length if task.protocol == "aligned" else 0

@@ -9,16 +9,15 @@ hotpot_dev_distractor_v1.json).
 
 What is done otherwise, so that a score means something: every example has an order of its own (released, needles and
 words of all examples are shuffled alike); keys are never repeated; prompt and answer fill `length`, where the release
-leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them; words are this
-project's own list (evals/lines.py) instead of a package's, joined in pairs where a list needs more. `compat=True` keeps
-the first and the third as released.
+leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them, and to the word
+where that leaves more than 2%; words are this project's own list (evals/lines.py) instead of a package's, joined in
+pairs where a list needs more. `compat=True` keeps the first and the third as released.
 """
 
 import dataclasses
 import json
 import math
 import random
-import re
 import string
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import filling, haystack, metrics, scoring
 from giraffe_jax.evals.lines import ADJECTIVES, NOUNS, draw_keys
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
@@ -109,7 +108,7 @@ DETERMINED = (
 class Ruler:
     """The keys of a RULER task; `n` examples for every length (and depth, where depths are set)."""
 
-    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
+    VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Kind
     n: Count = 50
@@ -163,52 +162,56 @@ def examples(task: Ruler, tokenizer: Any, length: int) -> list[Example]:
     Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
     """
     needles = NEEDLES.get(task.kind)
-    text = sentences(task.documents, "ruler.documents") if needles and needles.haystack == "text" else []
+    text = haystack.read(task.documents, "ruler.documents") if needles and needles.haystack == "text" else None
     asked = questions(task) if task.kind in QA else None
-    return [
-        _one(task, tokenizer, length, depth, i, text, asked) for depth in task.depths or (None,) for i in range(task.n)
-    ]
+    answer = (task.new_tokens or 0) if task.compat else 0
+    fill = filling.Filler(task, tokenizer, length, probe=32, answer=answer)
+    return [_one(task, fill, depth, i, text, asked) for depth in task.depths or (None,) for i in range(task.n)]
 
 
 def _one(
-    task: Ruler, tokenizer: Any, length: int, depth: float | None, i: int, text: Sequence[str], asked: Any
+    task: Ruler,
+    fill: filling.Filler,
+    depth: float | None,
+    i: int,
+    text: haystack.Haystack | None,
+    asked: "Questions | None",
 ) -> Example:
-    seed, bos = f"ruler {task.kind} {task.seed} {length} {depth} {i}", tuple(tokenizer.prefix)
+    length = fill.length
+    seed = f"ruler {task.kind} {task.seed} {length} {depth} {i}"
     order = f"ruler order {task.seed}" if task.compat else f"{seed} order"
 
-    def make(size: int) -> tuple[str, list[str], str, float]:
+    def make(size: int, end: haystack.End = haystack.NOTHING) -> filling.Made:
         rng, shuffle = random.Random(seed), random.Random(order).shuffle
         if task.kind == "vt":
-            return _chain(rng, size, task.hops, task.chains)
-        if task.kind == "cwe":
-            return _common(rng, shuffle, size, short=length < 4096)
-        if task.kind == "fwe":
-            return _frequent(rng, shuffle, size, words=max(length // 50, 8))
-        if asked is not None:
-            return _question(rng, shuffle, size, asked, i)
-        return _needles(NEEDLES[task.kind], rng, shuffle, size, depth, text)
+            made = _chain(rng, size, task.hops, task.chains)
+        elif task.kind == "cwe":
+            made = _common(rng, shuffle, size, short=length < 4096)
+        elif task.kind == "fwe":
+            made = _frequent(rng, shuffle, size, words=max(length // 50, 8))
+        elif asked is not None:
+            made = _question(rng, shuffle, size, asked, i)
+        else:
+            made = _needles(NEEDLES[task.kind], rng, shuffle, size, depth, text, end)
+        prompt, answers, said, where = made
+        return filling.Made(prompt, said, tuple(answers), where)
 
-    def build(size: int) -> Example:
-        text, answers, said, where = make(size)
-        before, answer = scoring.split(tokenizer, text, said)
-        return Example(bos + before, answer, tuple(answers), where)
-
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + (max(len(e.answer), task.new_tokens or 0) if task.compat else len(e.answer)),
-        budget=length,
-        probe=32,
-        what=f"ruler ({task.kind}) at length {length}",
-        most=None if asked is None else len(asked.documents),
-    )
-    return example
+    return fill(make)[1] if text is None else haystack.filled(fill, make)
 
 
 # Each maker returns (prompt, what the output must hold, the answer as the prompt's examples would put it, depth of the
 # first thing asked for), of a size in the units that fill it: sentences or words.
 
 
-def _needles(task: Needles, rng: random.Random, shuffle: Shuffle, size: int, depth: float | None, text: Sequence[str]):
+def _needles(
+    task: Needles,
+    rng: random.Random,
+    shuffle: Shuffle,
+    size: int,
+    depth: float | None,
+    text: haystack.Haystack | None,
+    end: haystack.End,
+):
     keys = _draw(rng, task.key, task.keys)
     values = [_draw(rng, task.value, task.values) for _ in keys]
     pairs = [(key, value) for key, mine in zip(keys, values, strict=True) for value in mine]
@@ -218,15 +221,16 @@ def _needles(task: Needles, rng: random.Random, shuffle: Shuffle, size: int, dep
     if task.haystack == "needles":
         others = zip(_draw(hay_rng, task.key, size, but=keys), _draw(hay_rng, task.value, size), strict=True)
         hay = [NEEDLE.format(kind=task.value, key=k, value=v) for k, v in others]
-    elif task.haystack == "text":
-        start = hay_rng.randrange(len(text))
-        hay = [text[(start + i) % len(text)] for i in range(size)]
+    elif text is not None:
+        hay = text.part(hay_rng.randrange(len(text.pieces)), size, end)
     else:
         hay = [NOISE] * size
     shares = [depth] if depth is not None else sorted(hay_rng.random() for _ in pairs)
-    places = [round(share * size) for share in shares]
-    for place, (key, value) in reversed(list(zip(places, pairs, strict=True))):
-        hay.insert(place, NEEDLE.format(kind=task.value, key=key, value=value))
+    places = [round(share * len(hay)) for share in shares]
+    hidden = [NEEDLE.format(kind=task.value, key=key, value=value) for key, value in pairs]
+    if text is None:
+        hay = [f"{piece}\n" for piece in hay]
+    context = haystack.joined(hay, list(zip(places, hidden, strict=True)), " " if text else "\n")
     queries = [keys[i] for i in asked]
     answers = [value for i in asked for value in values[i]]
     query = ", ".join(queries[:-1]) + ", and " + queries[-1] if len(queries) > 1 else queries[0]
@@ -234,9 +238,8 @@ def _needles(task: Needles, rng: random.Random, shuffle: Shuffle, size: int, dep
     if len(answers) == 1:
         template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
         kind = kind[:-1]
-    context = (" " if task.haystack == "text" else "\n").join(hay)
     first = [key for key, _ in pairs].index(queries[0])
-    where = places[first] / max(1, size)
+    where = places[first] / max(1, len(hay))
     return template.format(kind=kind, context=context, query=query), answers, " " + ", ".join(answers), where
 
 
@@ -288,10 +291,12 @@ def _frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
 def _question(rng: random.Random, shuffle: Shuffle, size: int, asked: "Questions", i: int):
     query, answers, own, near = asked.cases[i % len(asked.cases)]
     # Documents of its own, then those of the same article, then any; of all that there are, so that more is never less.
+    # Where they are too few, all of them once more, as often as it takes (as released).
     near, known = rng.sample(near, len(near)), {*own, *near}
     count = len(asked.documents)
     far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
-    chosen = [*own, *near, *far][: len(own) + size]
+    chosen = [*own, *near, *far]
+    chosen = (chosen * -(-(len(own) + size) // len(chosen)))[: len(own) + size]
     shuffle(chosen)
     context = "\n\n".join(f"Document {k}:\n{asked.documents[d]}" for k, d in enumerate(chosen, 1))
     where = min(chosen.index(d) for d in own) / max(1, len(chosen) - 1)
@@ -370,14 +375,3 @@ def _words(rng: random.Random, n: int) -> list[str]:
     single = list(dict.fromkeys(ADJECTIVES + NOUNS))
     rng.shuffle(single)
     return single[:n] + (draw_keys(rng, n - len(single)) if n > len(single) else [])
-
-
-def sentences(documents: tuple[str, ...], where: str) -> list[str]:
-    """Returns the sentences of documents, white space made one space."""
-    found: list[str] = []
-    for _, path in cases.documents(documents, where):
-        text = " ".join(cases.text(path, where).split())
-        found += [s for s in re.split(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])", text) if s]
-    if not found:
-        raise ConfigError(f"{where}: no text in {', '.join(documents)}.")
-    return found

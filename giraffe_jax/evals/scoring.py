@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
+from giraffe_jax.evals import lengths
+from giraffe_jax.evals.lengths import NAMED
 
 Scoring = Literal["generate", "teacher"]
 Count = Annotated[int, Bound(1, high=10**6)]  # of examples, which are made before the first is measured
@@ -33,9 +35,10 @@ class Example:
     answer: tuple[int, ...]
     expected: int | tuple[str, ...]  # a number, or the texts that the task's rule looks for in the output
     depth: float  # where in the record the answer (the first of several) stands, 0 the start, 1 the end
+    slack: int = 0  # tokens by which the prompt may be short: of one more unit, or kept for a longer answer
 
 
-NAMED = ("documents", "files", "questions", "conversations")  # keys of tasks that name files
+TAIL = 200  # characters of a prompt that say where its tokens end
 KEPT = 2**22  # tokens of examples kept in memory, some 36 bytes each
 ASKED = 200  # characters of a prompt's end that a row keeps
 
@@ -68,7 +71,7 @@ def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any,
     """Returns `examples(task, tokenizer, length)` that makes the same only once: sixteen methods ask for them in turn.
 
     They are made again once a file that the task names has changed, and forgotten with the tokenizer, or, the oldest
-    first, beyond `KEPT` tokens a task.
+    first, beyond `KEPT` tokens a task. ConfigError where they are shorter than `length` says (`lengths.check`).
     """
 
     memories: weakref.WeakKeyDictionary[Any, dict[Any, list[Any]]] = weakref.WeakKeyDictionary()
@@ -78,7 +81,9 @@ def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any,
         memory = memories.setdefault(tokenizer, {})
         key = task, length, _files_of(task)
         if key not in memory:
-            memory[key] = examples(task, tokenizer, length)
+            made = examples(task, tokenizer, length)
+            lengths.check(task, length, made)
+            memory[key] = made
             while len(memory) > 1 and sum(map(_tokens, memory.values())) > KEPT:
                 del memory[next(iter(memory))]
         return memory[key]
@@ -87,7 +92,7 @@ def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any,
 
 
 def _tokens(examples: Sequence[Any]) -> int:
-    return sum(len(e.prompt) + len(e.answer) if isinstance(e, Example) else len(e.tokens) for e in examples)
+    return sum(map(lengths.tokens, examples))
 
 
 def _files_of(task: Any) -> tuple[Any, ...]:
@@ -102,11 +107,18 @@ def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tu
     A tokenizer may join the prompt's end with the answer's start; the split is then before the joined token, so the
     model is never asked to continue from a cut that its training text does not have.
     """
-    whole, alone = tokenizer.encode(prompt + answer), tokenizer.encode(prompt)
-    common = 0
-    while common < min(len(whole), len(alone)) and whole[common] == alone[common]:
-        common += 1
-    return tuple(whole[:common]), tuple(whole[common:])
+    whole = tokenizer.encode(prompt + answer)
+    # The last words say where, without all of a long prompt once more, where they are the same tokens in it.
+    for tail in (prompt[max(0, prompt.rfind(" ", 0, -TAIL)) :], prompt):
+        together, alone = tokenizer.encode(tail + answer), tokenizer.encode(tail)
+        common = 0
+        while common < min(len(together), len(alone)) and together[common] == alone[common]:
+            common += 1
+        begun = common // 2  # beyond what the start of a text makes other
+        if tail is prompt or (common > 8 and whole[len(whole) - len(together) + begun :] == together[begun:]):
+            break
+    at = len(whole) - len(together) + common
+    return tuple(whole[:at]), tuple(whole[at:])
 
 
 def from_pieces(document: Sequence[Any], encode: Callable[[str], Sequence[int]], bos: tuple[int, ...], depth: float):
@@ -125,44 +137,6 @@ def check_retrieval(task: Any) -> None:
     depths = getattr(task, "depths", None)
     if depths == () or not all(0 <= d <= 1 for d in depths or ()):
         raise ConfigError(f"{task.name}.depths: expected numbers from 0 to 1, got {depths}.")
-
-
-def largest(
-    build: Callable[[int], Any],
-    cost: Callable[[Any], int],
-    budget: int,
-    probe: int,
-    what: str,
-    most: int | None = None,
-) -> tuple[int, Any]:
-    """Returns (k, build(k)) with the largest k >= 0 whose cost is within the budget.
-
-    Args:
-      build: makes the example with k units of filler; its cost grows with k.
-      cost: tokens of an example.
-      budget: tokens allowed.
-      probe: units whose cost shows how cost grows; only the time depends on it.
-      what: for the ConfigError raised where not even k = 0 fits.
-      most: the largest k there is; None where there is always more.
-    """
-    low, high, best = 0, None if most is None else most + 1, build(0)
-    least = cost(best)
-    if least > budget:
-        raise ConfigError(f"{what}: {budget} tokens are not enough, the shortest prompt takes {least}.")
-    probe = probe if most is None else min(probe, most)
-    k = (budget - least) * probe // max(1, cost(build(probe)) - least)
-    step = 2
-    while high is None or high - low > 1:
-        k = max(k, low + 1) if high is None else min(max(k, low + 1), high - 1)
-        example = build(k)
-        if cost(example) <= budget:
-            low, best = k, example
-            k = k + step if high is None else max(k + step, 0) if high - k > 4 * step else (low + high) // 2
-        else:
-            high = k
-            k = k - step if k - low > 4 * step else (low + high) // 2
-        step *= 2
-    return low, best
 
 
 def scores(

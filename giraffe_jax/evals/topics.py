@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, metrics, scoring
+from giraffe_jax.evals import cases, filling, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed
 
 HEADER = (
@@ -76,14 +76,15 @@ def examples(task: Topics, tokenizer: Any, length: int) -> list[Example]:
         kinds = {"prompt": str, "topics": list}
         return cases.asked(
             cases.read(task.files, kinds, "topics.files"),
-            lambda row: _example(task, tokenizer, row["prompt"].rstrip(" "), str(row["topics"][0])),
+            lambda row: filling.example(tokenizer, _made(task, row["prompt"].rstrip(" "), str(row["topics"][0]))),
             task, length, "topics.files",
         )  # fmt: skip
     kinds = {"topic": str, "conversation": str}
     talks = [(r["topic"], r["conversation"]) for r in cases.read(task.conversations, kinds, "topics.conversations")]
     if not talks:
         raise ConfigError(f"topics.conversations: there are none in {', '.join(task.conversations)}.")
-    return [_built(task, tokenizer, length, i, talks) for i in range(task.n)]
+    fill = filling.Filler(task, tokenizer, length, probe=2)
+    return [_built(task, fill, i, talks) for i in range(task.n)]
 
 
 def prompt(conversations: Sequence[str]) -> str:
@@ -91,27 +92,18 @@ def prompt(conversations: Sequence[str]) -> str:
     return HEADER.format(count=len(conversations)) + "".join(conversations) + QUESTION
 
 
-def _built(task: Topics, tokenizer: Any, length: int, i: int, talks: Sequence[tuple[str, str]]) -> Example:
+def _built(task: Topics, fill: filling.Filler, i: int, talks: Sequence[tuple[str, str]]) -> Example:
     order = list(talks)
-    random.Random(f"topics {task.seed} {length} {i}").shuffle(order)
+    random.Random(f"topics {task.seed} {fill.length} {i}").shuffle(order)
 
-    def build(more: int) -> Example:
-        return _example(task, tokenizer, prompt([text for _, text in order[: more + 1]]), order[0][0])
+    def build(more: int) -> filling.Made:
+        return _made(task, prompt([text for _, text in order[: more + 1]]), order[0][0])
 
-    _, example = scoring.largest(
-        build,
-        cost=lambda e: len(e.prompt) + len(e.answer),
-        budget=length,
-        probe=2,
-        what=f"topics at length {length}",
-        most=len(order) - 1,
-    )
-    return example
+    return fill(build, most=len(order) - 1)[1]
 
 
-def _example(task: Topics, tokenizer: Any, text: str, topic: str) -> Example:
+def _made(task: Topics, text: str, topic: str) -> filling.Made:
     # As the conversation says it: a label starts with a capital where the text does not.
     told = re.search(r"discuss the topic of " + re.escape(topic), text, re.IGNORECASE)
     said = told[0][-len(topic) :] if told else topic
-    before, answer = scoring.split(tokenizer, text + (CUE if task.cue else ""), f" {said}")
-    return Example(tuple(tokenizer.prefix) + before, answer, (topic,), 0.0)
+    return filling.Made(text + (CUE if task.cue else ""), f" {said}", (topic,), 0.0)

@@ -8,8 +8,9 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from giraffe_jax.evals import stats
+from giraffe_jax.evals import lengths, stats
 from giraffe_jax.evals.stats import Estimate
 from giraffe_jax.report import metrics, paired
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
@@ -40,6 +41,7 @@ class Table:
     labels: Mapping[int, str] = field(default_factory=dict)  # of columns that are not lengths
     effective: Mapping[str, int | None] = field(default_factory=dict)  # a variant's, where the table is of shares
     unit: str = "example"  # what n counts
+    prompts: Mapping[int, str] = field(default_factory=dict)  # of columns whose prompts are not as long as they say
     kept: frozenset[tuple[str, int]] = frozenset()  # variant and length of scores of an earlier version
 
     def heading(self, length: int) -> str:
@@ -47,10 +49,10 @@ class Table:
         return self.labels.get(length, f"{length:,}")
 
     def notes(self, length: int) -> list[str]:
-        """What is said beside a column's heading: its multiple of the trained length, and n."""
+        """What is said beside a column's heading: its multiple of the trained length, n, and short prompts."""
         n = self.n(length)
         times = "" if self.labels else multiple(length, self.original_len)
-        return [note for note in (times, "" if n is None else f"n={n}") if note]
+        return [note for note in (times, "" if n is None else f"n={n}", self.prompts.get(length, "")) if note]
 
     def n(self, length: int) -> int | None:
         """The number of examples behind every score at a length, None where they differ."""
@@ -120,12 +122,26 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
                 cells=own,
                 original_len=results.original_len,
                 unit=metrics.unit(results.of(task)),
+                prompts=short_prompts(results.of(task)),
                 kept=frozenset((v, n) for v, t, n in results.kept if t == task),
             )
             best = {n: paired.leader(results, task, metric, n, table.ranked(n)) for n in table.lengths}
             first = all(other.task != task for other in out)
             out.append(replace(table, best=best, effective=effective(table) if first and metric.share else {}))
     return out
+
+
+def short_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """The shortest and the mean prompt of each length, in tokens, where they are shorter than it by more than 2%."""
+    sizes: dict[int, list[int]] = {}
+    for row in rows:
+        if "prompt_tokens" in row:
+            sizes.setdefault(row["length"], []).append(row["prompt_tokens"])
+    found = {}
+    for length, own in sizes.items():
+        if min(own) < (1 - lengths.SHARE) * length:
+            found[length] = f"prompts of {min(own):,} or more, mean {sum(own) / len(own):,.0f}"
+    return found
 
 
 def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | None]:

@@ -91,7 +91,7 @@ def test_what_cannot_be_asked_is_said(questions, tmp_path):
         make(questions, files=["x"])
     with pytest.raises(ConfigError, match="'teacher' needs cue=True"):
         make(questions, scoring=["teacher"], cue=False)
-    with pytest.raises(ConfigError, match=r"no document has 50,000 tokens, .* the longest has \d,\d{3}"):
+    with pytest.raises(ConfigError, match=r"free_form at length 50,000: .* got \d,\d{3} from .*questions\.jsonl"):
         giraffe_qa.examples(make(questions, lengths=[50_000]), BYTES, 50_000)
     words = made.lines_of(tmp_path / "w.jsonl", [{"document": "a b", "question": "?", "answer": "c"}])
     with pytest.raises(ConfigError, match="none whose answer is in its document"):

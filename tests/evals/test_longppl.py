@@ -257,7 +257,7 @@ def test_keys_are_carried_to_another_tokenizer_by_their_text(tiny, tmp_path, mon
         (dict(evaluator=None), r"longppl.evaluator: missing. Name the model .* reads 48 tokens well"),
         (dict(window=LENGTH), "longppl.window: expected less than the shortest length, 48.* got 48"),
         (dict(stride=0), ">= 1"),
-        (dict(lengths=[LENGTH, 500]), r"500 tokens long.*b\.txt with 100 tokens"),
+        (dict(lengths=[LENGTH, 500]), r"at length 500: .* got 100 from .*b\.txt"),
         (dict(lengths=[70]), "other was trained at 64 tokens and has no position methods for more"),
     ],
 )

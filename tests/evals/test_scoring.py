@@ -7,7 +7,7 @@ import pytest
 
 from giraffe_jax import decode, evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import passkey, run, scoring
+from giraffe_jax.evals import filling, passkey, run, scoring
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.close import decided
 from tests.forward import full_logits
@@ -34,20 +34,34 @@ def test_split_never_cuts_a_joined_token():
 @pytest.mark.parametrize("probe", [1, 7, 42, 1000])
 @pytest.mark.parametrize("budget", [3, 4, 5, 40, 87, 88, 5000])
 def test_largest_is_what_counting_up_finds(probe, budget):
-    for cost in (lambda s: 3 + len(s) * 2, lambda s: 3 + len(s) // 3, lambda s: 3 + int(len(s) ** 1.5)):
-        best = max(k for k in range(16_000) if cost(range(k)) <= budget)
-        assert scoring.largest(range, cost, budget, probe, "here") == (best, range(best))
+    for cost in (lambda k: 3 + k * 2, lambda k: 3 + k // 3, lambda k: 3 + int(k**1.5)):
+        best = max(k for k in range(16_000) if cost(k) <= budget)
+        assert filling.largest(cost, budget, probe) == best
+        assert filling.largest(cost, budget, probe, best + 1) == best == filling.largest(cost, budget, probe, best + 9)
 
 
 def test_largest_looks_at_few():
     looked = []
-    scoring.largest(lambda k: looked.append(k) or k, lambda k: 40 + k // 4, 16_384, 256, "here")
+    filling.largest(lambda k: looked.append(k) or 40 + k // 4, 16_384, 256)
     assert len(looked) < 12
 
 
-def test_largest_raises_where_nothing_fits():
-    with pytest.raises(ConfigError, match="here: 2 tokens are not enough, the shortest prompt takes 3"):
-        scoring.largest(lambda k: "x" * k, lambda s: 3 + len(s), 2, 10, "here")
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Joining()])
+@pytest.mark.parametrize("length", [40, 333])
+def test_prompts_are_filled_as_counting_up_fills_them(tokenizer, length):
+    """Of many words, some of which a tokenizer joins over the space that the count cuts at."""
+    task = evals.build(dict(name="passkey", lengths=[length]))
+    fill = filling.Filler(task, tokenizer, length)
+    for unit in ("is 1 and ", "one ", "x", "a word of some length which is 1, "):
+        best = next(k for k in range(1100) if len(tokenizer.encode(unit * (k + 1) + "end 7")) > length)
+        size, example = fill(lambda k, unit=unit: filling.Made(unit * k + "end", " 7", 7, 0.0))
+        assert size == best and len(example.prompt) + len(example.answer) <= length
+
+
+def test_what_does_not_fit_is_refused():
+    task = evals.build(dict(name="passkey", lengths=[2]))
+    with pytest.raises(ConfigError, match="passkey at length 2: 2 tokens are not enough, the shortest prompt takes 3"):
+        filling.Filler(task, ByteTokenizer(), 2)(lambda k: filling.Made("x" * (k + 1), " 7", 7, 0.0))
 
 
 def test_batches_are_as_full_as_they_can_be():

@@ -24,10 +24,10 @@ DIGESTS = {
     ("key_values", 1): "c451a470a1dcde9a",
     ("lines", 1): "58c40887b73ec632",
     ("longppl", 1): "32e222397774960f",
-    ("needle", 1): "1d46fb45c42a4393",
-    ("passkey", 1): "b27d175429fe3840",
+    ("needle", 2): "1d46fb45c42a4393",
+    ("passkey", 2): "b27d175429fe3840",
     ("perplexity", 1): "c58ffc1a66eec363",
-    ("ruler", 1): "d2b34fae6eab5b73",
+    ("ruler", 2): "513ce6bf38900ae7",
     ("topics", 1): "96a2db2a53f2444e",
 }
 

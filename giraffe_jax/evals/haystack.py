@@ -1,0 +1,140 @@
+"""The text that needles hide in, of any script: cut into sentences, or what can be had of them.
+
+Prose with ASCII capitals is cut where a full stop, an exclamation or question mark precedes one. Text that this leaves
+in long stretches (other scripts, lower case, code) is cut after the terminators of any script, then where lines end,
+then between words, then, as the last resort, between characters. White space becomes one space, as in RULER.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from giraffe_jax.config import ConfigError
+from giraffe_jax.evals import cases, filling, lengths
+from giraffe_jax.evals.scoring import Example
+
+LONGEST_END = 2**14  # words or characters of a piece that a prompt may end with
+LONGEST = 300  # bytes of a piece, where the rule for prose does not do
+PROSE = 1000  # bytes of a sentence of prose
+PROSE_SHARE = 0.95  # of a text's bytes in such sentences, for the rule for prose to do
+_ENGLISH = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])")
+# Sentence_Terminal of Unicode beyond ASCII: such a mark ends a sentence whether a space follows or not.
+_MARKS = (
+    "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367\u1368"
+    "\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b5a\u1b5b\u1b5e\u1b5f\u1c3b\u1c3c\u1c7e"
+    "\u1c7f\u203c\u203d\u2047-\u2049\u2e2e\u2e3c\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f"
+    "\ua9c8\ua9c9\uaa5d-\uaa5f\uaaf0\uaaf1\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
+)
+_CLOSING = "\"'\u2019\u201d\u203a\u00bb\u300d\u300f\u3009\u300b\u3011\u3015\uff09)\\]}"
+_SENTENCE = re.compile(rf"[{_MARKS}][{_MARKS}.!?…]*[{_CLOSING}]*\s*|[.!?…]+[{_CLOSING}]*\s+")
+_LEVELS = (_SENTENCE, re.compile(r"\n"), re.compile(r"\s+"))
+
+
+class End(NamedTuple):
+    """Words or characters of a piece, its first ones."""
+
+    count: int
+    unit: Literal["words", "characters"] = "words"
+
+
+NOTHING = End(0)
+END_UNITS: dict[Literal["words", "characters"], re.Pattern[str]] = {
+    "words": re.compile(r"\S+\s*"),
+    "characters": re.compile(r".", re.DOTALL),
+}
+
+
+class Haystack(NamedTuple):
+    """Pieces of text in order, each with the white space that stands after it (none in Chinese, say)."""
+
+    pieces: tuple[str, ...]
+
+    def part(self, start: int, size: int, end: End = NOTHING) -> list[str]:
+        """Returns `size` pieces from `start` on, going round, and what `end` takes of the next."""
+        found = [self.pieces[(start + k) % len(self.pieces)] for k in range(size)]
+        if end.count:
+            piece = self.pieces[(start + size) % len(self.pieces)]
+            found.append("".join(END_UNITS[end.unit].findall(piece)[: end.count]))
+        return found
+
+
+def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str = " ") -> str:
+    """Returns the text of pieces with needles, each (place, text), put before the piece at its place.
+
+    `space` stands before and after a needle, also where there is none between the pieces.
+    """
+    parts: list[str] = []
+    at = 0
+    for place, needle in sorted(needles, key=lambda pair: pair[0]):
+        parts += pieces[at:place]
+        at = place
+        parts += [space if parts and not parts[-1].endswith(space) else "", needle, space]
+    return "".join([*parts, *pieces[at:]]).removesuffix(space)
+
+
+def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
+    """Returns the example of as many pieces as fit, and of words of the next, or characters, where it is too short.
+
+    `make(size, end)` makes it of so many pieces and the end, as `Haystack.part` gives them.
+    """
+    size, example = fill(lambda k: make(k, NOTHING), whole=False)
+    for unit in END_UNITS:
+        if lengths.short(example, fill.length):
+            # More words than a piece has are all of it.
+            _, example = fill(lambda k, unit=unit: make(size, End(k, unit)), probe=4, most=LONGEST_END, whole=False)
+    return example
+
+
+def read(documents: tuple[str, ...], where: str) -> Haystack:
+    """Returns the pieces of documents, in order; ConfigError where there is no text."""
+    files = tuple(path for _, path in cases.documents(documents, where))
+    states = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in (path.stat() for path in files))
+    found = _read(files, states, where)
+    if not found.pieces:
+        raise ConfigError(f"{where}: no text in {', '.join(documents)}.")
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...], where: str) -> Haystack:
+    """`states` only tells apart what a file was at different times."""
+    return Haystack(tuple(piece for path in files for piece in pieces(cases.text(path, where))))
+
+
+def pieces(text: str) -> list[str]:
+    """Returns a text's sentences, or shorter pieces than its sentences are; together they are the text."""
+    text = "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+    found = [f"{sentence} " for sentence in _ENGLISH.split(text) if sentence]
+    prose = sum(size for size in map(_size, found) if size <= PROSE)
+    if prose < PROSE_SHARE * sum(map(_size, found)):
+        found = [piece for sentence in found for piece in _cut(sentence, _LEVELS)]
+    return [piece.replace("\n", " ") for piece in found]
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", errors="surrogatepass"))
+
+
+def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
+    """Yields pieces of at most LONGEST bytes that together are the text, cut at the first level that does."""
+    if _size(text) <= LONGEST:
+        yield text
+    elif not levels:
+        count = max(1, LONGEST // 4)  # characters of at most four bytes
+        yield from (text[i : i + count] for i in range(0, len(text), count))
+    else:
+        ends = [match.end() for match in levels[0].finditer(text)]
+        parts = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if a < b]
+        if levels[0] is _SENTENCE:
+            for part in parts:
+                yield from _cut(part, levels[1:])
+            return
+        held = ""  # lines and words together, as many as a piece holds
+        for part in parts:
+            if held and _size(held) + _size(part) > LONGEST:
+                yield from _cut(held, levels[1:])
+                held = ""
+            held += part
+        yield from _cut(held, levels[1:])
