@@ -237,6 +237,12 @@ def shortest_length(kind: Kind, count: Count) -> int:
     return max(_cost(record(key, value, words) + question(key, value, words), count) for key in WORDS)
 
 
+def granularity(count: Count) -> int:
+    """How many tokens a document with one question may be short of its length: a sentence of filler and a record."""
+    records = (_cost(record(key, "0" * VALUE_DIGITS), count) for key in WORDS)
+    return max(count(sentence) for sentence in FILLER) + max(records)
+
+
 def piece_encoder(tokenizer) -> Callable[[str], tuple[int, ...]]:
     """A remembering encoder of pieces: piece text -> token ids. Its lengths are the `count` of this module.
 

@@ -173,7 +173,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int):
 
 def _compact(task: Lines, tokenizer: Any):
     encode = synthetic.piece_encoder(tokenizer)
-    bos = tuple(tokenizer.prefix)
+    bos, slack = tuple(tokenizer.prefix), synthetic.granularity(lambda text: len(encode(text)))
 
     def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, 0 if depth is None else 1 + round(depth * 1e6), i])
@@ -189,6 +189,7 @@ def _compact(task: Lines, tokenizer: Any):
         except ValueError as error:
             raise ConfigError(f"lines (compact) at length {length}: {error}") from None
         keys = [piece.text for piece in document if piece.role == "drawn"][::2]  # of the records, then of the question
-        return scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
+        made = scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
+        return dataclasses.replace(made, slack=slack)
 
     return make

@@ -95,7 +95,7 @@ def _landmark(task: Passkey, tokenizer: Any, length: int):
 
 def _compact(task: Passkey, tokenizer: Any):
     encode = synthetic.piece_encoder(tokenizer)
-    bos = tuple(tokenizer.prefix)
+    bos, slack = tuple(tokenizer.prefix), synthetic.granularity(lambda text: len(encode(text)))
 
     def make(task: Passkey, tokenizer: Any, length: int, depth: float, i: int) -> Example:
         rng = np.random.default_rng([task.seed, length, round(depth * 1e6), i])
@@ -103,6 +103,6 @@ def _compact(task: Passkey, tokenizer: Any):
             document = synthetic.passkey_document(rng, length - len(bos), lambda text: len(encode(text)), depth=depth)
         except ValueError as error:
             raise ConfigError(f"passkey (compact) at length {length}: {error}") from None
-        return scoring.from_pieces(document, encode, bos, depth)
+        return dataclasses.replace(scoring.from_pieces(document, encode, bos, depth), slack=slack)
 
     return make

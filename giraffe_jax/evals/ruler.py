@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import filling, haystack, metrics, scoring
+from giraffe_jax.evals import cases, filling, haystack, metrics, scoring
 from giraffe_jax.evals.lines import ADJECTIVES, NOUNS, draw_keys
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
 
