@@ -39,8 +39,7 @@ def missing(head_dim: int) -> str | None:
         return f"cuDNN {version}"
     if not _jax.check_compute_capability("8.0"):
         return "a GPU older than Ampere"
-    widest = 256 if _jax.check_compute_capability("9.0") else 128
-    return None if head_dim % 8 == 0 and head_dim <= widest else f"heads of {head_dim}: a multiple of 8 up to {widest}"
+    return f"heads of {head_dim}; multiples of 8" if head_dim % 8 else None
 
 
 def forward(

@@ -97,8 +97,10 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> s
             return "tokens of a row on several devices (mesh.context)"
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
+    if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
+        return f"heads of {head_dim}; at most {ranges.WIDEST}"
     if name == "pallas":
-        return None if head_dim <= ranges.WIDEST else f"heads of {head_dim}; at most {ranges.WIDEST}"
+        return None
     if dtype.itemsize != 2:
         return f"{dtype.name}; it takes 16-bit floats"
     if len(bands) > 1 or local is not None:

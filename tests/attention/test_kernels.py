@@ -108,6 +108,8 @@ def test_what_is_chosen_and_why(card):
         "cudnn: a bias on logits",
         "pallas: a bias on logits",
     )
+    wide = SHAPE | dict(heads=(4, 2, 256))  # cuDNN could, but the packed rows beside it could not
+    assert choose("auto", **wide).passed == ("cudnn: heads of 256; at most 128", "pallas: heads of 256; at most 128")
     with pytest.raises(ConfigError, match=r'model.attention: "cudnn" cannot: 2 bands. "auto" takes one that can'):
         choose("cudnn", bands=BANDS["near, far"], **SHAPE)
 
