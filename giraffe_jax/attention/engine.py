@@ -86,8 +86,8 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> s
     num_heads, num_kv_heads, head_dim = heads
     if platform != "gpu" and not (name == "pallas" and INTERPRET):
         return f"made for NVIDIA GPUs, not for {platform}"
-    if bias is not None:
-        return "a bias on logits"
+    if bias is not None and not (name == "pallas" and getattr(bias, "by_distance", False)):
+        return "a bias on logits" + (" by more than distance" if name == "pallas" else "")
     if any(band.mask is not None for band in bands):
         return "a band with a mask of its own"
     if mesh is not None:
@@ -169,39 +169,50 @@ def attend_rows(
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias, local=local)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
         return run(q, k, v, **about)[0]
-    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands, local))
+    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands, local), _table(bias, tokens, num_heads))
     return found
 
 
+def _table(bias, tokens: int, num_heads: int) -> Float[Array, "N T"] | None:
+    """Returns what a bias by distance adds at each distance."""
+    if bias is None:
+        return None
+    distances = jnp.arange(tokens, dtype=jnp.int32)[None, None, :, None]
+    return jnp.broadcast_to(bias(distances, jnp.zeros_like(distances[:, :, :1]), num_heads), (1, num_heads, tokens, 1))[
+        0, ..., 0
+    ]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(kernel, q, k, v, place, seen):
-    return _forward(kernel, q, k, v, place, seen)[0]
+def _rows(kernel, q, k, v, place, seen, table):
+    return _forward(kernel, q, k, v, place, seen, table)[0]
 
 
-def _rows_forward(kernel, q, k, v, place, seen):
-    out, lse = _forward(kernel, q, k, v, place, seen)
+def _rows_forward(kernel, q, k, v, place, seen, table):
+    out, lse = _forward(kernel, q, k, v, place, seen, table)
     out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
-    return out, (q, k, v, place, seen, out, lse)
+    return out, (q, k, v, place, seen, table, out, lse)
 
 
 def _rows_backward(kernel, saved, d_out):
-    q, k, v, place, seen, out, lse = saved
-    d_q, d_k, d_v = _over_devices(functools.partial(_backward_here, kernel), q, k, v, place, seen, out, lse, d_out)
-    return d_q, d_k, d_v, None, None
+    q, k, v, place, seen, table, out, lse = saved
+    run = functools.partial(_backward_here, kernel)
+    d_q, d_k, d_v, d_table = _over_devices(run, q, k, v, place, seen, table, out, lse, d_out)
+    return d_q, d_k, d_v, None, None, d_table
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
 
 
-def _forward(kernel, q, k, v, place, seen):
-    return _over_devices(functools.partial(_forward_here, kernel), q, k, v, place, seen)
+def _forward(kernel, q, k, v, place, seen, table):
+    return _over_devices(functools.partial(_forward_here, kernel), q, k, v, place, seen, table)
 
 
-def _forward_here(kernel, q, k, v, place, seen):
+def _forward_here(kernel, q, k, v, place, seen, table):
     tile = _tiles(v).forward
 
     def by_ranges():
-        return ranges.forward(q, k, v, seen, tile=tile, interpret=INTERPRET)
+        return ranges.forward(q, k, v, seen, tile=tile, bias=table, interpret=INTERPRET)
 
     if kernel == "pallas":
         return by_ranges()
@@ -209,18 +220,21 @@ def _forward_here(kernel, q, k, v, place, seen):
     return lax.cond(_one_document(place), lambda: cudnn.forward(q[0], k[0], v), by_ranges)
 
 
-def _backward_here(kernel, q, k, v, place, seen, out, lse, d_out):
+def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     tiles = _tiles(v)
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-        return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET)
+        return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=table, interpret=INTERPRET)
 
     def by_cudnn():
         d_q, d_k, d_v = cudnn.backward(q[0], k[0], v, out, lse, d_out)
-        return (d_q,), (d_k,), d_v
+        return (d_q,), (d_k,), d_v, None
 
-    return by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
+    found = by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
+    if table is None or _target()[1] is None:
+        return found
+    return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
 
 
 def _tiles(v) -> ranges.Tiles:
@@ -232,15 +246,17 @@ def _one_document(place: Place):
     return jnp.all(place.start == 0)
 
 
-def _over_devices(function, q, k, v, place: Place, seen: Interval, *more):
+def _over_devices(function, q, k, v, place: Place, seen: Interval, table, *more):
     """Returns the function of each device's rows and heads: a kernel is opaque to the compiler that shards the rest.
 
-    `more`: the output, the log-sum-exp and the output's gradient.
+    `more`: the output, the log-sum-exp and the output's gradient, of which come gradients, of the table too.
     """
     mesh = _target()[1]
     if mesh is None:
-        return function(q, k, v, place, seen, *more)
+        return function(q, k, v, place, seen, table, *more)
     batch = sharding.RULES["batch"]
-    heads, per_row = PartitionSpec(batch, None, "tensor"), PartitionSpec(batch)
-    specs = (heads, heads, heads, per_row, PartitionSpec(None, batch), *[heads] * len(more))
-    return jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, place, seen, *more)
+    heads, of_table = PartitionSpec(batch, None, "tensor"), PartitionSpec("tensor")
+    specs = (heads, heads, heads, PartitionSpec(batch), PartitionSpec(None, batch), of_table, *[heads] * len(more))
+    out_specs = (heads, heads, heads, of_table) if more else heads
+    run = jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
+    return run(q, k, v, place, seen, table, *more)

@@ -1,12 +1,12 @@
 """Attention over intervals as a Pallas kernel for NVIDIA GPUs, by way of Triton: any number of bands, one softmax.
 
-The kernels are FlashAttention's (Dao, arXiv:2307.08691) with two differences: the bands of a query meet in one online
-softmax, and which blocks are visited is read from intervals, whose numbers are data. A mask is evaluated only in blocks
-that an interval cuts.
+The kernels are FlashAttention's (Dao, arXiv:2307.08691) with three differences: the bands of a query meet in one online
+softmax; which blocks are visited is read from intervals, whose numbers are data, and a mask is evaluated only in blocks
+that an interval cuts; and a bias on logits is read from a table of distances, whose gradient is summed tile by tile
+along diagonals, in a fixed order.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from giraffe_jax.attention.dense import MASKED
+from giraffe_jax.attention import kernels
 from giraffe_jax.attention.intervals import Interval, runs_of_keys, runs_of_queries
 
-LOG2_E = math.log2(math.e)
 WIDEST = 128  # head; wider ones have no tiles that were run
 
 
@@ -65,9 +64,17 @@ def forward(
     seen: Interval,
     *,
     tile: Tile,
+    bias: Float[Array, "N T"] | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Returns attention in the dtype of v and its log-sum-exp in float32; a query that sees no key has 0 and MASKED."""
+    """Returns attention in the dtype of v and its log-sum-exp in float32; a query that sees no key has 0 and MASKED.
+
+    Args:
+      q, k: one of each per band.
+      v: values.
+      seen: the keys that each query sees in each band.
+      bias: what each head adds to the logits of pairs at a distance of 0, 1, ... tokens.
+    """
     (batch, num_tokens, num_heads, width), num_kv_heads = q[0].shape, v.shape[2]
     q, k, v = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k)
     seen = _padded_intervals(seen, tile.q)
@@ -76,12 +83,14 @@ def forward(
     of_queries = pl.BlockSpec((None, tile.q, None, wide), lambda i, n, b: (b, i, n, 0))
     of_keys = pl.BlockSpec((None, keys, None, wide), lambda i, n, b: (b, 0, n // group, 0))
     ends = pl.BlockSpec((bands, None, tile.q), lambda i, n, b: (0, b, i))
+    tables, of_tables = _tables(bias, rows)
     out, lse = pl.pallas_call(
-        functools.partial(_forward_kernel, bands=bands, block=tile.k, scale=width**-0.5, precision=_precision(v)),
+        functools.partial(kernels.forward, bands=bands, block=tile.k, scale=width**-0.5, precision=_precision(v)),
         grid=(rows // tile.q, num_heads, batch),
         in_specs=[
             *[of_queries] * bands, *[of_keys] * bands, of_keys, ends, ends,
             pl.BlockSpec((bands, None, None, 4), lambda i, n, b: (0, b, i, 0)),
+            *of_tables,
         ],
         out_specs=[of_queries, pl.BlockSpec((None, None, tile.q), lambda i, n, b: (b, n, i))],
         out_shape=[
@@ -89,15 +98,15 @@ def forward(
             jax.ShapeDtypeStruct((batch, num_heads, rows), jnp.float32),
         ],
         **_compiled(tile, interpret, "attention"),
-    )(*q, *k, v, *seen, runs)  # fmt: skip
+    )(*q, *k, v, *seen, runs, *tables)  # fmt: skip
     return out[:, :num_tokens, :, :width], jnp.moveaxis(lse, 1, 2)[:, :num_tokens]
 
 
-def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool = False):
-    """Returns the gradients of q, k and v, in their dtypes.
+def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=None, interpret: bool = False):
+    """Returns the gradients of q, k and v, in their dtypes, and that of bias in float32, or None.
 
     Args:
-      q, k, v, seen: as in `forward`.
+      q, k, v, seen, bias: as in `forward`.
       lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
@@ -106,7 +115,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
     group, bands, dtypes = num_heads // num_kv_heads, len(q), (q[0].dtype, v.dtype)
     at_heads = lambda x: jnp.moveaxis(x.astype(jnp.float32), 2, 1)  # noqa: E731
     settings: dict[str, Any] = dict(bands=bands, scale=width**-0.5, precision=_precision(v))
-    d_out, lse, dot = d_out.astype(v.dtype), at_heads(lse * LOG2_E), at_heads(dot)
+    d_out, lse, dot = d_out.astype(v.dtype), at_heads(lse * kernels.LOG2_E), at_heads(dot)
 
     def d_q_of(tile: Tile):
         qs, ks, v_, d = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k), _padded(d_out, tile.q)
@@ -114,21 +123,23 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
         runs = jnp.stack(runs_of_keys(ends, tile.q, tile.k), axis=-1)
         lse_, dot_ = _padded_rows(lse, tile.q), _padded_rows(dot, tile.q)
         wide = v_.shape[3]
+        tables, of_tables = _tables(bias, qs[0].shape[1])
         of_queries = pl.BlockSpec((None, tile.q, None, wide), lambda i, n, b: (b, i, n, 0))
         of_keys = pl.BlockSpec((None, v_.shape[1], None, wide), lambda i, n, b: (b, 0, n // group, 0))
         of_rows = pl.BlockSpec((None, None, tile.q), lambda i, n, b: (b, n, i))
         of_ends = pl.BlockSpec((bands, None, tile.q), lambda i, n, b: (0, b, i))
         found = pl.pallas_call(
-            functools.partial(_d_q_kernel, block=tile.k, **settings),
+            functools.partial(kernels.d_q, block=tile.k, **settings),
             grid=(qs[0].shape[1] // tile.q, num_heads, batch),
             in_specs=[
                 *[of_queries] * bands, *[of_keys] * bands, of_keys, of_queries, of_rows, of_rows, of_ends, of_ends,
                 pl.BlockSpec((bands, None, None, 4), lambda i, n, b: (0, b, i, 0)),
+                *of_tables,
             ],
             out_specs=[of_queries] * bands,
             out_shape=[jax.ShapeDtypeStruct(qs[0].shape, dtypes[0])] * bands,
             **_compiled(tile, interpret, "attention_d_q"),
-        )(*qs, *ks, v_, d, lse_, dot_, *ends, runs)  # fmt: skip
+        )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
         return tuple(x[:, :num_tokens, :, :width] for x in found)
 
     def d_kv_of(tile: Tile):
@@ -137,152 +148,53 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
         runs = jnp.stack(runs_of_queries(ends, v_.shape[1], tile.q, tile.k), axis=-1)
         lse_, dot_ = _padded_rows(lse, tile.q), _padded_rows(dot, tile.q)
         rows, wide = qs[0].shape[1], v_.shape[3]
+        tables, of_tables = _tables(bias, rows, group)
         of_queries = pl.BlockSpec((None, rows, group, wide), lambda j, n, b: (b, 0, n, 0))
         of_keys = pl.BlockSpec((None, tile.k, None, wide), lambda j, n, b: (b, j, n, 0))
         of_rows = pl.BlockSpec((None, group, rows), lambda j, n, b: (b, n, 0))
         of_ends = pl.BlockSpec((bands, None, rows), lambda j, n, b: (0, b, 0))
         *d_k, d_v = pl.pallas_call(
-            functools.partial(_d_kv_kernel, block=tile.q, group=group, **settings),
+            functools.partial(kernels.d_kv, block=tile.q, group=group, **settings),
             grid=(v_.shape[1] // tile.k, num_kv_heads, batch),
             in_specs=[
                 *[of_queries] * bands, *[of_keys] * bands, of_keys, of_queries, of_rows, of_rows, of_ends, of_ends,
                 pl.BlockSpec((bands, None, None, 4), lambda j, n, b: (0, b, j, 0)),
+                *of_tables,
             ],
             out_specs=[of_keys] * (bands + 1),
             out_shape=[jax.ShapeDtypeStruct(v_.shape, dtypes[1])] * (bands + 1),
             **_compiled(tile, interpret, "attention_d_kv"),
-        )(*qs, *ks, v_, d, lse_, dot_, *ends, runs)  # fmt: skip
+        )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
         return tuple(x[:, :num_keys, :, :width] for x in d_k), d_v[:, :num_keys, :, :width]
 
-    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv)
+    def d_bias_of(tile: Tile):
+        block = tile.k
+        qs, ks, v_, d = (_padded(x, block) for x in (q, k, v, d_out))
+        ends = _padded_intervals(seen, block)
+        runs = jnp.stack(runs_of_keys(ends, block, block)[:2], axis=-1)
+        lse_, dot_ = _padded_rows(lse, block), _padded_rows(dot, block)
+        rows, wide = qs[0].shape[1], v_.shape[3]
+        tables, of_tables = _tables(bias, rows)
+        of_queries = pl.BlockSpec((batch, rows, None, wide), lambda e, n: (0, 0, n, 0))
+        of_keys = pl.BlockSpec((batch, rows, None, wide), lambda e, n: (0, 0, n // group, 0))
+        of_rows = pl.BlockSpec((batch, None, rows), lambda e, n: (0, n, 0))
+        of_ends = pl.BlockSpec((bands, batch, rows), lambda e, n: (0, 0, 0))
+        found = pl.pallas_call(
+            functools.partial(kernels.d_bias, block=block, **settings),
+            grid=(rows // block, num_heads),
+            in_specs=[
+                *[of_queries] * bands, *[of_keys] * bands, of_keys, of_queries, of_rows, of_rows, of_ends, of_ends,
+                pl.BlockSpec(runs.shape, lambda e, n: (0, 0, 0, 0)),
+                *of_tables,
+            ],
+            out_specs=pl.BlockSpec((None, None, block, block), lambda e, n: (n, e, 0, 0)),
+            out_shape=jax.ShapeDtypeStruct((num_heads, rows // block, block, block), jnp.float32),
+            **_compiled(tile, interpret, "attention_d_bias"),
+        )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
+        return _by_distance(found)[:, : bias.shape[1]]
 
-
-# The kernels. Blocks are [queries keys] but in _d_kv_kernel, where they are [keys queries]: what it sums are rows of
-# keys. Logits are to base 2, for which a GPU has an instruction.
-
-
-def _forward_kernel(*refs, bands: int, block: int, scale: float, precision):
-    q_refs, k_refs, (v_ref, low_ref, high_ref, runs_ref, out_ref, lse_ref) = _split(refs, bands)
-    rows, width = out_ref.shape
-    carry = (jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((rows, width)))
-    for b in range(bands):
-        q, low, high = q_refs[b][...], low_ref[b], high_ref[b]
-
-        def update(j, carry, masked: bool, q=q, low=low, high=high, k_ref=k_refs[b]):
-            top, total, out = carry
-            at = pl.ds(j * block, block)
-            logits = _dot(q, k_ref[at, :].T, precision) * (scale * LOG2_E)
-            if masked:
-                logits, mask = _cut(logits, j * block, low, high, 1)
-            new_top = jnp.maximum(top, logits.max(-1))
-            probs = jnp.exp2(logits - new_top[:, None])
-            if masked:  # a row that has met no key yet has top = MASKED; its exp(0) must not count
-                probs = jnp.where(mask, probs, 0.0)
-            decay, v = jnp.exp2(top - new_top), v_ref[at, :]
-            out = out * decay[:, None] + _dot(probs.astype(v.dtype), v, precision)
-            return new_top, total * decay + probs.sum(-1), out
-
-        carry = _over(runs_ref, b, update, carry)
-    top, total, out = carry
-    seen = jnp.where(total == 0, 1.0, total)
-    out_ref[...] = (out / seen[:, None]).astype(out_ref.dtype)
-    lse_ref[...] = jnp.where(total == 0, MASKED, (top + jnp.log2(seen)) / LOG2_E)
-
-
-def _d_q_kernel(*refs, bands: int, block: int, scale: float, precision):
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *out_refs) = _split(refs, bands)
-    d_out, lse, dot = d_ref[...], lse_ref[...], dot_ref[...]
-    for b in range(bands):
-        q, low, high = q_refs[b][...], low_ref[b], high_ref[b]
-
-        def update(j, d_q, masked: bool, q=q, low=low, high=high, k_ref=k_refs[b]):
-            at = pl.ds(j * block, block)
-            k = k_ref[at, :]
-            logits = _dot(q, k.T, precision) * (scale * LOG2_E)
-            if masked:
-                logits, mask = _cut(logits, j * block, low, high, 1)
-            probs = jnp.exp2(logits - lse[:, None])
-            if masked:
-                probs = jnp.where(mask, probs, 0.0)
-            d_logits = probs * (_dot(d_out, v_ref[at, :].T, precision) - dot[:, None])
-            return d_q + _dot(d_logits.astype(k.dtype), k, precision)
-
-        d_q = _over(runs_ref, b, update, jnp.zeros(q.shape, jnp.float32))
-        out_refs[b][...] = (d_q * scale).astype(out_refs[b].dtype)
-
-
-def _d_kv_kernel(*refs, bands: int, block: int, group: int, scale: float, precision):
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *out_refs) = _split(refs, bands)
-    v = v_ref[...]
-    first = pl.program_id(0) * v.shape[0]
-    d_v = jnp.zeros(v.shape, jnp.float32)
-    for b in range(bands):
-        k = k_refs[b][...]
-
-        def update(i, head, carry, masked: bool, b=b, k=k, q_ref=q_refs[b]):
-            d_k, d_v = carry
-            at = pl.ds(i * block, block)
-            q, d_out, lse, dot = q_ref[at, head, :], d_ref[at, head, :], lse_ref[head, at], dot_ref[head, at]
-            logits = _dot(k, q.T, precision) * (scale * LOG2_E)
-            if masked:
-                logits, mask = _cut(logits, first, low_ref[b, at], high_ref[b, at], 0)
-            probs = jnp.exp2(logits - lse[None, :])
-            if masked:
-                probs = jnp.where(mask, probs, 0.0)
-            d_v += _dot(probs.astype(d_out.dtype), d_out, precision)
-            d_logits = probs * (_dot(v, d_out.T, precision) - dot[None, :])
-            return d_k + _dot(d_logits.astype(q.dtype), q, precision), d_v
-
-        d_k, d_v = _over_heads(runs_ref, b, group, update, (jnp.zeros(k.shape, jnp.float32), d_v))
-        out_refs[b][...] = (d_k * scale).astype(out_refs[b].dtype)
-    out_refs[-1][...] = d_v.astype(out_refs[-1].dtype)
-
-
-def _split(refs, bands: int):
-    return refs[:bands], refs[bands : 2 * bands], refs[2 * bands :]
-
-
-def _dot(a, b, precision):
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _cut(logits, first_key, low, high, axis: int):
-    """Returns the logits, MASKED where the query does not see the key, and the mask; keys lie along `axis`."""
-    keys = first_key + lax.broadcasted_iota(jnp.int32, logits.shape, axis)
-    low, high = (jnp.expand_dims(x, axis) for x in (low, high))
-    mask = (keys >= low) & (keys < high)
-    return jnp.where(mask, logits, MASKED), mask
-
-
-def _over(runs_ref, b: int, update, carry):
-    """Returns the carry after update(block, carry, masked) for each block of band b's run."""
-    start, stop, full_start, full_stop = (runs_ref[b, n] for n in range(4))
-    before, full = full_start - start, full_stop - full_start
-    cut = lambda t, carry: update(start + t + jnp.where(t < before, 0, full), carry, True)  # noqa: E731
-    carry = lax.fori_loop(0, stop - start - full, cut, carry)
-    return lax.fori_loop(full_start, full_stop, lambda j, carry: update(j, carry, False), carry)
-
-
-def _over_heads(runs_ref, b: int, group: int, update, carry):
-    """Returns the carry after update(block, head, carry, masked) for each head of the group and block of the run."""
-    start, stop, full_start, full_stop = (runs_ref[b, n] for n in range(4))
-    before, full = full_start - start, full_stop - full_start
-    some = stop - start - full
-
-    def cut(t, carry):
-        head = lax.div(t, some)
-        t = t - head * some
-        return update(start + t + jnp.where(t < before, 0, full), head, carry, True)
-
-    def whole(t, carry):
-        head = lax.div(t, full)
-        return update(full_start + t - head * full, head, carry, False)
-
-    carry = lax.fori_loop(0, some * group, cut, carry)
-    return lax.fori_loop(0, full * group, whole, carry)
-
-
-# Around the kernels
+    d_bias = None if bias is None else d_bias_of(tiles.d_kv)
+    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv), d_bias
 
 
 def _padded(x: Any, block: int) -> Any:
@@ -302,6 +214,25 @@ def _padded_intervals(seen: Interval, block: int) -> Interval:
     low, high = seen
     ends = jnp.broadcast_to(high[..., -1:], (*high.shape[:-1], -high.shape[-1] % block))
     return Interval(jnp.concatenate([low, ends], -1), jnp.concatenate([high, ends], -1))
+
+
+def _tables(bias, rows: int, group: int = 1):
+    """Returns the operands and specifications of a table of distances, to base 2, for `group` heads a program."""
+    if bias is None:
+        return (), ()
+    table = jnp.pad(bias.astype(jnp.float32) * kernels.LOG2_E, ((0, 0), (0, rows - bias.shape[1])))
+    return (table,), (pl.BlockSpec((group, rows), lambda i, n, *_: (n, 0)),)
+
+
+def _by_distance(tiles: Float[Array, "N M L L"]) -> Float[Array, "N D"]:
+    """Returns the sums over pairs at each distance: tile m holds those at m L + (row - column)."""
+    length = tiles.shape[-1]
+    rows = jnp.pad(tiles[..., ::-1], ((0, 0), (0, 0), (0, 0), (0, length)))
+    # Row r moves r to the right, so that a diagonal is a column.
+    rows = rows.reshape(*tiles.shape[:2], -1)[..., : length * (2 * length - 1)]
+    sums = rows.reshape(*tiles.shape[:2], length, -1).sum(2)
+    ahead = jnp.pad(sums[:, 1:, : length - 1], ((0, 0), (0, 1), (1, 0)))
+    return (sums[..., length - 1 :] + ahead).reshape(tiles.shape[0], -1)
 
 
 def _precision(v):

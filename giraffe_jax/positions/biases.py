@@ -2,7 +2,8 @@
 
 A term is a frozen dataclass `term(params, i, j, num_heads) -> [#B N T S]`; where it learns, `term.init(key, num_heads)`
 returns its parameters, one set for each layer, which the model owns ("layers/attention/<term.name>/..." in the
-parameter tree) and hands in by `with_params`.
+parameter tree) and hands in by `with_params`. A term of i - j alone says `by_distance = True`: a GPU's kernel reads it
+from a table of distances. Others are added block by block in plain JAX.
 """
 
 import dataclasses
@@ -25,6 +26,11 @@ class Bias:
     def __call__(self, i, j, num_heads: int):
         params = self.params or (None,) * len(self.terms)
         return sum(term(p, i, j, num_heads) for term, p in zip(self.terms, params, strict=True))
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether the bias of a pair depends on the distance alone."""
+        return all(getattr(term, "by_distance", False) for term in self.terms)
 
     def with_params(self, make: Callable[[str, Callable], Any]) -> "Bias":
         """Returns the bias with the parameters of its learned terms: make(name, init) for each."""

@@ -1,7 +1,6 @@
 """The kernels and what chooses them: the Pallas one interpreted on a CPU, against dense attention."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from giraffe_jax.attention import attend_rows, choose, dense, engine, place_of_rows, ranges
 from giraffe_jax.attention.dense import MASKED
@@ -40,20 +40,23 @@ def arrays(bands: int, dtype="float32", seed=0):
 
 
 @jax.jit
-def by_kernel(q, k, v, d_out, place, bands, local):
+def by_kernel(q, k, v, d_out, place, bands, local, bias=None):
     """Returns (output, log-sum-exp, gradients) of the Pallas kernels; what comes back for the log-sum-exp is the sum of
     d_out."""
     seen = intervals(place, bands, local)
-    out, lse = ranges.forward(q, k, v, seen, tile=TILE, interpret=True)
+    out, lse = ranges.forward(q, k, v, seen, tile=TILE, bias=bias, interpret=True)
     dot = jnp.sum((d_out * out).astype(jnp.float32), -1) - jnp.where(lse > MASKED, d_out.sum(-1), 0.0)
-    gradients = ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=ranges.Tiles(*[TILE] * 3), interpret=True)
-    return out, lse, gradients
+    tiles = ranges.Tiles(*[TILE] * 3)
+    return out, lse, ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=bias, interpret=True)
 
 
 @jax.jit
-def by_definition(q, k, v, d_out, place, bands, local):
-    run = functools.partial(dense, q_place=place, k_place=place, bands=bands, local=local)
-    (out, lse), pull = jax.vjp(lambda q, k, v: run(q, k, v), q, k, v)
+def by_definition(q, k, v, d_out, place, bands, local, bias=None):
+    def run(q, k, v, bias):
+        add = None if bias is None else lambda i, j, num_heads: bias[:, jnp.maximum(i - j, 0)[:, 0]].swapaxes(0, 1)
+        return dense(q, k, v, q_place=place, k_place=place, bands=bands, local=local, bias=add)
+
+    (out, lse), pull = jax.vjp(run, q, k, v, bias)
     return out, lse, pull((d_out, jnp.where(lse > MASKED, d_out.sum(-1), 0.0)))
 
 
@@ -66,6 +69,16 @@ def test_the_kernel_and_its_gradients_are_dense_attention(name):
     close(found[1], want[1])
     for got, expected in zip(jax.tree.leaves(found[2]), jax.tree.leaves(want[2]), strict=True):
         close(got, expected, 256)
+
+
+@pytest.mark.parametrize("name", ["causal", "sinks"])
+def test_a_bias_by_distance_and_its_gradient_are_dense_attention(name):
+    bands, place = BANDS[name], place_of_rows(SEGMENTS, (B, T))
+    inputs = (*arrays(len(bands) or 1), place, bands, None, jax.random.normal(jax.random.key(9), (N, T)))
+    found, want = by_kernel(*inputs), by_definition(*inputs)
+    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        close(got, expected, 256)
+    assert jnp.all(found[2][3][:, 60:] == 0)  # the longest document has 60 tokens
 
 
 @pytest.mark.parametrize("local", [(9.0, math.inf), (9.0, 14.0)])
@@ -83,6 +96,25 @@ def test_sixteen_bit_floats_lose_what_their_rounding_loses():
     for got, exact in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((want, expected)), strict=True):
         # Probabilities and the gradients of logits are rounded to 8 bits before they are multiplied.
         assert np.linalg.norm(got.astype("float32") - exact) < 2**-7 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_kernels_lower_for_a_gpu_that_is_not_here(dtype):
+    """What interpretation does not show: every operation has a form in Triton. Four kernels, with bands and a bias."""
+    q, k, v, d_out = jax.eval_shape(lambda: arrays(2, dtype))
+    place, rows = place_of_rows(SEGMENTS, (B, T)), jax.ShapeDtypeStruct((B, T, N), "float32")
+    tiles = ranges.tiles(dtype, H)
+
+    def run(q, k, v, d_out, lse, bias):
+        seen = intervals(place, BANDS["near, far"], None)
+        out, _ = ranges.forward(q, k, v, seen, tile=tiles.forward, bias=bias)
+        return out, ranges.backward(q, k, v, seen, lse, lse, d_out, tiles=tiles, bias=bias)
+
+    h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=h100)):
+        traced = jax.jit(run).trace(q, k, v, d_out, rows, jax.ShapeDtypeStruct((N, T), "float32"))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @") == 4
 
 
 @pytest.fixture
@@ -106,8 +138,10 @@ def test_what_is_chosen_and_why(card):
     assert choose("auto", bands=masked, **SHAPE).name == "blockwise"
     assert choose("auto", bias=lambda i, j, n: 0.0, **SHAPE).passed == (
         "cudnn: a bias on logits",
-        "pallas: a bias on logits",
+        "pallas: a bias on logits by more than distance",
     )
+    alibi = dataclasses.replace(MODEL, positions=(dict(name="alibi"),)).bind().at(jnp.zeros((1, 2))).bias
+    assert str(choose("auto", bias=alibi, **SHAPE)) == "pallas (cudnn: a bias on logits)"
     wide = SHAPE | dict(heads=(4, 2, 256))  # cuDNN could, but the packed rows beside it could not
     assert choose("auto", **wide).passed == ("cudnn: heads of 256; at most 128", "pallas: heads of 256; at most 128")
     with pytest.raises(ConfigError, match=r'model.attention: "cudnn" cannot: 2 bands. "auto" takes one that can'):
@@ -135,7 +169,7 @@ def test_a_row_of_several_documents_is_not_given_to_cudnn(card, monkeypatch):
 
 MODEL = ModelConfig(
     vocab_size=32, d_model=32, d_mlp=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, original_len=32,
-    positions=(dict(name="self_extend", window=8, group=4),), remat="save_attention",
+    positions=(dict(name="self_extend", window=8, group=4), dict(name="kerple")), remat="save_attention",
 )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def alibi(e: Encoding) -> Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class Alibi:
+    by_distance = True
+
     def __call__(self, params: Any, i, j, num_heads: int):
         del params
         return -jnp.asarray(slopes(num_heads), jnp.float32)[:, None, None] * (i - j)

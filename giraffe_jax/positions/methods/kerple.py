@@ -32,6 +32,7 @@ def kerple(e: Encoding) -> Encoding:
 @dataclasses.dataclass(frozen=True)
 class Kerple:
     name = "kerple"
+    by_distance = True
     least = 1e-2  # of both, as in the authors' code
 
     def init(self, key, num_heads: int):

@@ -46,6 +46,7 @@ class T5:
     num_buckets: int
     max_distance: int
     name = "t5"
+    by_distance = True
 
     def init(self, key, num_heads: int):
         del key
