@@ -191,7 +191,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
             out_shape=jax.ShapeDtypeStruct((num_heads, rows // block, block, block), jnp.float32),
             **_compiled(tile, interpret, "attention_d_bias"),
         )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
-        return _by_distance(found)[:, : bias.shape[1]]
+        return _by_distance(found)[:, :num_tokens]
 
     d_bias = None if bias is None else d_bias_of(tiles.d_kv)
     return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv), d_bias
