@@ -14,6 +14,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import directory
 from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
 
+LONG_TEXT = 2**10  # characters from which it is faster to leave out where in the text each token stands
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -128,7 +129,9 @@ class JsonTokenizer:
         return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self._tok.encode(text, add_special_tokens=False).ids
+        if len(text) < LONG_TEXT:
+            return self._tok.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """What `encode` gives for each, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
