@@ -16,6 +16,7 @@ from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
 
 LONG_TEXT = 2**10  # characters from which it is faster to leave out where in the text each token stands
 
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the project asks of a tokenizer.
@@ -202,16 +203,22 @@ def _load_json(path: Path) -> JsonTokenizer:
     parts = json.loads(tok.to_str())
     config, own = directory.read_config(path.parent), parts["added_tokens"]
     steps = json.dumps(parts["pre_tokenizer"])
-    if directory.is_llama(config) and parts["model"]["type"] == "BPE" and '"ByteLevel"' not in steps:
-        built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
-        built.post_processor = tok.post_processor
-        tok, config = built, _named(config)
+    directory.check_class(path, parts, config)
+    if directory.class_of(config) != directory.LLAMA or '"ByteLevel"' not in steps:
+        config = _named(config)
+        if directory.is_llama(config):
+            built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
+            if directory.class_of(config) == directory.CODE_LLAMA:  # always begins, whatever its files say
+                config["add_bos_token"] = True
+            else:
+                built.post_processor = tok.post_processor
+            tok = built
     return _finished(tok, path.parent, config, own)
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config with a Llama's special tokens where it names none."""
-    return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | config
+    """Returns the config with the special tokens of its class where it names none."""
+    return {**directory.NAMES.get(directory.class_of(config), {}), **config}
 
 
 def _load_model(path: Path) -> Tokenizer:
