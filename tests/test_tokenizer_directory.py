@@ -1,6 +1,7 @@
 """Directories of tokenizers, made by variation, against transformers: the same ids, or a refusal that says why."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,3 +338,29 @@ def test_gguf_refuses_added_tokens_that_it_cannot_keep(tmp_path, flag):
 def test_gguf_refuses_split_special_tokens(tmp_path):
     with pytest.raises(ConfigError, match="split_special_tokens is true"):
         describe(load_tokenizer(changed(tmp_path, split_special_tokens=True)), 512)
+
+
+def through_gguf(tok):
+    """The tokenizer that the keys of a GGUF file say."""
+    from giraffe_jax.tokenizer import gguf
+
+    return gguf.tokenizer(gguf.File(Path("a.gguf"), describe(tok, tok.vocab_size), None))
+
+
+@pytest.mark.parametrize("config", [{}, dict(tokenizer_class="LlamaTokenizer", add_prefix_space=False)], ids=str)
+def test_a_space_in_front_is_that_of_llama_cpp(tmp_path, config):
+    """In front of every text and after every added token, whether a space is there or not; or nowhere."""
+    tok = load_tokenizer(changed(tmp_path, **config))
+    back = through_gguf(tok)
+    for text in strings():
+        assert back.encode(text) == tok.encode(text), text
+    space, plain = tok.encode("<s> the"), tok.encode("<s>the")
+    assert (len(space) == len(plain) + 1) is (config == {})
+
+
+@pytest.mark.parametrize(("legacy", "scheme"), [(False, "first"), (True, "always")])
+def test_a_space_in_front_that_llama_cpp_does_not_put_is_refused(tmp_path, legacy, scheme):
+    tok = load_tokenizer(changed(tmp_path, tokenizer_class="LlamaTokenizer", legacy=legacy))
+    with pytest.raises(ConfigError, match=f"prepend_scheme '{scheme}'.*'PreTrainedTokenizerFast' reads it so"):
+        describe(tok, tok.vocab_size)
+    through_gguf(load_tokenizer(changed(tmp_path, tokenizer_class="PreTrainedTokenizerFast", legacy=legacy)))
