@@ -198,7 +198,7 @@ def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, fi
         asked = prompt(document, item.question, first=first)
         return _made(task, asked, item.answer, len(head.lstrip()) / len(document))
 
-    return fill(build, most=len(words) - own, whole=False)[1]
+    return fill(build, most=len(words) - own)[1]
 
 
 def _made(task: GiraffeQA, text: str, answer: str, where: float) -> filling.Made:
