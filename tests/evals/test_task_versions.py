@@ -61,7 +61,10 @@ def rows_of(name, folder, monkeypatch):
 @pytest.mark.parametrize("name", evals.names())
 def test_prompts_and_scores_are_those_of_the_version(name, tmp_path, monkeypatch):
     version = evals.module(name).Task.VERSION
-    found = records.digest([records.plain(row) for row in rows_of(name, tmp_path, monkeypatch)])
+    rows = [dict(row) for row in rows_of(name, tmp_path, monkeypatch)]
+    for row in rows:  # which says no more than prompts and answers do
+        row.pop("answer_tokens", None)
+    found = records.digest([records.plain(row) for row in rows])
     assert DIGESTS.get((name, version)) == found, (
         f"Prompts or scores of {name!r} are not those of its VERSION {version}. If that is meant, raise VERSION in "
         f"giraffe_jax/evals/{name}.py, so that experiments measure it again, and write here: "
