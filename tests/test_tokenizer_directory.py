@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer import load_tokenizer
+from giraffe_jax.decode import LM
+from giraffe_jax.evals import filling
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.tokenizer import begun, load_tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe
 
 WORDS = "the giraffe ate all of the highest leaves while other animals were waiting below for rain".split()
@@ -364,3 +367,24 @@ def test_a_space_in_front_that_llama_cpp_does_not_put_is_refused(tmp_path, legac
     with pytest.raises(ConfigError, match=f"prepend_scheme '{scheme}'.*'PreTrainedTokenizerFast' reads it so"):
         describe(tok, tok.vocab_size)
     through_gguf(load_tokenizer(changed(tmp_path, tokenizer_class="PreTrainedTokenizerFast", legacy=legacy)))
+
+
+def test_a_prompt_that_begins_by_itself_has_two_begin_tokens_and_one_warning(tmp_path):
+    tok = load_tokenizer(changed(tmp_path, add_bos_token=True))
+    texts = ["<s>the giraffe", "<s>the rain", "the <s>rain"]
+    with pytest.warns(UserWarning, match=r"'<s>the giraffe'.*has two, as in transformers") as said:
+        ids = [begun(tok, tok.encode(text), text) for text in texts]
+    assert len(said) == 1 and [i[:2] == (1, 1) for i in ids] == [True, True, False]
+    with pytest.warns(UserWarning, match="has two"):
+        tok = load_tokenizer(tmp_path)
+        filling.example(tok, filling.Made("<s>the", " rain", ("rain",), 0.0))
+    with pytest.warns(UserWarning, match="has two"):
+        assert LM(ModelConfig(400, 8, 8, 1, 1, 1, 8, 32), None, load_tokenizer(tmp_path)).encode("<s>")[:2] == [1, 1]
+
+
+@pytest.mark.oracle
+def test_transformers_gives_two_begin_tokens_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for file, content in load_tokenizer(changed(tmp_path, add_bos_token=True)).files().items():
+        (tmp_path / file).write_bytes(content)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode("<s>the")[:2] == [1, 1]

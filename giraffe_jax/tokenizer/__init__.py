@@ -6,6 +6,8 @@ model: training documents, evaluation, generation and exported files all follow 
 
 import hashlib
 import json
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +16,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import directory
 from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
 
+_twice: weakref.WeakSet[Any] = weakref.WeakSet()  # tokenizers of which a text began twice
 LONG_TEXT = 2**10  # characters from which it is faster to leave out where in the text each token stands
 
 
@@ -144,6 +147,22 @@ class JsonTokenizer:
     def files(self) -> dict[str, bytes]:
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode(), **self._beside}
+
+
+def begun(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[int, ...]:
+    """Returns the ids of a text after those that every text begins with (`prefix`).
+
+    A text that has the begin token itself then has two, as in transformers; a warning says so, once for a tokenizer.
+    """
+    prefix = tokenizer.prefix
+    if prefix and tuple(ids[: len(prefix)]) == prefix and tokenizer not in _twice:
+        _twice.add(tokenizer)
+        warnings.warn(
+            f"a prompt begins with the begin token itself, {text[:40]!r}, and the model's texts get one in front: it "
+            "has two, as in transformers, which models were not trained on. Leave it out of the text.",
+            stacklevel=3,
+        )
+    return (*prefix, *ids)
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
