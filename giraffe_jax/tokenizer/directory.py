@@ -31,7 +31,7 @@ AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")  # 
 # What other classes build, as [normalizer, pre_tokenizer] of tokenizer.json, and the special tokens that they name.
 _BYTES = '{"type": "ByteLevel", "add_prefix_space": PREFIX, "use_regex": true}'
 _BUILT = {"GPT2Tokenizer": f"[null, {_BYTES}]", "GPTNeoXTokenizer": f'[{{"type": "NFC"}}, {_BYTES}]'}
-_END = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+_END = {key: "<|endoftext|>" for key in ("bos_token", "eos_token", "unk_token")}
 _LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 INFILLING = dict(  # Code Llama's; a text with the last is an ordinary one here, of which nothing is filled in
     prefix_token="▁<PRE>", middle_token="▁<MID>", suffix_token="▁<SUF>", eot_token="▁<EOT>", fill_token="<FILL_ME>"
