@@ -28,6 +28,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Cache, Llama, ModelConfig, logits, unembedding
 from giraffe_jax.positions import Encoding, Scaling, length_dependent, needs_raw_keys
+from giraffe_jax.tokenizer import begun
 
 Policy = Literal["pinned", "per_call", "running"]
 Tokens = Int[Array | np.ndarray, "B T"]
@@ -57,7 +58,7 @@ class LM:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text as the model reads one: its begin token first where the model has that rule."""
-        return [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
+        return list(begun(self.tokenizer, self.tokenizer.encode(text), text))
 
     def score(self, text: str | Sequence[int], positions: Scaling | None = None) -> Scores:
         """Returns the loss of every token of a text, or of ids, under the model's own position methods or others.

@@ -1,12 +1,16 @@
 """Directories of tokenizers, made by variation, against transformers: the same ids, or a refusal that says why."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer import load_tokenizer
+from giraffe_jax.decode import LM
+from giraffe_jax.evals import filling
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.tokenizer import begun, load_tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe
 
 WORDS = "the giraffe ate all of the highest leaves while other animals were waiting below for rain".split()
@@ -60,6 +64,23 @@ def llama_json() -> dict:
     }
 
 
+def bytes_json(*, digits=False, nfc=False, prefix=False) -> dict:
+    """A tokenizer.json of bytes, as GPT-2's, or with what SmolLM and GPT-NeoX do else."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = step = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    rng = np.random.default_rng(0)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=alphabet)
+    tok.train_from_iterator([" ".join(rng.choice(WORDS, 8)) + " 12345" for _ in range(200)], trainer)
+    if digits:
+        tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), step])
+    if nfc:
+        tok.normalizer = normalizers.NFC()
+    return json.loads(tok.to_str())
+
+
 NAMES = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 LLAMA = dict(tokenizer_class="LlamaTokenizer", **NAMES)
 FAST = dict(tokenizer_class="PreTrainedTokenizerFast", **NAMES)
@@ -99,6 +120,24 @@ DIRECTORIES = {
         LLAMA | {"additional_special_tokens": ["<|im_start|>", "<tool>"], "image_token": "<image>"},
         {},
     ),
+    "Code Llama's class": (
+        "json",
+        dict(tokenizer_class="CodeLlamaTokenizerFast", legacy=True, additional_special_tokens=["<tool>"]),
+        {},
+    ),
+    "Mistral's model, Llama's class": (
+        "json",
+        LLAMA | {"legacy": True},
+        {"config.json": dict(model_type="mistral", bos_token_id=1, eos_token_id=2)},
+    ),
+    "the class in config.json": (
+        "json",
+        NAMES,
+        {"config.json": dict(model_type="llama", tokenizer_class="LlamaTokenizer", bos_token_id=1, eos_token_id=2)},
+    ),
+    "GPT-2's class": ("bytes", dict(tokenizer_class="GPT2Tokenizer", extra_special_tokens=["<s>"]), {}),
+    "GPT-2's class, names": ("bytes", NAMES | dict(tokenizer_class="GPT2TokenizerFast", unk_token=None), {}),
+    "GPT-NeoX's class": ("nfc", dict(tokenizer_class="GPTNeoXTokenizer", extra_special_tokens=["<s>"]), {}),
     "a SentencePiece model": ("model", LLAMA | {"add_bos_token": True}, {}),
     "a SentencePiece model, added_tokens_decoder": (
         "model",
@@ -157,8 +196,8 @@ def strings():
 
 def write(folder, name, pieces):
     kind, config, files = DIRECTORIES[name]
-    if kind == "json":
-        content = llama_json()
+    if kind != "model":
+        content = llama_json() if kind == "json" else bytes_json(nfc=kind == "nfc")
         size = len(content["model"]["vocab"])
         (folder / "tokenizer.json").write_text(json.dumps(content))
     else:
@@ -187,11 +226,12 @@ def test_ids_are_those_of_transformers_and_an_export_keeps_them(tmp_path, name, 
     exported, again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), load_tokenizer(tmp_path / "out")
     texts = strings()
     assert len(texts) == 300
-    for text in texts:
+    for text in [*texts, "".join(texts)]:  # short and long ones are read in two ways
         want = theirs.encode(text, add_special_tokens=False)
         for reader in (ours, again):
             assert reader.encode(text) == want, text
         assert exported.encode(text, add_special_tokens=False) == want, text
+    assert DIRECTORIES[name][0] == "model" or ours.prefix == again.prefix == tuple(theirs.encode(""))
     assert ours.vocab_size == len(theirs) and ours.fingerprint == again.fingerprint
 
 
@@ -226,6 +266,39 @@ def changed(tmp_path, **config):
 def test_what_cannot_be_applied_is_refused_by_name(tmp_path, config, message):
     with pytest.raises(ConfigError, match=message):
         load_tokenizer(changed(tmp_path, **config))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("GPT2Tokenizer", bytes_json(digits=True)),
+        ("GPT2TokenizerFast", bytes_json(prefix=True)),
+        ("GPTNeoXTokenizer", bytes_json()),
+        ("Qwen2Tokenizer", bytes_json()),
+        ("CodeLlamaTokenizer", bytes_json()),
+    ],
+)
+def test_a_class_that_says_other_than_tokenizer_json_is_refused(tmp_path, name, content):
+    """transformers follows the class, and gives other ids than the file; "PreTrainedTokenizerFast" is the file's."""
+    transformers = pytest.importorskip("transformers")
+
+    def write(class_):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_}))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+    write(name)
+    with pytest.raises(ConfigError, match=f"tokenizer_class is '{name}'.* write 'PreTrainedTokenizerFast'"):
+        load_tokenizer(tmp_path)
+    texts = ["the giraffe 12345", "e\u0301", "12345 I'm"]
+    theirs = (
+        [transformers.AutoTokenizer.from_pretrained(tmp_path).encode(t) for t in texts] if "Code" not in name else []
+    )
+    write("PreTrainedTokenizerFast")
+    ours = load_tokenizer(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert [ours.encode(t) for t in texts] == [again.encode(t) for t in texts] != theirs
 
 
 def test_added_tokens_beside_a_model_of_no_class_are_refused(tmp_path, pieces):
@@ -268,3 +341,50 @@ def test_gguf_refuses_added_tokens_that_it_cannot_keep(tmp_path, flag):
 def test_gguf_refuses_split_special_tokens(tmp_path):
     with pytest.raises(ConfigError, match="split_special_tokens is true"):
         describe(load_tokenizer(changed(tmp_path, split_special_tokens=True)), 512)
+
+
+def through_gguf(tok):
+    """The tokenizer that the keys of a GGUF file say."""
+    from giraffe_jax.tokenizer import gguf
+
+    return gguf.tokenizer(gguf.File(Path("a.gguf"), describe(tok, tok.vocab_size), None))
+
+
+@pytest.mark.parametrize("config", [{}, dict(tokenizer_class="LlamaTokenizer", add_prefix_space=False)], ids=str)
+def test_a_space_in_front_is_that_of_llama_cpp(tmp_path, config):
+    """In front of every text and after every added token, whether a space is there or not; or nowhere."""
+    tok = load_tokenizer(changed(tmp_path, **config))
+    back = through_gguf(tok)
+    for text in strings():
+        assert back.encode(text) == tok.encode(text), text
+    space, plain = tok.encode("<s> the"), tok.encode("<s>the")
+    assert (len(space) == len(plain) + 1) is (config == {})
+
+
+@pytest.mark.parametrize(("legacy", "scheme"), [(False, "first"), (True, "always")])
+def test_a_space_in_front_that_llama_cpp_does_not_put_is_refused(tmp_path, legacy, scheme):
+    tok = load_tokenizer(changed(tmp_path, tokenizer_class="LlamaTokenizer", legacy=legacy))
+    with pytest.raises(ConfigError, match=f"prepend_scheme '{scheme}'.*'PreTrainedTokenizerFast' reads it so"):
+        describe(tok, tok.vocab_size)
+    through_gguf(load_tokenizer(changed(tmp_path, tokenizer_class="PreTrainedTokenizerFast", legacy=legacy)))
+
+
+def test_a_prompt_that_begins_by_itself_has_two_begin_tokens_and_one_warning(tmp_path):
+    tok = load_tokenizer(changed(tmp_path, add_bos_token=True))
+    texts = ["<s>the giraffe", "<s>the rain", "the <s>rain"]
+    with pytest.warns(UserWarning, match=r"'<s>the giraffe'.*has two, as in transformers") as said:
+        ids = [begun(tok, tok.encode(text), text) for text in texts]
+    assert len(said) == 1 and [i[:2] == (1, 1) for i in ids] == [True, True, False]
+    with pytest.warns(UserWarning, match="has two"):
+        tok = load_tokenizer(tmp_path)
+        filling.example(tok, filling.Made("<s>the", " rain", ("rain",), 0.0))
+    with pytest.warns(UserWarning, match="has two"):
+        assert LM(ModelConfig(400, 8, 8, 1, 1, 1, 8, 32), None, load_tokenizer(tmp_path)).encode("<s>")[:2] == [1, 1]
+
+
+@pytest.mark.oracle
+def test_transformers_gives_two_begin_tokens_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for file, content in load_tokenizer(changed(tmp_path, add_bos_token=True)).files().items():
+        (tmp_path / file).write_bytes(content)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode("<s>the")[:2] == [1, 1]

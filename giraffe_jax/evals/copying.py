@@ -23,6 +23,8 @@ from giraffe_jax.evals import cases, lengths, perplexity, scoring
 from giraffe_jax.evals.metrics import Metric
 from giraffe_jax.evals.scoring import Count, Seed
 
+LONG_LINE, LONG_WORD = 2**12, 2**6  # characters; passages begin inside of what is longer
+
 COPIED = Metric(
     "copied", "tokens copied", "fraction", "high",
     "Teacher-forced: the share of the repeated tokens, after the first few, that are the most likely ones where they "
@@ -35,7 +37,7 @@ COPY_NLL = Metric("copy_nll", "loss on the copy, nats a token", "nll", "low")
 class Copying:
     """The keys of a copying task; `n` examples for every length."""
 
-    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
+    VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Literal["random", "text"] = "random"
     n: Count = 50
@@ -169,9 +171,17 @@ def _text(task: Copying, tokenizer: Any):
         name, text = texts[rng.integers(len(texts))]
         place = len(text)
         while True:  # too near the end: nearer to the start, which is enough
-            place = text.rfind("\n", 0, rng.integers(place)) + 1
+            place = _start(text, int(rng.integers(place)))
             tokens = perplexity.head(tokenizer, text[place:], need)
             if len(tokens) == need:
                 return name, tuple(tokens[:count])
 
     return make
+
+
+def _start(text: str, place: int) -> int:
+    """Returns the start of the line that holds a place; of a long line, the start of a word, or the place itself."""
+    near = max(0, place - LONG_LINE)
+    if near == 0 or "\n" in text[near:place]:
+        return text.rfind("\n", near, place) + 1
+    return text.rfind(" ", place - LONG_WORD, place) + 1 or place

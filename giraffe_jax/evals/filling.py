@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import lengths, scoring
 from giraffe_jax.evals.scoring import Example
+from giraffe_jax.tokenizer import begun
 
 UNSURE = 8  # tokens by which the count of one more unit may be wrong
 WORDS = 2**18  # kept of a tokenizer
@@ -101,7 +102,7 @@ class Filler:
 def example(tokenizer: Any, made: Made) -> Example:
     """Returns a prompt and its answer as tokens, after those that every text begins with."""
     before, answer = scoring.split(tokenizer, made.prompt, made.answer)
-    return Example(tuple(tokenizer.prefix) + before, answer, made.expected, made.depth)
+    return Example(begun(tokenizer, before, made.prompt), answer, made.expected, made.depth)
 
 
 def largest(cost: Callable[[int], float], budget: float, k: int, high: int | None = None) -> int:

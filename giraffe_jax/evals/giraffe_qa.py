@@ -35,6 +35,7 @@ CUE = "\nAnswer:"
 PLACES = ("start", "random", "end")
 VARIANTS = tuple((place, first) for place in PLACES for first in (False, True))  # (place, question first), as published
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
+WORD = re.compile(r"\s*(?:\S{1,40}(?!\S)|\S)")  # of what is longer, and of scripts without spaces, a character
 YEARS = range(1000, 2101)
 
 
@@ -42,7 +43,7 @@ YEARS = range(1000, 2101)
 class GiraffeQA:
     """The keys of a Giraffe task; `n` examples for every length."""
 
-    VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
+    VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     kind: Literal["free_form", "altered_numeric"]
     files: tuple[str, ...] = ()  # published cases
@@ -185,7 +186,7 @@ def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, fi
     before, after = item.document[: item.at], item.document[item.at :].rstrip()
     gap = before[len(before.rstrip()) :]
     text = f"{after}\n\n{before}".rstrip()
-    words = [m.span() for m in re.finditer(r"\s*\S+", text)]
+    words = [m.span() for m in WORD.finditer(text)]
     own = next(i for i, (_, end) in enumerate(words, 1) if end >= len(item.answer))  # words that hold the answer
     share = random.Random(f"giraffe_qa {task.seed} {fill.length} {number}").random()
     share = {"start": 0.1 * share, "random": 0.1 + 0.8 * share, "end": 0.9 + 0.1 * share}[place]
@@ -197,7 +198,7 @@ def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, fi
         asked = prompt(document, item.question, first=first)
         return _made(task, asked, item.answer, len(head.lstrip()) / len(document))
 
-    return fill(build, most=len(words) - own, whole=False)[1]
+    return fill(build, most=len(words) - own)[1]
 
 
 def _made(task: GiraffeQA, text: str, answer: str, where: float) -> filling.Made:

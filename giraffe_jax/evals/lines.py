@@ -24,6 +24,7 @@ from giraffe_jax.data import synthetic
 from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import cases, filling, metrics, scoring
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
+from giraffe_jax.tokenizer import begun
 
 HEADER = (
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
@@ -145,7 +146,7 @@ def _published(row: dict[str, Any], task: Lines, tokenizer: Any) -> Example:
     text = f"{text.rstrip(' ')} {CUE.format(key=question[1])}" if task.cue else text
     before, answer = scoring.split(tokenizer, text, f" <{value}")
     where = keys.index(question[1]) / max(1, len(keys) - 1)
-    return Example(tuple(tokenizer.prefix) + before, answer, value, where)
+    return Example(begun(tokenizer, before, text), answer, value, where)
 
 
 def _longchat(task: Lines, tokenizer: Any, length: int):

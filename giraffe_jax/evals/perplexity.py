@@ -25,6 +25,9 @@ from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import cases, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count
 
+SAMPLE = 2048  # characters that say about how many tokens a text has
+BESIDE = 32  # tokens before a cut that may be others in the whole text
+
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
@@ -132,19 +135,27 @@ def bin_edges(length: int, bins: int, spacing: str = "log") -> list[int]:
 def head(tokenizer: Any, text: str, count: int | None) -> list[int]:
     """Returns the first `count` tokens of a text (fewer if it has fewer; all if None) without reading much further.
 
-    Whole books are not tokenised for their first page: a prefix is, cut where a line ends, and twice as much if it
-    was too short. A line's end is where no tokenizer joins what is before it with what comes after.
+    Whole books are not tokenised for their first page: a prefix is, about as long as its first tokens say, and twice as
+    much if it was too short. It is cut where a line ends, else between words, else anywhere, and tokens beside the cut,
+    which may be others in the whole text, are not taken.
     """
     if count is None:
         return tokenizer.encode(text)
-    size = 4 * count + 1024
+    start = text[:SAMPLE]
+    size = int(1.1 * (count + BESIDE) * len(start) / max(1, len(tokenizer.encode(start)))) + SAMPLE
     while True:
-        cut = text.rfind("\n", 0, size) if size < len(text) else len(text)
-        if cut > 0:
-            tokens = tokenizer.encode(text[:cut])
-            if len(tokens) >= count or cut == len(text):
-                return tokens[:count]
+        tokens = tokenizer.encode(text[: _cut(text, size)])
+        if size >= len(text) or len(tokens) >= count + BESIDE:
+            return tokens[:count]
         size *= 2
+
+
+def _cut(text: str, size: int) -> int:
+    """Returns how many of the first `size` characters of a text to take so that no word is cut, if that can be."""
+    if size >= len(text):
+        return len(text)
+    places = (text.rfind(mark, size - SAMPLE // 2, size) for mark in ("\n", " "))
+    return next((place for place in places if place > 0), size)
 
 
 def _bins(nll: np.ndarray, context: np.ndarray, edges: list[int]) -> list[list[float]]:

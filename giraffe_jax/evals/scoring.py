@@ -201,6 +201,7 @@ def retrieval_rows(
                 "question": lm.tokenizer.decode(e.prompt[-ASKED:])[-ASKED:],
                 "metrics": m,
                 "prompt_tokens": len(e.prompt),
+                "answer_tokens": len(e.answer),
                 "prompt": hashlib.sha256(np.asarray(e.prompt, "<i4").tobytes()).hexdigest()[:16],
                 "expected": e.expected if isinstance(e.expected, int) else list(e.expected),
             } | ({} if text is None else {"output": text})

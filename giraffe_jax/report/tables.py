@@ -132,15 +132,18 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
 
 
 def short_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """The shortest and the mean prompt of each length, in tokens, where they are shorter than it by more than 2%."""
+    """The shortest and the mean prompt of each length, in tokens, where they are shorter than it by more than 2%.
+
+    With their answers, which a length has room for too; rows of earlier versions do not say how long these are.
+    """
     sizes: dict[int, list[int]] = {}
     for row in rows:
         if "prompt_tokens" in row:
-            sizes.setdefault(row["length"], []).append(row["prompt_tokens"])
+            sizes.setdefault(row["length"], []).append(row["prompt_tokens"] + row.get("answer_tokens", 0))
     found = {}
     for length, own in sizes.items():
         if min(own) < (1 - lengths.SHARE) * length:
-            found[length] = f"prompts of {min(own):,} or more, mean {sum(own) / len(own):,.0f}"
+            found[length] = f"prompts with answers of {min(own):,} tokens or more, mean {sum(own) / len(own):,.0f}"
     return found
 
 

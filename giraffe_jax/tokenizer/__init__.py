@@ -6,6 +6,8 @@ model: training documents, evaluation, generation and exported files all follow 
 
 import hashlib
 import json
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import directory
 from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
+
+_twice: weakref.WeakSet[Any] = weakref.WeakSet()  # tokenizers of which a text began twice
+LONG_TEXT = 2**10  # characters from which it is faster to leave out where in the text each token stands
 
 
 @runtime_checkable
@@ -128,7 +133,9 @@ class JsonTokenizer:
         return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self._tok.encode(text, add_special_tokens=False).ids
+        if len(text) < LONG_TEXT:
+            return self._tok.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """What `encode` gives for each, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
@@ -140,6 +147,22 @@ class JsonTokenizer:
     def files(self) -> dict[str, bytes]:
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode(), **self._beside}
+
+
+def begun(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[int, ...]:
+    """Returns the ids of a text after those that every text begins with (`prefix`).
+
+    A text that has the begin token itself then has two, as in transformers; a warning says so, once for a tokenizer.
+    """
+    prefix = tokenizer.prefix
+    if prefix and tuple(ids[: len(prefix)]) == prefix and tokenizer not in _twice:
+        _twice.add(tokenizer)
+        warnings.warn(
+            f"a prompt begins with the begin token itself, {text[:40]!r}, and the model's texts get one in front: it "
+            "has two, as in transformers, which models were not trained on. Leave it out of the text.",
+            stacklevel=3,
+        )
+    return (*prefix, *ids)
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -199,16 +222,22 @@ def _load_json(path: Path) -> JsonTokenizer:
     parts = json.loads(tok.to_str())
     config, own = directory.read_config(path.parent), parts["added_tokens"]
     steps = json.dumps(parts["pre_tokenizer"])
-    if directory.is_llama(config) and parts["model"]["type"] == "BPE" and '"ByteLevel"' not in steps:
-        built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
-        built.post_processor = tok.post_processor
-        tok, config = built, _named(config)
+    directory.check_class(path, parts, config)
+    if directory.class_of(config) != directory.LLAMA or '"ByteLevel"' not in steps:
+        config = _named(config)
+        if directory.is_llama(config):
+            built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
+            if directory.class_of(config) == directory.CODE_LLAMA:  # always begins, whatever its files say
+                config["add_bos_token"] = True
+            else:
+                built.post_processor = tok.post_processor
+            tok = built
     return _finished(tok, path.parent, config, own)
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config with a Llama's special tokens where it names none."""
-    return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | config
+    """Returns the config with the special tokens of its class where it names none."""
+    return {**directory.NAMES.get(directory.class_of(config), {}), **config}
 
 
 def _load_model(path: Path) -> Tokenizer:

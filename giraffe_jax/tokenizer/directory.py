@@ -26,6 +26,22 @@ _ONLY_AT: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "fix_mistral_regex": ((None, False), "the expressions are those of tokenizer.json"),
     "gguf_file": ((None,), "give the GGUF file itself"),
 }
+LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
+AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")  # tokenizer.json says it all
+# What other classes build, as [normalizer, pre_tokenizer] of tokenizer.json, and the special tokens that they name.
+_BYTES = '{"type": "ByteLevel", "add_prefix_space": PREFIX, "use_regex": true}'
+_BUILT = {"GPT2Tokenizer": f"[null, {_BYTES}]", "GPTNeoXTokenizer": f'[{{"type": "NFC"}}, {_BYTES}]'}
+_END = {key: "<|endoftext|>" for key in ("bos_token", "eos_token", "unk_token")}
+_LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+INFILLING = dict(  # Code Llama's; a text with the last is an ordinary one here, of which nothing is filled in
+    prefix_token="▁<PRE>", middle_token="▁<MID>", suffix_token="▁<SUF>", eot_token="▁<EOT>", fill_token="<FILL_ME>"
+)
+NAMES: Mapping[str, Mapping[str, str]] = {
+    LLAMA: _LLAMA_NAMES,
+    CODE_LLAMA: _LLAMA_NAMES | INFILLING,
+    "GPT2Tokenizer": _END,
+    "GPTNeoXTokenizer": _END | {"pad_token": "<|padding|>"},
+}
 _EXTRA, _OLD = "extra_special_tokens", "additional_special_tokens"  # read where the first is absent
 _BOOLEANS = ("add_prefix_space", "split_special_tokens", "legacy", "add_bos_token", "add_eos_token")
 
@@ -38,8 +54,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     from giraffe_jax.tokenizer import read_json
 
-    file = directory / CONFIG
+    file, model = directory / CONFIG, directory / "config.json"
     config = read_json(file) if file.is_file() else {}
+    about = read_json(model) if model.is_file() else {}
+    if about.get("model_type") == "mistral" and (directory / "tokenizer.json").is_file():
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers reads no class beside it
+    elif isinstance(about.get("tokenizer_class"), str):
+        config = {"tokenizer_class": about["tokenizer_class"]} | config
     for key, (allowed, why) in _ONLY_AT.items():
         if key in config and config[key] not in allowed:
             raise ConfigError(f"{file}: {key} is {str(config[key])[:80]!r}, allowed is {allowed[-1]!r}: {why}.")
@@ -137,26 +158,59 @@ def _token(value: Any, where: str, special: bool = False) -> Any:
     return AddedToken(fields["content"], **flags)
 
 
+def class_of(config: Mapping[str, Any]) -> str:
+    """Returns `tokenizer_class`, which is the same with "Fast" and without; "" where there is none."""
+    return str(config.get("tokenizer_class") or "").removesuffix("Fast")
+
+
 def is_llama(config: Mapping[str, Any]) -> bool:
     """Returns whether transformers 5 builds the tokenizer anew as a Llama's, from vocabulary and merges alone."""
-    return str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    return class_of(config) in (LLAMA, CODE_LLAMA)
+
+
+def check_class(file: Path, parts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a `tokenizer_class` builds another tokenizer than tokenizer.json (`parts`) has."""
+    name, model = class_of(config), parts["model"]
+    llama = model["type"] == "BPE" and (name == LLAMA or (name == CODE_LLAMA and "<unk>" in model["vocab"]))
+    if name in AS_IT_IS or (llama and all(config.get(k, v) == v for k, v in INFILLING.items())):
+        return
+    said = "its rule is not known here"
+    if name in _BUILT:
+        steps = json.dumps([parts["normalizer"], _without(parts["pre_tokenizer"], "trim_offsets")])
+        prefix = json.dumps(config.get("add_prefix_space") is True)
+        plain = model["type"] == "BPE" and not any(model.get(k) for k in ("unk_token", "ignore_merges", "dropout"))
+        if plain and json.loads(steps) == json.loads(_BUILT[name].replace("PREFIX", prefix)):
+            return
+        said = "it gives other ids"
+    raise ConfigError(
+        f"{file.parent / CONFIG}: tokenizer_class is {config['tokenizer_class']!r}, by which transformers may build "
+        f"another tokenizer than {file.name} says: {said}. For the ids of {file.name} write 'PreTrainedTokenizerFast'."
+    )
+
+
+def _without(step: Any, key: str) -> Any:
+    if isinstance(step, list):
+        return [_without(s, key) for s in step]
+    return {k: _without(v, key) for k, v in step.items() if k != key} if isinstance(step, dict) else step
 
 
 def as_llama(vocab: Mapping[str, int], merges: list[Any], config: Mapping[str, Any]) -> Any:
     """Returns the `tokenizers.Tokenizer` that a `tokenizer_class` of LlamaTokenizer means, without added tokens.
 
     A space comes before a text (`legacy` false, the default), before each part between added tokens (`legacy` true), or
-    nowhere (`add_prefix_space` false).
+    nowhere (`add_prefix_space` false). A CodeLlamaTokenizer has no `legacy`, and an unknown token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     pairs: list[Any] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    tok = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=True, byte_fallback=True))
+    code = class_of(config) == CODE_LLAMA
+    unknown = {"unk_token": "<unk>"} if code else {}
+    tok = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=True, byte_fallback=True, **unknown))
     prefix = config.get("add_prefix_space") is not False
-    scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
+    scheme = "never" if not prefix else "always" if config.get("legacy") and not code else "first"
     tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tok.decoder = decoders.Sequence(undo + [decoders.Strip(content=" ", left=1)] * prefix)
+    tok.decoder = decoders.Sequence(undo + [decoders.Strip(content=" ", left=1)] * (prefix or code))
     return tok
 
 

@@ -131,7 +131,14 @@ def _space_prefix(parts: Mapping[str, Any]) -> bool:
     steps = _steps(parts.get("normalizer"), "normalizers")
     before = _steps(parts.get("pre_tokenizer"), "pretokenizers")
     if [s["type"] for s in before] == ["Metaspace"] and not steps and before[0].get("split") is False:
-        return before[0].get("prepend_scheme") in ("always", "first")
+        if (scheme := before[0].get("prepend_scheme")) == "never":
+            return False
+        raise ConfigError(
+            f"tokenizer: a space comes in front of a text that begins with none (prepend_scheme {scheme!r}); llama.cpp "
+            "puts one in front of every text, and after every added token. Where tokenizer.json has a Prepend "
+            "normalizer, tokenizer_class 'PreTrainedTokenizerFast' reads it so; without a tokenizer (--no-tokenizer) "
+            "the file serves token ids."
+        )
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     if not before and steps[-1:] == [replaced] and [s["type"] for s in steps[:-1]] in ([], ["Prepend"]):
         return len(steps) == 2

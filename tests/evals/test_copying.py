@@ -168,3 +168,13 @@ def test_wrong_requests_say_what_is_wrong(books, keys, match):
     with pytest.raises(ConfigError, match=match):
         task = make(**keys)
         copying.examples(task, ByteTokenizer(), task.lengths[0])
+
+
+@pytest.mark.parametrize("space", [" ", ""])
+def test_passages_of_a_document_of_one_line_are_not_all_its_first(tmp_path, space):
+    text = space.join(f"{i:05}" for i in range(20_000))
+    (tmp_path / "line.txt").write_text(text)
+    task = make(kind="text", documents=[str(tmp_path)], passage=20, n=8)
+    starts = [text.index(ByteTokenizer().decode(c.tokens[:44])) for c in copying.examples(task, ByteTokenizer(), 64)]
+    assert len(set(starts)) == 8 and max(starts) > 20_000
+    assert not space or all(start % 6 == 0 for start in starts)  # where a word begins

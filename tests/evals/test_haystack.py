@@ -135,9 +135,41 @@ def test_what_is_too_short_by_more_than_its_unit_is_refused():
                 lengths.check(task, 1000, [e, cut])
 
 
+def asked_about(text, folder):
+    """Conversations and a question on a text, for the tasks that take no plain text."""
+    parts = [text[i : i + 100].replace("\n", " ") for i in range(0, len(text), 100)][:400]
+    talks = [
+        {"topic": f"Tea {i}", "conversation": f"USER: I would like to discuss the topic of tea {i}. {part} \n "}
+        for i, part in enumerate(parts)
+    ]
+    half = len(text) // 2
+    document = f"{text[:half]} The house was built in 1911. {text[half:]}"
+    question = {"document": document, "question": "When was the house built?", "answer": "1911"}
+    talks = made.lines_of(folder / "talks.jsonl", talks)
+    return dict(
+        topics=dict(conversations=[talks]), giraffe_qa=dict(questions=[made.lines_of(folder / "q.jsonl", [question])])
+    )
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ["topics", "giraffe_qa"])
+def test_conversations_and_questions_in_any_script_fill_the_length(name, text, tmp_path):
+    whole = TEXTS[text] * (3000 if text == "one short line" else 3)
+    for length in (1024, 8192):
+        keys = dict(kind="free_form") if name == "giraffe_qa" else {}
+        keys |= asked_about(whole, tmp_path)[name]
+        task = evals.build(dict(name=name, lengths=[length], n=6) | keys)
+        found = evals.module(task.name).examples(task, BYTES, length)
+        assert len(found) == 6
+        for e in found:
+            size = len(e.prompt) + len(e.answer)
+            unit = max(60, 0.02 * length) if name == "giraffe_qa" else 400  # a word; a conversation
+            assert length - unit <= size <= length
+
+
 @pytest.mark.slow
 def test_table_of_lengths_made(tmp_path, capsys):
-    """`pytest -n0 -s -m slow tests/evals/test_haystack.py`: asked, made and seconds of every task on five texts."""
+    """`pytest -n0 -s -m slow tests/evals/test_haystack.py`: asked, made and CPU seconds of every task on five texts."""
     from giraffe_jax.hf.load import locate
 
     tokenizer = load_tokenizer(locate("giraffe-mini"))
@@ -146,16 +178,20 @@ def test_table_of_lengths_made(tmp_path, capsys):
     kinds = [k for k in evals.module("ruler").NEW_TOKENS]
     tasks = [dict(name="ruler", kind=k) for k in kinds]
     tasks += [dict(name=name) for name in ("needle", "passkey", "lines", "key_values")]
-    tasks += [dict(name="copying", kind="text"), dict(name="perplexity")]
+    tasks += [dict(name="copying", kind="text"), dict(name="perplexity"), dict(name="topics")]
+    tasks += [dict(name="giraffe_qa", kind=kind) for kind in ("free_form", "altered_numeric")]
+    takes_none = "niah_single_1 niah_multikey_2 niah_multikey_3 vt cwe fwe passkey lines key_values".split()
+    own = dict.fromkeys(takes_none, {}) | dict(qa_1=dict(documents=[squad]), qa_2=dict(documents=[hotpot]))
     rows = []
     for text in list(TEXTS)[:5]:
         hay.write_text("\n".join([TEXTS[text]] * 3))
+        files = own | asked_about(hay.read_text(), tmp_path)
         for keys in tasks:
             for length in (512, 2048, 8192):
-                documents = dict(qa_1=squad, qa_2=hotpot).get(keys.get("kind", ""), str(hay))
-                named = {} if keys["name"] in ("passkey", "lines", "key_values") else dict(documents=[documents])
+                kind = keys["name"] if keys["name"] in files else keys.get("kind", keys["name"])
+                named = files.get(kind, dict(documents=[str(hay)]))
                 task = evals.build(dict(lengths=[length]) | keys | named)
-                start, said = time.perf_counter(), ""
+                start, said = time.process_time(), ""
                 try:
                     found = evals.module(task.name).examples(task, tokenizer, length)
                     sizes = [lengths.tokens(e) for e in found]
@@ -163,7 +199,8 @@ def test_table_of_lengths_made(tmp_path, capsys):
                     assert all(not lengths.short(e, length) and lengths.tokens(e) <= length for e in found)
                 except ConfigError as error:
                     said = str(error)
-                seconds = time.perf_counter() - start
-                rows.append(f"{text:18} {task.label or task.name:22} {length:5}  {said}  {seconds:5.2f} s")
+                seconds = time.process_time() - start
+                of = "takes no text" if kind in own else text
+                rows.append(f"{of:18} {task.label or task.name:22} {length:5}  {said}  {seconds:5.2f} s")
     with capsys.disabled():
         print("", *rows, sep="\n")

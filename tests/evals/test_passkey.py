@@ -109,3 +109,4 @@ def test_rows_of_both_scorings(tiny):
         assert (row["variant"], row["task"], row["length"]) == ("plain", "passkey", 400)
         assert set(row["metrics"]) == {"generate", "generate_last", "teacher", "answer_nll"}
         assert row["depth"] in (0.0, 1.0) and isinstance(row["output"], str)
+        assert row["answer_tokens"] == len(str(row["expected"])) + 1  # its space; columns say what both take

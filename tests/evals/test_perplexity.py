@@ -148,6 +148,10 @@ def test_head_is_a_prefix_and_reads_little():
     tokenizer = Lines()
     assert perplexity.head(tokenizer, text, 500) == ByteTokenizer().encode(text)[:500]
     assert tokenizer.read < 20_000
+    for text in ("some words " * 100_000, "山里有一个小女孩" * 100_000):
+        tokenizer.read = 0
+        assert perplexity.head(tokenizer, text, 5000) == ByteTokenizer().encode(text)[:5000]
+        assert tokenizer.read < 20_000
     assert perplexity.head(tokenizer, "no line end" * 900, 5000) == ByteTokenizer().encode("no line end" * 900)[:5000]
     assert len(perplexity.head(tokenizer, "short", 500)) == 5
 

@@ -19,8 +19,8 @@ ASKED = TASKS | {
 }
 # (task, VERSION): digest of the rows of tasks ASKED. A failure says what to write here; older versions may go.
 DIGESTS = {
-    ("copying", 1): "ba144d88ecac697c",
-    ("giraffe_qa", 1): "541a2cc826f6b866",
+    ("copying", 2): "0b00e73949daae00",
+    ("giraffe_qa", 2): "541a2cc826f6b866",
     ("key_values", 1): "c451a470a1dcde9a",
     ("lines", 1): "58c40887b73ec632",
     ("longppl", 1): "32e222397774960f",
@@ -61,7 +61,10 @@ def rows_of(name, folder, monkeypatch):
 @pytest.mark.parametrize("name", evals.names())
 def test_prompts_and_scores_are_those_of_the_version(name, tmp_path, monkeypatch):
     version = evals.module(name).Task.VERSION
-    found = records.digest([records.plain(row) for row in rows_of(name, tmp_path, monkeypatch)])
+    rows = [dict(row) for row in rows_of(name, tmp_path, monkeypatch)]
+    for row in rows:  # which says no more than prompts and answers do
+        row.pop("answer_tokens", None)
+    found = records.digest([records.plain(row) for row in rows])
     assert DIGESTS.get((name, version)) == found, (
         f"Prompts or scores of {name!r} are not those of its VERSION {version}. If that is meant, raise VERSION in "
         f"giraffe_jax/evals/{name}.py, so that experiments measure it again, and write here: "
