@@ -65,8 +65,30 @@ def load(
     return LM(model, _fit(model, found.params, mesh), words)
 
 
+def load_unmerged(source: str) -> tuple[LM, LoraConfig]:
+    """Returns a run's model with its adapters beside their kernels, and its config.lora.
+
+    Raises:
+      ConfigError: the source is not a run's workdir, or the run has no adapters.
+    """
+    where, which = checkpoint.split_source(source)
+    if not checkpoint.is_workdir(where):
+        raise ConfigError(f"source: {source} is not the workdir of a training run, so it has no adapter to write.")
+    with checkpoint.manager(where) as checkpoints:
+        step = checkpoint.find_step(checkpoints, which, warnings.warn)
+        about = checkpoint.read_about(checkpoints, step).get("lora")
+    if not about:
+        raise ConfigError(f"source: {where} was trained without adapters (config.lora); export its weights instead.")
+    return _load_workdir(where, str(step), {}, "", None, merged=False), build(LoraConfig, about, "lora")
+
+
 def _load_workdir(
-    source: str, which: str, overrides: Mapping[str, Any], tokenizer: str, mesh: jax.sharding.Mesh | None
+    source: str,
+    which: str,
+    overrides: Mapping[str, Any],
+    tokenizer: str,
+    mesh: jax.sharding.Mesh | None,
+    merged: bool = True,
 ) -> LM:
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
@@ -91,13 +113,13 @@ def _load_workdir(
         )
         params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
     params.pop("positions", None)
-    if adapters is not None:
+    if adapters is not None and merged:
 
-        def merged(params):
+        def whole(params):
             return jax.tree.map(lambda x: x.astype(model.param_dtype), lora.merge(params))
 
-        where = _placement(saved, jax.eval_shape(merged, params), mesh)
-        params = jax.jit(merged, out_shardings=where)(params)
+        where = _placement(saved, jax.eval_shape(whole, params), mesh)
+        params = jax.jit(whole, out_shardings=where)(params)
     return LM(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
 
 

@@ -74,9 +74,7 @@ def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapte
     path = locate(source)
     if not (path.is_dir() and is_adapter(path)):
         if base is not None:
-            raise ConfigError(
-                f"base: {path} is no adapter: it has no {CONFIG}. Leave base out, it has its own weights."
-            )
+            raise ConfigError(f"base: {path} is no adapter: it has no {CONFIG}. Leave base out.")
         return path, None
     adapter = read_adapter(path)
     if base is None and any((path / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
