@@ -91,7 +91,7 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     if file.is_file():
         rope = rope_in_words(read_json(file))
         print(
-            f"an adapter has no positions, and those it was trained with are not its base's: {rope}. Load the base with "
+            f"an adapter has no positions, and its own were not those of its base: {rope}. Load the base with "
             f'{BASE_CONFIG} (transformers: from_pretrained(BASE, config=AutoConfig.from_pretrained("{file}"))).'
         )
     return 0

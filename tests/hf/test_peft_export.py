@@ -8,12 +8,13 @@ import pytest
 from hf_models import random_tensors, write
 from safetensors.numpy import load_file
 
-from giraffe_jax import hf, lora
+from giraffe_jax import cli, hf, lora
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.lora import LoraConfig
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.train import train
 from tests.close import close
 
 SHAPE = dict(
@@ -135,3 +136,47 @@ def test_what_peft_or_the_base_cannot_say_is_refused(tmp_path):
     ):
         save(params=huge, dtype="float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "other"]
+
+
+def test_a_run_exports_its_adapter_and_another_run_goes_on_from_it(tmp_path, capsys):
+    """By the commands: trained on a base with other positions, out, in and merged, and trained on."""
+    base = base_of(tmp_path)
+    data = dict(seq_len=16, batch_size=2, sources=[dict(kind="synthetic", synthetic=dict(min_len=12))])
+    config = dict(source=str(base), data=data, steps=2, lora=dict(rank=2, targets=("q", "down"), train=("norm",)),
+                  model=dict(positions=[dict(name="linear", factor=2.0)]), optim=dict(lr=1e-2, warmup_steps=0))  # fmt: skip
+    done = train(config, tmp_path / "run", quiet=True)
+    out = tmp_path / "adapter"
+    assert cli.main(["export", str(tmp_path / "run"), str(out), "--adapter"]) == 0
+    said = capsys.readouterr().out
+    assert "adapter of rank 2 for q_proj, down_proj, input_layernorm, norm, post_attention_layernorm whole" in said
+    assert f"its base: {base}" in said and "rope_type linear, to 64 tokens. Load the base with base_config.json" in said
+    merged = load(str(out))
+    assert merged.config.positions == done.config.positions
+    for name, value in paths(done.params).items():
+        close(paths(merged.params)[name], value, ulps=64, what=name)
+    onward = config | dict(source=str(out), base=str(base), model={})
+    train(onward, tmp_path / "onward", quiet=True)
+    assert cli.main(["export", str(tmp_path / "onward@2"), str(tmp_path / "second"), "--adapter"]) == 0
+    first, second = (load_file(path / "adapter_model.safetensors") for path in (out, tmp_path / "second"))
+    assert first.keys() == second.keys()
+    moved = {name: np.abs(first[name] - second[name]).max() for name in first}
+    assert 0 < max(moved.values()) < 0.1  # two steps from where it was, not from other random numbers
+    assert cli.main(["export", str(out), str(tmp_path / "merged"), f"--base={base}"]) == 0
+    for name, value in paths(hf.load(tmp_path / "merged").params).items():
+        np.testing.assert_array_equal(value, paths(merged.params)[name])
+    capsys.readouterr()
+    for source, message in (
+        (str(base), "is not the workdir of a training run, so it has no adapter"),
+        (str(tmp_path / "onward"), "--gain-in-weights, which changes the base"),
+    ):
+        flags = ["--adapter", *["--gain-in-weights"] * ("onward" in source)]
+        assert cli.main(["export", source, str(tmp_path / "no"), *flags]) == 2
+        assert message in capsys.readouterr().err
+    train(config | dict(lora=None), tmp_path / "whole", quiet=True)
+    train(config | dict(source=str(tmp_path / "whole")), tmp_path / "on-a-run", quiet=True)
+    for run, message in (
+        ("whole", "was trained without adapters"),
+        ("on-a-run", "PEFT needs its weights as a Hugging"),
+    ):
+        assert cli.main(["export", str(tmp_path / run), str(tmp_path / "no"), "--adapter"]) == 2
+        assert message in capsys.readouterr().err
