@@ -38,7 +38,7 @@ def world(monkeypatch):
     names = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
     model = build(ModelConfig, dict.fromkeys(names, 8) | {"original_len": 128})
 
-    def load(source, overrides):
+    def load(source, overrides, base=None):
         calls.append(("load", source))
         return LM(model, {}, None)
 

@@ -15,12 +15,13 @@ embeddings), for the base that the run started from. A source may be such an ada
 """
 
 import argparse
+from pathlib import Path
 
 from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    sources = 'workdir of a run, Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    sources = 'workdir of a run, Hugging Face directory, adapter of PEFT, .gguf file, "giraffe-mini", "smollm2"'
     parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
     new = "a new folder, or a new file NAME.gguf; nothing is overwritten"
     parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
@@ -64,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
-    from pathlib import Path
 
     from giraffe_jax import hf
     from giraffe_jax.checkpoint import split_source
@@ -97,7 +97,7 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     return 0
 
 
-def _base_of(workdir: "Path") -> str:
+def _base_of(workdir: Path) -> str:
     """Returns the directory that a run started from: its source, or the base of the adapter that this is."""
     from giraffe_jax.checkpoint import is_workdir
     from giraffe_jax.config import ConfigError
