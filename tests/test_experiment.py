@@ -67,7 +67,7 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.loading.load", load)
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
-    monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source: {"weights of it": "f" * 16})
+    monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source, **_: {"weights of it": "f" * 16})
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
 
