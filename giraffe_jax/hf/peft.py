@@ -40,6 +40,12 @@ def merge(
     if config.tie_embeddings and adapter.unties():
         out[f"{HEAD}.weight"] = out[f"{EMBED}.weight"]
     for module, tensor in whole.items():
+        tied = config.tie_embeddings and module in pairs
+        if tied and not np.array_equal(tensor.read(), base[f"{EMBED}.weight"].read()):
+            raise ConfigError(
+                f"{tensor.file}: {PREFIX}{module}.base_layer.weight is not the base's weight, which embedding and head "
+                f"share: this is the adapter of another base. Give that one with --base, or {INSTEAD}."
+            )
         if f"{module}.weight" in out:  # else it is a head that stays tied
             out[f"{module}.weight"] = tensor
     for module, (a, b) in () if alone else pairs.items():

@@ -127,6 +127,19 @@ def test_a_tied_base_gets_a_head_of_its_own_where_the_two_differ(tmp_path):
     about = dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     lm = hf.load(adapter(tmp_path / "b", both, **about), base=str(base))
     assert lm.config.tie_embeddings and "lm_head" not in lm.params
+    head = f"{PREFIX}lm_head."
+    tensors = {
+        f"{head}lora_A.weight": np.ones((3, 32), np.float32),
+        f"{head}lora_B.weight": np.ones((96, 3), np.float32),
+    }
+    lm = hf.load(adapter(tmp_path / "c", tensors, target_modules=["lm_head"]), base=str(base))
+    close(lm.params["lm_head"]["kernel"].T, old + 7.0)  # 7 / 3 of a sum of three ones
+    np.testing.assert_array_equal(lm.params["embed"]["embedding"], old)
+    tensors[f"{head}base_layer.weight"] = new
+    with pytest.raises(
+        ConfigError, match="lm_head.base_layer.weight is not the base's weight, which embedding and head"
+    ):
+        hf.load(adapter(tmp_path / "c", tensors, target_modules=["lm_head"]), base=str(base))
 
 
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_"
