@@ -60,7 +60,8 @@ def contents(config: Any, tasks: list[Any], trainings: Mapping[str, Any], before
         if variant.name in trainings:
             found |= identity.of_training(trainings[variant.name], before.variants.get(variant.name, {}))
         variants[variant.name] = found
-    return All(identity.of_source(config.source), variants, {evals.label(t): cases.contents(t) for t in tasks})
+    source = identity.of_source(config.source, base=config.base)
+    return All(source, variants, {evals.label(t): cases.contents(t) for t in tasks})
 
 
 def of_training(found: All, variant: Any, config: Any) -> Contents:

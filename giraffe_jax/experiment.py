@@ -50,6 +50,7 @@ class ExperimentConfig:
     source: str  # Hugging Face directory, GGUF file, workdir of a training run, or a packaged model's name
     variants: tuple[Variant, ...]
     tasks: tuple[Mapping[str, Any], ...]  # dict(name="passkey", lengths=[...], ...), see giraffe_jax.evals
+    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
     title: str = ""
     question: str = ""
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
@@ -150,11 +151,11 @@ def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where
     from giraffe_jax.train import TrainConfig
 
     values = to_dict(variant.train or EMPTY)
-    taken = [key for key in ("source", "model") if key in values]
+    taken = [key for key in ("source", "base", "model") if key in values]
     if taken:
         raise ConfigError(f"{where}: {taken} are the experiment's own; set them once, beside the variants.")
     model = config.overrides | {"positions": variant.positions}
-    whole = {"source": config.source, "model": model} | values
+    whole = {"source": config.source, "base": config.base, "model": model} | values
     return build(TrainConfig, whole | {"seed": values.get("seed", 0) + seed}, where)
 
 
@@ -192,7 +193,7 @@ def source_of(config: ExperimentConfig) -> Any:
     def base() -> Any:
         from giraffe_jax.loading import load
 
-        return load(config.source, config.overrides)
+        return load(config.source, config.overrides, base=config.base)
 
     return base
 

@@ -17,7 +17,8 @@ from giraffe_jax.data.files import content_fingerprint, file_digest
 from giraffe_jax.data.pipeline import FORMAT
 from giraffe_jax.data.reading import BOM
 from giraffe_jax.data.source import token_cache
-from giraffe_jax.hf.load import locate
+from giraffe_jax.hf.load import find_base, locate
+from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, WEIGHTS
 from giraffe_jax.loading import TOKENIZER
 from giraffe_jax.records import digest
 
@@ -44,9 +45,10 @@ def of_text(path: Path) -> str:
     return digest([of_file(path), "no byte-order mark"]) if marked else of_file(path)
 
 
-def of_source(source: str, *, with_methods: bool = False) -> Contents:
+def of_source(source: str, *, base: str | None = None, with_methods: bool = False) -> Contents:
     """Returns the weights, config and tokenizer of a source as `loading.load` reads it; of a workdir the checkpoint.
 
+    base: of an adapter that does not name its own.
     with_methods: also the own methods that a workdir's model reads positions with.
     """
     where, which = checkpoint.split_source(source)
@@ -60,13 +62,17 @@ def of_source(source: str, *, with_methods: bool = False) -> Contents:
         if scaling:
             positions.check(scaling)
         return found | of_tokenizer(Path(where) / TOKENIZER) | of_code(scaling)
-    path = locate(where)
+    path, adapter = find_base(where, base)
     if path.is_file():
         return {f"weights {path.name}": of_file(path)}
     weights = sorted([*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")])
     found = {f"weights {p.name}": of_file(p) for p in weights}
     found |= {f"model {p.name}": of_file(p) for p in [path / "config.json"] if p.is_file()}
-    return found | of_tokenizer(path)
+    if adapter is None:
+        return found | of_tokenizer(path)
+    parts = [adapter.directory / name for name in (CONFIG, WEIGHTS, BASE_CONFIG)]
+    found |= {f"adapter {p.name}": of_file(p) for p in parts if p.is_file()}
+    return found | (of_tokenizer(adapter.directory) or of_tokenizer(path))
 
 
 def of_tokenizer(path: Path) -> Contents:

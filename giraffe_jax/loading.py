@@ -26,13 +26,22 @@ METHODS = "methods"  # and of the sources of own position methods, which are nev
 
 
 def load(
-    source: str, overrides: Mapping[str, Any] = {}, *, tokenizer: str = "", mesh: jax.sharding.Mesh | None = None
+    source: str,
+    overrides: Mapping[str, Any] = {},
+    *,
+    base: str | None = None,
+    adapters: LoraConfig | None = None,
+    tokenizer: str = "",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LM:
     """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
 
     Args:
       source: where; a workdir may name a checkpoint, "runs/a@1000" or "runs/a@best" (of the smallest eval_loss), and is
         read from the newest undamaged one otherwise. Adapters are merged into their kernels.
+      base: of a source that is an adapter of PEFT: the Hugging Face directory of its base, where the adapter's config
+        does not name one that is here.
+      adapters: keeps such an adapter beside its kernels, for training it on. A run's own is merged all the same.
       overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
       tokenizer: path of another tokenizer; "" takes the source's.
       mesh: devices that share the parameters: each receives its own part alone. None takes one device.
@@ -43,19 +52,43 @@ def load(
     """
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
+        if base is not None:
+            raise ConfigError(f"base: {where} is the workdir of a run, not an adapter; it has its own weights.")
         return _load_workdir(where, which, overrides, tokenizer, mesh)
     if which:
         raise ConfigError(f"source: {source} names a checkpoint, but {where} is not the workdir of a training run.")
-    model = override(hf.read_config(source), overrides)  # before anything large is read
-    found = hf.load(source, param_dtype=model.param_dtype, mesh=mesh)
+    model = override(hf.read_config(source, base), overrides)  # before anything large is read
+    found = hf.load(source, base=base, adapters=adapters, param_dtype=model.param_dtype, mesh=mesh)
     words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
     if words is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
     return LM(model, _fit(model, found.params, mesh), words)
 
 
+def load_unmerged(source: str) -> tuple[LM, LoraConfig]:
+    """Returns a run's model with its adapters beside their kernels, and its config.lora.
+
+    Raises:
+      ConfigError: the source is not a run's workdir, or the run has no adapters.
+    """
+    where, which = checkpoint.split_source(source)
+    if not checkpoint.is_workdir(where):
+        raise ConfigError(f"source: {source} is not the workdir of a training run, so it has no adapter to write.")
+    with checkpoint.manager(where) as checkpoints:
+        step = checkpoint.find_step(checkpoints, which, warnings.warn)
+        about = checkpoint.read_about(checkpoints, step).get("lora")
+    if not about:
+        raise ConfigError(f"source: {where} was trained without adapters (config.lora); export its weights instead.")
+    return _load_workdir(where, str(step), {}, "", None, merged=False), build(LoraConfig, about, "lora")
+
+
 def _load_workdir(
-    source: str, which: str, overrides: Mapping[str, Any], tokenizer: str, mesh: jax.sharding.Mesh | None
+    source: str,
+    which: str,
+    overrides: Mapping[str, Any],
+    tokenizer: str,
+    mesh: jax.sharding.Mesh | None,
+    merged: bool = True,
 ) -> LM:
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
@@ -80,13 +113,13 @@ def _load_workdir(
         )
         params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
     params.pop("positions", None)
-    if adapters is not None:
+    if adapters is not None and merged:
 
-        def merged(params):
+        def whole(params):
             return jax.tree.map(lambda x: x.astype(model.param_dtype), lora.merge(params))
 
-        where = _placement(saved, jax.eval_shape(merged, params), mesh)
-        params = jax.jit(merged, out_shardings=where)(params)
+        where = _placement(saved, jax.eval_shape(whole, params), mesh)
+        params = jax.jit(whole, out_shardings=where)(params)
     return LM(model, _fit(model, params, mesh), load_tokenizer(tokenizer or Path(source) / TOKENIZER))
 
 

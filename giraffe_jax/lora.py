@@ -41,7 +41,7 @@ class LoraConfig:
 
 
 def add(params: Mapping[str, Any], config: LoraConfig, key: jax.Array) -> dict[str, Any]:
-    """Returns the parameters with fresh adapters: A uniform in +-1/sqrt(fan in), B zero, so nothing changes yet.
+    """Returns the parameters with adapters: those they have, and else A uniform in +-1/sqrt(fan in), B zero: no change.
 
     What is trained becomes float32: a bfloat16 norm would not see a step of 2e-5. The rest keeps its dtype.
     """
@@ -50,6 +50,8 @@ def add(params: Mapping[str, Any], config: LoraConfig, key: jax.Array) -> dict[s
     )
     for i, name in enumerate(config.targets):
         weights = tree["layers"]["attention" if name in ("q", "k", "v", "o") else "mlp"][name]
+        if "lora" in weights:
+            continue
         layers, *shape = weights["kernel"].shape
         fan_in = 2 if name == "o" else 1
         reads = (layers, *shape[:fan_in], config.rank)

@@ -485,13 +485,15 @@ def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -
     """Returns the parameters of the config's model: those given, and fresh ones where it has more.
 
     A model that takes up a learned bias, SSMax or normalised queries and keys has parameters that its source had not;
-    one that gives them up drops them.
+    one that gives them up drops them. Adapters are kept.
     """
     shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))
     given = traverse_util.flatten_dict(params)
     # Compiled, so that what is not asked for is not made.
     fresh = jax.jit(lambda: {k: traverse_util.flatten_dict(init_params(config, key))[k] for k in shapes.keys() - given})
-    return traverse_util.unflatten_dict({k: v for k, v in (dict(given) | fresh()).items() if k in shapes})
+    return traverse_util.unflatten_dict(
+        {k: v for k, v in (dict(given) | fresh()).items() if k in shapes or "lora" in k}
+    )
 
 
 def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:

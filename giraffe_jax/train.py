@@ -51,10 +51,11 @@ class TrainConfig:
     data: DataConfig
     steps: Annotated[int, Bound(1, high=MOST)]
     source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
+    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
     tokenizer: str = ""  # path; "" takes the source's
     optim: OptimConfig = OptimConfig()
-    lora: LoraConfig | None = None  # low-rank adapters on a frozen source; None trains all parameters
+    lora: LoraConfig | None = None  # low-rank adapters on a frozen source, or its own; None trains all parameters
     frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
     mesh: MeshConfig = MeshConfig()
     accumulate: Annotated[int, Bound(1)] = 1  # micro-batches to a step
@@ -202,7 +203,8 @@ def _check_rank(config: TrainConfig, model: ModelConfig) -> None:
 def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> LM:
     """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
-        return load(config.source, config.model, tokenizer=config.tokenizer, mesh=mesh)
+        settings: dict[str, Any] = dict(base=config.base, adapters=config.lora, tokenizer=config.tokenizer)
+        return load(config.source, config.model, **settings, mesh=mesh)
     if not config.tokenizer:
         raise ConfigError("config.tokenizer: a run without a source needs a tokenizer's path.")
     model = build(ModelConfig, config.model, "model")

@@ -38,7 +38,7 @@ def world(monkeypatch):
     names = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
     model = build(ModelConfig, dict.fromkeys(names, 8) | {"original_len": 128})
 
-    def load(source, overrides):
+    def load(source, overrides, base=None):
         calls.append(("load", source))
         return LM(model, {}, None)
 
@@ -67,7 +67,7 @@ def world(monkeypatch):
     monkeypatch.setattr("giraffe_jax.loading.load", load)
     monkeypatch.setattr("giraffe_jax.train.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
-    monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source: {"weights of it": "f" * 16})
+    monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source, **_: {"weights of it": "f" * 16})
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
     return types.SimpleNamespace(calls=calls, broken=broken)
 

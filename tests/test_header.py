@@ -110,7 +110,7 @@ def test_how_far_positions_reach(scaling, reach):
 def test_generate_tells_of_a_prompt_that_is_too_long(tmp_path, monkeypatch, n, flag, told):
     """56 bytes of prompt in a model of 64 tokens."""
     lm = LM(ModelConfig(**SHAPE, original_len=64), None, ByteTokenizer())
-    monkeypatch.setattr("giraffe_jax.loading.load", lambda *_: lm)
+    monkeypatch.setattr("giraffe_jax.loading.load", lambda *_, **__: lm)
     monkeypatch.setattr("giraffe_jax.decode.generate", lambda lm, prompts, n, encoding, **_: [[65]])
     (tmp_path / "p.txt").write_text("x" * 56)
     words = ["generate", f"--source={tmp_path}", f"--prompt-file={tmp_path / 'p.txt'}", "-n", str(n), *flag]

@@ -97,4 +97,6 @@ def fakes(lm):
                     metrics = {"nll": slow, "tokens": 4} if task.name == "perplexity" else {"teacher": 1}
                     yield head | {"example": i, "metrics": metrics, "slowest": slow, "document": str(i), "bins": []}
 
-    return types.SimpleNamespace(load=lambda *_: lm, train=train, evaluate=evaluate, measured=measured, trained=trained)
+    return types.SimpleNamespace(
+        load=lambda *_, **__: lm, train=train, evaluate=evaluate, measured=measured, trained=trained
+    )

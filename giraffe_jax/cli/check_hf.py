@@ -1,6 +1,6 @@
 """Read one Hugging Face directory here and with transformers (extra `oracle`), in float32, and compare logits,
 next-token distributions and perplexities on a text: within the original length, at it, and at the length that the
-positions reach (or at twice the original).
+positions reach (or at twice the original). DIR may be a LoRA adapter of PEFT, which transformers reads with peft.
 
 The text is --text, or the English reference text that Python carries (pydoc_data). A directory without a tokenizer gets
 random ids. The largest difference may be 2e-5 of the largest logit, or what float32 leaves of the angle of the last
@@ -19,7 +19,8 @@ CHUNK = 256  # positions whose logits exist at once
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=configs.source, help="a Hugging Face directory")
+    parser.add_argument("directory", metavar="DIR", type=configs.source, help="a Hugging Face directory, or an adapter")
+    configs.base_argument(parser)
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="UTF-8 text to read (default: Python's own reference)"
     )
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers
     except ImportError as error:
         raise ConfigError(f"check hf: {error}; `pip install 'giraffe-jax[oracle]'` has it.") from error
@@ -42,12 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if not (Path(args.directory) / "config.json").is_file():
+    where, adapter = hf.find_base(args.directory, args.base)
+    if not (where / "config.json").is_file():
         raise ConfigError(f"{args.directory}: no config.json in it, so not a Hugging Face directory.")
-    ours = hf.load(args.directory)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        args.directory, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    ours = hf.load(args.directory, base=args.base)
+    model = _theirs(where, adapter)
     original = ours.config.original_len
     reach = max(int(model.config.max_position_embeddings), original)
     lengths = args.lengths or [max(original // 2, 2), original, reach if reach > original else 2 * original]
@@ -67,6 +67,28 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"\n{'passed' if good else 'FAILED'}: logits differ by up to {worst:.1e} of the largest")
     return 0 if good else 1
+
+
+def _theirs(where: Path, adapter: Any) -> Any:
+    """Returns transformers' model of a directory, with peft's merge of an adapter, in float32."""
+    import torch
+    import transformers
+
+    from giraffe_jax.hf.peft_config import BASE_CONFIG
+
+    config = {}
+    if adapter is not None and (file := adapter.directory / BASE_CONFIG).is_file():
+        config = {"config": transformers.AutoConfig.from_pretrained(file)}
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        where, dtype=torch.float32, attn_implementation="sdpa", **config
+    )
+    if adapter is None or adapter.directory == where:  # beside the weights: it is in the model already
+        return model
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"check hf: {error}; `pip install 'giraffe-jax[oracle]'` has it.") from error
+    return peft.PeftModel.from_pretrained(model, str(adapter.directory)).merge_and_unload()  # type: ignore[operator]
 
 
 def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:

@@ -59,6 +59,12 @@ def source(text: str) -> str:
     return text
 
 
+def base_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Adds --base."""
+    where = "Hugging Face directory of the base, of an adapter that does not lie beside it" + more
+    parser.add_argument("--base", type=source, metavar="DIR", help=where)
+
+
 def new_file(*suffixes: str) -> Callable[[str], str]:
     """Returns what reads the name of a file to write, which ends in one of `suffixes` if there are any."""
 

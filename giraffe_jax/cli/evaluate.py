@@ -45,26 +45,19 @@ def as_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("config.variants: this is an experiment's config; `giraffe run` measures its variants.")
     if "source" not in values:
         raise ConfigError("config: missing ['source']: the model to measure.")
-    source, scaling = str(values["source"]), values.pop("positions", None)
-    variant = {"name": Path(source).name, "positions": own_positions(source) if scaling is None else scaling}
+    source, scaling, base = str(values["source"]), values.pop("positions", None), values.get("base")
+    variant = {"name": Path(source).name, "positions": own_positions(source, base) if scaling is None else scaling}
     return {"name": variant["name"]} | values | {"variants": [variant]}
 
 
-def own_positions(source: str) -> Any:
+def own_positions(source: str, base: str | None = None) -> Any:
     """Returns the position methods a source's own config names, without reading its weights."""
     from giraffe_jax import checkpoint
-    from giraffe_jax.hf import config_from_json, gguf
-    from giraffe_jax.hf.load import locate
-    from giraffe_jax.tokenizer import gguf as gguf_file
-    from giraffe_jax.tokenizer import read_json
+    from giraffe_jax.hf import read_config
 
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
         with checkpoint.manager(where) as checkpoints:
             step = checkpoint.find_step(checkpoints, which)
             return checkpoint.read_about(checkpoints, step)["model"]["positions"]
-    path = locate(source)
-    if path.is_file():
-        file = gguf_file.open_file(path)
-        return gguf.config(file, gguf.tensors(file)).positions
-    return config_from_json(read_json(path / "config.json"), str(path / "config.json")).positions
+    return read_config(source, base).positions

@@ -3,19 +3,25 @@
   giraffe export runs/llama2_32k llama2-32k-hf
   giraffe export runs/llama2_32k llama2-32k-hf --dtype=bfloat16 --max-len=32768
   giraffe export runs/llama2_32k llama2-32k.gguf --dtype=float16
+  giraffe export runs/longlora longlora-adapter --adapter
+  giraffe export their-adapter merged-hf --base=Llama-3.2-1B
 
 Position methods are written as Hugging Face's own (`rope_scaling`) where it has them, and else as a longrope table of
 the same frequencies; for llama.cpp as `rope_freqs.weight`. Logits there are those here (`giraffe check hf` proves it).
 What cannot be said is refused by name, and nothing is written.
+
+--adapter writes what a run with config.lora has trained as PEFT does (LoRA, and in modules_to_save norms and
+embeddings), for the base that the run started from. A source may be such an adapter too: it is merged into its base.
 """
 
 import argparse
+from pathlib import Path
 
 from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    sources = 'workdir of a run, Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    sources = 'workdir of a run, Hugging Face directory, adapter of PEFT, .gguf file, "giraffe-mini", "smollm2"'
     parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
     new = "a new folder, or a new file NAME.gguf; nothing is overwritten"
     parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
@@ -27,6 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_len", type=tokens, dest="max_len", help=argparse.SUPPRESS)
     gain = "write the positions' gain into the query map, for readers that ignore attention_factor (GGUF: always so)"
     parser.add_argument("--gain-in-weights", action="store_true", help=gain)
+    configs.base_argument(parser, "; with --adapter, of the run where its own source is none")
+    adapter = "a run's adapter alone, as PEFT's adapter_config.json and adapter_model.safetensors"
+    parser.add_argument("--adapter", action="store_true", help=adapter)
     parser.add_argument("--no-tokenizer", action="store_true", help="without its tokenizer: for token ids alone")
 
 
@@ -39,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from giraffe_jax.model import num_params
 
     as_gguf = str(args.destination).endswith(".gguf")
+    if args.adapter:
+        return _adapter(args, as_gguf)
     (check_new_file if as_gguf else check_new)(args.destination)
-    loaded = load(args.source)
+    loaded = load(args.source, base=args.base)
     what = (loaded.params, loaded.config, None if args.no_tokenizer else loaded.tokenizer, args.destination)
     settings = dict(dtype=args.dtype, max_len=args.max_len)
     if as_gguf:
@@ -51,3 +62,55 @@ def run(args: argparse.Namespace) -> int:
         words = rope_in_words(json.loads((out / "config.json").read_text()))
     print(f"{args.source}: {num_params(loaded.config):,} parameters as {args.dtype}, {words}, in {args.destination}")
     return 0
+
+
+def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
+
+    from giraffe_jax import hf
+    from giraffe_jax.checkpoint import split_source
+    from giraffe_jax.config import ConfigError
+    from giraffe_jax.hf.export import check_new, rope_in_words
+    from giraffe_jax.hf.peft_config import BASE_CONFIG
+    from giraffe_jax.loading import load_unmerged
+    from giraffe_jax.tokenizer import read_json
+
+    if as_gguf or args.gain_in_weights:
+        what = "a GGUF file" if as_gguf else "--gain-in-weights, which changes the base"
+        raise ConfigError(f"--adapter: PEFT's directory is of an adapter alone, not {what}.")
+    check_new(args.destination)
+    lm, adapters = load_unmerged(args.source)
+    base = args.base or _base_of(Path(split_source(args.source)[0]))
+    words = None if args.no_tokenizer else lm.tokenizer
+    settings = dict(dtype=args.dtype, max_len=args.max_len)
+    about = hf.save_adapter(lm.params, lm.config, adapters, base, words, args.destination, **settings)
+    saved = f", {', '.join(about['modules_to_save'])} whole" if about["modules_to_save"] else ""
+    targets = ", ".join(about["target_modules"])
+    print(f"{args.source}: adapter of rank {adapters.rank} for {targets}{saved} as {args.dtype} in {args.destination}")
+    print(f"its base: {about['base_model_name_or_path']}")
+    file = Path(args.destination) / BASE_CONFIG
+    if file.is_file():
+        rope = rope_in_words(read_json(file))
+        print(
+            f"an adapter has no positions, and its own were not those of its base: {rope}. Load the base with "
+            f'{BASE_CONFIG} (transformers: from_pretrained(BASE, config=AutoConfig.from_pretrained("{file}"))).'
+        )
+    return 0
+
+
+def _base_of(workdir: Path) -> str:
+    """Returns the directory that a run started from: its source, or the base of the adapter that this is."""
+    from giraffe_jax.checkpoint import is_workdir
+    from giraffe_jax.config import ConfigError
+    from giraffe_jax.hf.load import find_base
+    from giraffe_jax.workdir import CONFIG, read_json
+
+    about = read_json(workdir / CONFIG, "a run's config")
+    source = about.get("source")
+    if not source:
+        raise ConfigError(f"--adapter: {workdir} started from random weights: there is no base to put an adapter on.")
+    if is_workdir(source.partition("@")[0]):
+        raise ConfigError(
+            f"--base: {workdir} started from {source}, a run. PEFT needs its weights as a Hugging Face directory: "
+            f"`giraffe export {source} NEW`, then --base=NEW."
+        )
+    return str(find_base(source, about.get("base"))[0])

@@ -21,8 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=configs.source,
         metavar="SOURCE",
-        help='a workdir, a Hugging Face directory, a .gguf file, "giraffe-mini" or "smollm2"',
+        help='a workdir, a Hugging Face directory, an adapter of PEFT, a .gguf file, "giraffe-mini" or "smollm2"',
     )
+    configs.base_argument(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="what to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file to continue; - reads standard input")
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     if scaling is not None:
         positions.check(scaling, "--positions")
-    lm = load(args.source, {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype})
+    overrides = {} if args.dtype is None else {"dtype": args.dtype, "param_dtype": args.dtype}
+    lm = load(args.source, overrides, base=args.base)
     ids = lm.encode(text)
     encoding = lm.config.bind(scaling=scaling, where="--positions")
     reach = positions.reach(lm.config.positions if scaling is None else scaling, lm.config.original_len)

@@ -14,8 +14,9 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    sources = 'Hugging Face directory, .gguf file, "giraffe-mini", "smollm2"'
+    sources = 'Hugging Face directory, adapter of PEFT (which is merged), .gguf file, "giraffe-mini", "smollm2"'
     parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
+    configs.base_argument(parser)
     new = "a new folder; nothing is overwritten"
     parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from giraffe_jax.model import num_params
 
     check_new(args.destination)
-    found = hf.load(args.source, param_dtype=args.dtype)
+    found = hf.load(args.source, base=args.base, param_dtype=args.dtype)
     if found.tokenizer is None:
         raise ConfigError(
             f"SOURCE: {args.source} has no tokenizer.json or tokenizer.model; put one beside its weights."

@@ -69,8 +69,8 @@ def save(
         ids = {k: values[k] for k in ("bos_token_id", "eos_token_id") if k in values}
         files = {} if tokenizer is None else tokenizer.files()
         settings = json.loads(files.pop(GENERATION, b'{"_from_model_config": true}'))
-        _write_json(part / "config.json", values)
-        _write_json(part / GENERATION, {**settings, **ids})
+        write_json(part / "config.json", values)
+        write_json(part / GENERATION, {**settings, **ids})
         for name, content in files.items():
             (part / name).write_bytes(content)
         _write_tensors(part, flat, config, dtype, shard_bytes)
@@ -321,8 +321,6 @@ def checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig, dtype: str, shard_bytes: int) -> None:
     """Writes the weights in files of at most `shard_bytes`, holding one file's tensors in memory at a time."""
     import jax.numpy as jnp
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
     size, kind = names.sizes(config), jnp.dtype(dtype)
     rows = names.names(config)
@@ -346,19 +344,27 @@ def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig
             array = names.to_file(np.asarray(parameter), row.layout, size).astype(kind)
             tensors[row.hf.format(i=i)] = np.ascontiguousarray(array)
             total += array.nbytes
-        path = directory / file
-        path.touch()  # with the permissions that the umask says: save_file's own are for its owner alone
-        permissions = path.stat().st_mode
-        try:
-            save_file(tensors, str(path), metadata={"format": "pt"})
-        except SafetensorError as e:  # which does not name it
-            raise OSError(f"{path}: {e}") from e
-        path.chmod(permissions)
+        write_safetensors(directory / file, tensors)
         where |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        _write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / "model.safetensors.index.json", index)
 
 
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors that are contiguous."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.touch()  # with the permissions that the umask says: save_file's own are for its owner alone
+    permissions = path.stat().st_mode
+    try:
+        save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    except SafetensorError as e:  # which does not name it
+        raise OSError(f"{path}: {e}") from e
+    path.chmod(permissions)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object."""
     file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")

