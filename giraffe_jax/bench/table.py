@@ -17,7 +17,8 @@ def table(machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Returns a Markdown table: medians over runs, and ratios of the peer's median to ours.
 
     "time of plain attention" is a method's seconds over those of causal attention in one band. "compiled in" is ours in
-    the first run, "again" in later ones, which off a CPU find JAX's cache. Of `decode` the peak is the memory's bandwidth.
+    the first run, "again" in later ones, which off a CPU find JAX's cache. Of `decode` the peak is the memory's
+    bandwidth.
     """
     lines = [_machine(machine), "", "| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
     for name in dict.fromkeys(row["job"] for row in rows if row["side"] == OURS) or dict.fromkeys(

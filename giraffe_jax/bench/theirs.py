@@ -32,7 +32,9 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], 
     casts = f"weights {settings['param_dtype']}, autocast to {settings['dtype']}"
     said = [f"all in {settings['dtype']}" if weights == dtype else casts, "attention sdpa"]
     if settings["remat"] != "none":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        # Its name of late, or the one that older transformers know it by.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(dict(use_reentrant=False))
         said.append("gradient checkpointing")
     said += ["fused AdamW"] if kind in ("train", "packed") else []
     said += ["documents by position_ids, which become a mask"] if kind == "packed" else []
