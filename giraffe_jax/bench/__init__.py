@@ -101,7 +101,9 @@ def run(
             else:
                 trains = what.kind in TRAINS
                 policy = "save_attention" if what.rows * what.length > REMAT_ABOVE else "none"
-                about = dict(side=side, kind=what.kind, length=what.length, rows=what.rows, method=what.method)
+                about: dict[str, Any] = dict(
+                    side=side, kind=what.kind, length=what.length, rows=what.rows, method=what.method
+                )
                 about |= dict(kernel=what.kernel, remat=(remat or policy) if trains else "none")
                 about |= dict(param_dtype=param_dtype or ("float32" if trains else dtype), platform=machine["platform"])
                 limit = None if minutes is None else end + GRACE - time.monotonic()

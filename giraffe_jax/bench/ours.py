@@ -136,7 +136,8 @@ def _attention(model, what: Job):
         out, back = jax.vjp(lambda *inputs: forward(*inputs, about), q, k, v)
         return out, back(d)
 
-    function, inputs = (both, (q, k, v, about, d)) if what.kind.endswith("grad") else (forward, (q, k, v, about))
+    function: Any = both if what.kind.endswith("grad") else forward
+    inputs = (q, k, v, about, d) if function is both else (q, k, v, about)
 
     def compile():
         with model.at_precision():

@@ -52,7 +52,8 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], 
 
 def _model(path: str, weights, device: str, *, random: bool) -> Any:
     if not random:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=weights, attn_implementation="sdpa").to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=weights, attn_implementation="sdpa")
+        return model.to(device)
     config = AutoConfig.from_pretrained(path)
     with torch.device(device):  # drawn there, which takes seconds less
         return AutoModelForCausalLM.from_config(config, dtype=weights, attn_implementation="sdpa")
