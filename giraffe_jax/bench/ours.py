@@ -133,7 +133,7 @@ def _attention(model, what: Job):
         return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=what.kernel, **about)
 
     def both(q, k, v, about, d):
-        out, back = jax.vjp(lambda *inputs: forward(*inputs, about), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: forward(q, k, v, about), q, k, v)
         return out, back(d)
 
     function: Any = both if what.kind.endswith("grad") else forward
