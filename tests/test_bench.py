@@ -224,6 +224,19 @@ def test_a_failure_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     machine, *rows = (json.loads(line) for line in out.read_text().splitlines())
     assert machine["device_kind"] == "NVIDIA H100" and machine["jax"] and len(rows) == 12
     assert [row["error"] for row in rows if row["job"].startswith("train") and row["side"] == "transformers"]
+    assert main(["bench", "--read", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == said[said.index("NVIDIA H100 (gpu)") :].strip()
+
+
+def test_a_file_that_is_not_the_benchs_is_refused(tmp_path):
+    machine = dict(platform="gpu", device_kind="A", matmul_flops=1.0, bandwidth=1.0)
+    for name, kind in [("a", "A"), ("b", "B")]:
+        bench.write(tmp_path / name, machine | dict(device_kind=kind), [])
+    (tmp_path / "c").write_text("[1]\n")
+    with pytest.raises(ConfigError, match="measured on B, not on A"):
+        bench.read([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ConfigError, match="not a file of"):
+        bench.read([tmp_path / "c"])
 
 
 def test_nothing_begins_after_the_last_minute(monkeypatch):

@@ -34,12 +34,13 @@ from giraffe_jax.bench.jobs import (
     shape,
 )
 from giraffe_jax.bench.table import table
+from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.records import write_atomically
 
 __all__ = [
-    "DECODED", "DOCUMENT", "SHAPES", "Job", "Kind", "Side", "flops", "job", "moved", "run", "shape", "table", "write",
+    "DECODED", "DOCUMENT", "SHAPES", "Job", "Kind", "Side", "flops", "job", "moved", "read", "run", "shape", "table", "write",
 ]  # fmt: skip
 
 Side = Literal["giraffe_jax", "transformers"]
@@ -182,3 +183,22 @@ def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, A
 def write(path: str | Path, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Writes the machine and all rows as JSON lines."""
     write_atomically(Path(path), "".join(json.dumps(row) + "\n" for row in [dict(side="machine") | machine, *rows]))
+
+
+def read(paths: Sequence[str | Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns (machine, rows) of files that `write` wrote, on one kind of device; the machine is the first file's."""
+    machines, rows = [], []
+    for path in paths:
+        try:
+            first, *more = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+            machines.append(
+                {key: first[key] for key in ("platform", "device_kind", "matmul_flops", "bandwidth")} | first
+            )
+            rows += [row | dict(job=str(job(row["job"])), side=row["side"], run=row["run"]) for row in more]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"--read {path}: not a file of `giraffe bench --out` ({error}).") from error
+        if machines[-1]["device_kind"] != machines[0]["device_kind"]:
+            raise ConfigError(
+                f"--read {path}: measured on {first['device_kind']}, not on {machines[0]['device_kind']}."
+            )
+    return machines[0], rows

@@ -66,6 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=configs.new_file(),
         help="where every measurement goes as it comes, as JSON lines; the first is the machine's",
     )
+    parser.add_argument("--read", nargs="+", metavar="FILE", help="measure nothing: the table of what --out wrote")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
 
     from giraffe_jax import bench
 
+    if args.read:
+        print(bench.table(*bench.read(args.read)))
+        return 0
     # Here weights are exported and operations counted: the device's memory is the measurements' own.
     jax.config.update("jax_platforms", "cpu")
     jobs = [bench.job(text) for text in args.jobs or (JOBS_OF_A_SHAPE if args.shape else JOBS)]
