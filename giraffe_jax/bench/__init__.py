@@ -40,7 +40,8 @@ from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.records import write_atomically
 
 __all__ = [
-    "DECODED", "DOCUMENT", "SHAPES", "Job", "Kind", "Side", "flops", "job", "moved", "read", "run", "shape", "table", "write",
+    "DECODED", "DOCUMENT", "SHAPES", "Job", "Kind", "Side", "flops", "job", "moved", "read", "run", "shape", "table",
+    "write",
 ]  # fmt: skip
 
 Side = Literal["giraffe_jax", "transformers"]
@@ -191,9 +192,7 @@ def read(paths: Sequence[str | Path]) -> tuple[dict[str, Any], list[dict[str, An
     for path in paths:
         try:
             first, *more = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
-            machines.append(
-                {key: first[key] for key in ("platform", "device_kind", "matmul_flops", "bandwidth")} | first
-            )
+            machines.append(first | {key: first[key] for key in ("device_kind", "matmul_flops", "bandwidth")})
             rows += [row | dict(job=str(job(row["job"])), side=row["side"], run=row["run"]) for row in more]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--read {path}: not a file of `giraffe bench --out` ({error}).") from error
