@@ -1,194 +1,203 @@
-"""Side by side with a peer on one machine: time and peak memory of what a model is used for.
+"""Side by side with a peer on one machine: time and peak memory of what a model is used for, on a CPU or a GPU.
 
-Every measurement is a process of its own (`worker`), so that its peak of memory is its own, and sides take turns within
-a round, so that a machine that slows down slows both. Both sides get the same weights from one exported directory.
+Every measurement is a process of its own (`worker`), so that its peak of memory is its own and a failure is its own
+too, and sides take turns within a round, so that a machine that slows down slows both. Both sides get the same weights
+from one exported directory, or random ones of the same sizes.
 """
 
-import dataclasses
+import contextlib
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from giraffe_jax import hf
-from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.bench.jobs import (
+    DECODED,
+    DOCUMENT,
+    REMAT_ABOVE,
+    SHAPES,
+    TRAINS,
+    Job,
+    Kind,
+    banded,
+    flops,
+    job,
+    moved,
+    shape,
+)
+from giraffe_jax.bench.table import table
+from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.records import write_atomically
 
-Kind = Literal["forward", "nll", "train", "packed", "prefill", "decode", "attention", "attention_grad"]
+__all__ = [
+    "DECODED", "DOCUMENT", "SHAPES", "Job", "Kind", "Side", "flops", "job", "moved", "read", "run", "shape", "table",
+    "write",
+]  # fmt: skip
+
 Side = Literal["giraffe_jax", "transformers"]
-LONGEST = 2**24  # tokens of a job; positions are float32, which counts so far
-DECODED = 64  # tokens of a decode job
-MOST_ROWS = 4096
-DOCUMENT = 500  # tokens of a document of a packed row
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is timed: one kind of work on `rows` sequences of `length` tokens.
-
-    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradient
-    and AdamW. packed: the same with rows of documents of DOCUMENT tokens. prefill: prompts into a cache, and their last
-    logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of one layer,
-    and with its gradient.
-    """
-
-    kind: Kind
-    length: int
-    rows: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.length}" + (f"x{self.rows}" if self.rows > 1 else "")
-
-
-def job(text: str) -> Job:
-    """Returns the job that `kind:length` or `kind:lengthxrows` says."""
-    kind, _, size = text.partition(":")
-    kinds = get_args(Kind)
-    if kind not in kinds:
-        raise ConfigError(f"--jobs {text}: the kind is one of {', '.join(kinds)}.{nearest(kind, kinds)}")
-    found = re.fullmatch("([0-9]{1,8})(?:x([0-9]{1,4}))?", size)
-    length, rows = (int(found[1]), int(found[2] or 1)) if found else (0, 0)
-    if not 2 <= length <= LONGEST or not 1 <= rows <= MOST_ROWS or rows * length > LONGEST:
-        raise ConfigError(
-            f"--jobs {text}: after the colon come a length and maybe rows, {LONGEST} tokens at most, as in {kind}:2048"
-            f" or {kind}:256x8."
-        )
-    return Job(kind, length, rows)  # type: ignore[arg-type]
-
-
-def flops(model: ModelConfig, what: Job) -> float:
-    """Returns the model FLOPs of a job, two per multiply-add; attention is causal and counted once."""
-    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
-    attended = what.length + DECODED / 2 if what.kind == "decode" else what.length / 2
-    if what.kind == "packed":  # whole documents, and what is left of the row
-        whole, rest = divmod(what.length, DOCUMENT)
-        attended = (whole * DOCUMENT**2 + rest**2) / 2 / what.length
-    attention = 4.0 * tokens * attended * model.num_heads * model.head_dim
-    if what.kind == "attention":
-        return attention
-    if what.kind == "attention_grad":
-        return 3 * attention
-    head = model.vocab_size * model.d_model
-    matrices = num_params(model) - (1 if model.tie_embeddings else 2) * head
-    predicted = what.rows if what.kind in ("forward", "prefill") else tokens
-    once = 2.0 * (matrices * tokens + head * predicted) + model.num_layers * attention
-    return 3 * once if what.kind in ("train", "packed") else once
-
-
-def moved(model: ModelConfig, what: Job, itemsize: int) -> float:
-    """Returns the bytes that decoding has to read: all matrices and the cache, for every token."""
-    cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim * what.rows
-    head = 0 if model.tie_embeddings else model.vocab_size * model.d_model
-    return DECODED * itemsize * (num_params(model) - head + cached)
+GRACE = 60.0  # seconds that a measurement which has begun is given after the last minute
 
 
 def run(
-    source: str,
+    source: str | ModelConfig,
     jobs: Sequence[Job],
     sides: Sequence[Side],
     *,
     runs: int = 3,
     dtype: str = "float32",
+    param_dtype: str | None = None,
+    remat: str | None = None,
     threads: int | None = None,
-    say: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Returns (what the machine gives: matmul_flops and bandwidth per second, one row per measurement).
+    minutes: float | None = None,
+    say: Callable[[dict[str, Any], list[dict[str, Any]]], None] = lambda machine, rows: None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns (the machine: what it is and its matmul_flops and bandwidth per second, one row per measurement).
 
-    A row has run, side, job, seconds, peak_bytes, compile_seconds and fraction: of the machine's matmul peak, or of its
-    bandwidth where `bound` says so. For `decode` the seconds are a token's.
+    A row has run, side, job, seconds, peak_bytes, compile_seconds, tokens_per_second, flops_per_second, note (what the
+    side did) and fraction: of the machine's matmul peak, or of its bandwidth where `bound` says so. For `decode` the
+    seconds are a token's. The row of a measurement that failed has `error` in place of all that; one that was not begun
+    has `left` too. Off a CPU the first run compiles into an empty cache of JAX's, which later ones read.
 
     Args:
-      source: a model; see TrainConfig.source.
+      source: a model, see TrainConfig.source; or its shape, for random weights that each side draws itself.
       jobs: what to time.
       sides: who; "transformers" needs the `oracle` extra.
       runs: rounds over all jobs and sides.
-      dtype: of weights and activations.
+      dtype: of activations.
+      param_dtype: of weights; by default float32 in training and `dtype` else.
+      remat: model.remat in training, "none" or a policy; transformers has gradient checkpointing where it is a policy.
+        By default "save_attention" for more than REMAT_ABOVE tokens.
       threads: CPU cores of every measurement; None takes all.
-      say: takes each row as it comes.
+      minutes: after which nothing more is begun.
+      say: takes the machine and the rows so far, as each comes.
     """
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     threads = threads or len(os.sched_getaffinity(0))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load(source)
-        model, path = loaded.config, Path(folder) / "model"
-        hf.save(loaded.params, model, loaded.tokenizer, path, dtype=dtype)
-        del loaded
-        settings = dict(path=str(path), dtype=dtype, threads=threads)
-        machine = _worker(settings | dict(side="machine"))
+        model = _write_model(source, Path(folder) / "model", dtype)
+        for what in jobs:
+            banded(model, what)  # its mistakes are told before anything is started
+        settings = dict(path=str(Path(folder) / "model"), dtype=dtype, threads=threads)
+        settings |= dict(random=isinstance(source, ModelConfig))
+        machine = _worker(settings | dict(side="machine")) | _versions()
+        machine |= dict(dtype=dtype, params=num_params(model), source=source if isinstance(source, str) else "random")
+        if "error" in machine:
+            raise RuntimeError(f"bench: measuring the machine: {machine['error']}")
+        if machine["platform"] != "cpu":  # whose peak of memory is the process's, compiling included
+            settings["cache"] = str(Path(folder) / "cache")
         for number, what, side in _order(runs, jobs, sides):
-            got = _worker(settings | dict(side=side, kind=what.kind, length=what.length, rows=what.rows))
-            seconds = got["seconds"] / (DECODED if what.kind == "decode" else 1)  # a decoded token of every row
-            about = dict(run=number, side=side, job=str(what))
-            row = about | got | _fraction(model, what, got["seconds"], machine, dtype) | dict(seconds=seconds)
+            row: dict[str, Any] = dict(run=number, side=side, job=str(what))
+            if time.monotonic() > end:
+                row |= dict(left=True, error=f"not begun within {minutes:g} minutes")
+            else:
+                trains = what.kind in TRAINS
+                policy = "save_attention" if what.rows * what.length > REMAT_ABOVE else "none"
+                about: dict[str, Any] = dict(
+                    side=side, kind=what.kind, length=what.length, rows=what.rows, method=what.method
+                )
+                about |= dict(kernel=what.kernel, remat=(remat or policy) if trains else "none")
+                about |= dict(param_dtype=param_dtype or ("float32" if trains else dtype), platform=machine["platform"])
+                limit = None if minutes is None else end + GRACE - time.monotonic()
+                got = _worker(settings | about, limit)
+                row |= got if "error" in got else _judged(model, what, got, machine, about["param_dtype"])
             rows.append(row)
-            say(row)
+            say(machine, rows)
     return machine, rows
+
+
+def _write_model(source: str | ModelConfig, path: Path, dtype: str) -> ModelConfig:
+    """Writes a model for both sides, of random weights its config alone, and returns the config."""
+    if isinstance(source, ModelConfig):
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(hf.config_to_json(source, None, dtype=dtype)))
+        return source
+    loaded = load(source)
+    hf.save(loaded.params, loaded.config, loaded.tokenizer, path, dtype=dtype)
+    return loaded.config
 
 
 def _order(runs: int, jobs: Sequence[Job], sides: Sequence[Side]) -> Iterator[tuple[int, Job, Side]]:
     for number in range(runs):
+        seen = set()
         for what in jobs:
             # Who goes first alternates, since a processor that has rested is faster.
             for side in sides if number % 2 == 0 else reversed(sides):
-                yield number, what, side
+                one = what if side == "giraffe_jax" else what.peer
+                if one is not None and (side, one) not in seen:
+                    seen.add((side, one))
+                    yield number, one, side
 
 
-def _fraction(model: ModelConfig, what: Job, seconds: float, machine: dict[str, float], dtype: str) -> dict[str, Any]:
-    if what.kind == "decode":
-        itemsize = 4 if dtype == "float32" else 2
-        return dict(bound="bandwidth", fraction=moved(model, what, itemsize) / seconds / machine["bandwidth"])
-    return dict(bound="matmul", fraction=flops(model, what) / seconds / machine["matmul_flops"])
+def _judged(model: ModelConfig, what: Job, got: dict[str, Any], machine: dict[str, Any], weights: str):
+    """Returns a measurement with what follows from it."""
+    if got.get("params", num_params(model)) != num_params(model):
+        return dict(error=f"it has {got['params']:,} parameters, the model {num_params(model):,}")
+    seconds, work = got["seconds"], flops(model, what)
+    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
+    found = got | dict(tokens_per_second=tokens / seconds, flops_per_second=work / seconds)
+    if what.kind != "decode":
+        return found | dict(bound="matmul", fraction=work / seconds / machine["matmul_flops"])
+    read = moved(model, what, 4 if weights == "float32" else 2)
+    found |= dict(bound="bandwidth", fraction=read / seconds / machine["bandwidth"])
+    return found | dict(seconds=seconds / DECODED)  # a decoded token of every row
 
 
-def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
+    found = dict(python=".".join(map(str, sys.version_info[:3])))
+    for name in ("jax", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, Any]:
+    """Returns what a measurement printed, or {"error": why it could not}."""
     command = [sys.executable, "-m", "giraffe_jax.bench.worker", json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise RuntimeError(f"bench: {settings['side']} {settings.get('kind', '')} {settings.get('length', '')}: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    env = dict(os.environ)
+    if "cache" in settings:
+        env |= dict(JAX_COMPILATION_CACHE_DIR=settings["cache"], JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
+        env |= dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    if settings["side"] == "transformers":
+        env["JAX_PLATFORMS"] = "cpu"  # the device and its memory are the peer's
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return dict(error=f"stopped after {limit:.0f} s: the minutes were over")
+    with contextlib.suppress(ValueError, IndexError):
+        return json.loads(done.stdout.splitlines()[-1])
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    named = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return dict(error=(named or said)[-1][:500], stderr="\n".join(said)[-2000:])
 
 
-def table(machine: dict[str, float], rows: Sequence[dict[str, Any]]) -> str:
-    """Returns a Markdown table: medians over runs, and ratios of the peer's median to ours."""
-    lines = [
-        f"matmul peak {machine['matmul_flops'] / 1e9:.0f} GFLOP/s, memory {machine['bandwidth'] / 1e9:.1f} GB/s",
-        "",
-        "| | seconds | of peak | memory | transformers: seconds | of peak | memory | speed-up | memory ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name in dict.fromkeys(row["job"] for row in rows):
-        ours, theirs = (_median(rows, name, side) for side in get_args(Side))
-        cells = [name, *_cells(ours), *_cells(theirs)]
-        cells += [_ratio(theirs, ours, "seconds"), _ratio(ours, theirs, "peak_bytes")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _median(rows: Sequence[dict[str, Any]], name: str, side: str) -> dict[str, float] | None:
-    mine = [row for row in rows if row["job"] == name and row["side"] == side]
-    keys = ("seconds", "fraction", "peak_bytes")
-    return {key: statistics.median(row[key] for row in mine) for key in keys} if mine else None
-
-
-def _cells(x: dict[str, float] | None) -> list[str]:
-    return (
-        ["-"] * 3 if x is None else [f"{x['seconds']:.3g}", f"{x['fraction']:.0%}", f"{x['peak_bytes'] / 1e9:.2f} GB"]
-    )
-
-
-def _ratio(over: dict[str, float] | None, under: dict[str, float] | None, key: str) -> str:
-    return "-" if over is None or under is None else f"{over[key] / under[key]:.2f}"
-
-
-def write(path: str | Path, machine: dict[str, float], rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the machine's figures and all rows as JSON lines."""
+def write(path: str | Path, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the machine and all rows as JSON lines."""
     write_atomically(Path(path), "".join(json.dumps(row) + "\n" for row in [dict(side="machine") | machine, *rows]))
+
+
+def read(paths: Sequence[str | Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns (machine, rows) of files that `write` wrote, on one kind of device; the machine is the first file's."""
+    machines, rows = [], []
+    for path in paths:
+        try:
+            first, *more = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+            machines.append(first | {key: first[key] for key in ("device_kind", "matmul_flops", "bandwidth")})
+            rows += [row | dict(job=str(job(row["job"])), side=row["side"], run=row["run"]) for row in more]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"--read {path}: not a file of `giraffe bench --out` ({error}).") from error
+        if machines[-1]["device_kind"] != machines[0]["device_kind"]:
+            raise ConfigError(
+                f"--read {path}: measured on {first['device_kind']}, not on {machines[0]['device_kind']}."
+            )
+    return machines[0], rows

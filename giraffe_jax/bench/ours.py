@@ -8,26 +8,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax import decode, hf
-from giraffe_jax.attention import attend, place_of_rows
-from giraffe_jax.bench import DECODED, DOCUMENT
+from giraffe_jax.attention import attend_rows, choose, place_of_rows
+from giraffe_jax.attention.engine import described
+from giraffe_jax.bench.jobs import DECODED, DOCUMENT, Job, banded
 from giraffe_jax.loading import override
-from giraffe_jax.model import Llama, logits
+from giraffe_jax.model import Llama, init_params, logits
 from giraffe_jax.optim import OptimConfig, optimizer
 from giraffe_jax.step import TrainState, train_step
 
 
-def prepare(settings: dict[str, Any]) -> Callable[[], Callable[[], Any]]:
-    """Loads the weights and returns the function that compiles the job, which returns the function to time."""
-    kind, length, dtype = settings["kind"], settings["length"], settings["dtype"]
-    if kind.startswith("attention"):
-        rows = settings["rows"]
-        return lambda: _attention(hf.read_config(settings["path"]), rows, length, dtype, grad=kind.endswith("grad"))
-    checkpoint = hf.load(settings["path"])
-    model = override(checkpoint.config, dict(attention="auto", dtype=dtype, param_dtype=dtype))
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpoint.params)
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (settings["rows"], length), np.int32)
+def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
+    """Loads the weights, or draws them, and returns (the function that compiles the job, which returns the function to
+    time; what is known of it)."""
+    kind, rows, length, dtype = (settings[key] for key in ("kind", "rows", "length", "dtype"))
+    what = Job(kind, length, rows, settings["method"], settings["kernel"])
+    config = hf.read_config(settings["path"])
+    if kind.startswith(("attention", "bands")):
+        return _attention(override(config, dict(dtype=dtype)), what)
+    weights, remat = settings["param_dtype"], settings["remat"]
+    model = override(config, dict(attention=what.kernel, dtype=dtype, param_dtype=weights, remat=remat))
+    if settings["random"]:
+        params = init_params(override(config, dict(param_dtype=weights)), jax.random.key(0))
+    else:
+        params = jax.tree.map(lambda x: jnp.asarray(x, weights), hf.load(settings["path"]).params)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length), np.int32)
     jobs = dict(forward=_forward, nll=_nll, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
-    return lambda: jobs[kind](model, params, tokens)
+    said = [f"all in {dtype}" if weights == dtype else f"weights {weights}, computed in {dtype}"]
+    said += [] if kind == "decode" else [f"attention {described(model, batch=rows, tokens=length)}"]
+    said += [f"remat {remat}"] if remat != "none" else []
+    about = dict(params=sum(x.size for x in jax.tree.leaves(params)), note="; ".join(said))
+    return lambda: jobs[kind](model, params, tokens), about
 
 
 def _forward(model, params, tokens):
@@ -103,27 +113,42 @@ def _decode(model, params, tokens):
     return lambda: jax.block_until_ready(compiled(params, *inputs))
 
 
-def _attention(model, rows: int, length: int, dtype: str, *, grad: bool):
-    keys = jax.random.split(jax.random.key(0), 4)
-    heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads, model.num_heads)
-    q, k, v, d = (
-        jax.random.normal(key, (rows, length, n, model.head_dim), dtype) for key, n in zip(keys, heads, strict=True)
-    )
+def _attention(model, what: Job):
+    dtype = model.dtype
+    bands, bias, local = banded(model, what)
+    shape, count = (what.rows, what.length), max(1, len(bands))
+    about: dict[str, Any] = dict(bands=bands, bias=bias, local=local)
+    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
+    kernel = choose(what.kernel, tokens=what.length, batch=what.rows, heads=heads, dtype=dtype, **about)
+    keys = jax.random.split(jax.random.key(0), 2 * count + 2)
 
-    place = place_of_rows(None, (rows, length))
+    def draw(key, heads):
+        return jax.random.normal(key, (*shape, heads, model.head_dim), dtype)
 
-    def forward(q, k, v):
-        return attend((q,), (k,), v, q_place=place, k_place=place, implementation="blockwise")[0]
+    q = tuple(draw(key, model.num_heads) for key in keys[:count])
+    k = tuple(draw(key, model.num_kv_heads) for key in keys[count:-2])
+    v, d = draw(keys[-2], model.num_kv_heads), draw(keys[-1], model.num_heads)
 
-    def both(q, k, v, d):
-        out, back = jax.vjp(forward, q, k, v)
+    def forward(q, k, v, about):
+        return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=what.kernel, **about)
+
+    def both(q, k, v, about, d):
+        out, back = jax.vjp(lambda q, k, v: forward(q, k, v, about), q, k, v)
         return out, back(d)
 
-    if grad:
-        compiled = jax.jit(both).lower(q, k, v, d).compile()
-        return lambda: jax.block_until_ready(compiled(q, k, v, d))
-    compiled = jax.jit(forward).lower(q, k, v).compile()
-    return lambda: jax.block_until_ready(compiled(q, k, v))
+    function: Any = both if what.kind.endswith("grad") else forward
+    inputs = (q, k, v, about, d) if function is both else (q, k, v, about)
+
+    def compile():
+        with model.at_precision():
+            compiled = jax.jit(function).lower(*inputs).compile()
+        return lambda: jax.block_until_ready(compiled(*inputs))
+
+    return compile, dict(note=f"attention {kernel.name}, {count} band{'s' * (count > 1)}" + _passed(kernel))
+
+
+def _passed(kernel) -> str:
+    return f" ({'; '.join(kernel.passed)})" if kernel.passed else ""
 
 
 def peak_bytes() -> int | None:

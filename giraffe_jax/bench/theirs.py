@@ -8,24 +8,60 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from giraffe_jax.bench import DECODED, DOCUMENT
+from giraffe_jax.bench.jobs import DECODED, DOCUMENT
+
+CHUNK = 4096  # tokens of a row whose logits exist at once where those of all do not fit
 
 
-def prepare(settings: dict[str, Any]) -> Callable[[], Callable[[], Any]]:
-    """Loads the weights and returns the function that readies the job, which returns the function to time."""
+def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
+    """Loads the weights, or draws them, and returns (the function that readies the job, which returns the function to
+    time; what is known of it)."""
     torch.set_num_threads(settings["threads"])
-    kind, length, dtype = settings["kind"], settings["length"], getattr(torch, settings["dtype"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = settings["rows"]
+    kind, length, rows = settings["kind"], settings["length"], settings["rows"]
+    dtype, weights = (getattr(torch, settings[key]) for key in ("dtype", "param_dtype"))
+    device = "cpu" if settings["platform"] == "cpu" else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"torch {torch.__version__} finds no GPU where JAX does")
     if kind.startswith("attention"):
         config = AutoConfig.from_pretrained(settings["path"])
-        return lambda: _attention(config, rows, length, dtype, device, grad=kind.endswith("grad"))
-    model: Any = AutoModelForCausalLM.from_pretrained(settings["path"], dtype=dtype, attn_implementation="sdpa")
-    model.to(device)
+        ready = _attention(config, rows, length, dtype, device, grad=kind.endswith("grad"))
+        return lambda: ready, dict(note="scaled_dot_product_attention")
+    model = _model(settings["path"], weights, device, random=settings["random"])
     draw = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length))
     tokens = torch.tensor(draw, device=device)
-    jobs = dict(forward=_forward, nll=_nll, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
-    return lambda: _finished(jobs[kind](model, tokens))
+    casts = f"weights {settings['param_dtype']}, autocast to {settings['dtype']}"
+    said = [f"all in {settings['dtype']}" if weights == dtype else casts, "attention sdpa"]
+    if settings["remat"] != "none":
+        # Its name of late, or the one that older transformers know it by.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(dict(use_reentrant=False))
+        said.append("gradient checkpointing")
+    said += ["fused AdamW"] if kind in ("train", "packed") else []
+    said += ["documents by position_ids, which become a mask"] if kind == "packed" else []
+    whole = kind != "nll" or _fits(tokens.numel() * model.config.vocab_size, device)
+    said += [] if whole else [f"logits of {CHUNK} tokens at once"]
+    jobs = dict(forward=_forward, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
+    jobs |= dict(nll=_nll if whole else _nll_in_chunks)
+
+    def cast():
+        return torch.autocast(device, dtype, enabled=weights != dtype)
+
+    about = dict(params=sum(p.numel() for p in model.parameters()), note="; ".join(said))
+    return lambda: _finished(jobs[kind](model, tokens, cast)), about
+
+
+def _model(path: str, weights, device: str, *, random: bool) -> Any:
+    if not random:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=weights, attn_implementation="sdpa")
+        return model.to(device)
+    config = AutoConfig.from_pretrained(path)
+    with torch.device(device):  # drawn there, which takes seconds less
+        return AutoModelForCausalLM.from_config(config, dtype=weights, attn_implementation="sdpa")
+
+
+def _fits(num_logits: int, device: str) -> bool:
+    """Whether the logits of all tokens, as computed and in float32, fit into a GPU beside what is there."""
+    return device == "cpu" or 10 * num_logits < 0.8 * torch.cuda.mem_get_info()[0]
 
 
 def _finished(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -39,64 +75,80 @@ def _finished(call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def _forward(model, tokens):
+def _forward(model, tokens, cast):
     model.eval()
 
     def forward():
-        with torch.inference_mode():
+        with torch.inference_mode(), cast():
             return model(tokens, use_cache=False, logits_to_keep=1).logits
 
     return forward
 
 
-def _nll(model, tokens):
+def _nll(model, tokens, cast):
     model.eval()
 
     def nll():
-        with torch.inference_mode():
+        with torch.inference_mode(), cast():
             logits = model(tokens, use_cache=False).logits
             return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
 
     return nll
 
 
-def _packed(model, tokens):
+def _nll_in_chunks(model, tokens, cast):
+    model.eval()
+
+    def nll():
+        with torch.inference_mode(), cast():
+            hidden, targets = model.model(tokens, use_cache=False).last_hidden_state[:, :-1], tokens[:, 1:]
+            parts = zip(hidden.split(CHUNK, dim=1), targets.split(CHUNK, dim=1), strict=True)
+            return [
+                cross_entropy(model.lm_head(h).flatten(0, 1).float(), t.flatten(), reduction="none") for h, t in parts
+            ]
+
+    return nll
+
+
+def _packed(model, tokens, cast):
     # By restarting positions transformers knows documents of one row, and masks the pairs of two.
     places = torch.arange(tokens.shape[1], device=tokens.device) % DOCUMENT
-    return _train(model, tokens, places.expand(tokens.shape))
+    return _train(model, tokens, cast, places.expand(tokens.shape))
 
 
-def _train(model, tokens, places=None):
+def _train(model, tokens, cast, places=None):
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        model(tokens, labels=tokens, position_ids=places, use_cache=False).loss.backward()
+        with cast():
+            loss = model(tokens, labels=tokens, position_ids=places, use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
 
 
-def _prefill(model, tokens):
+def _prefill(model, tokens, cast):
     model.eval()
 
     def prefill():
-        with torch.inference_mode():
+        with torch.inference_mode(), cast():
             return model(tokens, use_cache=True, logits_to_keep=1).logits
 
     return prefill
 
 
-def _decode(model, tokens):
+def _decode(model, tokens, cast):
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), cast():
         first = model(tokens, use_cache=True, logits_to_keep=1)
 
     def step():
         cache, token = first.past_key_values, first.logits[:, -1:].argmax(-1)
-        with torch.inference_mode():
+        with torch.inference_mode(), cast():
             for _ in range(DECODED):
                 token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
         cache.crop(-DECODED)

@@ -1,0 +1,200 @@
+"""Jobs: what can be timed, of which model, and the operations that it takes by closed forms."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from giraffe_jax import positions
+from giraffe_jax.attention import Implementation, place_of_rows
+from giraffe_jax.attention.intervals import intervals
+from giraffe_jax.config import ConfigError, build, nearest, to_dict
+from giraffe_jax.model import ModelConfig, num_params
+
+Kind = Literal[
+    "forward", "nll", "train", "packed", "prefill", "decode", "attention", "attention_grad", "bands", "bands_grad"
+]
+LONGEST = 2**24  # tokens of a job; positions are float32, which counts so far
+DECODED = 64  # tokens of a decode job
+MOST_ROWS = 4096
+DOCUMENT = 500  # tokens of a document of a packed row
+REMAT_ABOVE = 2**14  # tokens of a training step, from which on layers are run again in the backward pass
+TRAINS = ("train", "packed")
+
+# The model of the README's table on a GPU, about a billion parameters.
+SHAPES = {
+    "1b": ModelConfig(
+        vocab_size=32000, d_model=2048, d_mlp=5632, num_layers=20, num_heads=16, num_kv_heads=4, head_dim=128,
+        original_len=4096, tie_embeddings=True,
+    )
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is timed: one kind of work on `rows` sequences of `length` tokens.
+
+    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradient
+    and AdamW. packed: the same with rows of documents of DOCUMENT tokens. prefill: prompts into a cache, and their last
+    logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of one layer,
+    and with its gradient. bands, bands_grad: the same with the bands, windows, chunks or biases of `method`, "rerope"
+    or "rerope,window=256". `kernel` is what model.attention says.
+    """
+
+    kind: Kind
+    length: int
+    rows: int = 1
+    method: str = ""
+    kernel: Implementation = "auto"
+
+    def __str__(self) -> str:
+        kind = f"{self.kind}:{self.method}" if self.method else self.kind
+        size = f"{self.length}" + (f"x{self.rows}" if self.rows > 1 else "")
+        return f"{kind}:{size}" + (f"@{self.kernel}" if self.kernel != "auto" else "")
+
+    @property
+    def peer(self) -> "Job | None":
+        """What transformers is measured at beside this job; None where it has nothing like it."""
+        return None if self.method else dataclasses.replace(self, kernel="auto")
+
+    @property
+    def plain(self) -> "Job | None":
+        """For attention of one layer that is not plain, the job that is: one causal band by the kernel of "auto"."""
+        kind = self.kind.replace("bands", "attention")
+        plain = dataclasses.replace(self, kind=kind, method="", kernel="auto")  # type: ignore[arg-type]
+        return plain if kind.startswith("attention") and plain != self else None
+
+
+def job(text: str) -> Job:
+    """Returns the job that `kind:length`, `kind:lengthxrows`, `bands:method:length` or one with `@kernel` says."""
+    kind, _, size = text.partition(":")
+    kinds = get_args(Kind)
+    if kind not in kinds:
+        raise ConfigError(f"--jobs {text}: the kind is one of {', '.join(kinds)}.{nearest(kind, kinds)}")
+    size, at, kernel = size.partition("@")
+    kernels = get_args(Implementation)
+    if at and kernel not in kernels:
+        raise ConfigError(
+            f"--jobs {text}: after the @ comes one of {', '.join(kernels)}.{nearest(kernel, list(kernels))}"
+        )
+    method, like = "", kind
+    if kind.startswith("bands"):
+        method, _, size = size.rpartition(":")
+        like = f"{kind}:rerope"
+        if not method:
+            raise ConfigError(f"--jobs {text}: a method and a length come after the colon, as in {like}:2048.")
+        method_of(method, original_len=2048, where=f"--jobs {text}")
+    found = re.fullmatch("([0-9]{1,8})(?:x([0-9]{1,4}))?", size)
+    length, rows = (int(found[1]), int(found[2] or 1)) if found else (0, 0)
+    if not 2 <= length <= LONGEST or not 1 <= rows <= MOST_ROWS or rows * length > LONGEST:
+        raise ConfigError(
+            f"--jobs {text}: after the colon come a length and maybe rows, {LONGEST} tokens at most, as in {like}:2048"
+            f" or {like}:256x8."
+        )
+    return Job(kind, length, rows, method, kernel if at else "auto")  # type: ignore[arg-type]
+
+
+def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str, Any]:
+    """Returns the config's item for "rerope" or "rerope,window=256".
+
+    A number of tokens that the method requires and the text leaves out is a quarter of original_len; anything else it
+    requires is as in its EXAMPLE.
+    """
+    name, *words = text.split(",")
+    function = positions.lookup(name, where)
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            given[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise ConfigError(f"{where}: parameters are KEY=NUMBER, as in rerope,window=256; got {word!r}.") from None
+    example = getattr(importlib.import_module(function.__module__), "EXAMPLE", {})
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in given:
+            tokens = key in ("window", "group", "chunk_size")
+            given |= {key: max(2, original_len // 4)} if tokens else {key: example[key]} if key in example else {}
+    call = dict(name=name, **given)
+    positions.check([call], where)
+    return call
+
+
+def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any, tuple | None]:
+    """Returns (bands, bias, local) of a job's method in the first layer, as attention takes them."""
+    if not what.method:
+        return (), None, None
+    call = method_of(what.method, original_len=model.original_len)
+    shape: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
+    e = positions.bind([call], **shape, num_layers=1, length=float(what.length), where="bands")
+    places = np.broadcast_to(np.arange(what.length, dtype=np.float32), (what.rows, what.length))
+    e = e.at(places, key=jax.random.key(0))
+    bias, local = e.bias, None
+    if hasattr(bias, "with_params"):
+        bias = bias.with_params(lambda name, init: init(jax.random.key(1), model.num_heads))
+    if e.window is not None or e.chunk is not None:
+        sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
+        local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)
+    if not e.bands and bias is None and local is None:
+        raise ConfigError(f"--jobs {what}: {call['name']} sees every key in one band; time {what.plain} instead.")
+    return e.bands, bias, local
+
+
+def pairs(model: ModelConfig, what: Job) -> int:
+    """Returns how many keys the queries of a row see together, in a job of attention in bands."""
+    bands, _, local = banded(model, what)
+    seen = intervals(place_of_rows(None, (1, what.length)), bands, local)
+    return int((np.asarray(seen.high, np.int64) - np.asarray(seen.low, np.int64)).sum())
+
+
+def flops(model: ModelConfig, what: Job) -> float:
+    """Returns the model FLOPs of a job, two per multiply-add; attention is causal and counted once.
+
+    In bands they are those of the pairs that are seen.
+    """
+    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
+    attended = what.length + DECODED / 2 if what.kind == "decode" else what.length / 2
+    if what.kind == "packed":  # whole documents, and what is left of the row
+        whole, rest = divmod(what.length, DOCUMENT)
+        attended = (whole * DOCUMENT**2 + rest**2) / 2 / what.length
+    if what.method:
+        attended = pairs(model, what) / what.length
+    attention = 4.0 * tokens * attended * model.num_heads * model.head_dim
+    if what.kind in ("attention", "bands"):
+        return attention
+    if what.kind in ("attention_grad", "bands_grad"):
+        return 3 * attention
+    head = model.vocab_size * model.d_model
+    matrices = num_params(model) - (1 if model.tie_embeddings else 2) * head
+    predicted = what.rows if what.kind in ("forward", "prefill") else tokens
+    once = 2.0 * (matrices * tokens + head * predicted) + model.num_layers * attention
+    return 3 * once if what.kind in TRAINS else once
+
+
+def moved(model: ModelConfig, what: Job, itemsize: int) -> float:
+    """Returns the bytes that decoding has to read: all matrices and the cache, for every token."""
+    cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim * what.rows
+    head = 0 if model.tie_embeddings else model.vocab_size * model.d_model
+    return DECODED * itemsize * (num_params(model) - head + cached)
+
+
+def shape(text: str) -> ModelConfig:
+    """Returns the model that "1b" or "1b,num_layers=4,vocab_size=512" says: a name of SHAPES, and keys that differ."""
+    name, *words = text.split(",")
+    if name not in SHAPES:
+        raise ConfigError(f"--shape {text}: it begins with one of {', '.join(SHAPES)}, as in 1b,num_layers=4.")
+    keys: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            keys[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise ConfigError(
+                f"--shape {text}: after the name come KEY=NUMBER of a model, as in 1b,num_layers=4; got {word!r}."
+            ) from None
+    return build(ModelConfig, to_dict(SHAPES[name]) | keys, "--shape")
