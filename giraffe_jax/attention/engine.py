@@ -209,7 +209,7 @@ def _forward(kernel, q, k, v, place, seen, table):
 
 
 def _forward_here(kernel, q, k, v, place, seen, table):
-    tile = _tiles(v).forward
+    tile = _tiles(v, table).forward
 
     def by_ranges():
         return ranges.forward(q, k, v, seen, tile=tile, bias=table, interpret=INTERPRET)
@@ -221,7 +221,7 @@ def _forward_here(kernel, q, k, v, place, seen, table):
 
 
 def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
-    tiles = _tiles(v)
+    tiles = _tiles(v, table)
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
@@ -237,9 +237,9 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
 
 
-def _tiles(v) -> ranges.Tiles:
+def _tiles(v, table) -> ranges.Tiles:
     capability = getattr(jax.devices()[0], "compute_capability", "9.0")
-    return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"))
+    return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"), bias=table is not None)
 
 
 def _one_document(place: Place):

@@ -39,7 +39,7 @@ class Tiles(NamedTuple):
     d_kv: Tile
 
 
-def tiles(dtype: Any, head_dim: int, *, large: bool = True) -> Tiles:
+def tiles(dtype: Any, head_dim: int, *, large: bool = True, bias: bool = False) -> Tiles:
     """Returns the tiles of each kernel: on an H100 the fastest that were tried (LOG.md).
 
     Args:
@@ -47,13 +47,14 @@ def tiles(dtype: Any, head_dim: int, *, large: bool = True) -> Tiles:
       head_dim: their width, up to WIDEST.
       large: whether a multiprocessor has more than 200 KiB of shared memory, as in an H100 or B200. The tiles for
         others fit in 96 KiB; they have not been run on such a card.
+      bias: whether there is a table of distances, what is read of which takes shared memory too.
     """
     if jnp.dtype(dtype).itemsize > 2:  # products without matrix units are unrolled: larger tiles compile for minutes
         return Tiles(*[Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 2)] * 3)
     if not large:
         return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2))
     if head_dim > 64:
-        return Tiles(Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
+        return Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2) if bias else Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
     return Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
 
 

@@ -103,7 +103,7 @@ def test_the_kernels_lower_for_a_gpu_that_is_not_here(dtype):
     """What interpretation does not show: every operation has a form in Triton. Four kernels, with bands and a bias."""
     q, k, v, d_out = jax.eval_shape(lambda: arrays(2, dtype))
     place, rows = place_of_rows(SEGMENTS, (B, T)), jax.ShapeDtypeStruct((B, T, N), "float32")
-    tiles = ranges.tiles(dtype, H)
+    tiles = ranges.tiles(dtype, H, bias=True)
 
     def run(q, k, v, d_out, lse, bias):
         seen = intervals(place, BANDS["near, far"], None)
