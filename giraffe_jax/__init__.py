@@ -2,6 +2,7 @@
 
     from giraffe_jax import load
 
+
     lm = load("giraffe-mini")  # or a Hugging Face directory, a .gguf file, the workdir of a run
     print(lm.generate("It is a truth universally", 32), lm.score("It is a truth").perplexity)
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax import checkpoint, hf, lora, positions, sharding
+from giraffe_jax import checkpoint, hf, positions, sharding
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
-from giraffe_jax.decode import LM
-from giraffe_jax.lora import LoraConfig
-from giraffe_jax.model import ModelConfig, fit_params, init_params, param_axes
+from giraffe_jax.inference import LM
+from giraffe_jax.model import ModelConfig, fit_params, init_params, lora, param_axes
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used

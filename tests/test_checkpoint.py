@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
+from jax.experimental import multihost_utils
 
 from giraffe_jax import checkpoint
+from giraffe_jax.checkpoint import checksums
 from giraffe_jax.config import ConfigError
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
@@ -167,9 +170,9 @@ def test_what_was_verified_once_is_so_for_its_manager_and_until_it_is_asked_agai
 
 
 def test_a_process_reads_a_file_once_for_all_managers_until_it_changes(run, monkeypatch):
-    monkeypatch.setattr(checkpoint, "RACY_NS", 0)  # files this young are read again otherwise
-    real, read = checkpoint._sum, []
-    monkeypatch.setattr(checkpoint, "_sum", lambda path: read.append(path.name) or real(path))
+    monkeypatch.setattr(checksums, "RACY_NS", 0)  # files this young are read again otherwise
+    real, read = checksums._sum, []
+    monkeypatch.setattr(checksums, "_sum", lambda path: read.append(path.name) or real(path))
     assert newest(run) == (40, []) and read
     read.clear()
     assert newest(run) == (40, []) and not read
@@ -181,13 +184,13 @@ def test_a_process_reads_a_file_once_for_all_managers_until_it_changes(run, monk
 
 
 def test_saving_does_not_wait_for_the_checksums_but_the_checkpoint_does(tmp_path, monkeypatch):
-    real, go, went = checkpoint._write_sums, threading.Event(), []
+    real, go, went = checksums._write_sums, threading.Event(), []
 
     def late(folder):
         went.append(go.wait(60))
         real(folder)
 
-    monkeypatch.setattr(checkpoint, "_write_sums", late)
+    monkeypatch.setattr(checksums, "_write_sums", late)
     with checkpoint.manager(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, 1, state(1), {"next_step": 1, "text": "é"})
         assert checkpoint.steps(checkpoints) == []
@@ -385,10 +388,10 @@ def test_split_source(tmp_path, monkeypatch):
 @pytest.mark.parametrize("processes", [2, 3, 40])
 def test_processes_share_the_files(run, monkeypatch, processes):
     """Each file is read by one process, which finds what is wrong with it."""
-    folder = checkpoint.epath.Path(run / "checkpoints" / "40")
+    folder = epath.Path(run / "checkpoints" / "40")
     there = files(run / "checkpoints" / "40")
     names = [path.relative_to(folder).as_posix() for path in there if path.name != checkpoint.SUMS]
-    real, read = checkpoint._sum, []
+    real, read = checksums._sum, []
 
     def counted(path):
         read.append(path.relative_to(folder).as_posix())
@@ -398,9 +401,9 @@ def test_processes_share_the_files(run, monkeypatch, processes):
         read.clear()
         for index in range(processes):
             monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-            yield checkpoint._differs(folder, "")
+            yield checksums._differs(folder, "")
 
-    monkeypatch.setattr(checkpoint, "_sum", counted)
+    monkeypatch.setattr(checksums, "_sum", counted)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     assert list(found()) == [None] * processes
     assert sorted(read) == sorted(names)
@@ -421,13 +424,13 @@ def test_texts_of_all_processes_come_together(monkeypatch):
         return np.stack([np.pad(data, (0, len(mine) - len(data))) for data in given])
 
     monkeypatch.setattr(jax, "process_count", lambda: len(texts))
-    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
     for text in texts:
-        assert checkpoint._gather(text) == texts
+        assert checksums._gather(text) == texts
 
 
 def test_one_process_calls_no_collective(run, monkeypatch):
-    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", lambda *_: pytest.fail("a collective"))
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda *_: pytest.fail("a collective"))
     assert newest(run) == (40, [])
     with checkpoint.manager(run) as checkpoints:
         checkpoint.set_aside(checkpoints, 40)

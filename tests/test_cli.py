@@ -150,6 +150,7 @@ def test_a_warning_is_one_line_without_the_code_that_says_it():
     code = """
 import sys, warnings
 from giraffe_jax import cli
+
 from giraffe_jax.cli import methods
 methods.run = lambda args: warnings.warn("checkpoint 3 is damaged")
 sys.argv = ["giraffe", "methods"]

@@ -51,19 +51,20 @@ def test_giraffe_mini_is_what_its_experiment_trains():
 
 
 def test_the_evaluation_config_is_an_experiment():
-    from giraffe_jax import experiment
+    from giraffe_jax import config
     from giraffe_jax.cli.evaluate import as_experiment
+    from giraffe_jax.lab import spec
 
     for argument in ("giraffe-mini", f"giraffe-mini,{ROOT / 'README.md'}"):
         values = as_experiment({**evaluation.get_config(argument), "positions": []})
-        built = config.build(experiment.ExperimentConfig, values)
-        assert len(experiment.check(built)) == argument.count(",") + 2
+        built = config.build(spec.ExperimentConfig, values)
+        assert len(spec.check(built)) == argument.count(",") + 2
 
 
 def test_the_tpu_config_trains_a_small_llama_on_eight_devices(tmp_path):
     import jax
 
-    from giraffe_jax.train import losses, train
+    from giraffe_jax.training.loop import losses, train
     from tests.test_cli import tiny_hf_directory
 
     source = tiny_hf_directory(tmp_path / "hf", num_layers=1, original_len=64)
@@ -81,14 +82,13 @@ def test_the_tpu_config_trains_a_small_llama_on_eight_devices(tmp_path):
 
 
 def test_rulers_config_asks_what_it_has_files_for(tmp_path):
-    from giraffe_jax import experiment
+    from giraffe_jax import config
     from giraffe_jax.cli.evaluate import as_experiment
+    from giraffe_jax.lab import spec
 
     book, questions = tmp_path / "a.txt", tmp_path / "q.json"
     for path in (book, questions):
         path.write_text("One. Two.")
     for argument, kinds in (("x", 6), (f"x,{book}", 11), (f"x,{book},{questions},{questions}", 13)):
-        built = config.build(
-            experiment.ExperimentConfig, as_experiment({**ruler.get_config(argument), "positions": []})
-        )
-        assert len({task.kind for task in experiment.check(built)}) == kinds
+        built = config.build(spec.ExperimentConfig, as_experiment({**ruler.get_config(argument), "positions": []}))
+        assert len({task.kind for task in spec.check(built)}) == kinds

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax import cpu
 from giraffe_jax.attention import attend, place_of_rows
 from giraffe_jax.loading import load
-from giraffe_jax.loss import next_token_loss
 from giraffe_jax.model import Llama, unembedding
+from giraffe_jax.ops import cpu
+from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.sharding import MeshConfig, make_mesh
 from tests.close import close
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax import decode
+from giraffe_jax import inference
 from giraffe_jax.config import ConfigError
+from giraffe_jax.inference import generation
 from giraffe_jax.model import Llama, ModelConfig, init_params
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.close import close, decided
@@ -34,12 +35,12 @@ def make_lm(num_layers=2):
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
     # Larger than at initialisation: attention must matter for a mistake in positions to show.
     params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
-    return decode.LM(config, params, ByteTokenizer())
+    return inference.LM(config, params, ByteTokenizer())
 
 
 def generate(lm, prompts, n, encoding=None, **keys: Any):
-    """`decode.generate` at one shape, so that this file compiles few programs."""
-    return decode.generate(lm, prompts, n, encoding, batch=4, width=24, **keys)
+    """`inference.generate` at one shape, so that this file compiles few programs."""
+    return inference.generate(lm, prompts, n, encoding, batch=4, width=24, **keys)
 
 
 def draw(length, seed=0):
@@ -55,12 +56,12 @@ def test_cached_decode_equals_full_forward_token_by_token(name):
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         tokens[i, :start] = row[:start]
     want = [full_logits(lm, row, encoding) for row in rows]
-    got, cache = decode.prefill(lm, tokens, np.array(starts), encoding, capacity=total)
+    got, cache = inference.prefill(lm, tokens, np.array(starts), encoding, capacity=total)
     for step in range(10):
         for i, start in enumerate(starts):
             close(got[i], want[i][start + step - 1], ulps=256)
         fed = np.array([row[start + step] for row, start in zip(rows, starts, strict=True)])
-        got, cache = decode.decode_step(lm, fed, encoding, cache)
+        got, cache = inference.decode_step(lm, fed, encoding, cache)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -111,7 +112,7 @@ def test_stop_ends_a_row_and_is_left_out():
 def test_sampling_needs_a_key_and_repeats_with_it():
     lm, prompt = make_lm(), draw(9, 11)
     with pytest.raises(ConfigError, match="temperature"):
-        decode.generate(lm, [prompt], 4, temperature=1.0)
+        inference.generate(lm, [prompt], 4, temperature=1.0)
     draws = [generate(lm, [prompt], 12, temperature=2.0, key=jax.random.key(k), stop=())[0] for k in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     cold = generate(lm, [prompt], 12, temperature=1e-4, key=jax.random.key(0), stop=())[0]
@@ -123,7 +124,7 @@ def test_sampling_needs_a_key_and_repeats_with_it():
 def test_score_is_the_softmax_of_full_logits(name):
     lm, rows = make_lm(), np.array([draw(24, 12), draw(24, 13)])
     encoding = lm.config.bind(length=24, scaling=METHODS[name])
-    nll, correct = decode.score(lm, rows, encoding)
+    nll, correct = inference.score(lm, rows, encoding)
     for i, row in enumerate(rows):
         full = full_logits(lm, row, encoding).astype(np.float64)
         want = np.log(np.exp(full - full.max(-1, keepdims=True)).sum(-1)) + full.max(-1)
@@ -138,8 +139,8 @@ def test_padding_does_not_change_a_row():
     tokens, segments = np.zeros((1, 24), np.int32), np.zeros((1, 24), np.int32)
     tokens[0, :13], segments[0, :13] = row, 1
     encoding = lm.config.bind(length=24)
-    padded, _ = decode.score(lm, tokens, encoding, segments)
-    alone, _ = decode.score(lm, np.array([row]), encoding)
+    padded, _ = inference.score(lm, tokens, encoding, segments)
+    alone, _ = inference.score(lm, np.array([row]), encoding)
     close(padded[0, :12], alone[0], ulps=256)
 
 
@@ -148,11 +149,11 @@ def test_padding_does_not_change_a_row():
 )
 def test_bad_prompts_are_named(prompts, match):
     with pytest.raises(ConfigError, match=match):
-        decode.generate(make_lm(), prompts, 4)
+        inference.generate(make_lm(), prompts, 4)
 
 
 def test_buckets_hold_what_they_are_for_and_are_few():
-    sizes = [decode._bucket(n) for n in range(1, 4097)]
+    sizes = [generation._bucket(n) for n in range(1, 4097)]
     assert all(n <= size <= max(16, 1.5 * n) for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) < 20
 
@@ -161,7 +162,7 @@ def test_a_prompt_in_two_parts_is_refused_instead_of_forgetting_the_first():
     lm = make_lm()
     encoding = CONFIG.bind(16.0)
     tokens = jnp.arange(8, dtype=jnp.int32)[None]
-    _, cache = decode.prefill(lm, tokens[:, :4], np.array([4]), encoding, capacity=16)
+    _, cache = inference.prefill(lm, tokens[:, :4], np.array([4]), encoding, capacity=16)
     rest = encoding.at(np.arange(4.0, 8.0, dtype=np.float32)[None])
     with pytest.raises(ConfigError, match="4 more tokens for a cache that is filled already"):
         Llama(CONFIG).apply({"params": lm.params}, tokens[:, 4:], rest, None, cache)

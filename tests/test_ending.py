@@ -10,12 +10,12 @@ import time
 import numpy as np
 import pytest
 
-import giraffe_jax.train
+import giraffe_jax.training.loop
 from giraffe_jax import checkpoint
 from giraffe_jax.config import build
 from giraffe_jax.data.pipeline import DataConfig
 from giraffe_jax.records import TrainLog, read_rows
-from giraffe_jax.train import train
+from giraffe_jax.training.loop import train
 from tests import processes
 from tests.test_train import settings
 
@@ -93,7 +93,7 @@ def test_sigint_before_the_first_step_is_one_line(tmp_path, tokenizer, seconds):
 
 def test_a_run_says_what_it_is_and_what_happens(tmp_path, tokenizer, capsys, monkeypatch):
     losses = iter([5.0, 4.0, 4.5])
-    monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", lambda *_: next(losses))
     data = settings(tokenizer)["data"]
     config = settings(tokenizer, steps=6, keep=1, save_every=5, eval_every=2, eval_batches=1, accumulate=1)
     config |= dict(eval_data=data | dict(seed=9), optim=dict(lr=1e-2), mesh=dict(fsdp=8))
@@ -122,7 +122,7 @@ def test_the_best_so_far_is_remembered_over_a_stop(tmp_path, tokenizer, monkeypa
     config |= dict(eval_data=data | dict(seed=9))
     for steps, values in ((2, [3.0, 4.0]), (5, [3.5, 3.2, 6.0])):
         losses = iter(values)
-        monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", lambda *_, losses=losses: next(losses))
+        monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", lambda *_, losses=losses: next(losses))
         train(config | dict(steps=steps), tmp_path, quiet=True)
     with checkpoint.manager(tmp_path) as checkpoints:
         assert checkpoint.steps(checkpoints) == [1, 5]  # neither 3 nor 4 is better than 1
@@ -140,10 +140,10 @@ def test_throughput_is_of_steps_alone(tmp_path, tokenizer, monkeypatch):
         now[0] += 2.0
         return real(*args, **keys)
 
-    real = giraffe_jax.train.train_step
-    monkeypatch.setattr(giraffe_jax.train, "train_step", step)
-    monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", held_out_loss)
-    monkeypatch.setattr(giraffe_jax.train.time, "perf_counter", lambda: now[0])
+    real = giraffe_jax.training.loop.train_step
+    monkeypatch.setattr(giraffe_jax.training.loop, "train_step", step)
+    monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", held_out_loss)
+    monkeypatch.setattr(giraffe_jax.training.loop.time, "perf_counter", lambda: now[0])
     data = settings(tokenizer)["data"]
     config = settings(tokenizer, steps=9, eval_data=data, eval_every=3, save_every=3)
     train(config, tmp_path, quiet=True)
@@ -158,7 +158,7 @@ def test_a_batch_that_is_mostly_padding_is_said(filled, text):
     segments = np.zeros((2, 8), np.int32)
     segments[:, :filled] = 1
     data = build(DataConfig, dict(seq_len=8, batch_size=2))
-    said = giraffe_jax.header.padding({"segments": segments}, data)
+    said = giraffe_jax.training.header.padding({"segments": segments}, data)
     assert said.startswith(text) and bool(said) == bool(text)
 
 
@@ -167,7 +167,7 @@ def test_tokenising_says_how_far_it_is(tmp_path, tokenizer, capsys, monkeypatch)
     from giraffe_jax.tokenizer import ByteTokenizer
 
     monkeypatch.setattr(source, "Progress", lambda *args, after, **keys: real(*args, after=0.0, **keys))
-    real = giraffe_jax.records.Progress
+    real = giraffe_jax.records.progress.Progress
     (tmp_path / "a.txt").write_text("words " * 100)
     source.load_tokens("text", str(tmp_path / "a.txt"), ByteTokenizer(), str(tmp_path / "cache"))
     assert "about 99% of its files" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def heard():
 def test_the_second_signal_ends_at_once_and_handlers_are_put_back(tmp_path, capsys, number):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="told to end twice"):
-        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+        with giraffe_jax.training.signals._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
             signal.raise_signal(number)
             assert told == [number] and "ending after this step" in capsys.readouterr().err
             signal.raise_signal(number)
@@ -200,7 +200,7 @@ def test_the_second_signal_ends_at_once_and_handlers_are_put_back(tmp_path, caps
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
     try:
-        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+        with giraffe_jax.training.signals._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
             signal.raise_signal(signal.SIGINT)
             assert told == [] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
@@ -217,8 +217,8 @@ def test_told_in_a_step_it_ends_with_that_step_saved_and_a_run_that_is_done_is_d
             signal.raise_signal(signal.SIGINT)
         return real(*args, **keys)
 
-    real = giraffe_jax.train.train_step
-    monkeypatch.setattr(giraffe_jax.train, "train_step", step)
+    real = giraffe_jax.training.loop.train_step
+    monkeypatch.setattr(giraffe_jax.training.loop, "train_step", step)
     config = settings(tokenizer, steps=2 if last else 6, save_every=100)
     if last:
         try:
@@ -234,7 +234,7 @@ def test_told_in_a_step_it_ends_with_that_step_saved_and_a_run_that_is_done_is_d
 
 def test_a_run_in_a_thread_handles_no_signals(tmp_path):
     def enter():
-        with giraffe_jax.train._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
+        with giraffe_jax.training.signals._told_to_end(TrainLog(tmp_path, tensorboard=False)) as told:
             found.append(told)
 
     found: list = []

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, estimate, evals, experiment, records
+from giraffe_jax import evals, inference, records
 from giraffe_jax.config import ConfigError, build
+from giraffe_jax.lab import estimate, spec
+from giraffe_jax.lab import run as lab_run
 from giraffe_jax.loading import load
 
 LINES = dict(name="lines", lengths=[48, 64], n=5, style="compact")
@@ -21,7 +23,7 @@ NTK, WINDOW = [dict(name="ntk", factor=4.0)], [dict(name="sliding_window", windo
 
 def config(*variants, tasks=(LINES,), **changes):
     values = dict(name="test", source="giraffe-mini", variants=variants, tasks=tasks, tokens_per_batch=128)
-    return build(experiment.ExperimentConfig, values | changes)
+    return build(spec.ExperimentConfig, values | changes)
 
 
 PLAIN, SLOWER = dict(name="plain"), dict(name="ntk 4", positions=NTK)
@@ -41,23 +43,23 @@ def test_counted_calls_are_those_a_run_makes(task, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("all work and no play makes a dull day\n" * 40)
     task = evals.build({**task, "documents": [str(tmp_path / "a.txt")]} if "documents" in task else task)
     lm, made = load("giraffe-mini"), []
-    score, generate = decode.score, decode.generate
+    score, generate = inference.score, inference.generate
 
     def heard_score(lm, tokens, *args):
-        made.append(decode.Call(*tokens.shape))
+        made.append(estimate.Call(*tokens.shape))
         return score(lm, tokens, *args)
 
     def heard_generate(lm, prompts, n, encoding, *, length, batch, width):
-        made.append(decode.Call(batch, width, n))
+        made.append(estimate.Call(batch, width, n))
         return generate(lm, prompts, n, encoding, length=length, batch=batch, width=width)
 
     for length in task.lengths:
-        counted = decode.Counted(lm.config, lm.params, lm.tokenizer)
+        counted = estimate.Counted(lm.config, lm.params, lm.tokenizer)
         cell = lm.config.bind(length), dict(tokens_per_batch=128)
         assumed = list(evals.module(task.name).rows(task, counted, length, cell[0], **cell[1]))
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "score", heard_score)
-            patch.setattr(decode, "generate", heard_generate)
+            patch.setattr("giraffe_jax.inference.scoring.score", heard_score)
+            patch.setattr("giraffe_jax.inference.generation.generate", heard_generate)
             rows = list(evals.module(task.name).rows(task, lm, length, cell[0], **cell[1]))
         assert counted.calls == made and made and len(rows) == len(assumed)
         made.clear()
@@ -92,7 +94,7 @@ def test_what_training_adds_to_a_model_is_there_when_its_cells_are_timed(tmp_pat
 
 def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path):
     quiet = dict(say=lambda line: None)
-    experiment.run(config(PLAIN), tmp_path, **quiet)
+    lab_run.run(config(PLAIN), tmp_path, **quiet)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     nothing = estimate.estimate(config(PLAIN), tmp_path, **quiet)
     assert nothing == (2, 2, []) and str(nothing) == "all 2 cells are measured, nothing is left to do"
@@ -115,10 +117,10 @@ def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path)
 def test_a_training_that_has_begun_counts_from_its_last_step_at_its_own_pace(tmp_path):
     trained = dict(name="trained", train=TRAIN | dict(steps=4, save_every=2))
     longer = config(dict(name="trained", train=TRAIN | dict(save_every=2)))
-    from giraffe_jax.train import train
+    from giraffe_jax.training.loop import train
 
-    where = experiment.training_of(longer, longer.variants[0], 0, tmp_path)
-    train(experiment.train_config(config(trained), config(trained).variants[0], 0), where, quiet=True)
+    where = lab_run.training_of(longer, longer.variants[0], 0, tmp_path)
+    train(spec.train_config(config(trained), config(trained).variants[0], 0), where, quiet=True)
     (training, *_) = estimate.estimate(longer, tmp_path, lambda line: None).parts
     assert training.count == "1 run, 36 steps of 256 tokens" and "begun" in training.how
 
@@ -135,7 +137,7 @@ def test_long_calls_of_other_structures_are_told_from_shorter_ones(monkeypatch):
     lm = load("giraffe-mini")
     clock = estimate._Clock(lm)
     plain, window = clock.plain, lm.config.bind(64, scaling=WINDOW)
-    short, long = decode.Call(1, 32), decode.Call(1, 64)
+    short, long = estimate.Call(1, 32), estimate.Call(1, 64)
     seconds = {(False, short): 1.0, (True, short): 3.0, (False, long): 10.0}
     asked = []
 

@@ -8,9 +8,11 @@ import types
 
 import pytest
 
-from giraffe_jax import cells, evals, experiment, manifest, provenance, records, report
+from giraffe_jax import evals, provenance, records, report
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.decode import LM
+from giraffe_jax.inference import LM
+from giraffe_jax.lab import cells, manifest, spec
+from giraffe_jax.lab import run as lab_run
 from giraffe_jax.model import ModelConfig
 
 TASKS = [
@@ -27,7 +29,7 @@ def config(**changes):
         "variants": [{"name": "plain"}, {"name": "linear 4", "positions": [{"name": "linear", "factor": 4.0}]}],
         "tasks": TASKS,
     }
-    return build(experiment.ExperimentConfig, values | changes)
+    return build(spec.ExperimentConfig, values | changes)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def world(monkeypatch):
                     }
 
     monkeypatch.setattr("giraffe_jax.loading.load", load)
-    monkeypatch.setattr("giraffe_jax.train.train", train)
+    monkeypatch.setattr("giraffe_jax.training.loop.train", train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", evaluate)
     monkeypatch.setattr("giraffe_jax.identity.of_source", lambda source, **_: {"weights of it": "f" * 16})
     monkeypatch.setattr("giraffe_jax.report.plots.draw", lambda *_, **__: [])
@@ -77,7 +79,7 @@ CELL = ("plain", "passkey", 128)  # the first that is measured
 
 def run(settings, where):
     said = []
-    outcome = experiment.run(settings, where, say=said.append)
+    outcome = lab_run.run(settings, where, say=said.append)
     return outcome, said
 
 
@@ -292,8 +294,8 @@ def test_variants_that_are_trained_alike_are_one_run_read_at_several_scales(worl
 
 
 def test_what_another_process_measures_is_left_to_it(world, tmp_path):
-    lock = tmp_path / experiment.LOCKS / records.slug("linear 4")
-    with records.locked(lock), records.locked(tmp_path / experiment.LOCKS / "rows", shared=True):
+    lock = tmp_path / lab_run.LOCKS / records.slug("linear 4")
+    with records.locked(lock), records.locked(tmp_path / lab_run.LOCKS / "rows", shared=True):
         outcome, said = run(config(), tmp_path)
     first = {call[0] for call in world.calls if call[0] not in ("load", "train")}
     assert first == {"plain"} and {row["variant"] for row in outcome.results.rows} == {"plain"}
@@ -313,7 +315,7 @@ def test_what_another_process_has_measured_meanwhile_is_not_measured_again(world
         return found if len(done) == 1 else found | {c.key: c.name for c in todo if c.variant.name == "plain"}
 
     built = config()
-    todo = manifest.plan(built, experiment.check(built), {}, tmp_path).cells
+    todo = manifest.plan(built, spec.check(built), {}, tmp_path).cells
     monkeypatch.setattr(manifest, "finished", later)
     run(built, tmp_path)
     assert {call[0] for call in world.calls if call[0] not in ("load", "train")} == {"linear 4"}
@@ -332,7 +334,7 @@ def test_a_training_that_fails_does_not_stop_the_rest(world, tmp_path, monkeypat
     def diverge(settings, workdir):
         raise FloatingPointError("step 3: loss is nan")
 
-    monkeypatch.setattr("giraffe_jax.train.train", diverge)
+    monkeypatch.setattr("giraffe_jax.training.loop.train", diverge)
     train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
     outcome, _ = run(config(variants=[{"name": "bad", "train": train}, {"name": "plain"}]), tmp_path)
     assert outcome.failures == 3 and outcome.results.variants == ["plain"]
@@ -350,5 +352,5 @@ def test_a_refused_variant_does_not_claim_the_workdir(tmp_path):
     variants = [dict(name="dca", positions=[dict(name="dca", chunk_size=8, local_size=16)])]  # refused when bound
     config = dict(name="x", source="giraffe-mini", variants=variants, tasks=[dict(name="passkey", lengths=[128], n=1)])
     with pytest.raises(ConfigError, match=r"config.variants\[0\].positions\[0\] \(dca\): local_size"):
-        experiment.run(config, tmp_path / "new")
+        lab_run.run(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()

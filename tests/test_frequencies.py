@@ -8,17 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from giraffe_jax import checkpoint, lora
+from giraffe_jax import checkpoint
 from giraffe_jax.cli.evaluate import own_positions
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.loss import token_nll
-from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
-from giraffe_jax.optim import FrequencyConfig, OptimConfig, optimizer
+from giraffe_jax.model import Llama, ModelConfig, init_params, lora, unembedding
+from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.positions import frequencies
 from giraffe_jax.sharding import paths, shardings
-from giraffe_jax.step import TrainState, init_state, train_step, trainable
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import POSITIONS, TrainConfig, load, losses, place, train
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import POSITIONS, load, losses, place, train
+from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, optimizer
+from giraffe_jax.training.step import TrainState, init_state, train_step, trainable
 from tests.close import close
 from tests.test_train import MODEL, batch
 
@@ -144,7 +145,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
 
 def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
     from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-    from giraffe_jax.step import eval_step
+    from giraffe_jax.training.step import eval_step
 
     config = settings(tokenizer, dict(train="alone"), eval_every=4, eval_batches=1)
     held_out = config["data"] | dict(seed=5)
@@ -162,7 +163,7 @@ def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
 
 def test_the_sharding_table_names_the_ratio_and_every_device_holds_it(tokenizer):
     config = build(TrainConfig, settings(tokenizer, dict(train="with_weights")))
-    from giraffe_jax.decode import LM
+    from giraffe_jax.inference import LM
     from giraffe_jax.loading import state_axes
     from giraffe_jax.sharding import make_mesh
 

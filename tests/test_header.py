@@ -7,16 +7,19 @@ import warnings
 import numpy as np
 import pytest
 
-from giraffe_jax import experiment, header, positions
-from giraffe_jax.cells import Cell
+from giraffe_jax import positions
 from giraffe_jax.cli import main
 from giraffe_jax.config import build
 from giraffe_jax.data import DataConfig, make_pipeline
-from giraffe_jax.decode import LM
-from giraffe_jax.experiment import ExperimentConfig
+from giraffe_jax.inference import LM
+from giraffe_jax.lab import run as lab_run
+from giraffe_jax.lab import spec
+from giraffe_jax.lab.cells import Cell
+from giraffe_jax.lab.spec import ExperimentConfig
 from giraffe_jax.model import ModelConfig
-from giraffe_jax.optim import OptimConfig
 from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.training import header
+from giraffe_jax.training.optim import OptimConfig
 
 SHAPE = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16)
 YARN = (dict(name="yarn", factor=4.0),)
@@ -111,7 +114,7 @@ def test_generate_tells_of_a_prompt_that_is_too_long(tmp_path, monkeypatch, n, f
     """56 bytes of prompt in a model of 64 tokens."""
     lm = LM(ModelConfig(**SHAPE, original_len=64), None, ByteTokenizer())
     monkeypatch.setattr("giraffe_jax.loading.load", lambda *_, **__: lm)
-    monkeypatch.setattr("giraffe_jax.decode.generate", lambda lm, prompts, n, encoding, **_: [[65]])
+    monkeypatch.setattr("giraffe_jax.inference.generate", lambda lm, prompts, n, encoding, **_: [[65]])
     (tmp_path / "p.txt").write_text("x" * 56)
     words = ["generate", f"--source={tmp_path}", f"--prompt-file={tmp_path / 'p.txt'}", "-n", str(n), *flag]
     with warnings.catch_warnings(record=True) as said:
@@ -130,9 +133,9 @@ def test_an_experiment_tells_of_lengths_beyond_reach():
         dict(name="trained", train=dict(steps=1, data=data)),
     ]  # fmt: skip
     config = build(ExperimentConfig, dict(name="x", source="s", variants=variants, tasks=tasks))
-    [task] = experiment.check(config)
+    [task] = spec.check(config)
 
     cells = [Cell(variant, task, n, 0, "", "") for variant in config.variants for n in (64, 512)]
-    said = experiment.beyond_reach(config, cells, 64)
+    said = lab_run.beyond_reach(config, cells, 64)
     assert said == "prompts of up to 512 tokens are longer than positions reach: plain 64, four 256"
-    assert experiment.beyond_reach(config, cells[::2], 64) == ""
+    assert lab_run.beyond_reach(config, cells[::2], 64) == ""

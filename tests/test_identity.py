@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from giraffe_jax import evals, experiment, identity, records, report
+from giraffe_jax import evals, identity, records, report
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import files
-from giraffe_jax.decode import LM
 from giraffe_jax.evals import cases
+from giraffe_jax.inference import LM
+from giraffe_jax.lab import run as lab_run
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import code_digest
-from giraffe_jax.train import TrainConfig
+from giraffe_jax.training.config import TrainConfig
 from tests import walk
 
 OLDER = Path(__file__).parent / "older"
@@ -36,7 +37,7 @@ def world(monkeypatch, tmp_path):
     names = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
     fakes = walk.fakes(LM(build(ModelConfig, dict.fromkeys(names, 8) | {"original_len": 128}), {}, None))
     monkeypatch.setattr("giraffe_jax.loading.load", fakes.load)
-    monkeypatch.setattr("giraffe_jax.train.train", fakes.train)
+    monkeypatch.setattr("giraffe_jax.training.loop.train", fakes.train)
     monkeypatch.setattr("giraffe_jax.evals.run.evaluate", fakes.evaluate)
     monkeypatch.setattr("giraffe_jax.report.write", lambda directories, out: Path(out) / "report.html")
     monkeypatch.setattr("giraffe_jax.report.main_tables", lambda results: "")
@@ -51,7 +52,7 @@ def run(world, where="run", *, keep=False, **changes):
     world.measured.clear()
     world.trained.clear()
     said = []
-    outcome = experiment.run(walk.config(**changes), where, keep=keep, say=said.append)
+    outcome = lab_run.run(walk.config(**changes), where, keep=keep, say=said.append)
     return outcome, said, set(world.measured)
 
 
@@ -220,7 +221,7 @@ def test_kept_variants_have_the_sources_of_their_rows(world):
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(world, monkeypatch):
-    from giraffe_jax import estimate
+    from giraffe_jax.lab import estimate
 
     run(world)
     edit("walk_other.py", "/ 3", "/ 5")
@@ -318,7 +319,7 @@ def test_numbers_of_a_model_follow_an_edit(tmp_path, monkeypatch):
 
     def losses(where):
         sys.modules.pop("walk_real", None)
-        rows = experiment.run(settings, tmp_path / where, say=lambda line: None).results.rows
+        rows = lab_run.run(settings, tmp_path / where, say=lambda line: None).results.rows
         return {(row["variant"], row["example"]): row["metrics"]["answer_nll"] for row in rows}
 
     (tmp_path / "walk_real.py").write_text(REAL)

@@ -14,7 +14,7 @@ import pytest
 from giraffe_jax import checkpoint
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import losses
+from giraffe_jax.training.loop import losses
 
 pytestmark = pytest.mark.slow  # 42 runs, one after the other
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, hf, load
+from giraffe_jax import hf, load
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model import Llama, logits
 from tests.close import close
@@ -122,7 +122,7 @@ def asked(monkeypatch):
         calls.append((prompts, n, encoding, settings))
         return [[97]]
 
-    monkeypatch.setattr(decode, "generate", generate)
+    monkeypatch.setattr("giraffe_jax.inference.generation.generate", generate)
     return calls
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-import giraffe_jax.train as training
+import giraffe_jax.training.loop as training
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.hf import names
@@ -17,7 +17,8 @@ from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.records import read_rows
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, place, train
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import place, train
 from tests.close import close
 from tests.test_train import settings
 

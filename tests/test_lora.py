@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax import checkpoint, hf, lora
+from giraffe_jax import checkpoint, hf
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.loading import load
-from giraffe_jax.lora import LoraConfig
-from giraffe_jax.loss import next_token_loss
-from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
+from giraffe_jax.model import Llama, ModelConfig, init_params, lora, unembedding
+from giraffe_jax.model.lora import LoraConfig
+from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
-from giraffe_jax.step import init_state, train_step
 from giraffe_jax.tokenizer import load_tokenizer
-from giraffe_jax.train import TrainConfig, losses, place, train
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import losses, place, train
+from giraffe_jax.training.step import init_state, train_step
 from tests.close import close
 from tests.test_train import MODEL, batch, settings
 

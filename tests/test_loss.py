@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from giraffe_jax import cpu
-from giraffe_jax.loss import next_token_loss, token_nll
+from giraffe_jax.ops import cpu
+from giraffe_jax.ops.loss import next_token_loss, token_nll
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.close import close, decided
 

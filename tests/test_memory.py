@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import build
-from giraffe_jax.loss import next_token_loss
-from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
-from giraffe_jax.optim import OptimConfig, optimizer
+from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
+from giraffe_jax.model.config import PARAM_AXES
+from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths, shardings
-from giraffe_jax.step import init_state, train_step
-from giraffe_jax.train import TrainConfig
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.optim import OptimConfig, optimizer
+from giraffe_jax.training.step import init_state, train_step
 from tests.close import close
 
 BASE = ModelConfig(vocab_size=64, d_model=16, d_mlp=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,

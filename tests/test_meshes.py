@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from giraffe_jax.train import losses
+from giraffe_jax.training.loop import losses
 from tests.test_train import MODEL, settings
 
 pytestmark = pytest.mark.slow  # six runs, each a process with devices of its own
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slow  # six runs, each a process with devices of its ow
 CHILD = """
 import hashlib, json, sys
 import numpy as np
-import giraffe_jax.train
+import giraffe_jax.training.loop
 
 config, workdir, found = sys.argv[1:]
-to_global, sums = giraffe_jax.train.to_global, []
+to_global, sums = giraffe_jax.training.loop.to_global, []
 
 def hashed(batch, mesh):
     whole, digest = to_global(batch, mesh), hashlib.sha256()
@@ -29,8 +29,8 @@ def hashed(batch, mesh):
     sums.append(digest.hexdigest())
     return whole
 
-giraffe_jax.train.to_global = hashed
-giraffe_jax.train.train(json.loads(config), workdir, quiet=True)
+giraffe_jax.training.loop.to_global = hashed
+giraffe_jax.training.loop.train(json.loads(config), workdir, quiet=True)
 with open(found, "w") as file:
     json.dump(sums, file)
 """

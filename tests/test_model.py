@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, logits, num_params
+from giraffe_jax.model import Llama, ModelConfig, init_params, logits, num_params
+from giraffe_jax.model.config import PARAM_AXES
 from giraffe_jax.sharding import paths
 from tests.close import close
 

@@ -12,7 +12,7 @@ import pytest
 from giraffe_jax import checkpoint
 from giraffe_jax.records import read_rows
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import losses
+from giraffe_jax.training.loop import losses
 from tests.close import ULP
 
 pytestmark = pytest.mark.slow  # processes that wait for each other

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.optim import FrequencyConfig, OptimConfig, decay_mask, learning_rate, optimizer
+from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, decay_mask, learning_rate, optimizer
 
 PARAMS = {"q": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.array([3.0])}}
 

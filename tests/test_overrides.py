@@ -310,7 +310,7 @@ def leaves(cls: Any, prefix: str, before: list[str]):
 
 def all_leaves():
     from giraffe_jax.model import ModelConfig
-    from giraffe_jax.train import TrainConfig
+    from giraffe_jax.training.config import TrainConfig
 
     found = [leaf for leaf in leaves(TrainConfig, "", []) if leaf[0] != "model"]
     return found + list(leaves(ModelConfig, "model.", []))
@@ -326,7 +326,7 @@ def test_the_leaves_are_those_of_every_part():
 
 def test_every_key_can_be_set_where_the_file_leaves_it_out(write):
     from giraffe_jax.model import ModelConfig
-    from giraffe_jax.train import TrainConfig
+    from giraffe_jax.training.config import TrainConfig
 
     file = write("def get_config():\n    return dict(steps=1, data=dict(seq_len=8, batch_size=2))")
     for key, value, before in all_leaves():
@@ -338,7 +338,7 @@ def test_every_key_can_be_set_where_the_file_leaves_it_out(write):
 
 
 def test_a_misspelt_key_is_refused_where_it_is_built(write):
-    from giraffe_jax.train import TrainConfig
+    from giraffe_jax.training.config import TrainConfig
 
     file = write("def get_config():\n    return dict(steps=1, data=dict(seq_len=8, batch_size=2))")
     for flag, message in {

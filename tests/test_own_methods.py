@@ -16,7 +16,7 @@ from giraffe_jax.loading import load
 from giraffe_jax.positions import bind, check, frequencies, largest_factor
 from giraffe_jax.positions.code import same, sources
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.workdir import claim
+from giraffe_jax.training.workdir import claim
 
 METHOD = '''
 """Wavelet: planes slower by a power of a factor that grows with their wavelength."""

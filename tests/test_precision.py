@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from giraffe_jax import decode, lora
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.lora import LoraConfig
-from giraffe_jax.model import Cache, ModelConfig, init_params
-from giraffe_jax.optim import OptimConfig
+from giraffe_jax.inference import generation, scoring
+from giraffe_jax.model import Cache, ModelConfig, init_params, lora
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import MeshConfig, make_mesh
-from giraffe_jax.step import eval_step, init_state, train_step
-from giraffe_jax.train import TrainConfig
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.optim import OptimConfig
+from giraffe_jax.training.step import eval_step, init_state, train_step
 
 MODEL = dict(vocab_size=64, d_model=16, d_mlp=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
              original_len=16)  # fmt: skip
@@ -53,9 +53,9 @@ def programs(model, params, *, adapters=None):
     cache = Cache.init(model, 2, 24, raw=True)
     yield from training(model, params, adapters)
     here = e.at(jnp.zeros((2, 16)))
-    yield decode._score.trace(model, params, rows, here, rows)
-    yield decode._prefill.trace(model, params, rows, rows[:, 0], here, capacity=24, raw=True)
-    yield decode._step.trace(model, params, rows[:, 0], e.at(jnp.zeros((2, 1))), cache)
+    yield scoring._score.trace(model, params, rows, here, rows)
+    yield generation._prefill.trace(model, params, rows, rows[:, 0], here, capacity=24, raw=True)
+    yield generation._step.trace(model, params, rows[:, 0], e.at(jnp.zeros((2, 1))), cache)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -11,7 +11,7 @@ from giraffe_jax import evals
 from giraffe_jax.config import build
 from giraffe_jax.data.pipeline import DataConfig, make_pipeline
 from giraffe_jax.data.source import load_tokens
-from giraffe_jax.evals import lines, passkey
+from giraffe_jax.evals.tasks import lines, passkey
 from giraffe_jax.loading import load
 from giraffe_jax.tokenizer import ByteTokenizer, load_tokenizer
 

@@ -61,7 +61,7 @@ def test_every_verb_is_described():
 
 def test_the_config_is_one_that_can_be_built(tmp_path):
     from giraffe_jax import config, positions
-    from giraffe_jax.train import TrainConfig
+    from giraffe_jax.training.config import TrainConfig
 
     section = README[README.index("## A config in ten lines") :]
     code = section[section.index("```python\n") + 10 :]

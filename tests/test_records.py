@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from giraffe_jax import records
+from giraffe_jax.records import rows as record_rows
 
 
 def lines(path):
@@ -118,7 +120,7 @@ def test_a_bad_line_is_named_and_set_aside(tmp_path, what):
 
 
 def test_a_huge_line_is_a_bad_one_and_never_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_LINE", 100)
+    monkeypatch.setattr(record_rows, "MAX_LINE", 100)
     path, huge = tmp_path / "r", b'{"pad":"' + b"x" * 1000 + b'"}\n'
     path.write_bytes(b'{"step":1}\n' + huge + b'{"step":2}\n')
     with pytest.warns(UserWarning, match=r"r, line 2: more than 100 bytes; it is now in .*r\.bad"):
@@ -212,7 +214,7 @@ def test_remote_paths_are_refused_and_not_made_into_folders(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="gs://bucket/run/rows.jsonl: .* local"):
         records.Rows("gs://bucket/run/rows.jsonl")
     with pytest.raises(ValueError, match="local"):
-        records.TrainLog(records.Path("gs://bucket/run"))
+        records.TrainLog(Path("gs://bucket/run"))
     assert list(tmp_path.iterdir()) == []
 
 

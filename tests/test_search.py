@@ -9,16 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import giraffe_jax.search
-from giraffe_jax import search as search_
+import giraffe_jax.lab.search
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data.pipeline import make_pipeline
-from giraffe_jax.decode import score
 from giraffe_jax.hf import export
+from giraffe_jax.inference import score
+from giraffe_jax.lab import search as lab_search
+from giraffe_jax.lab.search import (
+    ROWS,
+    SearchConfig,
+    crossover,
+    divisors,
+    first,
+    mutation,
+    offspring,
+    search,
+    table_losses,
+)
 from giraffe_jax.loading import load
 from giraffe_jax.positions import frequencies
-from giraffe_jax.search import ROWS, SearchConfig, crossover, divisors, first, mutation, offspring, search, table_losses
-from giraffe_jax.train import POSITIONS
+from giraffe_jax.training.loop import POSITIONS
 from tests.close import close
 from tests.test_cli import tiny_hf_directory
 
@@ -84,7 +94,7 @@ def by_text(tokenizer, tokens):
 
 
 def test_a_whole_search_compiles_once_and_finds_no_worse_than_its_starts(source, tmp_path, capsys, traces):
-    seen = traces(giraffe_jax.search, "eval_step")
+    seen = traces(giraffe_jax.lab.search, "eval_step")
     found = search(values(source), tmp_path)
     assert len(seen) == 1
     recorded = rows(tmp_path)
@@ -193,6 +203,6 @@ def test_the_default_numbers_are_those_of_the_released_code():
     config = SearchConfig(source="x", factor=4.0, data=CONFIG.data)
     numbers = (config.population, config.parents, config.mutations, config.crossovers, config.probability, config.step)
     assert numbers == (64, 32, 16, 16, 0.3, 0.01) and config.generations == 40 and config.top == 400
-    assert search_.gain(config, load("giraffe-mini").config) == pytest.approx(
+    assert lab_search.gain(config, load("giraffe-mini").config) == pytest.approx(
         math.sqrt(1 + math.log(4) / math.log(256))
     )

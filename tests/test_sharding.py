@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.loss import token_nll
-from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
+from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
+from giraffe_jax.model.config import PARAM_AXES
+from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths, shardings
 from tests.close import close
 

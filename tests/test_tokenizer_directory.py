@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.decode import LM
 from giraffe_jax.evals import filling
+from giraffe_jax.inference import LM
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.tokenizer import begun, load_tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe

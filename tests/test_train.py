@@ -10,22 +10,23 @@ import optax
 import pytest
 
 import giraffe_jax.data.pipeline
-import giraffe_jax.optim
-import giraffe_jax.step
-import giraffe_jax.train
+import giraffe_jax.training.loop
+import giraffe_jax.training.optim
+import giraffe_jax.training.step
 from giraffe_jax import checkpoint
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import make_pipeline
-from giraffe_jax.decode import LM
+from giraffe_jax.inference import LM
 from giraffe_jax.loading import load
-from giraffe_jax.loss import token_nll
 from giraffe_jax.model import Llama, ModelConfig, unembedding
-from giraffe_jax.optim import optimizer
+from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.records import read_rows
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
-from giraffe_jax.step import init_state, train_step
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, losses, place, train
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import losses, place, train
+from giraffe_jax.training.optim import optimizer
+from giraffe_jax.training.step import init_state, train_step
 from tests.close import close
 
 MODEL = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -154,7 +155,9 @@ def test_best_checkpoint_by_held_out_loss_is_kept(best, tmp_path, tokenizer, mon
     def held_out_loss(config, model, state, *_):
         return 3.0 if int(state.step) == best else 5.0
 
-    monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", held_out_loss)  # how a run goes is nothing to rest on
+    monkeypatch.setattr(
+        giraffe_jax.training.loop, "_held_out_loss", held_out_loss
+    )  # how a run goes is nothing to rest on
     data = settings(tokenizer)["data"]
     config = settings(tokenizer, steps=6, keep=1, save_every=2, eval_every=2, eval_batches=1)
     train(config | dict(eval_data=data | dict(seed=9)), tmp_path, quiet=True)
@@ -178,7 +181,7 @@ def test_best_is_among_what_was_measured_on_the_same_data(tmp_path, tokenizer, m
     config = settings(tokenizer, keep=1, save_every=1, eval_every=1, eval_batches=1, optim=dict(lr=1e-2))
     for seed, steps, values in ((9, 2, [1.0, 1.5]), (10, 5, [2.5, 2.0, 3.0])):
         given = iter(values)
-        monkeypatch.setattr(giraffe_jax.train, "_held_out_loss", lambda *_, given=given: next(given))
+        monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", lambda *_, given=given: next(given))
         train(config | dict(steps=steps, eval_data=data | dict(seed=seed)), tmp_path, quiet=True)
     with checkpoint.manager(tmp_path) as checkpoints:
         assert checkpoint.steps(checkpoints) == [4, 5]
@@ -210,7 +213,7 @@ def test_what_changed_is_kept_only_once_it_is_recorded(tmp_path, tokenizer, monk
     with pytest.raises(ConfigError, match="does not divide a micro-batch"):
         train(config | dict(accumulate=4), tmp_path, quiet=True)
     with monkeypatch.context() as broken:
-        broken.setattr(giraffe_jax.train, "place", lambda *_: 1 / 0)
+        broken.setattr(giraffe_jax.training.loop, "place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config | dict(steps=4, loss_chunk=64), tmp_path, quiet=True)
     assert (tmp_path / "config.json").read_text() == before
@@ -284,9 +287,9 @@ def test_how_a_run_is_computed_may_change_and_is_recorded(mesh, tmp_path, tokeni
 
 def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path, tokenizer, monkeypatch, request):
     """The rate is no number from the fourth step on: its loss is still good, its weights are not."""
-    known = giraffe_jax.optim.learning_rate
+    known = giraffe_jax.training.optim.learning_rate
     monkeypatch.setattr(
-        giraffe_jax.optim,
+        giraffe_jax.training.optim,
         "learning_rate",
         lambda config, steps: lambda step: jnp.where(step >= 3, jnp.nan, known(config, steps)(step)),
     )
@@ -380,7 +383,7 @@ def test_one_compilation_for_all_frequency_methods(traces):
     config = build(TrainConfig, dict(data=dict(sources=[dict(kind="synthetic")], seq_len=16, batch_size=4), steps=5))
     from giraffe_jax.model import init_params
 
-    seen, counts = traces(giraffe_jax.step, "Llama"), []
+    seen, counts = traces(giraffe_jax.training.step, "Llama"), []
     for scaling in (
         [],
         [dict(name="linear", factor=2.0)],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from giraffe_jax import evals, records
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import giraffe_qa
+from giraffe_jax.evals.tasks import giraffe_qa
 from giraffe_jax.tokenizer import load_tokenizer
 
 

@@ -41,7 +41,8 @@ def export(source: str, directory: str) -> None:
 def perplexities(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the rows of a perplexity task for every protocol."""
     import giraffe_jax
-    from giraffe_jax.evals import perplexity, run
+    from giraffe_jax.evals import run
+    from giraffe_jax.evals.tasks import perplexity
 
     lm = giraffe_jax.load(args.source)
     documents, n = [str(p) for p in args.documents], args.windows * len(args.documents)
@@ -52,7 +53,7 @@ def perplexities(args: argparse.Namespace) -> list[dict[str, Any]]:
 def retrieval(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns for every retrieval example: its task, prompt, answer, the rows' teacher metric, and the greedy text."""
     import giraffe_jax
-    from giraffe_jax import decode, evals
+    from giraffe_jax import evals, inference
 
     lm, length = giraffe_jax.load(args.source), args.retrieval_length
     encoding, found = lm.config.bind(length=length), []
@@ -62,7 +63,7 @@ def retrieval(args: argparse.Namespace) -> list[dict[str, Any]]:
         examples = module.examples(task, lm.tokenizer, length)
         rows = list(module.rows(task, lm, length, encoding, tokens_per_batch=len(examples) * length))
         settings = dict(length=length, width=length)
-        texts = decode.generate(
+        texts = inference.generate(
             lm, [e.prompt for e in examples], max(len(e.answer) for e in examples), encoding, **settings
         )
         for row, e, text in zip(rows, examples, texts, strict=True):

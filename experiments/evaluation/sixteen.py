@@ -43,7 +43,7 @@ BY_TRANSFORMERS = Path(__file__).parent / "by_transformers.py"
 def export(args: argparse.Namespace) -> None:
     """Writes a directory for every method, the weights in the first and links to them in the others, and ids.json."""
     from giraffe_jax import hf, loading
-    from giraffe_jax.evals import perplexity
+    from giraffe_jax.evals.tasks import perplexity
 
     lm = loading.load(args.source, dict(original_len=args.length // 4))
     first = directory_of(args, "plain")
@@ -67,7 +67,7 @@ def directory_of(args: argparse.Namespace, name: str) -> Path:
 
 
 def task_of(args: argparse.Namespace) -> Any:
-    from giraffe_jax.evals import perplexity
+    from giraffe_jax.evals.tasks import perplexity
 
     documents, n = tuple(map(str, args.documents)), args.windows * len(args.documents)
     return perplexity.Task((args.length,), documents, protocol="chunked", n=n)

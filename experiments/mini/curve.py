@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from giraffe_jax import checkpoint, evals
-from giraffe_jax.decode import LM
 from giraffe_jax.evals import run, stats
+from giraffe_jax.inference import LM
 from giraffe_jax.loading import load
 
 LENGTHS = (32, 64, 128, 256)

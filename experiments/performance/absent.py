@@ -22,10 +22,12 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import models
-from giraffe_jax import config, experiment, sharding
+from giraffe_jax import config, sharding
+from giraffe_jax.lab import spec
 from giraffe_jax.model import ModelConfig, init_params
-from giraffe_jax.step import init_state, train_step
-from giraffe_jax.train import TrainConfig, state_axes
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import state_axes
+from giraffe_jax.training.step import init_state, train_step
 
 
 def main() -> None:
@@ -51,9 +53,9 @@ def training(values: Any, variant: str | None) -> TrainConfig:
     """Returns the TrainConfig of a config file, or of a variant of the experiment it is."""
     if variant is None:
         return config.build(TrainConfig, values)
-    whole = config.build(experiment.ExperimentConfig, values)
+    whole = config.build(spec.ExperimentConfig, values)
     (found,) = (v for v in whole.variants if v.name == variant)
-    return experiment.train_config(whole, found, whole.seeds[0])
+    return spec.train_config(whole, found, whole.seeds[0])
 
 
 def compiled_peak(run: TrainConfig, model: ModelConfig, chips: Any) -> int:

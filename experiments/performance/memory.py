@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from giraffe_jax.config import build
 from giraffe_jax.model import ModelConfig, init_params
-from giraffe_jax.step import init_state, train_step
-from giraffe_jax.train import TrainConfig
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.step import init_state, train_step
 
 SHAPE = dict(vocab_size=512, d_model=64, d_mlp=176, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
              attention="blockwise")  # fmt: skip

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax import hf
-from giraffe_jax.decode import LM
+from giraffe_jax.inference import LM
 from giraffe_jax.model import Llama, unembedding
 
 VARIANTS = {"plain": [], "yarn 2": [dict(name="yarn", factor=2.0)]}

@@ -19,9 +19,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from giraffe_jax import cpu
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.places import Place
+from giraffe_jax.ops import cpu
 from giraffe_jax.positions import CAUSAL, Band
 from giraffe_jax.positions.encoding import whole
 

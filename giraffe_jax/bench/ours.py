@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax import decode, hf
+from giraffe_jax import hf, inference
 from giraffe_jax.attention import attend_rows, choose, place_of_rows
 from giraffe_jax.attention.engine import described
 from giraffe_jax.bench.jobs import DECODED, DOCUMENT, Job, banded
+from giraffe_jax.inference import generation
 from giraffe_jax.loading import override
 from giraffe_jax.model import Llama, init_params, logits
-from giraffe_jax.optim import OptimConfig, optimizer
-from giraffe_jax.step import TrainState, train_step
+from giraffe_jax.training.optim import OptimConfig, optimizer
+from giraffe_jax.training.step import TrainState, train_step
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
@@ -53,9 +54,9 @@ def _forward(model, params, tokens):
 
 
 def _nll(model, params, tokens):
-    lm, encoding = decode.LM(model, params, None), model.bind(float(tokens.shape[1]))  # type: ignore[arg-type]
-    jax.block_until_ready(decode.score(lm, tokens, encoding))  # compiles
-    return lambda: jax.block_until_ready(decode.score(lm, tokens, encoding))
+    lm, encoding = inference.LM(model, params, None), model.bind(float(tokens.shape[1]))  # type: ignore[arg-type]
+    jax.block_until_ready(inference.score(lm, tokens, encoding))  # compiles
+    return lambda: jax.block_until_ready(inference.score(lm, tokens, encoding))
 
 
 def _places(tokens, document: int | None = None) -> np.ndarray:
@@ -94,22 +95,22 @@ def _train(model, params, tokens, document: int | None = None):
 
 
 def _prefill(model, params, tokens):
-    lm, (rows, length) = decode.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
+    lm, (rows, length) = inference.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
     encoding = model.bind(float(length)).at(_places(tokens))
     inputs = (lm, tokens, np.full(rows, length), encoding)
-    jax.block_until_ready(decode.prefill(*inputs, capacity=length + DECODED))  # compiles
-    return lambda: jax.block_until_ready(decode.prefill(*inputs, capacity=length + DECODED))
+    jax.block_until_ready(inference.prefill(*inputs, capacity=length + DECODED))  # compiles
+    return lambda: jax.block_until_ready(inference.prefill(*inputs, capacity=length + DECODED))
 
 
 def _decode(model, params, tokens):
-    lm, (rows, length) = decode.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
+    lm, (rows, length) = inference.LM(model, params, None), tokens.shape  # type: ignore[arg-type]
     encoding = model.bind(float(length + DECODED)).at(_places(tokens))
-    first, cache = decode.prefill(lm, tokens, np.full(rows, length), encoding, capacity=length + DECODED)
+    first, cache = inference.prefill(lm, tokens, np.full(rows, length), encoding, capacity=length + DECODED)
     light = encoding.replace(positions=None)
     settings = dict(policy="pinned", sample=False, room=DECODED)
     never, alive = np.array([-1], np.int32), np.ones(rows, bool)
     inputs = (first, cache, light, DECODED, never, np.float32(0), jax.random.key(0), alive)
-    compiled = decode.loop.lower(model, params, *inputs, **settings).compile()
+    compiled = generation.loop.lower(model, params, *inputs, **settings).compile()
     return lambda: jax.block_until_ready(compiled(params, *inputs))
 
 

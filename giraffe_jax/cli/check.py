@@ -227,8 +227,9 @@ def _loss_and_gradient(args: argparse.Namespace, mesh: Any) -> tuple[float, Any]
     import numpy as np
 
     from giraffe_jax.loading import load
-    from giraffe_jax.loss import token_nll
-    from giraffe_jax.model import PARAM_AXES, Llama, ModelConfig, init_params, unembedding
+    from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
+    from giraffe_jax.model.config import PARAM_AXES
+    from giraffe_jax.ops.loss import token_nll
     from giraffe_jax.sharding import batch_sharding, shardings
 
     if args.source:

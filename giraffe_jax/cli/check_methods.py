@@ -63,7 +63,7 @@ def differences(name: str, program: Any) -> tuple[float, float, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from giraffe_jax.decode import LM
+    from giraffe_jax.inference import LM
     from giraffe_jax.model import Llama, ModelConfig
     from giraffe_jax.positions import bind
 
@@ -92,7 +92,7 @@ def differences(name: str, program: Any) -> tuple[float, float, float]:
 def _decoding(lm: Any, e: Any, tokens: Any, hidden: Any) -> float:
     import numpy as np
 
-    from giraffe_jax.decode import decode_step, prefill
+    from giraffe_jax.inference import decode_step, prefill
     from giraffe_jax.model import logits
     from giraffe_jax.positions import needs_raw_keys
 

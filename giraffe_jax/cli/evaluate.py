@@ -23,11 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
-    from giraffe_jax import experiment
     from giraffe_jax.config import ConfigError
+    from giraffe_jax.lab import run as lab_run
 
     try:
-        return 1 if experiment.run(as_experiment(config), args.workdir, keep=args.keep).failures else 0
+        return 1 if lab_run.run(as_experiment(config), args.workdir, keep=args.keep).failures else 0
     except ConfigError as error:  # this config has no variants
         raise ConfigError(str(error).replace("config.variants[0].positions", "config.positions")) from error
 

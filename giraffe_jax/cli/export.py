@@ -102,7 +102,7 @@ def _base_of(workdir: Path) -> str:
     from giraffe_jax.checkpoint import is_workdir
     from giraffe_jax.config import ConfigError
     from giraffe_jax.hf.load import find_base
-    from giraffe_jax.workdir import CONFIG, read_json
+    from giraffe_jax.training.workdir import CONFIG, read_json
 
     about = read_json(workdir / CONFIG, "a run's config")
     source = about.get("source")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from giraffe_jax import positions
-    from giraffe_jax.decode import generate
+    from giraffe_jax.inference import generate
     from giraffe_jax.loading import load
 
     if scaling is not None:

@@ -30,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
     import sys
 
-    from giraffe_jax.experiment import run
+    from giraffe_jax.lab.run import run
 
     configs.quiet(args)
     workdir = args.workdir or Path("runs") / str(config.get("name") or Path(args.config.partition(":")[0]).stem)
     if args.dry_run:
-        from giraffe_jax.estimate import estimate
+        from giraffe_jax.lab.estimate import estimate
 
         found = estimate(config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep)
         print(f"{config.name}, in {workdir}: {found}")

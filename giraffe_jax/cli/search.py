@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
-    from giraffe_jax.search import search
+    from giraffe_jax.lab.search import search
 
     search(config, args.workdir, quiet=args.quiet)
     return 0

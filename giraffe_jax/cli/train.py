@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = configs.load(args)
-    from giraffe_jax.train import train
+    from giraffe_jax.training.loop import train
 
     configs.quiet(args)
     train(config, args.workdir, quiet=args.quiet)

@@ -1,5 +1,4 @@
-"""Evaluation tasks, one file each: the file's name is the task's name in a config, its dataclass holds the config's
-keys.
+"""Evaluation tasks, one file each in tasks/: its name is the task's in a config, its dataclass holds the config's keys.
 
 A task module has `Task` (a frozen dataclass whose first field is `name`), `METRICS` (what its rows may hold, see
 `evals.metrics`) and `rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples
@@ -12,23 +11,21 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from giraffe_jax import config
 from giraffe_jax.evals.metrics import Metric
 
-# Modules of this folder that are not tasks: how rows are made, and what is made of them.
-_MACHINERY = ("cases", "filling", "haystack", "lengths", "metrics", "run", "scoring", "stats")
-
 
 def names() -> list[str]:
     """Returns the names of the tasks in this folder, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _MACHINERY)
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "tasks")]))
 
 
 def module(name: str) -> Any:
     """Returns the module of a task."""
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.tasks.{name}")
 
 
 def metrics_of(names: Iterable[str]) -> dict[str, Metric]:

@@ -147,14 +147,13 @@ def scores(
     Every batch has the same shape, [size, length], short rows and short batches padded: methods share one compilation,
     and tasks of one length and size do too.
     """
-    from giraffe_jax import decode
 
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         tokens, segments = np.zeros((size, length), np.int32), np.zeros((size, length), np.int32)
         for i, row in enumerate(batch):
             tokens[i, : len(row)], segments[i, : len(row)] = row, 1
-        nll, correct = decode.score(lm, tokens, encoding, segments)
+        nll, correct = lm.score_rows(tokens, encoding, segments)
         nll, correct = np.asarray(nll), np.asarray(correct)
         for i, row in enumerate(batch):
             yield nll[i, : len(row) - 1], correct[i, : len(row) - 1]
@@ -175,7 +174,6 @@ def retrieval_rows(
 
     `prompt` in a row is a hash of the prompt's tokens: equal for every model and method that was asked the same.
     """
-    from giraffe_jax import decode
 
     size = batch_size(length, tokens_per_batch, len(examples))
     for start in range(0, len(examples), size):
@@ -190,7 +188,7 @@ def retrieval_rows(
         if "generate" in task.scoring:
             prompts = [list(e.prompt) for e in batch]
             new = task.new_tokens
-            generated = decode.generate(lm, prompts, new, encoding, length=length, batch=size, width=length)
+            generated = lm.generate_rows(prompts, new, encoding, length=length, batch=size, width=length)
             for i, (m, e, tokens) in enumerate(zip(metrics, batch, generated, strict=True)):
                 outputs[i] = text = lm.tokenizer.decode(tokens)
                 m |= judge(text, e.expected)

@@ -14,8 +14,8 @@ from giraffe_jax.hf.names import Name
 from giraffe_jax.hf.peft import modules
 from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, EMBED, HEAD, PREFIX, WEIGHTS
 from giraffe_jax.hf.read import Tensor, safetensors_directory
-from giraffe_jax.lora import LoraConfig
 from giraffe_jax.model import ModelConfig
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import Tokenizer, read_json
 from giraffe_jax.tokenizer.directory import GENERATION

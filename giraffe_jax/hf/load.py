@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.decode import LM
 from giraffe_jax.hf import gguf, names, peft, read
 from giraffe_jax.hf.config import config_from_json
 from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, Adapter, is_adapter, read_adapter
-from giraffe_jax.lora import LoraConfig
+from giraffe_jax.inference import LM
 from giraffe_jax.model import ModelConfig
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.tokenizer import Tokenizer, load_tokenizer, read_json
 from giraffe_jax.tokenizer import gguf as gguf_file
 

@@ -14,8 +14,8 @@ from giraffe_jax.hf import names
 from giraffe_jax.hf.names import Name
 from giraffe_jax.hf.peft_config import CONFIG, EMBED, HEAD, INSTEAD, PREFIX, WEIGHTS, Adapter
 from giraffe_jax.hf.read import Tensor
-from giraffe_jax.lora import LoraConfig
 from giraffe_jax.model import ModelConfig
+from giraffe_jax.model.lora import LoraConfig
 
 
 def modules(config: ModelConfig) -> dict[str, tuple[Name, int]]:

@@ -253,7 +253,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _shardings(shapes: Mapping[str, tuple[int, ...]], dtype: Any, mesh: Any) -> dict[str, Any]:
     import jax
 
-    from giraffe_jax.model import PARAM_AXES
+    from giraffe_jax.model.config import PARAM_AXES
     from giraffe_jax.sharding import paths, shardings
 
     tree = nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()})

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from giraffe_jax import records
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import read_json
 
@@ -37,7 +36,7 @@ class Drawn:
 
 def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the curves of an experiment's variants, those that changed anew; methods must be importable here."""
-    from giraffe_jax import positions
+    from giraffe_jax import positions, records
     from giraffe_jax.report import variants
 
     config, model = manifest["config"], manifest.get("model") or {}

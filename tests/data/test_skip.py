@@ -9,7 +9,8 @@ from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import DataConfig, SkipConfig, SourceConfig, make_pipeline
 from giraffe_jax.data.skip import cream, pose, skipped_row
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import TrainConfig, train
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import train
 
 N, FACTOR = 96, 4
 POSE, CREAM = SkipConfig("pose", FACTOR * N), SkipConfig("cream", FACTOR * N)

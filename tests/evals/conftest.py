@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from giraffe_jax.decode import LM
+from giraffe_jax.inference import LM
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.tokenizer import ByteTokenizer
 

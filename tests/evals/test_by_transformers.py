@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from giraffe_jax import decode, hf
-from giraffe_jax.evals import perplexity, run, scoring
+from giraffe_jax import hf, inference
+from giraffe_jax.evals import run, scoring
+from giraffe_jax.evals.tasks import perplexity
 from tests.close import decided
 
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
@@ -85,7 +86,7 @@ def test_an_answer_is_generated_exactly_where_the_teacher_says_so(theirs, storie
     encoding = stories.config.bind(128)
     rows = scoring.retrieval_rows(stories, examples, 128, encoding, task=Asked(count), tokens_per_batch=4096)
     prompts = [e.prompt for e in examples]
-    texts = decode.generate(stories, prompts, count, encoding, length=128, batch=len(prompts), width=128)
+    texts = inference.generate(stories, prompts, count, encoding, length=128, batch=len(prompts), width=128)
     for i, (row, e, text) in enumerate(zip(rows, examples, texts, strict=True)):
         assert row["metrics"]["teacher"] == int(tuple(text) == e.answer) == (i + 1) % 2
         assert row["output"] == stories.tokenizer.decode(text)

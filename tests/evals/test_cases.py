@@ -10,7 +10,8 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import cases, key_values, lines, needle, scoring, topics
+from giraffe_jax.evals import cases, scoring
+from giraffe_jax.evals.tasks import key_values, lines, needle, topics
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import giraffe_jax
-from giraffe_jax import decode, evals
+from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import copying, run
+from giraffe_jax.evals import run
+from giraffe_jax.evals.tasks import copying
 from giraffe_jax.tokenizer import ByteTokenizer, load_tokenizer
 from tests.close import close
 from tests.evals.conftest import Begun
@@ -37,7 +38,7 @@ def scripted(monkeypatch, predict):
         correct = guesses == tokens[:, 1:]
         return np.where(correct, 0.0, 5.0).astype(np.float32), correct
 
-    monkeypatch.setattr(decode, "score", score)
+    monkeypatch.setattr("giraffe_jax.inference.scoring.score", score)
 
 
 def rows_of(lm, task, **keys):

@@ -9,7 +9,7 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import giraffe_qa
+from giraffe_jax.evals.tasks import giraffe_qa
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
 

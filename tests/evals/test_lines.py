@@ -10,7 +10,8 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import lines, scoring
+from giraffe_jax.evals import scoring
+from giraffe_jax.evals.tasks import lines
 from giraffe_jax.tokenizer import ByteTokenizer
 
 PUBLISHED = Path(os.environ.get("GIRAFFE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "longchat_lines"

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, evals, loading
+from giraffe_jax import evals, inference, loading
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import longppl, run, stats
+from giraffe_jax.evals import run, stats
+from giraffe_jax.evals.tasks import longppl
+from giraffe_jax.inference import scoring
 from giraffe_jax.tokenizer import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from tests.close import ULP
 from tests.evals.conftest import Begun
@@ -72,7 +74,7 @@ def alone(lm, tokens):
     """float64 nats of every token but the first, from a pass of these tokens and padding."""
     padded, segments = np.zeros((1, LENGTH), np.int32), np.zeros((1, LENGTH), np.int32)
     padded[0, : len(tokens)], segments[0, : len(tokens)] = tokens, 1
-    nll, _ = decode.score(lm, padded, lm.config.bind(len(tokens)), segments)
+    nll, _ = inference.score(lm, padded, lm.config.bind(len(tokens)), segments)
     return np.asarray(nll, np.float64)[0, : len(tokens) - 1]
 
 
@@ -121,7 +123,7 @@ def scripted(monkeypatch, short=WINDOW + STRIDE):
                     nll[tokens == token] = losses[tokens.shape[1] == short]
         return nll[:, 1:], nll[:, 1:] > 0
 
-    monkeypatch.setattr(decode, "score", score)
+    monkeypatch.setattr("giraffe_jax.inference.scoring.score", score)
 
 
 def test_known_losses_give_known_keys(tiny, tmp_path, monkeypatch):
@@ -163,8 +165,10 @@ def test_the_evaluator_runs_once_for_all_variants_and_lengths(tiny, books, monke
     picker = other(tiny)
     loads, asked = pick_with(monkeypatch, picker), []
     scripted(monkeypatch)
-    score = decode.score
-    monkeypatch.setattr(decode, "score", lambda lm, *a, **k: asked.append(lm) or score(lm, *a, **k))
+    score = scoring.score
+    monkeypatch.setattr(
+        "giraffe_jax.inference.scoring.score", lambda lm, *a, **k: asked.append(lm) or score(lm, *a, **k)
+    )
     task = make(books, lengths=[30, LENGTH], alpha=2.0, beta=-2.0)
     first = rows_of(tiny, task)
     runs = asked.count(picker)

@@ -7,7 +7,8 @@ import pytest
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import synthetic
-from giraffe_jax.evals import passkey, run
+from giraffe_jax.evals import run
+from giraffe_jax.evals.tasks import passkey
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals.conftest import Begun
 

@@ -6,7 +6,8 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import perplexity, run, stats
+from giraffe_jax.evals import run, stats
+from giraffe_jax.evals.tasks import perplexity
 from giraffe_jax.model import Llama, logits
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.close import ULP

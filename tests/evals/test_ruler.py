@@ -9,7 +9,8 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import key_values, ruler, scoring
+from giraffe_jax.evals import scoring
+from giraffe_jax.evals.tasks import key_values, ruler
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
 

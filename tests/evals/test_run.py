@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from giraffe_jax import config, decode, evals
+from giraffe_jax import config, evals, inference
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import run
+from giraffe_jax.inference import scoring
 from tests.close import ULP, decided
 from tests.forward import full_logits
 
@@ -40,7 +41,7 @@ def test_all_frequency_methods_share_one_compilation(tiny, tmp_path, traces):
         dict(name="passkey", lengths=[128], style="compact", n=2, depths=[0.5], scoring=["teacher"]),
         dict(name="lines", lengths=[128], style="compact", n=2),
     ]
-    seen, losses = traces(decode, "Llama"), {}
+    seen, losses = traces(scoring, "Llama"), {}
     for name, scaling in METHODS.items():
         rows = rows_of(tiny, tasks, scaling, tokens_per_batch=256, variant=name)
         losses[name] = tuple(r["metrics"].get("nll", r["metrics"].get("answer_nll")) for r in rows)
@@ -50,7 +51,7 @@ def test_all_frequency_methods_share_one_compilation(tiny, tmp_path, traces):
 
 def test_generation_compiles_once_for_all_frequency_methods(tiny, traces):
     task = dict(name="lines", lengths=[96], style="compact", n=2, scoring=["generate"], new_tokens=8)
-    seen = traces(decode, "Llama")
+    seen = traces(scoring, "Llama")
     counts = []
     for scaling in METHODS.values():
         rows_of(tiny, [task], scaling, tokens_per_batch=192)
@@ -68,13 +69,13 @@ def test_every_method_is_asked_the_same(tiny):
 
 
 def test_batch_size_does_not_change_scores(tiny, monkeypatch):
-    said, generate = {}, decode.generate
+    said, generate = {}, inference.generate
 
     def listen(lm, prompts, *args, **keys):
         said.update(zip(map(tuple, prompts), found := generate(lm, prompts, *args, **keys), strict=True))
         return found
 
-    monkeypatch.setattr(decode, "generate", listen)
+    monkeypatch.setattr("giraffe_jax.inference.generation.generate", listen)
     task = dict(name="lines", lengths=[96], style="compact", n=3, scoring=["generate", "teacher"], new_tokens=8)
     one, many = (rows_of(tiny, [task], METHODS["yarn"], tokens_per_batch=t) for t in (96, 192))
     encoding = tiny.config.bind(length=96.0, scaling=METHODS["yarn"])
@@ -102,10 +103,10 @@ def test_two_tasks_of_one_kind_need_labels(tiny):
 
 def test_tasks_are_the_files_of_the_folder():
     folder = Path(evals.__file__).parent
-    files = {p.stem for p in folder.glob("[a-z]*.py")}
-    assert {"lines", "passkey", "perplexity", "ruler"} < set(evals.names()) < files
-    for name in files - set(evals.names()):
-        assert not hasattr(importlib.import_module(f"giraffe_jax.evals.{name}"), "Task")
+    files = {p.stem for p in (folder / "tasks").glob("[a-z]*.py")}
+    assert {"lines", "passkey", "perplexity", "ruler"} < set(evals.names()) == files
+    for path in folder.glob("[a-z]*.py"):
+        assert not hasattr(importlib.import_module(f"giraffe_jax.evals.{path.stem}"), "Task")
     with pytest.raises(
         ConfigError, match=r"config.tasks\[2\]\.name: got None; the tasks are copying, giraffe_qa, key_values"
     ):

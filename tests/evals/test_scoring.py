@@ -5,9 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, evals
+from giraffe_jax import evals, inference
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import filling, passkey, run, scoring
+from giraffe_jax.evals import filling, run, scoring
+from giraffe_jax.evals.tasks import passkey
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.close import decided
 from tests.forward import full_logits
@@ -76,13 +77,13 @@ def test_first_and_last_number():
     assert scoring.first_number("none") is None and scoring.last_number("") is None
 
 
-def fake_decode(monkeypatch, say):
+def scripted(say):
     """Replaces the model: it says `say(example)` and is sure of every token of it."""
     tokenizer = ByteTokenizer()
     task = evals.build(dict(name="passkey", lengths=[400], n=3, scoring=["generate", "teacher"], depths=[0.5]))
     examples = {e.prompt: e for e in passkey.examples(task, tokenizer, 400)}
 
-    def score(lm, tokens, encoding, segments):
+    def score(tokens, encoding, segments):
         nll, correct = np.full(tokens[:, 1:].shape, 2.0, np.float32), np.zeros(tokens[:, 1:].shape, bool)
         for row, prompt_len in enumerate(len(p) for p in examples):
             if row < len(tokens):
@@ -92,17 +93,15 @@ def fake_decode(monkeypatch, say):
                     correct[row, prompt_len + k - 1], nll[row, prompt_len + k - 1] = hit, 0.1 if hit else 5.0
         return nll, correct
 
-    def generate(lm, prompts, n, encoding, **_):
+    def generate(prompts, n, encoding, **_):
         return [list(say(examples[tuple(p)]).encode()) for p in prompts]
 
-    monkeypatch.setattr(decode, "score", score)
-    monkeypatch.setattr(decode, "generate", generate)
-    lm = types.SimpleNamespace(tokenizer=tokenizer)
+    lm = types.SimpleNamespace(tokenizer=tokenizer, score_rows=score, generate_rows=generate)
     return list(run.evaluate(lm, [task], lambda length: None, tokens_per_batch=3 * 400))
 
 
-def test_a_model_that_knows_scores_one(monkeypatch):
-    for row in fake_decode(monkeypatch, lambda e: f" {e.expected}"):
+def test_a_model_that_knows_scores_one():
+    for row in scripted(lambda e: f" {e.expected}"):
         assert row["metrics"] == {
             "generate": 1,
             "generate_last": 1,
@@ -111,18 +110,18 @@ def test_a_model_that_knows_scores_one(monkeypatch):
         }
 
 
-def test_a_model_that_rambles_is_right_by_the_first_number_only(monkeypatch):
-    for row in fake_decode(monkeypatch, lambda e: f" {e.expected}. 7 is"):
+def test_a_model_that_rambles_is_right_by_the_first_number_only():
+    for row in scripted(lambda e: f" {e.expected}. 7 is"):
         assert (row["metrics"]["generate"], row["metrics"]["generate_last"]) == (1, 0)
 
 
-def test_every_answer_token_counts_for_the_teacher(monkeypatch):
-    for row in fake_decode(monkeypatch, lambda e: f":{e.expected}"):
+def test_every_answer_token_counts_for_the_teacher():
+    for row in scripted(lambda e: f":{e.expected}"):
         assert (row["metrics"]["generate"], row["metrics"]["teacher"]) == (1, 0)
 
 
-def test_one_wrong_digit_is_wrong(monkeypatch):
-    for row in fake_decode(monkeypatch, lambda e: f" {e.expected // 10}{(e.expected + 1) % 10}"):
+def test_one_wrong_digit_is_wrong():
+    for row in scripted(lambda e: f" {e.expected // 10}{(e.expected + 1) % 10}"):
         assert (row["metrics"]["generate"], row["metrics"]["teacher"]) == (0, 0)
         assert row["metrics"]["answer_nll"] == pytest.approx((5 * 0.1 + 5.0) / 6, abs=1e-5)
 
@@ -132,7 +131,7 @@ def test_teacher_forcing_agrees_with_generating(tiny):
     lm, encoding = tiny, tiny.config.bind(length=64)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 256, 40).tolist() for _ in range(6)]
-    said = decode.generate(lm, prompts, 5, encoding, length=64, stop=())
+    said = inference.generate(lm, prompts, 5, encoding, length=64, stop=())
     sure = [decided(full_logits(lm, p + a, encoding)[-6:-1]).all() for p, a in zip(prompts, said, strict=True)]
     assert sum(sure) > 1
     wrong = [[*row[:4], (row[4] + 1) % 256] for row in said]

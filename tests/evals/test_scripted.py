@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, evals
+from giraffe_jax import evals
 from giraffe_jax.evals import run, stats
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
@@ -28,17 +28,17 @@ FILES = ("documents", "questions", "conversations")
 
 @dataclasses.dataclass(frozen=True)
 class Scripted:
-    """What `decode` is asked for, answered from the examples themselves or never."""
+    """What a model is asked for, answered from the examples themselves or never."""
 
     tokenizer: ByteTokenizer
     answers: dict[tuple[int, ...], tuple[int, ...]]
     right: bool
 
-    def score(self, lm, tokens, encoding=None, segments=None, positions=None):
+    def score_rows(self, tokens, encoding=None, segments=None, positions=None):
         right = np.full((tokens.shape[0], tokens.shape[1] - 1), self.right)
         return np.where(right, 0.0, 9.0), right
 
-    def generate(self, lm, prompts, new, encoding=None, **_):
+    def generate_rows(self, prompts, new, encoding=None, **_):
         wrong = self.tokenizer.encode(" q, q")
         return [list(self.answers[tuple(p)]) if self.right else wrong for p in prompts]
 
@@ -58,8 +58,6 @@ def test_who_answers_right_scores_one_and_who_never_does_nothing(name, right, tm
         examples = evals.module(name).examples(task, tokenizer, LENGTH)
         assert len(examples) == N and all(len(e.prompt) + len(e.answer) <= LENGTH for e in examples)
         model = Scripted(tokenizer, {e.prompt: e.answer for e in examples}, right)
-        monkeypatch.setattr(decode, "score", model.score)
-        monkeypatch.setattr(decode, "generate", model.generate)
         rows = list(run.evaluate(model, [task], lambda length: None))
         assert [row["question"] for row in rows] == [tokenizer.decode(e.prompt[-200:]) for e in examples]
         measured = {metric for row in rows for metric in row["metrics"]}

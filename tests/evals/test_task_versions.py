@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from giraffe_jax import decode, evals, records
+from giraffe_jax import evals, records
 from giraffe_jax.evals import run
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
@@ -39,19 +39,17 @@ class Model:
         self.tokenizer = ByteTokenizer()
         self.config = types.SimpleNamespace(original_len=LENGTH, positions=(), bind=lambda length: None)
 
-    def score(self, lm, tokens, encoding=None, segments=None, positions=None):
+    def score_rows(self, tokens, encoding=None, segments=None, positions=None):
         tokens = np.asarray(tokens)
         short = tokens.shape[1] < LENGTH  # what longppl's evaluator reads in parts
         return (tokens[:, 1:] % 8) / 4 + 8 * short, tokens[:, 1:] % 5 > 0
 
-    def generate(self, lm, prompts, new, encoding=None, **_):
+    def generate_rows(self, prompts, new, encoding=None, **_):
         return [list(prompt[: 40 * len(prompt) // 41][-new:]) for prompt in prompts]
 
 
 def rows_of(name, folder, monkeypatch):
     model = Model()
-    monkeypatch.setattr(decode, "score", model.score)
-    monkeypatch.setattr(decode, "generate", model.generate)
     monkeypatch.setattr("giraffe_jax.loading.load", lambda source: model)
     for keys in ASKED[name]:
         files = {key: [getattr(made, keys[key])(folder)] for key in FILES if key in keys}

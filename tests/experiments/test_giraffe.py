@@ -13,12 +13,14 @@ from scipy import stats as scipy_stats
 
 import giraffe_jax
 from configs import models
-from giraffe_jax import config, experiment, records, sharding
+from giraffe_jax import config, records, sharding
 from giraffe_jax.data.pipeline import make_pipeline
+from giraffe_jax.lab import run as lab_run
+from giraffe_jax.lab import spec
 from giraffe_jax.model import ModelConfig, init_params, num_params
-from giraffe_jax.step import init_state, train_step
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import state_axes
+from giraffe_jax.training.loop import state_axes
+from giraffe_jax.training.step import init_state, train_step
 
 HERE = Path(__file__).parent.parent.parent / "experiments" / "giraffe"
 STUDY, COMPARE, PREPARE, PAIRS = (runpy.run_path(str(HERE / f"{name}.py")) for name in
@@ -40,33 +42,33 @@ def sample(folder: Path) -> Path:
 
 
 def full(name, text="train.jsonl"):
-    return config.build(experiment.ExperimentConfig, STUDY["get_config"](f"/data/{name},{text}"))
+    return config.build(spec.ExperimentConfig, STUDY["get_config"](f"/data/{name},{text}"))
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_is_the_papers(name):
     model, parameters, original_len = FULL[name]
     built = full(name)
-    (lines,) = experiment.check(built)
+    (lines,) = spec.check(built)
     assert built.original_len == original_len
     assert lines.lengths[0] == 2490 * original_len // 2048 and lines.n == 50 and lines.new_tokens == 35
     loaded = config.build(ModelConfig, {**model(), **built.model})
     assert num_params(loaded) == parameters and loaded.original_len == original_len
     assert loaded.dtype == "bfloat16" and loaded.param_dtype == "float32"
     for variant in built.variants:
-        loaded.bind(lines.lengths[-1], scaling=experiment.read_with(variant))
+        loaded.bind(lines.lengths[-1], scaling=spec.read_with(variant))
         if variant.train is not None:
-            run = experiment.train_config(built, variant, 0)
+            run = spec.train_config(built, variant, 0)
             tokens = run.data.batch_size * run.data.seq_len
             assert (tokens, run.optim.lr, run.optim.warmup_steps) == (32 * 2 * original_len, 2e-5, 300)
-    assert len({experiment.training_of(built, v, 0, Path()) for v in built.variants if v.train}) == 10
+    assert len({lab_run.training_of(built, v, 0, Path()) for v in built.variants if v.train}) == 10
 
 
 def lowered(name, variant, original_len):
     """The step of one variant's training at full size, lowered for eight devices: shapes and shardings alone."""
     built = full(name)
     (chosen,) = (v for v in built.variants if v.name == variant)
-    run = experiment.train_config(built, chosen, 0)
+    run = spec.train_config(built, chosen, 0)
     model = config.build(ModelConfig, {**FULL[name][0](), **built.model})
     mesh = sharding.make_mesh(run.mesh)
     state = jax.eval_shape(lambda: init_state(init_params(model, jax.random.key(0)), run))
@@ -103,7 +105,7 @@ def test_the_published_format_becomes_batches(tmp_path, capsys):
             for row in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]  # fmt: skip
     assert sorted(kept) == [21_000, 30_000, 40_000, 999_990]
     built = full("Llama-13b-hf", str(tmp_path / "out" / "train.jsonl"))
-    run = experiment.train_config(built, built.variants[1], 0)
+    run = spec.train_config(built, built.variants[1], 0)
     pipeline = make_pipeline(run.data, ByteTokenizer())
     batch = next(iter(pipeline.iterate(0)))
     assert batch["tokens"].shape == (32, 4096) and batch["weights"].mean() > 0.9

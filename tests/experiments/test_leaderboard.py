@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from giraffe_jax import experiment, positions
+from giraffe_jax import positions
 from giraffe_jax.config import build
+from giraffe_jax.lab import spec
 from giraffe_jax.loading import load
 
 HERE = Path(__file__).parent.parent.parent / "experiments" / "leaderboard"
@@ -17,7 +18,7 @@ CONFIG, TABLE = (runpy.run_path(str(HERE / f"{name}.py")) for name in ("config",
 
 
 def built(about):
-    return build(experiment.ExperimentConfig, CONFIG["get_config"](about))
+    return build(spec.ExperimentConfig, CONFIG["get_config"](about))
 
 
 def used(variants):
@@ -26,12 +27,12 @@ def used(variants):
 
 def test_every_method_is_measured_on_giraffe_mini():
     found = built("giraffe-mini")
-    experiment.check(found)
+    spec.check(found)
     trained = [v for v in found.variants if v.train is not None]
     assert used(trained) == set(positions.names())
     assert used(set_of(found, trained=False)) == set(positions.names()) - CONFIG["ONLY_IN_TRAINING"] - CONFIG["LEARNED"]
     assert not {v.name for v in found.variants if v.train is None} & {"fire", "yarn 8, ssmax"}
-    runs = [experiment.train_config(found, v, 0) for v in trained]
+    runs = [spec.train_config(found, v, 0) for v in trained]
     budgets = {run.steps * run.data.batch_size * run.data.seq_len for run in runs}
     assert budgets == {100 * 4096}
 
@@ -44,14 +45,14 @@ def test_every_variant_can_be_asked_at_the_longest_length():
     """Bound for 2,048 tokens and given places: what a method needs of the model is there."""
     model = load("giraffe-mini").config
     for variant in built("giraffe-mini").variants:
-        encoding = model.bind(2048, scaling=experiment.read_with(variant))
+        encoding = model.bind(2048, scaling=spec.read_with(variant))
         assert encoding.at(np.arange(2048, dtype=np.float32)[None]).positions.shape == (1, 2048), variant.name
 
 
 def test_smollm2_reads_with_all_that_need_no_training(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     found = built(f"smollm2,{tmp_path}")
-    (copying,) = experiment.check(found)
+    (copying,) = spec.check(found)
     free = {name for name in positions.names() if CONFIG["needs_no_training"](name)}
     assert used(found.variants) == free and len(free) > 20
     assert max(copying.lengths) == 12_288 and found.original_len == 8192

@@ -7,7 +7,8 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.data.synthetic import FILLER
-from giraffe_jax.evals import lines, run
+from giraffe_jax.evals import run
+from giraffe_jax.evals.tasks import lines
 from giraffe_jax.loading import load
 
 PLAIN, YARN = [], [dict(name="yarn", factor=4.0)]

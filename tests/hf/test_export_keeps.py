@@ -10,7 +10,7 @@ from hf_models import CONFIG, random_tensors, write
 
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError
-from giraffe_jax.decode import generate
+from giraffe_jax.inference import generate
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.tokenizer.gguf import open_file
 

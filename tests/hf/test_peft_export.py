@@ -8,13 +8,14 @@ import pytest
 from hf_models import random_tensors, write
 from safetensors.numpy import load_file
 
-from giraffe_jax import cli, hf, lora
+from giraffe_jax import cli, hf
 from giraffe_jax.config import ConfigError
 from giraffe_jax.loading import load
-from giraffe_jax.lora import LoraConfig
+from giraffe_jax.model import lora
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.train import train
+from giraffe_jax.training.loop import train
 from tests.close import close
 
 SHAPE = dict(

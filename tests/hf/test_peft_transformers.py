@@ -5,9 +5,10 @@ import pytest
 from hf_models import our_logits, random_tensors, write
 from test_peft_export import SHAPE, base_of, trained
 
-from giraffe_jax import hf, lora
-from giraffe_jax.decode import LM
-from giraffe_jax.lora import LoraConfig
+from giraffe_jax import hf
+from giraffe_jax.inference import LM
+from giraffe_jax.model import lora
+from giraffe_jax.model.lora import LoraConfig
 from tests.close import close
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # peft warns of all that is tied

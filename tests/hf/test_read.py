@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
-from giraffe_jax.model import PARAM_AXES
+from giraffe_jax.model.config import PARAM_AXES
 from giraffe_jax.sharding import MeshConfig, make_mesh, paths
 from tests.close import close
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from giraffe_jax import positions as giraffe_positions
 from giraffe_jax.config import ConfigError
-from giraffe_jax.decode import LM, decode_step, generate, prefill
+from giraffe_jax.inference import LM, decode_step, generate, prefill
 from giraffe_jax.model import Llama, ModelConfig, logits
 from giraffe_jax.positions import frequencies, names, rotations
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.decode import LM, decode_step, prefill
+from giraffe_jax.inference import LM, decode_step, prefill
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.positions import bind, distances
 from tests.close import close

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import giraffe_jax.step
-import giraffe_jax.train
+import giraffe_jax.training.loop
+import giraffe_jax.training.step
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import DataConfig
-from giraffe_jax.decode import LM, generate, score
-from giraffe_jax.loss import token_nll
+from giraffe_jax.inference import LM, generate, score
 from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
-from giraffe_jax.optim import OptimConfig
+from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.positions import bind, frequencies
-from giraffe_jax.step import eval_step, init_state, train_step
-from giraffe_jax.train import TrainConfig
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.optim import OptimConfig
+from giraffe_jax.training.step import eval_step, init_state, train_step
 from tests.close import close
 from tests.positions.closed_form import LLAMA2, assert_frequencies, plain
 
@@ -85,7 +85,7 @@ def test_training_and_held_out_loss_mix_too_in_one_compilation(params, traces):
     optim = OptimConfig(lr=1.0)
     model = dataclasses.replace(CONFIG, positions=())
     config = TrainConfig(data=DataConfig(sources=(), seq_len=48, batch_size=4), steps=2, optim=optim)
-    seen, counts = traces(giraffe_jax.step, "Llama"), []
+    seen, counts = traces(giraffe_jax.training.step, "Llama"), []
     for factor in (4.0, 6.0):
         choices = [[], [LONG[0] | dict(factor=factor)], LONGER]
         e = bind([MIXED[0] | dict(choices=choices)], **SHAPE)

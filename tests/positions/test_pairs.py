@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.decode import LM, decode_step, prefill
+from giraffe_jax.inference import LM, decode_step, prefill
 from giraffe_jax.model import Llama
 from giraffe_jax.positions import names, needs_raw_keys, rotations
 from tests.close import close

@@ -5,8 +5,9 @@ import re
 import fabricate
 import pytest
 
-from giraffe_jax import evals, experiment, report
+from giraffe_jax import evals, report
 from giraffe_jax.config import ConfigError
+from giraffe_jax.lab import run as lab_run
 from giraffe_jax.report import few
 from giraffe_jax.tokenizer import ByteTokenizer
 
@@ -79,7 +80,7 @@ def test_a_run_says_it_when_it_starts_and_draws_what_it_measures(tmp_path, monke
     variants = [dict(name="plain"), dict(name="mine", positions=[dict(name="few_ramp.ramp")])]
     settings = dict(name="t", source="giraffe-mini", variants=variants, tasks=[task])
     said = []
-    page = experiment.run(settings, tmp_path / "run", say=said.append).page.read_text()
+    page = lab_run.run(settings, tmp_path / "run", say=said.append).page.read_text()
     assert "to measure" in said[0] and said[1].startswith("  perplexity: 2 documents (4 windows of them) are too few")
     assert any("2 documents are too few to tell variants apart; it takes 6." in line for line in said[2:])
     own = page[page.index("few_ramp.ramp()") :].split("</tr>")[0]

@@ -33,9 +33,9 @@ from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import Encoding, check, frequencies, longrope_entry
 from giraffe_jax.records import Progress, Rows, read_rows, write_atomically
 from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.step import eval_step
-from giraffe_jax.train import POSITIONS, to_global
-from giraffe_jax.workdir import DATA, claim, write_config
+from giraffe_jax.training.loop import POSITIONS, to_global
+from giraffe_jax.training.step import eval_step
+from giraffe_jax.training.workdir import DATA, claim, write_config
 
 ROWS = "search.jsonl"
 TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken

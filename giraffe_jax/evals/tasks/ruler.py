@@ -10,7 +10,7 @@ hotpot_dev_distractor_v1.json).
 What is done otherwise, so that a score means something: every example has an order of its own (released, needles and
 words of all examples are shuffled alike); keys are never repeated; prompt and answer fill `length`, where the release
 leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them, and to the word
-where that leaves more than 2%; words are this project's own list (evals/lines.py) instead of a package's, joined in
+where that leaves more than 2%; words are this project's own list (tasks/lines.py) instead of a package's, joined in
 pairs where a list needs more. `compat=True` keeps the first and the third as released.
 """
 
@@ -27,8 +27,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import cases, filling, haystack, metrics, scoring
-from giraffe_jax.evals.lines import ADJECTIVES, NOUNS, draw_keys
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
+from giraffe_jax.evals.tasks.lines import ADJECTIVES, NOUNS, draw_keys
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."

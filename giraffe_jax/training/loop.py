@@ -12,71 +12,33 @@ import hashlib
 import io
 import json
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from giraffe_jax import checkpoint, header, lora, sharding
-from giraffe_jax.config import Bound, ConfigError, build, check_fields, to_dict
-from giraffe_jax.data.pipeline import DataConfig, make_pipeline
-from giraffe_jax.decode import LM
+from giraffe_jax import checkpoint, sharding
+from giraffe_jax.config import ConfigError, build, to_dict
+from giraffe_jax.data.pipeline import make_pipeline
+from giraffe_jax.inference import LM
 from giraffe_jax.loading import load, override, put, state_axes
-from giraffe_jax.lora import LoraConfig
-from giraffe_jax.model import ModelConfig, init_params, param_axes
-from giraffe_jax.optim import FrequencyConfig, OptimConfig
+from giraffe_jax.model import ModelConfig, init_params, lora, param_axes
 from giraffe_jax.positions import learned_entries
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
-from giraffe_jax.sharding import MeshConfig
-from giraffe_jax.step import TrainState, eval_step, init_state, train_step
 from giraffe_jax.tokenizer import load_tokenizer
-from giraffe_jax.workdir import DATA, claim, write_config
+from giraffe_jax.training import header
+from giraffe_jax.training.config import TrainConfig, _check_dtype, _check_rank, _check_skip
+from giraffe_jax.training.signals import _told_to_end
+from giraffe_jax.training.step import TrainState, eval_step, init_state, train_step
+from giraffe_jax.training.workdir import DATA, claim, write_config
 
-MOST = 2**31 - 1  # steps are counted in int32
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run. `source` or a full `model` says what is trained; everything else has a default but the data."""
-
-    data: DataConfig
-    steps: Annotated[int, Bound(1, high=MOST)]
-    source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
-    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
-    tokenizer: str = ""  # path; "" takes the source's
-    optim: OptimConfig = OptimConfig()
-    lora: LoraConfig | None = None  # low-rank adapters on a frozen source, or its own; None trains all parameters
-    frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
-    mesh: MeshConfig = MeshConfig()
-    accumulate: Annotated[int, Bound(1)] = 1  # micro-batches to a step
-    z_loss: Annotated[float, Bound(0.0)] = 0.0
-    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
-    seed: Annotated[int, Bound(0, high=MOST)] = 0
-    save_every: Annotated[int, Bound(1)] = 500  # steps; the last step is always saved
-    keep: Annotated[int, Bound(1)] = 2  # latest checkpoints kept
-    eval_data: DataConfig | None = None  # held-out data for eval_loss, by which the best checkpoint is kept too
-    eval_every: Annotated[int, Bound(1)] = 500
-    eval_batches: Annotated[int, Bound(1)] = 8
-
-    def __post_init__(self):
-        check_fields(self, "config")
-        if self.data.batch_size % self.accumulate:
-            raise ConfigError(f"config.accumulate {self.accumulate} does not divide batch_size {self.data.batch_size}.")
-        alone = self.frequencies is not None and self.frequencies.train == "alone"
-        if alone and (self.optim.muon_lr is not None or self.optim.weight_decay):
-            raise ConfigError(
-                "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
-            )
 
 
 def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> LM:
@@ -172,32 +134,6 @@ def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
     ratio = np.asarray(params["positions"]["log_ratio"])
     entries = learned_entries(model.positions, ratio, **about, num_layers=model.num_layers)
     return override(model, {"positions": entries})
-
-
-def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
-    moved = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
-    if config.data.skip is not None and moved:
-        raise ConfigError(
-            f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
-        )
-
-
-def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
-    frozen = config.lora is not None or (config.frequencies is not None and config.frequencies.train == "alone")
-    if model.param_dtype != "float32" and not frozen:
-        raise ConfigError(
-            f"config.model.param_dtype: got {model.param_dtype!r}, which is for weights that do not move (config.lora, "
-            "or frequencies alone): a step of 2e-5 is less than its rounding. Weights that are trained are 'float32'; "
-            "to compute in bfloat16 set config.model.dtype."
-        )
-
-
-def _check_rank(config: TrainConfig, model: ModelConfig) -> None:
-    if config.lora is not None and config.lora.rank > model.d_model:
-        raise ConfigError(
-            f"config.lora.rank: must be <= {model.d_model}, the model's d_model, got {config.lora.rank}: adapters "
-            "would be larger than what they adapt."
-        )
 
 
 def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> LM:
@@ -304,37 +240,6 @@ def _loop(
                 raise KeyboardInterrupt(f"told to end: step {done} is saved, and the same command goes on from it.")
             began = time.perf_counter()
     return state
-
-
-@contextlib.contextmanager
-def _told_to_end(log: TrainLog) -> Iterator[list[int]]:
-    """Yields a list that SIGINT and SIGTERM add to, so that the step is finished and saved; a second one ends at once.
-
-    In a job of several processes JAX tells all of them of a SIGTERM together (reached_preemption).
-    """
-    told: list[int] = []
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as after `&`
-
-    def tell(number: int, frame: Any) -> None:
-        if told:
-            signal.signal(number, before[signal.Signals(number)])
-            raise KeyboardInterrupt(
-                "told to end twice: ended between two saves; the same command goes on from the last."
-            )
-        told.append(number)
-        log.say("ending after this step, with a save; the same again ends at once")
-
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from giraffe_jax import evals, identity, positions, records
-from giraffe_jax.cells import (
+from giraffe_jax.config import ConfigError, to_dict
+from giraffe_jax.lab.cells import (
     All,
     Cell,
     Name,
@@ -32,11 +33,10 @@ from giraffe_jax.cells import (
     of_training,
     training_of,
 )
-from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.loading import METHODS
 from giraffe_jax.provenance import beginning, versions
 from giraffe_jax.report.scores import MANIFEST, RESULTS, by_cell
-from giraffe_jax.workdir import check_same, read_json, stale
+from giraffe_jax.training.workdir import check_same, read_json, stale
 
 NAME = ("variant", "task", "length", "seed")  # of a cell, in its rows
 AGAIN, KEPT, KNOWN = "are measured again", "keep their older rows", "have been measured with it before"

@@ -22,22 +22,33 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from giraffe_jax import checkpoint, decode, evals, experiment, manifest, records
-from giraffe_jax.cells import Cell, of_training, training_of
+from giraffe_jax import checkpoint, evals, inference, records
 from giraffe_jax.config import ConfigError, build, to_dict
-from giraffe_jax.decode import LM, Call, Counted
-from giraffe_jax.experiment import ExperimentConfig, Variant
-from giraffe_jax.manifest import Plan
+from giraffe_jax.inference import LM
+from giraffe_jax.lab import manifest, spec
+from giraffe_jax.lab import run as lab_run
+from giraffe_jax.lab.cells import Cell, of_training, training_of
+from giraffe_jax.lab.manifest import Plan
+from giraffe_jax.lab.spec import ExperimentConfig, Variant
 from giraffe_jax.model import fit_params
 from giraffe_jax.positions import Encoding
 from giraffe_jax.report.scores import RESULTS
-from giraffe_jax.train import TrainConfig, train
-from giraffe_jax.workdir import stale
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.loop import train
+from giraffe_jax.training.workdir import stale
 
 # Seconds of a call of plain RoPE up to which other structures are timed too; longer calls of theirs take as many times
 # plain RoPE's as the longest timed one did.
 SLOW = 5.0
 TIMED_STEPS = 3  # of a training that is begun to be timed; the first one compiles
+
+
+class Call(NamedTuple):
+    """Rows x tokens that a model was given, to score (new = 0) or to continue by so many tokens."""
+
+    rows: int
+    tokens: int
+    new: int = 0
 
 
 class Part(NamedTuple):
@@ -85,9 +96,9 @@ def estimate(
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
-      workdir: as for `experiment.run`; need not exist.
+      workdir: as for `lab_run.run`; need not exist.
       say: takes lines of progress.
-      keep: as for `experiment.run`.
+      keep: as for `lab_run.run`.
 
     Raises:
       ConfigError: a wrong config, a workdir of another experiment, or several processes.
@@ -95,14 +106,14 @@ def estimate(
     if jax.process_count() > 1:
         raise ConfigError(f"--dry-run: times one process, and this is one of {jax.process_count()}.")
     config = build(ExperimentConfig, config)
-    tasks, workdir = experiment.check(config), Path(workdir)
-    base = experiment.source_of(config)
-    plan = manifest.plan(config, tasks, experiment.trainings(config), workdir, keep=keep)
+    tasks, workdir = spec.check(config), Path(workdir)
+    base = lab_run.source_of(config)
+    plan = manifest.plan(config, tasks, spec.trainings(config), workdir, keep=keep)
     for note in plan.notes:
         say(note)
     left, parts = plan.left, []
     if left:
-        experiment.check_bound(config, ((cell.variant, cell.length) for cell in left), base().config)
+        spec.check_bound(config, ((cell.variant, cell.length) for cell in left), base().config)
         parts += _trainings(config, plan, workdir, base, say)
         parts += _measurements(config, left, workdir, base, say)
     return Estimate(len(plan.cells), len(plan.cells) - len(left), parts)
@@ -144,7 +155,7 @@ def _measurements(
             except (ConfigError, OSError):
                 raise
             except Exception as error:
-                seconds, failed = math.nan, f"{experiment.message(error)}"
+                seconds, failed = math.nan, f"{spec.message(error)}"
                 break
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
         how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
@@ -172,6 +183,23 @@ def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], fl
     return Counter(stand_in.calls), time.monotonic() - began
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted(LM):
+    """Stands in for a model, notes what is asked and does nothing of it: every loss is 0, every continuation empty."""
+
+    calls: list[Call] = dataclasses.field(default_factory=list)
+
+    def score_rows(self, tokens, *_: Any, **__: Any):
+        self.calls.append(Call(*tokens.shape))
+        nothing = np.zeros((tokens.shape[0], tokens.shape[1] - 1), np.float32)
+        return nothing, nothing > 0
+
+    def generate_rows(self, prompts, n: int, *_: Any, batch: int | None = None, width: int | None = None, **__: Any):
+        longest = max(map(len, prompts), default=1)
+        self.calls.append(Call(batch or len(prompts), max(longest, width or 0), n))
+        return [[] for _ in prompts]
+
+
 class _Clock:
     """Times calls, each shape and structure once."""
 
@@ -181,7 +209,7 @@ class _Clock:
         self.compiled: dict[tuple[Hashable, Call], float] = {}
 
     def bind(self, variant: Variant, length: int) -> Encoding:
-        return self.lm.config.bind(length, scaling=experiment.read_with(variant))
+        return self.lm.config.bind(length, scaling=spec.read_with(variant))
 
     def seconds(self, calls: Mapping[Call, int], encoding: Encoding) -> float:
         return sum(times * self._call(call, encoding) for call, times in calls.items())
@@ -218,9 +246,9 @@ class _Clock:
         tokens %= self.lm.config.vocab_size
         if call.new:
             settings: dict[str, Any] = dict(length=call.tokens, batch=call.rows, width=call.tokens, stop=())
-            decode.generate(self.lm, tokens.tolist(), call.new, encoding, **settings)
+            inference.generate(self.lm, tokens.tolist(), call.new, encoding, **settings)
         else:
-            jax.block_until_ready(decode.score(self.lm, tokens, encoding, np.ones_like(tokens)))
+            jax.block_until_ready(inference.score(self.lm, tokens, encoding, np.ones_like(tokens)))
 
 
 def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tuple[Hashable, str, int], float]:
@@ -245,7 +273,7 @@ def _trainings(
     kinds: dict[Hashable, list[tuple[TrainConfig, int]]] = {}
     rates: dict[Hashable, list[float]] = {}
     for where, cell in runs.items():
-        run = experiment.train_config(config, cell.variant, cell.seed)
+        run = spec.train_config(config, cell.variant, cell.seed)
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
         there, rate = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):

@@ -23,8 +23,9 @@ import numpy as np
 
 from giraffe_jax.config import Bound, ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, lengths, metrics, perplexity, scoring
+from giraffe_jax.evals import cases, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count
+from giraffe_jax.evals.tasks import perplexity
 
 # Tokens that may have to be read before their text is whole. No character takes nearly as many.
 LONGEST_GROUP = 64

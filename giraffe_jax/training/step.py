@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from optax import global_norm
 
-from giraffe_jax import lora
-from giraffe_jax.lora import LoraConfig, with_lr_ratio
-from giraffe_jax.loss import next_token_loss, token_nll
-from giraffe_jax.model import Llama, ModelConfig, unembedding
-from giraffe_jax.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
+from giraffe_jax.model import Llama, ModelConfig, lora, unembedding
+from giraffe_jax.model.lora import LoraConfig, with_lr_ratio
+from giraffe_jax.ops.loss import next_token_loss, token_nll
 from giraffe_jax.positions import Encoding, turned
+from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())

@@ -19,9 +19,10 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, lengths, perplexity, scoring
+from giraffe_jax.evals import cases, lengths, scoring
 from giraffe_jax.evals.metrics import Metric
 from giraffe_jax.evals.scoring import Count, Seed
+from giraffe_jax.evals.tasks import perplexity
 
 LONG_LINE, LONG_WORD = 2**12, 2**6  # characters; passages begin inside of what is longer
 

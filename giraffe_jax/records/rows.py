@@ -10,19 +10,18 @@ Only process 0 of a job writes. Imports nothing heavy: the command line reads ro
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+from giraffe_jax.records.files import write_atomically
 
 MAX_LINE = 1 << 24  # bytes of a row; a longer line is a bad one, and never in memory whole
 MAX_NAMED = 10  # bad lines that are warned of one by one
@@ -233,189 +232,6 @@ class Rows:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Holds a file's lock while inside, and yields whether it was had: always, with `wait`.
-
-    The file is made where it is missing. A lock goes with its process, however that ends. Several may hold a `shared`
-    one, while nobody holds another.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            had = True
-        except BlockingIOError:
-            had = False
-        yield had
-    finally:
-        os.close(fd)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file so that a reader, or a kill, sees either the old content or the new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: 8s, 3m20s, 2h05m, 1d04h."""
-    if not math.isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
-class Progress:
-    """One line that says how far the work is: rewritten in place on a terminal, else one every `every` seconds.
-
-    Work that takes less than `after` seconds says nothing.
-    """
-
-    def __init__(
-        self, total: int | None, *, start: int = 0, every: float = 10.0, after: float = 0.0, file: Any = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
-        self.total, self.start, self.every, self.after = total, start, every, after
-        self.file = sys.stderr if file is None else file
-        self.clock = clock
-        # With stdout in a pipe (`| tee log`) its lines would land in the middle of one that is rewritten.
-        self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
-        self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
-
-    def update(self, done: int, text: str, *, force: bool = False) -> None:
-        """Show `done` of `total` and the text, with the time left measured from this start's own pace."""
-        now = self.clock()
-        pause = 0.1 if self.tty else self.every
-        if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
-            return
-        self._shown = now
-        left = ""
-        if self.total is not None and done > self.start:
-            pace = (now - self._began) / (done - self.start)
-            left = (
-                f"  {duration(pace * (self.total - done))} left"
-                if done < self.total
-                else f"  {duration(now - self._began)}"
-            )
-        head = f"{done}/{self.total}" if self.total is not None else str(done)
-        self._print(f"{head}  {text}{left}")
-
-    def _print(self, line: str) -> None:
-        if self.tty:
-            self.file.write("\r" + line.ljust(self._width))
-            self._width, self._open = len(line), True
-        else:
-            self.file.write(line + "\n")
-        self.file.flush()
-
-    def say(self, text: str) -> None:
-        """Print a line of its own, above what shows the progress."""
-        if self._open:
-            text = text.ljust(self._width)
-            self.file.write("\r")
-        self._width, self._open = 0, False
-        self.file.write(text + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """End the line, so that what is printed next starts on its own."""
-        if self._open:
-            self.file.write("\n")
-            self.file.flush()
-            self._open = False
-
-
-class TrainLog:
-    """The log of one training run: metrics.jsonl, TensorBoard event files and the progress line, from process 0 only.
-
-    `start` is the step training resumes after: rows and events of later steps, which will be made again, are dropped.
-    `process` is the index of this process in the job; every other one than 0 writes and prints nothing.
-    """
-
-    def __init__(
-        self, workdir: str | os.PathLike[str], *, total_steps: int | None = None, start: int = 0, process: int = 0,
-        tensorboard: bool = True, every: float = 10.0, file: Any = None,
-    ):  # fmt: skip
-        self.rows = self.board = self.progress = None
-        if process != 0:
-            return
-        self.rows = Rows(os.path.join(workdir, "metrics.jsonl"))
-        self.rows.truncate_after(start)
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(  # the suffix keeps two starts within one second apart
-                str(Path(workdir) / "tensorboard"),
-                purge_step=start + 1 if start else None,
-                filename_suffix=f".{start}",
-            )
-        self.progress = Progress(total_steps, start=start, every=every, file=file)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record the metrics of a step: numbers and nested mappings of numbers; text is kept in the rows only."""
-        if self.rows is None:
-            return
-        row = {"step": int(step), **plain(metrics, "metrics")}
-        self.rows.append(row)
-        if self.board is not None:
-            for name, value in _flat(row):
-                if name != "step" and value is not None:
-                    self.board.add_scalar(name, value, int(step))
-        if self.progress is not None and "loss" in row:
-            self.progress.update(int(step), _line(row))
-
-    def say(self, text: str) -> None:
-        """Print lines that are no metrics: what the run is, and what happens to it."""
-        if self.progress is not None:
-            self.progress.say(text)
-
-    def close(self) -> None:
-        for part in (self.progress, self.board, self.rows):
-            if part is not None:
-                part.close()
-        self.rows = self.board = self.progress = None
-
-    def __enter__(self) -> TrainLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    loss = row["loss"]
-    parts = [f"loss {loss:.4f}" if loss is not None else "loss not finite"]
-    if row.get("tokens_per_second"):
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
-    return "  ".join(parts)
 
 
 def slug(name: str, seed: int | None = None) -> str:

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from giraffe_jax import lora
 from giraffe_jax.attention.engine import described
 from giraffe_jax.data.pipeline import DataConfig
-from giraffe_jax.model import ModelConfig
-from giraffe_jax.optim import OptimConfig
+from giraffe_jax.model import ModelConfig, lora
 from giraffe_jax.positions import largest_factor
-from giraffe_jax.step import TrainState, trainable
+from giraffe_jax.training.optim import OptimConfig
+from giraffe_jax.training.step import TrainState, trainable
 
 DRAWN = ("cream", "pose", "randomize")  # methods that give a training's tokens positions of their own
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from giraffe_jax import cpu
+from giraffe_jax.ops import cpu
 from giraffe_jax.sharding import constrain, copies, local_chunks
 
 

@@ -17,65 +17,27 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from giraffe_jax import evals, manifest, positions, records, report
-from giraffe_jax.cells import All, Cell, folder, of_training, training_of
-from giraffe_jax.config import Bound, ConfigError, build, to_dict
-from giraffe_jax.manifest import Plan, first_process
+from giraffe_jax import evals, positions, records, report
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.lab import manifest
+from giraffe_jax.lab.cells import All, Cell, folder, of_training, training_of
+from giraffe_jax.lab.manifest import Plan, first_process
+from giraffe_jax.lab.spec import (
+    ExperimentConfig,
+    Variant,
+    check,
+    check_bound,
+    message,
+    read_with,
+    train_config,
+    trainings,
+)
 from giraffe_jax.report.scores import RESULTS, Results
-from giraffe_jax.workdir import CONTENTS, stale
+from giraffe_jax.training.workdir import CONTENTS, stale
 
 LOCKS = ".locks"
-EMPTY: Mapping[str, Any] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One way to read positions, measured as it is or after training with it."""
-
-    name: str
-    positions: tuple[Mapping[str, Any], ...] = ()  # in training, and in evaluation unless eval_positions says otherwise
-    eval_positions: tuple[Mapping[str, Any], ...] | None = None
-    # TrainConfig without source, model and positions; None measures the source. Variants with the same positions and
-    # training are one run, measured at each one's eval_positions.
-    train: Mapping[str, Any] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
-    """What is asked, of which weights, with which variants, by which tasks."""
-
-    name: str
-    source: str  # Hugging Face directory, GGUF file, workdir of a training run, or a packaged model's name
-    variants: tuple[Variant, ...]
-    tasks: tuple[Mapping[str, Any], ...]  # dict(name="passkey", lengths=[...], ...), see giraffe_jax.evals
-    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
-    title: str = ""
-    question: str = ""
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    # Trained length of the source in tokens, where its config does not say it.
-    original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = None
-    tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # in one forward pass of the evaluation
-    # Added to the seeds of training and of tasks that draw their examples.
-    seeds: tuple[Annotated[int, Bound(0)], ...] = (0,)
-
-    def __post_init__(self):
-        for field in ("variants", "tasks", "seeds"):
-            if not getattr(self, field):
-                raise ConfigError(f"config.{field}: the list is empty.")
-        names = [v.name for v in self.variants]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"config.variants: {names.count(name)} are called {name!r}; names must differ.")
-        if "positions" in self.model:
-            raise ConfigError("config.model.positions: set by each variant's own positions, not here.")
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What differs from the source's ModelConfig, its trained length too."""
-        model = to_dict(self.model)
-        return model if self.original_len is None else model | {"original_len": self.original_len}
 
 
 class Outcome(NamedTuple):
@@ -126,42 +88,6 @@ def run(
             say(f"  {line}")
         _measure(config, workdir, plan, base, say)
     return finish(workdir, say)
-
-
-def check(config: ExperimentConfig) -> list[Any]:
-    """Returns the built tasks, after everything that can be wrong before a device is touched has been looked at."""
-    tasks = [evals.build(dict(task), f"config.tasks[{i}]") for i, task in enumerate(config.tasks)]
-    from giraffe_jax.evals import cases
-    from giraffe_jax.evals.run import check_labels
-
-    check_labels(tasks)
-    for task in tasks:
-        cases.present(task)
-    for i, variant in enumerate(config.variants):
-        positions.check(variant.positions, f"config.variants[{i}].positions")
-        if variant.eval_positions is not None:
-            positions.check(variant.eval_positions, f"config.variants[{i}].eval_positions")
-        if variant.train is not None:
-            train_config(config, variant, config.seeds[0], where=f"config.variants[{i}].train")
-    return tasks
-
-
-def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where: str = "train") -> Any:
-    """Returns the TrainConfig of a variant: its own keys on the experiment's source and model."""
-    from giraffe_jax.train import TrainConfig
-
-    values = to_dict(variant.train or EMPTY)
-    taken = [key for key in ("source", "base", "model") if key in values]
-    if taken:
-        raise ConfigError(f"{where}: {taken} are the experiment's own; set them once, beside the variants.")
-    model = config.overrides | {"positions": variant.positions}
-    whole = {"source": config.source, "base": config.base, "model": model} | values
-    return build(TrainConfig, whole | {"seed": values.get("seed", 0) + seed}, where)
-
-
-def trainings(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the TrainConfig of each variant that is trained, of the first seed, by the variant's name."""
-    return {v.name: train_config(config, v, config.seeds[0]) for v in config.variants if v.train is not None}
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
@@ -219,22 +145,6 @@ def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say
                 say(f"  {sum(len(group) for _, group in busy)} cells are being measured by other processes")
                 break
             waiting = busy
-
-
-def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], model: Any) -> None:
-    """Raises ConfigError for a variant that this model cannot be read with at a length; before any is measured."""
-    seen = set()
-    for variant, length in asked:
-        if (variant.name, length) in seen:
-            continue
-        seen.add((variant.name, length))
-        where = f"config.variants[{config.variants.index(variant)}]"
-        read = "positions" if variant.eval_positions is None else "eval_positions"
-        try:
-            model.bind(length, scaling=read_with(variant), where=f"{where}.{read}")
-            model.bind(scaling=variant.positions, where=f"{where}.positions")  # in training
-        except ConfigError as error:
-            raise ConfigError(f"{error} That is {variant.name!r} at {length:,} tokens.") from None
 
 
 def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: int) -> str:
@@ -322,11 +232,6 @@ def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path)
         yield mine
 
 
-def read_with(variant: Variant) -> tuple[Mapping[str, Any], ...]:
-    """Returns the position methods a variant is measured with."""
-    return variant.positions if variant.eval_positions is None else variant.eval_positions
-
-
 def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
     from giraffe_jax.evals.run import evaluate
 
@@ -378,7 +283,7 @@ def _prepare(
     say: Callable[[str], None],
 ) -> tuple[Any, Callable[[int], Any]]:
     """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
-    from giraffe_jax.train import train
+    from giraffe_jax.training.loop import train
 
     if variant.train is None:
         loaded = base()
@@ -424,9 +329,3 @@ def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell
         groups.setdefault((cell.variant.name, cell.seed), []).append(cell)
     for group in groups.values():
         yield (group[0].variant, group[0].seed), group
-
-
-def message(error: Exception) -> str:
-    """Returns the kind of an error and the first line of what it says."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

@@ -2,7 +2,7 @@
 
     lm = giraffe_jax.load("giraffe-mini")
     lm.score("line apple 17")  # nll of each token
-    lm.generate("line apple 17\\nask apple", 4)
+    lm.generate("line apple 17\nask apple", 4)
 
 The compiled functions are module-level and pure; what differs between position methods (frequencies, gain, length) are
 their arguments, so all methods that differ in numbers share one compilation. Shapes are bucketed for the same reason.
@@ -17,144 +17,26 @@ Methods whose frequencies depend on the sequence length need to be told which le
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.loss import token_nll
-from giraffe_jax.model import Cache, Llama, ModelConfig, logits, unembedding
-from giraffe_jax.positions import Encoding, Scaling, length_dependent, needs_raw_keys
-from giraffe_jax.tokenizer import begun
+from giraffe_jax.inference.scoring import Tokens, _forward, _program
+from giraffe_jax.model import Cache, ModelConfig, logits
+from giraffe_jax.positions import Encoding, length_dependent, needs_raw_keys
+
+if TYPE_CHECKING:
+    from giraffe_jax.inference.lm import LM
 
 Policy = Literal["pinned", "per_call", "running"]
-Tokens = Int[Array | np.ndarray, "B T"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What a model makes of a text, whose ids are `tokens` int [T]: of every token but the first, [T - 1] each."""
-
-    tokens: np.ndarray
-    nll: np.ndarray  # float32, nats
-    likeliest: np.ndarray  # bool, whether it is the most likely token
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean nll."""
-        return float(np.exp(np.mean(self.nll, dtype=np.float64)))
-
-
-@dataclasses.dataclass(frozen=True)
-class LM:
-    """A model with its weights and its tokenizer: what `load` gives, and training, evaluation and export take."""
-
-    config: ModelConfig
-    params: Any
-    tokenizer: Any
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text as the model reads one: its begin token first where the model has that rule."""
-        return list(begun(self.tokenizer, self.tokenizer.encode(text), text))
-
-    def score(self, text: str | Sequence[int], positions: Scaling | None = None) -> Scores:
-        """Returns the loss of every token of a text, or of ids, under the model's own position methods or others.
-
-        Raises:
-          ConfigError: fewer than two tokens, ids that are not the model's, or positions that cannot be.
-        """
-        tokens = self._ids(text, least=2)
-        padded, _ = _pad([tokens], 1, _bucket(len(tokens)))
-        segments = (np.arange(padded.shape[1]) < len(tokens))[None].astype(np.int32)
-        encoding = self.config.bind(float(len(tokens)), scaling=positions)
-        nll, likeliest = score(self, padded, encoding, segments)
-        inside = slice(len(tokens) - 1)
-        return Scores(np.asarray(tokens), np.asarray(nll)[0, inside], np.asarray(likeliest)[0, inside])
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        n: int = 64,
-        positions: Scaling | None = None,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-        policy: Policy = "pinned",
-    ) -> str:
-        """Returns the text of up to `n` tokens that continue a prompt, a text or ids.
-
-        Args:
-          positions: methods in place of the model's own.
-          temperature: of sampling, by `seed`; 0 takes the likeliest token.
-          policy: which length methods read while text grows; see this module's docstring.
-
-        Raises:
-          ConfigError: an empty prompt, ids that are not the model's, positions that cannot be.
-        """
-        tokens = self._ids(prompt, least=1)
-        encoding = self.config.bind(scaling=positions)
-        settings: dict[str, Any] = dict(policy=policy, temperature=temperature, key=jax.random.key(seed))
-        (new,) = generate(self, [tokens], n, encoding, **settings)
-        return self.tokenizer.decode(new)
-
-    def _ids(self, text: str | Sequence[int], least: int) -> list[int]:
-        tokens = self.encode(text) if isinstance(text, str) else [int(token) for token in text]
-        if len(tokens) < least:
-            raise ConfigError(f"tokens: {str(text)[:40]!r} has {len(tokens)}, at least {least} must be given.")
-        if any(not 0 <= t < self.config.vocab_size for t in tokens):
-            raise ConfigError(f"tokens: ids are 0 to {self.config.vocab_size - 1}, got {min(tokens)} to {max(tokens)}.")
-        return tokens
-
-
-class Call(NamedTuple):
-    """Rows x tokens that a model was given, to score (new = 0) or to continue by so many tokens."""
-
-    rows: int
-    tokens: int
-    new: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Counted(LM):
-    """Stands in for a model in `score` and `generate`, notes what is asked and does nothing of it: every loss is 0,
-    every continuation empty. By it the cost of a task is told before it is paid."""
-
-    calls: list[Call] = dataclasses.field(default_factory=list)
-
-
-def score(
-    lm: LM,
-    tokens: Tokens,
-    encoding: Encoding | None = None,
-    segments: Tokens | None = None,
-    positions: Float[Array | np.ndarray, "B T"] | None = None,
-) -> tuple[Float[Array, "B T-1"], Bool[Array, "B T-1"]]:
-    """Returns (nll in nats, whether it is the most likely token) of every token but the first of each row.
-
-    Args:
-      lm: the model.
-      tokens: input ids; rows may be padded on the right.
-      encoding: without positions; by default the config's own. Its length is the one it is bound with, else T.
-      segments: document of each token, 0 where there is padding; by default one document a row.
-      positions: tokens since the document's start; by default the index in the row.
-    """
-    if isinstance(lm, Counted):
-        lm.calls.append(Call(*tokens.shape))
-        nothing = jnp.zeros((tokens.shape[0], tokens.shape[1] - 1))
-        return nothing, nothing > 0
-    tokens = jnp.asarray(tokens, jnp.int32)
-    if positions is None:
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
-    segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
-    encoding = lm.config.bind() if encoding is None else encoding
-    return _score(_program(lm.config), lm.params, tokens, encoding.at(positions), segments)
 
 
 def prefill(
-    lm: LM,
+    lm: "LM",
     tokens: Tokens,
     lengths: Int[Array | np.ndarray, "B"],
     encoding: Encoding,
@@ -183,7 +65,7 @@ def prefill(
 
 
 def decode_step(
-    lm: LM, token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
+    lm: "LM", token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Returns the logits after one more token in each row, and the cache with it.
 
@@ -207,7 +89,7 @@ def check_cache(encoding: Encoding, raw: bool) -> None:
 
 
 def generate(
-    lm: LM,
+    lm: "LM",
     prompts: Sequence[Sequence[int]],
     n: int,
     encoding: Encoding | None = None,
@@ -242,10 +124,6 @@ def generate(
     """
     encoding = lm.config.bind() if encoding is None else encoding
     _check(lm, prompts, n, policy, temperature, key)
-    if isinstance(lm, Counted):
-        longest = max(map(len, prompts), default=1)
-        lm.calls.append(Call(batch or len(prompts), max(longest, width or 0), n))
-        return [[] for _ in prompts]
     dependent = length_dependent(encoding)
     if dependent and policy == "per_call" and needs_raw_keys(encoding.replace(length=np.float32(1))):
         raise ConfigError(
@@ -279,7 +157,7 @@ def generate(
     return outputs
 
 
-def _generate(lm: LM, inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
+def _generate(lm: "LM", inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
     tokens, lengths = inputs
     capacity = tokens.shape[1] + settings["room"]
     if settings["policy"] != "pinned":
@@ -291,28 +169,6 @@ def _generate(lm: LM, inputs, encoding: Encoding, n: int, stop, temperature, key
     inputs = (first, cache, encoding, n, stop, np.float32(temperature), key, lengths > 0)
     out, count = loop(_program(lm.config), lm.params, *inputs, **settings)
     return [row[:k].tolist() for row, k in zip(np.asarray(out), np.asarray(count), strict=True)]
-
-
-# Compiled functions. `config` never holds the methods: they are in the encoding, or two methods would compile twice.
-
-
-def _program(config: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(config, positions=(), remat="none")
-
-
-def _forward(config: ModelConfig, params, *inputs) -> tuple[Any, Any]:
-    hidden, cache = Llama(config).apply({"params": params}, *inputs)
-    return hidden, cache
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(config: ModelConfig, params, tokens, encoding: Encoding, segments):
-    # All T tokens go in, since T is what divides into blocks; the last one's prediction is nobody's.
-    targets = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
-    with config.at_precision():
-        hidden, _ = _forward(config, params, tokens, encoding, segments, None)
-        nll, _, correct = token_nll(hidden, unembedding(params), targets)
-    return nll[:, :-1], correct[:, :-1]
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("capacity", "raw"))
@@ -394,7 +250,7 @@ def _stop(tokenizer: Any, stop: Sequence[int] | None) -> np.ndarray:
     return np.array([*ids, *[-1] * (_bucket(max(1, len(ids)), least=4) - len(ids))], np.int32)
 
 
-def _check(lm: LM, prompts: Sequence[Sequence[int]], n: int, policy: str, temperature: float, key: Any) -> None:
+def _check(lm: "LM", prompts: Sequence[Sequence[int]], n: int, policy: str, temperature: float, key: Any) -> None:
     if policy not in ("pinned", "per_call", "running"):
         raise ConfigError(f"generate: policy must be 'pinned', 'per_call' or 'running', got {policy!r}.")
     if n < 1:

@@ -1,0 +1,55 @@
+"""How a run's checkpoints lie in its workdir: folders, names, and Orbax's manager of them."""
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged"  # beside FOLDER: checkpoints that were moved out of a run's way
+METRIC = "eval_loss"  # the smallest of which is the best checkpoint's
+MEASURED_ON = "eval_data"  # saved with it: a number that stands for the data, since losses on others do not compare
+STEP = r"0|[1-9][0-9]{0,17}"  # a step as its folder's name
+
+Say = Callable[[str], Any]
+
+
+class _Step(ocp.path.step.Metadata):
+    @property
+    def commit_timestamp(self) -> datetime.datetime:  # orbax's reads a file, and fails where that is damaged
+        return datetime.datetime.fromtimestamp(self.path.stat().mtime, datetime.UTC)
+
+
+class _Steps(ocp.path.step.NameFormat[ocp.path.step.Metadata]):
+    """Which folders are checkpoints, for orbax too: committed ones with a step's name that are not empty."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
+        base = epath.Path(base_path)
+        for path in base.iterdir() if base.is_dir() else ():
+            if re.fullmatch(STEP, path.name) and ocp.path.step.is_path_finalized(path) and any(path.iterdir()):
+                yield _Step(int(path.name), path)
+
+    def find_step(self, base_path: epath.PathLike, step: int) -> ocp.path.step.Metadata:
+        return _Step(step, epath.Path(base_path) / self.build_name(step))
+
+
+class Checkpoints(ocp.CheckpointManager):
+    """orbax's manager, but it opens whatever has happened to the files, and knows which steps it has verified."""
+
+    def __init__(self, *args: Any, **keys: Any):
+        self.verified: set[int] = set()
+        super().__init__(*args, **keys)
+
+    def metrics(self, step: int) -> Any:
+        """Returns the metrics saved with a step, {name: number}, or None: none were, or they cannot be read."""
+        try:
+            found: Any = super().metrics(step)
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        return found if isinstance(found, dict) and all(isinstance(x, int | float) for x in found.values()) else None

@@ -1,0 +1,160 @@
+"""Which checkpoint of a workdir is meant: the last good one, the best one, one by its step."""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from giraffe_jax.checkpoint.checksums import SUMS, _damage, _gather, damage
+from giraffe_jax.checkpoint.folders import DAMAGED, MEASURED_ON, METRIC, Checkpoints, Say, _Steps
+from giraffe_jax.config import ConfigError
+
+# Which checkpoint
+
+
+def steps(checkpoints: Checkpoints) -> list[int]:
+    """Returns the steps whose checkpoints are written to their end, in order, whether they verify or not.
+
+    What else lies in the folder is left out: files, other names, empty folders, what a kill has left half written.
+    """
+    here = sorted(found.step for found in _Steps().find_all(checkpoints.directory))
+    return json.loads(_gather(json.dumps(here))[0])
+
+
+def latest_good(checkpoints: Checkpoints, say: Say = warnings.warn) -> int | None:
+    """Returns the newest step that is not damaged, or None; through `say`, names each newer one and what it has."""
+    bad: dict[int, str] = {}
+    good = None
+    for step in reversed(steps(checkpoints)):
+        what = damage(checkpoints, step)
+        if what is None:
+            good = step
+            break
+        bad[step] = what
+    rest = "no other one is left" if good is None else f"going on from {good}"
+    for step, what in bad.items():
+        say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({what}): {rest}")
+    _say_unverified(checkpoints, good, say)
+    return good
+
+
+def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say = warnings.warn) -> int:
+    """Returns the step of the checkpoint that is asked for, verified.
+
+    Args:
+      which: None or "" for the newest undamaged one; a step, as a number or as text; "best" for the one of the smallest
+        eval_loss, among the undamaged ones that were saved with it and measured on the data that the newest was.
+      say: is told of damaged checkpoints that are passed over, and of an unverified one.
+
+    Raises:
+      ConfigError: there is none; or the step that was asked for is absent or damaged, naming what could be had.
+    """
+    where, there = checkpoints.directory.parent, steps(checkpoints)
+    if not there:
+        raise ConfigError(f"{where}: holds no checkpoint.")
+    if which in (None, ""):
+        step = latest_good(checkpoints, say)
+        if step is None:
+            what = damage(checkpoints, there[-1])
+            raise ConfigError(f"{where}: all of its checkpoints are damaged: {_listed(there)}; of the newest, {what}.")
+        return step
+    if which == "best":
+        step = _best(checkpoints, there, say)
+    elif isinstance(which, int) or re.fullmatch(r"[0-9]{1,18}", which):
+        step = int(which)
+        if step not in there:
+            raise ConfigError(f"{where}: holds no checkpoint {step}; there are {_listed(there)}.")
+        bad = damage(checkpoints, step)
+        if bad is not None:
+            near = sorted((other for other in there if other != step), key=lambda other: (abs(other - step), other))
+            good = next((other for other in near if damage(checkpoints, other) is None), None)
+            rest = "no other one is good" if good is None else f"the nearest good one is {good}"
+            raise ConfigError(f"{where}: checkpoint {step} is damaged ({bad}); {rest}.")
+    else:
+        raise ConfigError(f'{where}: got {which!r} for a checkpoint; allowed: {_listed(there)}, "best".')
+    _say_unverified(checkpoints, step, say)
+    return step
+
+
+def best_loss(checkpoints: Checkpoints, only: Mapping[str, float]) -> float:
+    """Returns the smallest eval_loss of the checkpoints that have the metrics `only` too; infinity if there is none."""
+    found = [checkpoints.metrics(step) or {} for step in steps(checkpoints)]
+    losses = [x[METRIC] for x in found if METRIC in x and all(x.get(key) == value for key, value in only.items())]
+    return json.loads(_gather(json.dumps(min(filter(math.isfinite, losses), default=math.inf)))[0])
+
+
+def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
+    losses: dict[int, tuple[float, Any]] = {}
+    for step in there:
+        bad = _damage(checkpoints, step, "metrics/")
+        if bad is not None:
+            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not asked whether it is best")
+            continue
+        found = checkpoints.metrics(step) or {}
+        loss = found.get(METRIC)
+        if loss is not None and math.isfinite(loss):
+            losses[step] = loss, found.get(MEASURED_ON)
+    data = losses[max(losses)][1] if losses else None
+    for step in [step for step in losses if losses[step][1] != data]:
+        del losses[step]
+    for step in sorted(losses, key=lambda step: (losses[step][0], -step)):
+        bad = damage(checkpoints, step)
+        if bad is None:
+            return step
+        say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({bad}): taking the next best")
+    raise ConfigError(
+        f"{checkpoints.directory.parent}: no good checkpoint of it was saved with {METRIC}, by which one is the best; "
+        "a run saves it where its config has eval_data. "
+        f"There are {_listed(there)}."
+    )
+
+
+def _listed(there: list[int]) -> str:
+    shown = there if len(there) <= 12 else [*there[:3], "...", *there[-8:]]
+    return ", ".join(map(str, shown))
+
+
+def _say_unverified(checkpoints: Checkpoints, step: int | None, say: Say) -> None:
+    if step is not None and not (checkpoints.directory / str(step) / SUMS).exists():
+        say(f"{checkpoints.directory.parent}: checkpoint {step} has no {SUMS} to verify it by: used as it is")
+
+
+def set_aside(checkpoints: Checkpoints, step: int) -> str:
+    """Moves the checkpoint of a step to workdir/damaged/<step>, or <step>.1 and so on, and returns where it is now.
+
+    For a run that goes on from an earlier one: orbax does not save onto a step that is there.
+    """
+    checkpoints.wait_until_finished()
+    to = checkpoints.directory.parent / DAMAGED / str(step)
+    if jax.process_index() == 0:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        taken = 0
+        while to.exists():
+            taken += 1
+            to = to.with_name(f"{step}.{taken}")
+        (checkpoints.directory / str(step)).rename(to)
+    place = _gather(str(to))[0]  # the others wait here
+    checkpoints.verified.discard(step)
+    checkpoints.reload()
+    return place
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Returns ("runs/a", "1000") for "runs/a@1000", ("runs/a", "best") for "runs/a@best", else (source, "").
+
+    A path that is there with the @ in its name is that path.
+
+    Raises:
+      ConfigError: an empty source.
+    """
+    if not source.strip():
+        raise ConfigError(f"source: got {source!r}, expected a directory, a .gguf file or a packaged model's name.")
+    found = re.fullmatch(r"(.+)@([0-9]{1,18}|best)", source, re.DOTALL)
+    if found is None or ("://" not in source and Path(source).exists()):
+        return source, ""
+    return found[1], found[2]

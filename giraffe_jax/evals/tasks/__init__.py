@@ -1,0 +1,1 @@
+"""The tasks, one file each: the folder is the registry."""

@@ -1,0 +1,65 @@
+"""The loss of every token of rows, in one forward pass."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from giraffe_jax.model import Llama, ModelConfig, unembedding
+from giraffe_jax.ops.loss import token_nll
+from giraffe_jax.positions import Encoding
+
+if TYPE_CHECKING:
+    from giraffe_jax.inference.lm import LM
+
+Tokens = Int[Array | np.ndarray, "B T"]
+
+
+def score(
+    lm: "LM",
+    tokens: Tokens,
+    encoding: Encoding | None = None,
+    segments: Tokens | None = None,
+    positions: Float[Array | np.ndarray, "B T"] | None = None,
+) -> tuple[Float[Array, "B T-1"], Bool[Array, "B T-1"]]:
+    """Returns (nll in nats, whether it is the most likely token) of every token but the first of each row.
+
+    Args:
+      lm: the model.
+      tokens: input ids; rows may be padded on the right.
+      encoding: without positions; by default the config's own. Its length is the one it is bound with, else T.
+      segments: document of each token, 0 where there is padding; by default one document a row.
+      positions: tokens since the document's start; by default the index in the row.
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if positions is None:
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
+    segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
+    encoding = lm.config.bind() if encoding is None else encoding
+    return _score(_program(lm.config), lm.params, tokens, encoding.at(positions), segments)
+
+
+# Compiled functions. `config` never holds the methods: they are in the encoding, or two methods would compile twice.
+
+
+def _program(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, positions=(), remat="none")
+
+
+def _forward(config: ModelConfig, params, *inputs) -> tuple[Any, Any]:
+    hidden, cache = Llama(config).apply({"params": params}, *inputs)
+    return hidden, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(config: ModelConfig, params, tokens, encoding: Encoding, segments):
+    # All T tokens go in, since T is what divides into blocks; the last one's prediction is nobody's.
+    targets = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
+    with config.at_precision():
+        hidden, _ = _forward(config, params, tokens, encoding, segments, None)
+        nll, _, correct = token_nll(hidden, unembedding(params), targets)
+    return nll[:, :-1], correct[:, :-1]

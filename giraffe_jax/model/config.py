@@ -1,0 +1,135 @@
+"""A model's config: sizes, positions, dtypes, remat and attention."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from giraffe_jax import positions
+from giraffe_jax.attention import Implementation
+from giraffe_jax.config import ConfigError
+from giraffe_jax.positions import Encoding, Scaling
+
+# Every parameter's logical axes: sharding, conversion, adapters and checkpoints all read this table.
+PARAM_AXES: dict[str, tuple[str, ...]] = {
+    "embed/embedding": ("vocab", "embed"),
+    "layers/attention_norm/scale": ("layers", "features"),
+    "layers/attention/q/kernel": ("layers", "embed", "heads", "head_dim"),
+    "layers/attention/k/kernel": ("layers", "embed", "kv_heads", "head_dim"),
+    "layers/attention/v/kernel": ("layers", "embed", "kv_heads", "head_dim"),
+    "layers/attention/o/kernel": ("layers", "heads", "head_dim", "embed"),
+    "layers/attention/q_norm/scale": ("layers", "features"),
+    "layers/attention/k_norm/scale": ("layers", "features"),
+    "layers/mlp_norm/scale": ("layers", "features"),
+    "layers/mlp/gate/kernel": ("layers", "embed", "mlp"),
+    "layers/mlp/up/kernel": ("layers", "embed", "mlp"),
+    "layers/mlp/down/kernel": ("layers", "mlp", "embed"),
+    "norm/scale": ("features",),
+    "lm_head/kernel": ("embed", "vocab"),
+}
+
+Dtype = Literal["float32", "bfloat16"]
+Precision = Literal["default", "high", "highest"]
+
+# What a layer keeps for its backward pass, by the names given with checkpoint_name: (on the device, on the host).
+REMAT: dict[str, tuple[list[str], list[str]]] = {
+    "full": (["residual"], []),
+    "save_attention": (["residual", "attention_out", "attention_lse"], []),
+    "offload": ([], ["residual"]),
+    "offload_attention": ([], ["residual", "attention_out", "attention_lse"]),
+}
+
+
+_TABLES = ("head_dim", "num_layers")  # sizes of tables made for a config: a damaged number must not ask for any size
+_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a Llama, and how it reads positions."""
+
+    vocab_size: int
+    d_model: int
+    d_mlp: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    theta: float = 10000.0  # RoPE base
+    original_len: int = 2048  # pretraining context, tokens
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    qk_norm: bool = False  # normalise queries and keys of each head before they are rotated
+    positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
+    # "auto" takes the fastest that can do it (cudnn or pallas on a GPU); a name that cannot is refused with the reason.
+    attention: Implementation = "auto"
+    block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
+    remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
+    # "none" keeps all that a layer's backward pass reads (on one CPU what products gave, and makes the rest again).
+    # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp
+    # too, so that all but attention is run again. The two offloads keep the same in the host's pinned memory.
+    mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them
+    dtype: Dtype = "float32"  # of activations
+    param_dtype: Dtype = "float32"
+    # Of matmuls, as jax.lax.Precision names it. None is "highest" where dtype is float32 (by default a GPU rounds the
+    # inputs of a float32 matmul to TF32, a TPU to bfloat16), and "default" where dtype is bfloat16.
+    matmul_precision: Precision | None = None
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        for name in (*sizes, "original_len"):
+            value: Any = getattr(self, name)
+            largest = 2**16 if name in _TABLES else 2**31 - 1
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ConfigError(f"model.{name} must be a whole number, got {value!r}.")
+            if not 1 <= value <= largest:
+                limit = "at least 1" if value < 1 else f"at most {largest}"
+                raise ConfigError(f"model.{name} must be {limit}, got {value}.")
+        for name in ("theta", "norm_eps"):
+            if not 0 < getattr(self, name) < _FLOAT32:
+                raise ConfigError(f"model.{name} must be a positive, finite number, got {getattr(self, name)!r}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"model.num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}.")
+        for name, least in (("mlp_chunk", 0), ("block_size", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ConfigError(f"model.{name} must be at least {least}, got {getattr(self, name)}.")
+        with np.errstate(all="ignore"):  # what overflows is named below
+            bound = [self.bind(), self.bind(self.original_len)]  # without and with methods that follow the length
+        if not all(np.isfinite(table).all() for e in bound for table in (e.inv_freq, e.gain)):
+            raise ConfigError(
+                f"model.positions: with head_dim {self.head_dim}, theta {self.theta:g} and original_len"
+                f" {self.original_len} frequencies or gain of {', '.join(str(c['name']) for c in self.positions)} are"
+                " not finite."
+            )
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of matmuls: `matmul_precision`, or what its None stands for."""
+        return self.matmul_precision or ("highest" if self.dtype == "float32" else "default")
+
+    def at_precision(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context for tracing: matmuls in it, those of backward passes too, get the config's precision."""
+        return jax.default_matmul_precision(self.precision)
+
+    def bind(
+        self, length: int | float | None = None, *, scaling: Scaling | None = None, where: str = "positions"
+    ) -> Encoding:
+        """Returns the Encoding of the config's positions, bound on the host; see positions.bind.
+
+        Args:
+          length: sequence length in tokens where it is known.
+          scaling: other methods than the config's: evaluated positions may differ from trained ones.
+          where: how `scaling` is called in errors: the key or the flag that it comes from.
+        """
+        return positions.bind(
+            self.positions if scaling is None else scaling,
+            where="model.positions" if scaling is None else where,
+            head_dim=self.head_dim,
+            theta=self.theta,
+            original_len=self.original_len,
+            length=length,
+            num_layers=self.num_layers,
+        )

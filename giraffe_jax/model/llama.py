@@ -1,0 +1,268 @@
+"""Llama in Flax Linen: a pure function of (params, tokens, encoding).
+
+Positions come in as an Encoding, so the model knows no context-extension method. Axes: B batch, T query tokens, S key
+tokens, D model, N query heads, K key heads, H head width, R = H / 2 rotary planes, F MLP, V vocabulary, L layers.
+"""
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from giraffe_jax import positions
+from giraffe_jax.attention import Place, attend, attend_rows, place_of_rows
+from giraffe_jax.config import ConfigError
+from giraffe_jax.model.cache import Cache
+from giraffe_jax.model.config import PARAM_AXES, REMAT, ModelConfig
+from giraffe_jax.ops import cpu
+from giraffe_jax.ops.linear import linear
+from giraffe_jax.ops.mlp import _gated_in_chunks, gated
+from giraffe_jax.positions import Encoding
+from giraffe_jax.sharding import constrain
+
+# Low-rank adapters (giraffe_jax/lora.py) lie beside the kernel whose input and output axes they share.
+PARAM_AXES |= {
+    f"{path.removesuffix('kernel')}lora/{leaf}": leaf_axes
+    for path, (_, *axes) in PARAM_AXES.items()
+    if path.startswith("layers/") and path.endswith("/kernel")
+    for fan_in in (2 if path.endswith("o/kernel") else 1,)
+    for leaf, leaf_axes in {
+        "a": ("layers", *axes[:fan_in], "rank"),
+        "b": ("layers", "rank", *axes[fan_in:]),
+        "scale": ("layers",),
+    }.items()
+}
+
+
+class Einsum(nn.Module):
+    """A linear map without bias, kernel of any shape; `fan_in` of its axes are contracted."""
+
+    equation: str
+    shape: tuple[int, ...]
+    fan_in: int
+    config: ModelConfig
+
+    @nn.compact
+    def weights(self) -> dict[str, Any]:
+        """Returns the kernel and, where model/lora.py has added one, its adapter."""
+        scale = math.prod(self.shape[: self.fan_in]) ** -0.5
+        kernel = self.param("kernel", nn.initializers.truncated_normal(scale), self.shape, self.config.param_dtype)
+        adapter = {"lora": self.get_variable("params", "lora")} if self.has_variable("params", "lora") else {}
+        return {"kernel": kernel, **adapter}
+
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        return linear(self.equation, x, self.weights())
+
+
+class RMSNorm(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T *D"]) -> Float[Array, "B T *D"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        if cpu.alone():
+            return cpu.rms_norm(x.reshape(-1, x.shape[-1]), scale, self.config.norm_eps).reshape(x.shape)
+        x32 = x.astype(jnp.float32)
+        x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, local, place, cache):
+        """Returns (out [B T D], this layer's cache or None).
+
+        Args:
+          tables, key_tables: one positions.Rotation per band, for these tokens and (raw caches) for the cached keys.
+          local: None, or this layer's window and chunk.
+          place: of these tokens.
+          cache: None, or this layer's (k, v [B S K H], slots [B T], raw).
+        """
+        c = self.config
+        D, N, K, H = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
+        q = constrain(Einsum("btd,dnh->btnh", (D, N, H), 1, c, name="q")(x), "batch", "tokens", "heads", None)
+        k = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="k")(x), "batch", None, "kv_heads", None)
+        v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        if encoding.log_n is not None:
+            start = 1 / jnp.log(encoding.original_len)
+            scale = self.param("ssmax", lambda key: {"scale": jnp.full(N, start, c.param_dtype)})["scale"]
+            q = q * (encoding.log_n[:, :, None] * scale.astype(jnp.float32))[..., None].astype(q.dtype)
+        bias = encoding.bias
+        if hasattr(bias, "with_params"):
+            bias = bias.with_params(lambda name, init: self.param(name, lambda key: init(key, N)))
+        q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, local=local, block_size=c.block_size)
+        if cache is None or x.shape[1] > 1:
+            k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
+            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
+        if cache is not None:
+            cached_k, cached_v, slots, raw = cache
+            stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
+            rows = jnp.arange(x.shape[0])[:, None]
+            cached_k = cached_k.at[rows, slots].set(stored.astype(cached_k.dtype))
+            cached_v = cached_v.at[rows, slots].set(v.astype(cached_v.dtype))
+            if x.shape[1] == 1:
+                k_bands = (cached_k.astype(k.dtype),) * len(tables)
+                if raw:
+                    k_bands = tuple(positions.rotate(k_bands[0], t.k_cos, t.k_sin) for t in key_tables)
+                filled = place_of_rows(None, cached_k.shape[:2])
+                settings |= dict(q_place=place, k_place=filled)
+                settings |= dict(implementation="blockwise" if c.attention == "blockwise" else "auto")
+                out, _ = attend(q_bands, k_bands, cached_v.astype(v.dtype), **settings)
+            cache = (cached_k, cached_v)
+        return Einsum("btnh,nhd->btd", (N, H, D), 2, c, name="o")(out), cache
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        weights = {
+            "gate": Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="gate").weights(),
+            "up": Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="up").weights(),
+            "down": Einsum("btf,fd->btd", (c.d_mlp, c.d_model), 1, c, name="down").weights(),
+        }
+        if not 0 < c.mlp_chunk < x.shape[1]:
+            return gated(x, weights, "batch", "tokens")
+        return _gated_in_chunks(x, weights, c.mlp_chunk)
+
+
+class Block(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], layer, shared):
+        x = checkpoint_name(x, "residual")
+        tables, key_tables, local, cached = layer
+        shared_tables, shared_key_tables, encoding, place, slots, raw = shared
+        tables = shared_tables if tables is None else tables
+        key_tables = shared_key_tables if key_tables is None else key_tables
+        cache = None if cached is None else (*cached, slots, raw)
+        attention = Attention(self.config, name="attention")
+        out, cached = attention(
+            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, local, place, cache
+        )
+        x = constrain(x + out, "batch", "tokens", None)
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return constrain(x, "batch", "tokens", None), cached
+
+
+def _remat(block: Any, how: str) -> Any:
+    """Returns the layer that keeps what REMAT says for its backward pass.
+
+    On one CPU "none" keeps what matrix products gave, attention's among them; norms, rotations and sums are made again,
+    which takes no time that can be measured (LOG.md, 2026-11-26).
+    """
+    policies = jax.checkpoint_policies
+    if how == "none" and not cpu.alone():
+        return block
+    if how == "none":
+        attended = policies.save_only_these_names(*REMAT["save_attention"][0])
+        policy = policies.save_from_both_policies(policies.dots_saveable, attended)
+    else:
+        kept, offloaded = REMAT[how]
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=kept,
+            names_which_can_be_offloaded=offloaded,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return nn.remat(block, prevent_cse=False, policy=policy)
+
+
+class Llama(nn.Module):
+    """Token embeddings, L scanned blocks, a final norm. The unembedding is applied by the loss, in chunks."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        encoding: Encoding,
+        segments: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Returns the final hidden states and the updated cache.
+
+        Args:
+          tokens: input ids.
+          encoding: positions of these tokens, `config.bind(...).at(positions)`.
+          segments: document of each token (0 padding); tokens attend within their document. None: one document a row.
+          cache: with T > 1 the prompt fills an empty cache; with T = 1 one more token is decoded. Rows of different
+            lengths are padded on the right; set `cache.index` to their lengths after the prompt.
+        """
+        c = self.config
+        if cache is not None and cache.filled and tokens.shape[1] > 1:
+            raise ConfigError(
+                f"cache: {tokens.shape[1]} more tokens for a cache that is filled already; a prompt goes into an empty "
+                "cache whole, and after it one token at a time."
+            )
+        embedding = self.param(
+            "embed",
+            lambda key: {"embedding": nn.initializers.normal(0.02)(key, (c.vocab_size, c.d_model), c.param_dtype)},
+        )["embedding"]
+        if not c.tie_embeddings:
+            shape = (c.d_model, c.vocab_size)
+            init = nn.initializers.truncated_normal(c.d_model**-0.5)
+            self.param("lm_head", lambda key: {"kernel": init(key, shape, c.param_dtype)})
+        x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
+
+        layer, shared, slots = self._inputs(encoding, segments, cache)
+        scanned = nn.scan(
+            _remat(Block, c.remat) if cache is None else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=cast(Any, (0, nn.broadcast)),
+            length=c.num_layers,
+        )
+        x, cached = scanned(c, name="layers")(x, layer, shared)
+        if cache is not None and cached is not None:
+            rows = jnp.arange(tokens.shape[0])[:, None]
+            index = cache.index + tokens.shape[1]
+            kept = cache.positions.at[rows, slots].set(encoding.positions)
+            cache = dataclasses.replace(cache, k=cached[0], v=cached[1], index=index, positions=kept, filled=True)
+        return RMSNorm(c, name="norm")(x), cache
+
+    def _inputs(self, encoding: Encoding, segments, cache: Cache | None):
+        """Returns what the scan hands to each layer, what all layers share, and the cache slots of these tokens."""
+        tables, key_tables, slots = positions.rotations(encoding), None, None
+        if cache is not None:
+            if positions.needs_raw_keys(encoding) and not cache.raw:
+                raise ConfigError("several bands rotate a key in several ways: they need Cache.init(..., raw=True).")
+            slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])
+            if cache.raw:
+                rows = jnp.arange(slots.shape[0])[:, None]
+                key_positions = cache.positions.at[rows, slots].set(encoding.positions)
+                of_keys = dict(positions=key_positions, query_scale=None)
+                if encoding.inv_freq.ndim > 2:  # of each token: a cache's row is one document, whose tokens are alike
+                    of_keys |= dict(inv_freq=encoding.inv_freq[..., :1, :])
+                if encoding.gain.ndim:
+                    of_keys |= dict(gain=encoding.gain[:, :1])
+                key_tables = positions.rotations(encoding.replace(**of_keys))
+        # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
+        per_layer, per_layer_keys = (t is not None and t[0].q_cos.ndim == 4 for t in (tables, key_tables))
+        cached = None if cache is None else (cache.k, cache.v)
+        local = None
+        if encoding.window is not None or encoding.chunk is not None:
+            sizes = [jnp.inf if size is None else size for size in (encoding.window, encoding.chunk)]
+            local = tuple(jnp.broadcast_to(jnp.asarray(s, jnp.float32), self.config.num_layers) for s in sizes)
+        layer = (tables if per_layer else None, key_tables if per_layer_keys else None, local, cached)
+        shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
+        raw = cache is not None and cache.raw
+        light = encoding.replace(positions=None, query_scale=None)
+        place = place_of_rows(segments, encoding.positions.shape)
+        if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
+            place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))
+        return layer, (*shared_tables, light, place, slots, raw), slots

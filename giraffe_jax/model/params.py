@@ -1,0 +1,70 @@
+"""Parameters of a model: made, counted, given axes to shard by, fitted to another config."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from giraffe_jax import sharding
+from giraffe_jax.model.config import PARAM_AXES, ModelConfig
+from giraffe_jax.model.llama import Llama
+
+
+def num_params(config: ModelConfig) -> int:
+    """Returns the number of parameters."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Returns freshly initialised parameters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    encoding = config.bind(length=2).at(jnp.arange(2.0)[None])
+    # Compiled: the initialisers and the model that `init` runs are hundreds of programs otherwise.
+    return jax.jit(lambda key: dict(Llama(config).init(key, tokens, encoding)["params"]))(key)
+
+
+def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the logical axes of every parameter that the config's model may have: PARAM_AXES, and what its positions
+    learn ("layers/attention/t5/table"), which is small and whole on every device."""
+
+    def term(term: Any) -> Any:
+        return jax.eval_shape(lambda: term.init(jax.random.key(0), config.num_heads))
+
+    encoding = jax.eval_shape(lambda: config.bind(length=2).at(jnp.arange(2.0)[None]))
+    terms = [t for t in getattr(encoding.bias, "terms", ()) if hasattr(t, "init")]
+    learned = {f"{t.name}/{path}": x.ndim for t in terms for path, x in sharding.paths(term(t)).items()}
+    learned["ssmax/scale"] = 1
+    rows = {f"layers/attention/{name}": ("layers", *("features",) * axes) for name, axes in learned.items()}
+    return PARAM_AXES | rows
+
+
+def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
+    """Returns the parameters of the config's model: those given, and fresh ones where it has more.
+
+    A model that takes up a learned bias, SSMax or normalised queries and keys has parameters that its source had not;
+    one that gives them up drops them. Adapters are kept.
+    """
+    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))
+    given = traverse_util.flatten_dict(params)
+    # Compiled, so that what is not asked for is not made.
+    fresh = jax.jit(lambda: {k: traverse_util.flatten_dict(init_params(config, key))[k] for k in shapes.keys() - given})
+    return traverse_util.unflatten_dict(
+        {k: v for k, v in (dict(given) | fresh()).items() if k in shapes or "lora" in k}
+    )
+
+
+def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+    """Returns the matrix from hidden states to logits."""
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
+
+
+def logits(params: Mapping[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Returns float32 logits of every token; for short rows, since this is the one array that grows with T times V."""
+    return jnp.einsum(
+        "btd,dv->btv", hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,1 @@
+"""Operations of a model that have a fast form on some device."""

@@ -1,0 +1,83 @@
+"""How far a long job is, in one line that is rewritten."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 8s, 3m20s, 2h05m, 1d04h."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+class Progress:
+    """One line that says how far the work is: rewritten in place on a terminal, else one every `every` seconds.
+
+    Work that takes less than `after` seconds says nothing.
+    """
+
+    def __init__(
+        self, total: int | None, *, start: int = 0, every: float = 10.0, after: float = 0.0, file: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self.total, self.start, self.every, self.after = total, start, every, after
+        self.file = sys.stderr if file is None else file
+        self.clock = clock
+        # With stdout in a pipe (`| tee log`) its lines would land in the middle of one that is rewritten.
+        self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
+        self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
+
+    def update(self, done: int, text: str, *, force: bool = False) -> None:
+        """Show `done` of `total` and the text, with the time left measured from this start's own pace."""
+        now = self.clock()
+        pause = 0.1 if self.tty else self.every
+        if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
+            return
+        self._shown = now
+        left = ""
+        if self.total is not None and done > self.start:
+            pace = (now - self._began) / (done - self.start)
+            left = (
+                f"  {duration(pace * (self.total - done))} left"
+                if done < self.total
+                else f"  {duration(now - self._began)}"
+            )
+        head = f"{done}/{self.total}" if self.total is not None else str(done)
+        self._print(f"{head}  {text}{left}")
+
+    def _print(self, line: str) -> None:
+        if self.tty:
+            self.file.write("\r" + line.ljust(self._width))
+            self._width, self._open = len(line), True
+        else:
+            self.file.write(line + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above what shows the progress."""
+        if self._open:
+            text = text.ljust(self._width)
+            self.file.write("\r")
+        self._width, self._open = 0, False
+        self.file.write(text + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """End the line, so that what is printed next starts on its own."""
+        if self._open:
+            self.file.write("\n")
+            self.file.flush()
+            self._open = False

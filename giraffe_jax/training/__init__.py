@@ -1,0 +1,1 @@
+"""Training: a config, a step, and the loop around it."""

@@ -1,0 +1,76 @@
+"""A training's config, and what in it cannot go together."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from giraffe_jax.config import Bound, ConfigError, check_fields
+from giraffe_jax.data.pipeline import DataConfig
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.model.lora import LoraConfig
+from giraffe_jax.sharding import MeshConfig
+from giraffe_jax.training import header
+from giraffe_jax.training.optim import FrequencyConfig, OptimConfig
+
+MOST = 2**31 - 1  # steps are counted in int32
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `source` or a full `model` says what is trained; everything else has a default but the data."""
+
+    data: DataConfig
+    steps: Annotated[int, Bound(1, high=MOST)]
+    source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
+    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
+    tokenizer: str = ""  # path; "" takes the source's
+    optim: OptimConfig = OptimConfig()
+    lora: LoraConfig | None = None  # low-rank adapters on a frozen source, or its own; None trains all parameters
+    frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
+    mesh: MeshConfig = MeshConfig()
+    accumulate: Annotated[int, Bound(1)] = 1  # micro-batches to a step
+    z_loss: Annotated[float, Bound(0.0)] = 0.0
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
+    seed: Annotated[int, Bound(0, high=MOST)] = 0
+    save_every: Annotated[int, Bound(1)] = 500  # steps; the last step is always saved
+    keep: Annotated[int, Bound(1)] = 2  # latest checkpoints kept
+    eval_data: DataConfig | None = None  # held-out data for eval_loss, by which the best checkpoint is kept too
+    eval_every: Annotated[int, Bound(1)] = 500
+    eval_batches: Annotated[int, Bound(1)] = 8
+
+    def __post_init__(self):
+        check_fields(self, "config")
+        if self.data.batch_size % self.accumulate:
+            raise ConfigError(f"config.accumulate {self.accumulate} does not divide batch_size {self.data.batch_size}.")
+        alone = self.frequencies is not None and self.frequencies.train == "alone"
+        if alone and (self.optim.muon_lr is not None or self.optim.weight_decay):
+            raise ConfigError(
+                "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
+            )
+
+
+def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
+    moved = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
+    if config.data.skip is not None and moved:
+        raise ConfigError(
+            f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
+        )
+
+
+def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
+    frozen = config.lora is not None or (config.frequencies is not None and config.frequencies.train == "alone")
+    if model.param_dtype != "float32" and not frozen:
+        raise ConfigError(
+            f"config.model.param_dtype: got {model.param_dtype!r}, which is for weights that do not move (config.lora, "
+            "or frequencies alone): a step of 2e-5 is less than its rounding. Weights that are trained are 'float32'; "
+            "to compute in bfloat16 set config.model.dtype."
+        )
+
+
+def _check_rank(config: TrainConfig, model: ModelConfig) -> None:
+    if config.lora is not None and config.lora.rank > model.d_model:
+        raise ConfigError(
+            f"config.lora.rank: must be <= {model.d_model}, the model's d_model, got {config.lora.rank}: adapters "
+            "would be larger than what they adapt."
+        )

@@ -1,0 +1,42 @@
+"""A training that is told to end (SIGTERM, SIGINT) saves first."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from giraffe_jax.records import TrainLog
+
+
+@contextlib.contextmanager
+def _told_to_end(log: TrainLog) -> Iterator[list[int]]:
+    """Yields a list that SIGINT and SIGTERM add to, so that the step is finished and saved; a second one ends at once.
+
+    In a job of several processes JAX tells all of them of a SIGTERM together (reached_preemption).
+    """
+    told: list[int] = []
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as after `&`
+
+    def tell(number: int, frame: Any) -> None:
+        if told:
+            signal.signal(number, before[signal.Signals(number)])
+            raise KeyboardInterrupt(
+                "told to end twice: ended between two saves; the same command goes on from the last."
+            )
+        told.append(number)
+        log.say("ending after this step, with a save; the same again ends at once")
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
