@@ -1,6 +1,7 @@
 """The reader's path is the import path: every module imports only from lower rows of the ladder, or its own package."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,9 @@ def test_the_ladder_sees_an_import_that_goes_up(tmp_path, where, source, allowed
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(source)
     assert (not violations(file, tmp_path)) == allowed
+
+
+def test_the_drawing_is_of_these_imports():
+    docs = ROOT.parent / "docs"
+    drawing = runpy.run_path(str(docs / "ladder.py"))["drawing"]
+    assert (docs / "ladder.svg").read_text() == drawing(), "python docs/ladder.py draws it anew"
