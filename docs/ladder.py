@@ -1,7 +1,7 @@
 """Draws the ladder of CONTRIBUTING.md from the package's imports: `python docs/ladder.py` writes docs/ladder.svg.
 
-Boxes are folders and modules of giraffe_jax, higher rows above; a line is an import, the wider the more of them. Those of
-`config`, which everything imports, are left out.
+Boxes are folders and modules of giraffe_jax, higher rows above; a line is an import, the wider the more of them. Those
+of `config`, which everything imports, are left out.
 """
 
 import collections
