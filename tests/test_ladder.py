@@ -26,11 +26,8 @@ LADDER = [
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
-# Within a row, a value everyone uses may be read by its neighbours; nothing else may.
+# What its neighbours in a row may import too.
 SHARED = {"config"}
-NEIGHBOURS = {
-    ("positions", "attention"),  # positions.distances probes the attention that models run
-}
 
 
 def modules(root: Path = ROOT) -> list[Path]:
@@ -68,7 +65,7 @@ def violations(file: Path, root: Path = ROOT) -> list[str]:
     package = ("giraffe_jax", *file.relative_to(root).parent.parts)
     found = []
     for line, name in imported(file.read_text(encoding="utf-8"), package):
-        if name == mine or name in SHARED or (mine, name) in NEIGHBOURS or name.startswith("__"):
+        if name == mine or name in SHARED or name.startswith("__"):
             continue
         if name not in LEVEL or LEVEL[name] >= LEVEL[mine]:
             where = f"row {LEVEL[name]}" if name in LEVEL else "no row"

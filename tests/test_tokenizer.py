@@ -14,6 +14,7 @@ from giraffe_jax.tokenizer import (
     JsonTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    base,
     encode_batch,
     load_tokenizer,
 )
@@ -96,11 +97,11 @@ def test_bytes_round_trip_and_export(tmp_path):
 def test_byte_characters_are_the_libraries():
     from tokenizers import pre_tokenizers
 
-    assert sorted(gguf_file.BYTE_CHARACTERS) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(base.BYTE_CHARACTERS) == sorted(pre_tokenizers.ByteLevel.alphabet())
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for b in range(0x80):
-        assert pre.pre_tokenize_str(chr(b))[0][0] == gguf_file.BYTE_CHARACTERS[b]
-    assert pre.pre_tokenize_str("ü")[0][0] == "".join(gguf_file.BYTE_CHARACTERS[b] for b in "ü".encode())
+        assert pre.pre_tokenize_str(chr(b))[0][0] == base.BYTE_CHARACTERS[b]
+    assert pre.pre_tokenize_str("ü")[0][0] == "".join(base.BYTE_CHARACTERS[b] for b in "ü".encode())
 
 
 @needs_stories

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from giraffe_jax.bench.worker import QUICK, fastest
+from giraffe_jax.bench.timing import QUICK, fastest
 
 SIZES = (2048, 4096)
 LARGE = (8192,)  # beside them where there is more than a CPU

@@ -6,14 +6,11 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from giraffe_jax.bench.timing import QUICK, fastest
 from giraffe_jax.tuning import tune
-
-ENOUGH, LONG = 5.0, 60.0  # seconds after which a call is not repeated again; not even once
-QUICK = 0.5  # seconds that calls on a GPU are repeated for at least, since its clock takes a while to rise
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
@@ -42,23 +39,6 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     ready = time.perf_counter()
     seconds = fastest(call, least=0.0 if settings["platform"] == "cpu" else QUICK)
     return dict(seconds=seconds, peak_bytes=side.peak_bytes() or peak_rss(), compile_seconds=ready - began) | about
-
-
-def fastest(call: Callable[[], Any], most: int = 5, least: float = 0.0) -> float:
-    """Returns the seconds of the fastest call; the first is a warm-up, unless it alone took LONG.
-
-    Calls are `most`, or as many as take `least` seconds where that is more.
-    """
-    best, spent, n = float("inf"), 0.0, 0
-    while n < most or (spent < least and n < 10_000):
-        began = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - began
-        best, spent = min(best, seconds), spent + seconds
-        if spent > (ENOUGH if n else LONG):
-            break
-        n += 1
-    return best
 
 
 def forget_peak() -> None:

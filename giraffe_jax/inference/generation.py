@@ -17,7 +17,7 @@ Methods whose frequencies depend on the sequence length need to be told which le
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +25,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.inference.scoring import Tokens, _forward, _program
+from giraffe_jax.inference.scoring import Loaded, Tokens, _forward, _program
 from giraffe_jax.model import Cache, ModelConfig, logits
 from giraffe_jax.positions import Encoding, length_dependent, needs_raw_keys
-
-if TYPE_CHECKING:
-    from giraffe_jax.inference.lm import LM
 
 Policy = Literal["pinned", "per_call", "running"]
 
 
 def prefill(
-    lm: "LM",
+    lm: Loaded,
     tokens: Tokens,
     lengths: Int[Array | np.ndarray, "B"],
     encoding: Encoding,
@@ -65,7 +62,7 @@ def prefill(
 
 
 def decode_step(
-    lm: "LM", token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
+    lm: Loaded, token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Returns the logits after one more token in each row, and the cache with it.
 
@@ -89,7 +86,7 @@ def check_cache(encoding: Encoding, raw: bool) -> None:
 
 
 def generate(
-    lm: "LM",
+    lm: Loaded,
     prompts: Sequence[Sequence[int]],
     n: int,
     encoding: Encoding | None = None,
@@ -157,7 +154,7 @@ def generate(
     return outputs
 
 
-def _generate(lm: "LM", inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
+def _generate(lm: Loaded, inputs, encoding: Encoding, n: int, stop, temperature, key, settings) -> list[list[int]]:
     tokens, lengths = inputs
     capacity = tokens.shape[1] + settings["room"]
     if settings["policy"] != "pinned":
@@ -250,7 +247,7 @@ def _stop(tokenizer: Any, stop: Sequence[int] | None) -> np.ndarray:
     return np.array([*ids, *[-1] * (_bucket(max(1, len(ids)), least=4) - len(ids))], np.int32)
 
 
-def _check(lm: "LM", prompts: Sequence[Sequence[int]], n: int, policy: str, temperature: float, key: Any) -> None:
+def _check(lm: Loaded, prompts: Sequence[Sequence[int]], n: int, policy: str, temperature: float, key: Any) -> None:
     if policy not in ("pinned", "per_call", "running"):
         raise ConfigError(f"generate: policy must be 'pinned', 'per_call' or 'running', got {policy!r}.")
     if n < 1:

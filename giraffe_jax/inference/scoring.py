@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,25 @@ from giraffe_jax.model import Llama, ModelConfig, unembedding
 from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.positions import Encoding
 
-if TYPE_CHECKING:
-    from giraffe_jax.inference.lm import LM
-
 Tokens = Int[Array | np.ndarray, "B T"]
 
 
+@runtime_checkable
+class Loaded(Protocol):
+    """What scoring and generation read of an LM."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def params(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
 def score(
-    lm: "LM",
+    lm: Loaded,
     tokens: Tokens,
     encoding: Encoding | None = None,
     segments: Tokens | None = None,

@@ -6,6 +6,8 @@ A method is a file of `positions/methods`; its name is its name in a config. Met
     inv_freq, gain = frequencies(scaling, head_dim=128, theta=1e4, original_len=4096)
 """
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 from giraffe_jax.positions.code import digest as code_digest
@@ -33,13 +35,13 @@ from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, reach, turned
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 
+distances: Callable[..., Any]  # of each pair of tokens as attention gives it, [Q T]: attention/distances.py
 
-def distances(scaling: Scaling, *, length: int, head_dim: int, theta: float, original_len: int, queries=None):
-    """Returns the effective query-key distance of each pair, [T, T]; see attention/distances.py, which measures it."""
-    from giraffe_jax.attention.distances import distances as probe
 
-    model: dict[str, Any] = dict(head_dim=head_dim, theta=theta, original_len=original_len)
-    return probe(scaling, length=length, queries=queries, **model)
+def __getattr__(name: str) -> Any:
+    if name == "distances":  # it runs attention, which imports this package
+        return importlib.import_module("giraffe_jax.attention.distances").distances
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

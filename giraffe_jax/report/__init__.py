@@ -12,7 +12,7 @@ from pathlib import Path
 
 from giraffe_jax import records
 from giraffe_jax.report import between, findings, latex, metrics, page, plots, style, tables
-from giraffe_jax.report.drawn import save as draw_methods
+from giraffe_jax.report.draw import save as draw_methods
 from giraffe_jax.report.few import before as too_few
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.reading import read

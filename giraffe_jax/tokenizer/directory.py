@@ -52,7 +52,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
       ConfigError: a key that changes ids has a value that is not applied here.
     """
-    from giraffe_jax.tokenizer import read_json
+    from giraffe_jax.tokenizer.files import read_json
 
     file, model = directory / CONFIG, directory / "config.json"
     config = read_json(file) if file.is_file() else {}
@@ -118,7 +118,7 @@ def add_tokens(
 
 def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, Any]]) -> dict[int, Any]:
     """Returns the tokens that have an id in one of the files, as {id: AddedToken}, by increasing id."""
-    from giraffe_jax.tokenizer import read_json
+    from giraffe_jax.tokenizer.files import read_json
 
     found: dict[int, Any] = {}
     if "added_tokens_decoder" in config:
@@ -269,7 +269,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
     """Returns the ids that end a text: the end token, and those of generation_config.json and config.json."""
-    from giraffe_jax.tokenizer import read_json
+    from giraffe_jax.tokenizer.files import read_json
 
     found: list[int] = []
     for file in (directory / GENERATION, directory / "config.json"):
@@ -289,7 +289,7 @@ def one_each(eos_id: int | None, further: Sequence[int]) -> tuple[int, ...]:
 
 def kept_files(directory: Path) -> dict[str, bytes]:
     """Returns the files that say how to generate and to chat: nothing here reads them, and exports keep them."""
-    from giraffe_jax.tokenizer import read_json
+    from giraffe_jax.tokenizer.files import read_json
 
     found = {}
     for name in (GENERATION, TEMPLATE):

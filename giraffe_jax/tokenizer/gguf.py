@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.tokenizer.base import JsonTokenizer
 from giraffe_jax.tokenizer.directory import GENERATION
-
-# The printable stand-ins that byte-level BPE (GPT-2) gives the 256 bytes: printable Latin-1 stands for itself, the
-# other 68 bytes take the code points from 256 on, in order.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [b for b in range(256) if b not in set(_PRINTABLE)]
-BYTE_CHARACTERS = [chr(b) if b in set(_PRINTABLE) else chr(256 + _OTHERS.index(b)) for b in range(256)]
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (
@@ -177,7 +172,6 @@ def _tensor_extent(number: Any, string: Any) -> tuple[str, int, int]:
 
 def tokenizer(file: File) -> Any:
     """Returns the tokenizer that a GGUF file describes: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
-    from giraffe_jax.tokenizer import JsonTokenizer
 
     meta, where = file.metadata, str(file.path)
     tokens = meta.get("tokenizer.ggml.tokens")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer import Tokenizer
+from giraffe_jax.tokenizer.base import Tokenizer
 from giraffe_jax.tokenizer.directory import GENERATION, TEMPLATE
 from giraffe_jax.tokenizer.gguf import GPT2, PRE_TOKENIZERS, SAMPLING, WHOLE_WORDS
 

@@ -9,7 +9,7 @@ import fabricate
 import numpy as np
 import pytest
 
-from giraffe_jax.report import drawn, scores, variants
+from giraffe_jax.report import draw, drawn, scores, variants
 
 SHAPE = {"head_dim": 8, "theta": 10000.0, "original_len": 64}
 SOURCE = '''
@@ -37,19 +37,19 @@ def manifest(**methods):
 
 
 def test_an_own_methods_planes_are_drawn_when_it_runs(ramp, tmp_path):
-    got = drawn.draw(ramp, SHAPE, 128)
+    got = draw.draw(ramp, SHAPE, 128)
     assert got.stretch == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=1e-6) and got.distances == ()
-    still = drawn.draw([{"name": "truncate", "cutoff_len": 16.0}], SHAPE, 128)
+    still = draw.draw([{"name": "truncate", "cutoff_len": 16.0}], SHAPE, 128)
     assert still.stretch is not None and math.isinf(still.stretch[-1])
 
 
 def test_distances_are_those_of_the_formula():
     # ReRoPE: true up to the window, the window beyond it (kexue.fm 9708).
-    got = drawn.draw([{"name": "rerope", "window": 32}], SHAPE, 128)
+    got = draw.draw([{"name": "rerope", "window": 32}], SHAPE, 128)
     true, seen = np.array(got.distances).T
     assert got.reach == 128 and true[0] == 0 and true[-1] == 127
     np.testing.assert_allclose(seen, np.minimum(true, 32), atol=0.1)
-    masked = drawn.draw([{"name": "sliding_window", "window": 16}], SHAPE, 128)
+    masked = draw.draw([{"name": "sliding_window", "window": 16}], SHAPE, 128)
     true, seen = np.array(masked.distances).T
     np.testing.assert_array_equal(np.isnan(seen), true >= 16)
 
@@ -57,20 +57,20 @@ def test_distances_are_those_of_the_formula():
 def test_what_is_saved_is_read_again_and_made_anew_only_where_it_changed(ramp, tmp_path, monkeypatch):
     far = [{"name": "rerope", "window": 32}]
     own = manifest(plain=[], linear=[{"name": "linear", "factor": 2.0}], own=ramp, far=far)
-    drawn.save(tmp_path, own)
+    draw.save(tmp_path, own)
     first = drawn.read(tmp_path)
     assert list(first) == ["own", "far"] and first["own"].stretch == pytest.approx([1, 2, 3, 4], rel=1e-5)
     made = []
-    monkeypatch.setattr(drawn, "draw", lambda *arguments: made.append(arguments[0]) or drawn.Drawn("k", None, 1, ()))
-    drawn.save(tmp_path, own)
+    monkeypatch.setattr(draw, "draw", lambda *arguments: made.append(arguments[0]) or drawn.Drawn("k", None, 1, ()))
+    draw.save(tmp_path, own)
     assert made == [] and drawn.read(tmp_path) == first
     other = manifest(own=[ramp[0] | {"factor": 2.0}], far=far)
-    drawn.save(tmp_path, other)
+    draw.save(tmp_path, other)
     assert made == [[ramp[0] | {"factor": 2.0}]]
 
 
 def test_a_method_that_fails_ends_no_run_and_a_broken_file_is_left_out(ramp, tmp_path):
-    drawn.save(tmp_path, manifest(own=[ramp[0] | {"factor": -1.0}]))
+    draw.save(tmp_path, manifest(own=[ramp[0] | {"factor": -1.0}]))
     assert not (tmp_path / drawn.FILE).exists()
     form = '{"own": {"key": "", "stretch": [%s], "reach": %s, "distances": []}}'
     wrong = (form % pair for pair in (('"x"', 1), ("", 1), ("0", 1), ("1", 0), ("1", "1e999")))
@@ -82,7 +82,7 @@ def test_a_method_that_fails_ends_no_run_and_a_broken_file_is_left_out(ramp, tmp
 
 def test_a_report_draws_an_own_method_without_its_code(ramp, tmp_path):
     entries = {"plain": [], "own": ramp, "far": [{"name": "rerope", "window": 32}]}
-    drawn.save(tmp_path, manifest(**entries))
+    draw.save(tmp_path, manifest(**entries))
     figures = {name: fabricate.FIGURES["plain"] for name in entries}
     rows = list(fabricate.rows(figures=figures, examples=1))
     sys.modules.pop("drawn_ramp")

@@ -1,0 +1,20 @@
+"""Files beside a tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.config import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the mapping a JSON file holds; the error names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid JSON (nested too deeply).") from None
+    except ValueError as e:  # of UTF-8, of JSON, and of numbers with thousands of digits
+        raise ConfigError(f"{path}: not valid JSON ({e}).") from e
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
