@@ -10,7 +10,7 @@ from typing import Literal
 from giraffe_jax import devices
 
 Form = Literal["cpu", "xla"]  # ops/cpu.py's, with gradients by hand for one CPU; or the formula, compiled by XLA
-_NAMES: dict[Form, str] = {"cpu": "by hand for one CPU", "xla": "by XLA"}
+_NAMES: dict[str, str] = {"cpu": "by hand for one CPU", "xla": "by XLA"}
 
 
 @dataclasses.dataclass(frozen=True)
