@@ -10,9 +10,8 @@ import pytest
 from giraffe_jax.attention import attend, place_of_rows
 from giraffe_jax.loading import load
 from giraffe_jax.model import Llama, unembedding
-from giraffe_jax.ops import cpu
+from giraffe_jax.ops import choose, cpu
 from giraffe_jax.ops.loss import next_token_loss
-from giraffe_jax.sharding import MeshConfig, make_mesh
 from tests.close import close
 
 
@@ -70,7 +69,7 @@ def test_the_model_and_its_gradient_are_those_of_any_device(monkeypatch):
         return next_token_loss(hidden, unembedding(params), targets, jnp.full((2, 200), 1 / 400), chunk=64)[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(lm.params)
-    monkeypatch.setattr(cpu, "alone", lambda: False)
+    monkeypatch.setattr(choose, "ONE_CPU", choose.ELSEWHERE)
     want, expected = jax.jit(jax.value_and_grad(lambda params: loss(params)))(lm.params)
     close(value, want)
     for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
@@ -88,15 +87,7 @@ def test_attention_walks_its_heads_at_once_elsewhere_and_gets_the_same(monkeypat
         return out, back(d)
 
     got = jax.jit(both)(q, k, v, d)
-    monkeypatch.setattr(cpu, "alone", lambda: False)
+    monkeypatch.setattr(choose, "ONE_CPU", choose.ELSEWHERE)
     want = jax.jit(lambda *inputs: both(*inputs))(q, k, v, d)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         close(a, b, ulps=84)
-
-
-def test_a_mesh_of_several_devices_is_not_one_cpu():
-    assert cpu.alone()
-    for devices, alone in ((1, True), (8, False)):
-        with jax.set_mesh(make_mesh(MeshConfig(fsdp=devices), jax.devices()[:devices])):
-            assert cpu.alone() == alone
-            assert jax.jit(lambda x: x + cpu.alone())(0) == alone

@@ -103,6 +103,7 @@ def test_a_run_says_what_it_is_and_what_happens(tmp_path, tokenizer, capsys, mon
                  " parameters, computed in float32, matmuls at highest precision\ntrained: ",
                  f"embedding {258 * 16:,}, unembedding {258 * 16:,}, norms {5 * 16}, attention ",
                  "positions: linear, randomize, trained to 64 before",
+                 "\nattention: dense, 1 band; linear, mlp, norm, loss by XLA\nmesh: data=1 fsdp=8 ",
                  "warning: optim.warmup_steps 20 is not less than steps 6: ",
                  "data: longest document 128 tokens; in the first batch ", " a row, positions are drawn by random",
                  "mesh: data=1 fsdp=8 context=1 tensor=1, 8 x cpu", "batch: 8 x 128 = 1,024 tokens a step",

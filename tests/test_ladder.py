@@ -11,7 +11,7 @@ import giraffe_jax
 ROOT = Path(str(giraffe_jax.__file__)).parent
 
 LADDER = [
-    {"config", "records", "provenance", "tuning"},
+    {"config", "records", "provenance", "tuning", "devices"},
     {"positions", "sharding", "tokenizer"},
     {"ops", "data", "checkpoint"},
     {"attention"},

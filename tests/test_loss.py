@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from giraffe_jax.ops import cpu
+from giraffe_jax.ops import choose
 from giraffe_jax.ops.loss import next_token_loss, token_nll
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.close import close, decided
@@ -22,7 +22,7 @@ TARGETS = jax.random.randint(jax.random.key(2), (2, 21), 0, 30)
 def forms(request, monkeypatch):
     """The loss of one CPU, and that of every other device."""
     if request.param == "any device":
-        monkeypatch.setattr(cpu, "alone", lambda: False)
+        monkeypatch.setattr(choose, "ONE_CPU", choose.ELSEWHERE)
 
 
 def by_hand():

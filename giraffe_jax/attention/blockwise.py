@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.places import Place
-from giraffe_jax.ops import cpu
+from giraffe_jax.ops.choose import choose
 from giraffe_jax.positions import CAUSAL, Band
 from giraffe_jax.positions.encoding import whole
 
@@ -243,8 +243,8 @@ class _Walk(NamedTuple):
         return jnp.arange(self.q[0].shape[2])
 
     def over_heads(self, function):
-        """Returns function(row, head) of all rows and key heads: in turn on one CPU, at once elsewhere."""
-        each = lax.map if cpu.alone() else lambda f, xs: jax.vmap(f)(xs)
+        """Returns function(row, head) of all rows and key heads, in turn or at once."""
+        each = lax.map if choose().heads == "in turn" else lambda f, xs: jax.vmap(f)(xs)
         heads = jnp.arange(self.v.shape[1])
         return each(lambda row: each(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
 

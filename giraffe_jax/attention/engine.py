@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from giraffe_jax import sharding
+from giraffe_jax import devices, sharding
 from giraffe_jax.attention import cudnn, ranges
 from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
 from giraffe_jax.attention.dense import dense
@@ -69,7 +69,7 @@ def choose(
         if reason is not None:
             raise ConfigError(f'model.attention: "{implementation}" cannot: {reason}. "auto" takes one that can.')
         return Kernel(implementation)
-    if _target()[0] == "cpu":
+    if devices.target().platform == "cpu":
         return Kernel("blockwise")
     passed = []
     for name in ("cudnn", "pallas"):
@@ -82,7 +82,7 @@ def choose(
 
 def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> str | None:
     """Returns None where a kernel can do it, else the reason."""
-    platform, mesh = _target()
+    platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
     if platform != "gpu" and not (name == "pallas" and INTERPRET):
         return f"made for NVIDIA GPUs, not for {platform}"
@@ -129,15 +129,6 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
 
 
 INTERPRET = False  # tests run the Pallas kernels on a CPU
-
-
-def _target() -> tuple[str, Any]:
-    """Returns the platform that is traced for, and the mesh where it has several devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    platform = "gpu" if platform in ("cuda", "gpu") else platform
-    return platform, None if mesh.empty or mesh.size == 1 else mesh
 
 
 def attend_rows(
@@ -232,7 +223,7 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
         return (d_q,), (d_k,), d_v, None
 
     found = by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
-    if table is None or _target()[1] is None:
+    if table is None or devices.target().mesh is None:
         return found
     return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
 
@@ -251,7 +242,7 @@ def _over_devices(function, q, k, v, place: Place, seen: Interval, table, *more)
 
     `more`: the output, the log-sum-exp and the output's gradient, of which come gradients, of the table too.
     """
-    mesh = _target()[1]
+    mesh = devices.target().mesh
     if mesh is None:
         return function(q, k, v, place, seen, table, *more)
     batch = sharding.RULES["batch"]

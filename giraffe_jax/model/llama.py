@@ -20,6 +20,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.model.cache import Cache
 from giraffe_jax.model.config import PARAM_AXES, REMAT, ModelConfig
 from giraffe_jax.ops import cpu
+from giraffe_jax.ops.choose import choose
 from giraffe_jax.ops.linear import linear
 from giraffe_jax.ops.mlp import _gated_in_chunks, gated
 from giraffe_jax.positions import Encoding
@@ -65,7 +66,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T *D"]) -> Float[Array, "B T *D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
-        if cpu.alone():
+        if choose().norm == "cpu":
             return cpu.rms_norm(x.reshape(-1, x.shape[-1]), scale, self.config.norm_eps).reshape(x.shape)
         x32 = x.astype(jnp.float32)
         x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
@@ -161,11 +162,11 @@ class Block(nn.Module):
 def _remat(block: Any, how: str) -> Any:
     """Returns the layer that keeps what REMAT says for its backward pass.
 
-    On one CPU "none" keeps what matrix products gave, attention's among them; norms, rotations and sums are made again,
+    On one CPU "none" keeps the outputs of matmuls and of attention; norms, rotations and sums are made again,
     which takes no time that can be measured (LOG.md, 2026-11-26).
     """
     policies = jax.checkpoint_policies
-    if how == "none" and not cpu.alone():
+    if how == "none" and choose().remat == "all":
         return block
     if how == "none":
         attended = policies.save_only_these_names(*REMAT["save_attention"][0])

@@ -2,7 +2,7 @@
 
 XLA's CPU backend multiplies at the machine's peak where operands are plain matrices and the wider side of the result is
 its columns, and at half of it elsewhere; and it does not fuse across products, so that every array of an elementwise
-formula is one more pass over memory. Other devices have neither fault: `alone` is the one place that chooses, and the
+formula is one more pass over memory. Other devices have neither fault: ops/choose.py says where these run, and the
 formulas are those that the model and the loss have without them.
 
 Axes: M tokens, I and O a map's inputs and outputs, D model, F MLP, V vocabulary.
@@ -20,15 +20,6 @@ from jaxtyping import Array, Bool, Float, Int
 MLP_CHUNK = 512  # tokens whose hidden layer stays in the cache
 TILE = 512  # rows of the unembedding that are multiplied at once
 LOWEST = -1e30
-
-
-def alone() -> bool:
-    """Returns whether what is traced here is for one CPU, and not for a mesh of devices or another kind of them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend() == "cpu"
-    device = mesh.abstract_device
-    return mesh.size == 1 and (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 # Linear maps

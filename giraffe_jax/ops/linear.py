@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from giraffe_jax.ops import cpu
+from giraffe_jax.ops.choose import choose
 
 
 def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]) -> Float[Array, "B T ..."]:
@@ -21,7 +22,7 @@ def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]
     inputs, _, outputs = re.split(",|->", equation)
     read, written = inputs[2:], outputs[2:]
     kernel = weights["kernel"].astype(x.dtype)
-    out = cpu.linear(x, kernel) if cpu.alone() else jnp.einsum(equation, x, kernel)
+    out = cpu.linear(x, kernel) if choose().linear == "cpu" else jnp.einsum(equation, x, kernel)
     if "lora" not in weights:
         return out
     adapter = weights["lora"]

@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from giraffe_jax.ops import cpu
+from giraffe_jax.ops.choose import choose
 from giraffe_jax.sharding import constrain, copies, local_chunks
 
 
@@ -27,7 +28,7 @@ def token_nll(
     Args:
       chunk: tokens of a row on one device whose logits exist at once; the backward pass recomputes them.
     """
-    if cpu.alone():
+    if choose().loss == "cpu":
         flat = cpu.nll(hidden.reshape(-1, hidden.shape[-1]), unembedding.T.astype(hidden.dtype), targets.ravel(), chunk)
         nll, norm, correct = (x.reshape(targets.shape) for x in flat)
         return nll, norm, correct
@@ -85,7 +86,7 @@ def _loss(z_loss, chunk, hidden, unembedding, targets, weights):
 def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
     learns, dtype = unembedding.perturbed, unembedding.value.dtype
     hidden, unembedding, targets, weights = hidden.value, unembedding.value, targets.value, weights.value
-    if cpu.alone():
+    if choose().loss == "cpu":
         flat, words = hidden.reshape(-1, hidden.shape[-1]), unembedding.T.astype(hidden.dtype)
         nll, norm, d_hidden, d_words = cpu.nll_and_gradients(
             flat, words, targets.ravel(), weights.ravel(), z_loss=z_loss, chunk=chunk, learns=learns

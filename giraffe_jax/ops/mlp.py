@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from giraffe_jax import sharding
 from giraffe_jax.ops import cpu
+from giraffe_jax.ops.choose import choose
 from giraffe_jax.ops.linear import linear
 from giraffe_jax.sharding import constrain
 
 
 def gated(x: Float[Array, "B T D"], weights: Mapping[str, Any], *axes: str | None) -> Float[Array, "B T D"]:
     """Returns down(silu(gate(x)) * up(x)); `axes` are the logical axes of B and T."""
-    if cpu.alone() and not any("lora" in w for w in weights.values()):
+    if choose().mlp == "cpu" and not any("lora" in w for w in weights.values()):
         kernels = (weights[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
         return cpu.gated(x.reshape(-1, x.shape[-1]), *kernels).reshape(x.shape)
     hidden_BTF = nn.silu(linear("btd,df->btf", x, weights["gate"])) * linear("btd,df->btf", x, weights["up"])

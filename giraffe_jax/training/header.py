@@ -10,6 +10,7 @@ import numpy as np
 from giraffe_jax.attention.engine import described
 from giraffe_jax.data.pipeline import DataConfig
 from giraffe_jax.model import ModelConfig, lora
+from giraffe_jax.ops.choose import choose
 from giraffe_jax.positions import largest_factor
 from giraffe_jax.training.optim import OptimConfig
 from giraffe_jax.training.step import TrainState, trainable
@@ -25,7 +26,7 @@ def header(config: Any, model: ModelConfig, state: TrainState, mesh: Any, workdi
     step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
     with jax.set_mesh(mesh):
-        kernel = described(model, batch=rows // config.accumulate, tokens=tokens)
+        kernels = f"{described(model, batch=rows // config.accumulate, tokens=tokens)}; {choose()}"
     devices = mesh.devices.flat[0].device_kind
     begin = "the start" if step == 0 else f"checkpoint {step}"
     left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
@@ -36,7 +37,7 @@ def header(config: Any, model: ModelConfig, state: TrainState, mesh: Any, workdi
         f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
         "trained": f"{sum(groups.values()):,} parameters: {parts}",
         "positions": f"{methods}, trained to {model.original_len:,} before",
-        "attention": kernel,
+        "attention": kernels,
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
         "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
         + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from giraffe_jax import devices
 from giraffe_jax.attention import attend_rows, choose, dense, engine, place_of_rows, ranges
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.intervals import intervals
@@ -121,7 +122,7 @@ def test_the_kernels_lower_for_a_gpu_that_is_not_here(dtype):
 def card(monkeypatch):
     """A CPU that says it is a GPU, and runs the Pallas kernels."""
     monkeypatch.setattr(engine, "INTERPRET", True)
-    monkeypatch.setattr(engine, "_target", lambda: ("gpu", None))
+    monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu"))
     monkeypatch.setattr(engine.cudnn, "missing", lambda head_dim: None)
 
 

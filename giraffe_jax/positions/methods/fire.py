@@ -10,6 +10,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from giraffe_jax import devices
 from giraffe_jax.positions.biases import add_bias
 from giraffe_jax.positions.compose import Bound
 from giraffe_jax.positions.encoding import Encoding
@@ -79,7 +80,7 @@ class Fire:
         # Few queries at a time, and hidden units again for the gradient: all at once are `width` times the distances.
         i, j = (x if x.ndim == 2 else x[:, 0] for x in (i, j))
         i, j = jnp.moveaxis(i, -2, 0), j[..., 0, :]
-        units = self.UNITS if jax.default_backend() == "cpu" else self.UNITS_ELSEWHERE
+        units = self.UNITS if devices.target().platform == "cpu" else self.UNITS_ELSEWHERE
         queries = max(1, units // (self.width * j.size))
         out = jax.lax.map(jax.checkpoint(of_a_query), i, batch_size=min(queries, len(i)))
         return jnp.moveaxis(out, 0, -2)

@@ -1,0 +1,42 @@
+"""Which implementation of each operation runs, decided in one place by the devices that are traced for.
+
+Attention over whole rows has a choice of its own beside this one, since it depends on the method and the shapes too:
+giraffe_jax/attention/engine.py.
+"""
+
+import dataclasses
+from typing import Literal
+
+from giraffe_jax import devices
+
+Form = Literal["cpu", "xla"]  # ops/cpu.py's, with gradients by hand for one CPU; or the formula, compiled by XLA
+_NAMES: dict[str, str] = {"cpu": "by hand for one CPU", "xla": "by XLA"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """The implementation of each operation, by name."""
+
+    linear: Form
+    mlp: Form  # a layer with adapters always takes "xla"
+    norm: Form
+    loss: Form
+    # What a layer keeps for its backward pass with model.remat="none": all that it reads, or outputs of matmuls alone.
+    remat: Literal["all", "matmuls"]
+    heads: Literal["in turn", "at once"]  # how blockwise attention goes over rows and heads
+
+    def __str__(self) -> str:
+        """Returns who computes what, like "linear, mlp, norm, loss by XLA"."""
+        ops = {name: getattr(self, name) for name in ("linear", "mlp", "norm", "loss")}
+        by_form = {form: [name for name, of in ops.items() if of == form] for form in _NAMES}
+        return "; ".join(f"{', '.join(names)} {_NAMES[form]}" for form, names in by_form.items() if names)
+
+
+ONE_CPU = Kernels(linear="cpu", mlp="cpu", norm="cpu", loss="cpu", remat="matmuls", heads="in turn")
+ELSEWHERE = Kernels(linear="xla", mlp="xla", norm="xla", loss="xla", remat="all", heads="at once")
+
+
+def choose(target: devices.Target | None = None) -> Kernels:
+    """Returns the implementations for a target; without one, for the devices that are traced for now."""
+    platform, mesh = devices.target() if target is None else target
+    return ONE_CPU if platform == "cpu" and mesh is None else ELSEWHERE
