@@ -20,6 +20,7 @@ from giraffe_jax.config import Bound, ConfigError, check_fields
 Rate = Annotated[float, Bound(0.0, above=True)]
 NonNegative = Annotated[float, Bound(0.0)]
 Decay = Annotated[float, Bound(0.0, high=0.999999)]  # of a moment
+Number = Any  # a float of the config (cosine: a bool), or what stands for it while a step is traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +76,17 @@ class FrequencyConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step: linear warm-up, the peak, and the descent. Leaves are float scalars."""
+    """The learning rate of each step: linear warm-up, the peak, and the descent. Called with a step, it returns a rate."""
 
-    peak: float
-    rise: float  # from the peak to the rate of step 0: negative
-    rise_steps: float  # from step 0 to the peak
-    warmup: float  # steps of the warm-up: one more than rise_steps, or none
-    fall: float  # from the last rate to the peak
-    last: float
-    fall_from: float  # the last step at the peak
-    fall_steps: float
-    cosine: bool  # the descent is half a cosine; else it is a line
+    peak: Number
+    rise: Number  # from the peak to the rate of step 0: negative
+    rise_steps: Number  # from step 0 to the peak
+    warmup: Number  # steps of the warm-up: one more than rise_steps, or none
+    fall: Number  # from the last rate to the peak: 0 where the schedule is constant
+    last: Number
+    fall_from: Number  # the step from which it descends, the last one at the peak
+    fall_steps: Number
+    cosine: Number  # the descent is half a cosine; else it is a line
 
     def __call__(self, step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
@@ -137,13 +138,13 @@ class Optimizer:
     """
 
     lr: Schedule
-    muon: float | None  # rate of kernels over lr's, under Muon
+    muon: Number | None  # rate of kernels over lr's, under Muon
     own: Schedule | None  # rate of frequencies beside weights
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip: float | None
+    b1: Number
+    b2: Number
+    eps: Number
+    weight_decay: Number
+    clip: Number | None
     mu_dtype: str
 
     def init(self, params: Any) -> Any:

@@ -14,7 +14,7 @@ from giraffe_jax.model import Llama, ModelConfig, lora, unembedding
 from giraffe_jax.model.lora import LoraConfig, with_lr_ratio
 from giraffe_jax.ops.loss import next_token_loss, token_nll
 from giraffe_jax.positions import Encoding, turned
-from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, Optimizer, optimizer
+from giraffe_jax.training.optim import FrequencyConfig, Number, OptimConfig, Optimizer, optimizer
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
@@ -50,8 +50,8 @@ class Update:
     """How a step changes parameters. Its numbers are leaves, arguments of the compiled step; the rest is part of it."""
 
     optimizer: Optimizer
-    lr_ratio: float | None  # LoraConfig.lr_ratio, where it is not 1
-    regularise: float | None  # FrequencyConfig.regularise, where frequencies are trained
+    lr_ratio: Number | None  # LoraConfig.lr_ratio, where it is not 1
+    regularise: Number | None  # FrequencyConfig.regularise, where frequencies are trained
     adapters: LoraConfig | None  # of these two, what `trainable` reads: numbers in them would be part of the program
     frequencies: FrequencyConfig | None
 
