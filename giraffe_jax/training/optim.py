@@ -76,7 +76,7 @@ class FrequencyConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step: linear warm-up, the peak, and the descent. Called with a step, it returns a rate."""
+    """The learning rate as a function of the step: linear warm-up, the peak, and the descent."""
 
     peak: Number
     rise: Number  # from the peak to the rate of step 0: negative
