@@ -19,7 +19,7 @@ from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import POSITIONS, load, losses, place, train
 from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, optimizer
-from giraffe_jax.training.step import TrainState, init_state, train_step, trainable
+from giraffe_jax.training.step import TrainState, init_state, make_update, train_step, trainable
 from tests.close import close
 from tests.test_train import MODEL, batch
 
@@ -46,7 +46,7 @@ def step(how, optim=None, log_ratio=0.0, **changes):
     encoding = model.bind(scaling=[YARN])
     before = jax.tree.map(np.asarray, states(how, model, optim, log_ratio))
     after, metrics = train_step(
-        jax.tree.map(jnp.asarray, before), batch(), encoding, model=model, optim=optim, steps=5, frequencies=how,
+        jax.tree.map(jnp.asarray, before), batch(), encoding, make_update(optim, 5, frequencies=how), model=model,
         **changes,
     )  # fmt: skip
     return before, after, metrics

@@ -131,9 +131,9 @@ def test_a_run_holds_its_state_and_no_second_copy_of_its_source(source, tmp_path
     config = settings(tokenizer, source=source, model={}, tokenizer="", steps=2, mesh=dataclasses.asdict(MESH))
     before, found, step = held(), [], training.train_step
 
-    def watched(state, batch, encoding, **kwargs):
+    def watched(state, batch, encoding, update, **kwargs):
         found.append((held() - before, part(state) + part(batch)))
-        return step(state, batch, encoding, **kwargs)
+        return step(state, batch, encoding, update, **kwargs)
 
     monkeypatch.setattr(training, "train_step", watched)
     first = train(config, tmp_path / "one", quiet=True)

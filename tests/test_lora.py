@@ -15,7 +15,7 @@ from giraffe_jax.sharding import MeshConfig, make_mesh, paths
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import losses, place, train
-from giraffe_jax.training.step import init_state, train_step
+from giraffe_jax.training.step import init_state, make_update, train_step
 from tests.close import close
 from tests.test_train import MODEL, batch, settings
 
@@ -111,9 +111,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else_has_state(train_too):
     start = adapted(adapters, model, filled=False)
     state = init_state(jax.tree.map(jnp.copy, start), config)
     for _ in range(2):
-        state, _ = train_step(
-            state, batch(), model.bind(), model=model, optim=config.optim, steps=3, adapters=config.lora
-        )
+        state, _ = train_step(state, batch(), model.bind(), make_update(config.optim, 3, config.lora), model=model)
     before, after = paths(start), paths(state.params)
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     wanted = {name for name in before if "/lora/" in name and not name.endswith("scale")}
@@ -137,8 +135,8 @@ def test_accumulated_and_split_steps_are_the_plain_one(tokenizer):
         mesh = make_mesh(sizes)
         with jax.set_mesh(mesh):
             state = place(config, loaded, mesh)
-            args = dict(model=loaded.config, optim=config.optim, steps=6, adapters=adapters, accumulate=accumulate)
-            states.append(train_step(state, batch(8, 16), loaded.config.bind(), **args))
+            update, args = make_update(config.optim, 6, adapters), dict(model=loaded.config, accumulate=accumulate)
+            states.append(train_step(state, batch(8, 16), loaded.config.bind(), update, **args))
     (one, metrics), (split, split_metrics) = states
     close(metrics["grad_norm"], split_metrics["grad_norm"], ulps=1024)
     assert split.params["layers"]["mlp"]["up"]["lora"]["b"].sharding.spec[-1] == "tensor"

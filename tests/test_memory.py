@@ -16,7 +16,7 @@ from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths, shardings
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.optim import OptimConfig, optimizer
-from giraffe_jax.training.step import init_state, train_step
+from giraffe_jax.training.step import init_state, make_update, train_step
 from tests.close import close
 
 BASE = ModelConfig(vocab_size=64, d_model=16, d_mlp=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -139,6 +139,6 @@ def test_bfloat16_moments_move_as_float32_ones_do():
         config = build(TrainConfig, dict(data=dict(sources=[], seq_len=32, batch_size=4), steps=3, optim=optim))
         state = init_state(jax.tree.map(jnp.copy, plain()[0]), config)
         for _ in range(3):
-            state, metrics = train_step(state, rows, model.bind(), model=model, optim=config.optim, steps=3)
+            state, metrics = train_step(state, rows, model.bind(), make_update(config.optim, 3), model=model)
         ends.append(metrics["loss"])
     assert ends[0] != ends[1] and abs(ends[0] - ends[1]) < 1e-3

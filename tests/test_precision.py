@@ -11,7 +11,7 @@ from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import MeshConfig, make_mesh
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.optim import OptimConfig
-from giraffe_jax.training.step import eval_step, init_state, train_step
+from giraffe_jax.training.step import eval_step, init_state, make_update, train_step
 
 MODEL = dict(vocab_size=64, d_model=16, d_mlp=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
              original_len=16)  # fmt: skip
@@ -40,9 +40,9 @@ def training(model, params, adapters=None):
     config = build(TrainConfig, dict(data=data, steps=1, lora=adapters, optim=dict(lr=1e-3, muon_lr=optim.muon_lr)))
     rows = jnp.ones((2, 16), jnp.int32)
     batch = dict(tokens=rows, targets=rows, weights=rows * 1.0, positions=rows * 1.0, segments=rows)
-    settings = dict(model=model, optim=optim, steps=1, accumulate=2, adapters=config.lora)
+    update = make_update(optim, 1, config.lora)
     state = jax.eval_shape(lambda params: init_state(params, config), params)
-    return train_step.trace(state, batch, model.bind(), **settings), eval_step.trace(
+    return train_step.trace(state, batch, model.bind(), update, model=model, accumulate=2), eval_step.trace(
         params, batch, model.bind(), model=model
     )
 

@@ -27,7 +27,7 @@ from giraffe_jax.lab import spec
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import state_axes
-from giraffe_jax.training.step import init_state, train_step
+from giraffe_jax.training.step import init_state, make_update, train_step
 
 
 def main() -> None:
@@ -70,10 +70,11 @@ def compiled_peak(run: TrainConfig, model: ModelConfig, chips: Any) -> int:
     )
     dtypes = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.float32, segments=jnp.int32)
     batch = {name: jax.ShapeDtypeStruct(rows, dtype, sharding=over) for name, dtype in dtypes.items()}
-    settings: dict[str, Any] = dict(optim=run.optim, steps=run.steps, accumulate=run.accumulate, chunk=run.loss_chunk)
     plain = config.build(ModelConfig, {**config.to_dict(model), "positions": ()})
+    update = make_update(run.optim, run.steps)
+    settings: dict[str, Any] = dict(model=plain, accumulate=run.accumulate, chunk=run.loss_chunk)
     with jax.set_mesh(mesh):
-        memory = train_step.lower(state, batch, model.bind(), model=plain, **settings).compile().memory_analysis()
+        memory = train_step.lower(state, batch, model.bind(), update, **settings).compile().memory_analysis()
     assert memory is not None
     return memory.peak_memory_in_bytes
 

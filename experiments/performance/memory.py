@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from giraffe_jax.config import build
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.training.config import TrainConfig
-from giraffe_jax.training.step import init_state, train_step
+from giraffe_jax.training.step import init_state, make_update, train_step
 
 SHAPE = dict(vocab_size=512, d_model=64, d_mlp=176, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
              attention="blockwise")  # fmt: skip
@@ -31,7 +31,7 @@ def temporaries(length: int, **options) -> tuple[int, float]:
     dtypes = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.float32, segments=jnp.int32)
     batch = {name: jax.ShapeDtypeStruct((1, length), dtype) for name, dtype in dtypes.items()}
     began = time.perf_counter()
-    lowered = train_step.lower(state, batch, model.bind(), model=model, optim=config.optim, steps=1)
+    lowered = train_step.lower(state, batch, model.bind(), make_update(config.optim, 1), model=model)
     memory = lowered.compile().memory_analysis()
     assert memory is not None  # the CPU's compiler always has the figure
     return memory.temp_size_in_bytes, time.perf_counter() - began

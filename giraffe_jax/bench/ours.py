@@ -14,8 +14,8 @@ from giraffe_jax.bench.jobs import DECODED, DOCUMENT, Job, banded
 from giraffe_jax.inference import generation
 from giraffe_jax.loading import override
 from giraffe_jax.model import Llama, init_params, logits
-from giraffe_jax.training.optim import OptimConfig, optimizer
-from giraffe_jax.training.step import TrainState, train_step
+from giraffe_jax.training.optim import OptimConfig
+from giraffe_jax.training.step import TrainState, make_update, train_step
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
@@ -69,8 +69,8 @@ def _packed(model, params, tokens):
 
 
 def _train(model, params, tokens, document: int | None = None):
-    optim = OptimConfig(lr=1e-6)
-    moments = optimizer(optim, 100).init(params)
+    update = make_update(OptimConfig(lr=1e-6), 100)
+    moments = update.chain().init(params)
     state = TrainState(params, moments, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0)))
     ones = np.ones(tokens.shape, np.float32)
     segments = np.broadcast_to(
@@ -83,12 +83,11 @@ def _train(model, params, tokens, document: int | None = None):
         positions=_places(tokens, document),
         segments=segments,
     )
-    settings = dict(model=model, optim=optim, steps=100)
-    compiled = train_step.lower(state, batch, model.bind(), **settings).compile()
+    compiled = train_step.lower(state, batch, model.bind(), update, model=model).compile()
 
     def step():
         nonlocal state
-        state, metrics = compiled(state, batch, model.bind())
+        state, metrics = compiled(state, batch, model.bind(), update)
         jax.block_until_ready(metrics)
 
     return step

@@ -69,15 +69,13 @@ def trainable(params: Any, config: LoraConfig | None) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: config is None or _trains(_words(path), config), params)
 
 
-def with_lr_ratio(moves: optax.GradientTransformation, config: LoraConfig) -> optax.GradientTransformation:
-    """Returns an optimizer whose steps of B, weight decay included, are config.lr_ratio times as large (LoRA+)."""
-    if config.lr_ratio == 1:
-        return moves
+def with_lr_ratio(moves: optax.GradientTransformation, ratio: Any) -> optax.GradientTransformation:
+    """Returns an optimizer whose steps of B, weight decay included, are `ratio` times as large (LoRA+)."""
 
     def is_b(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: _words(path)[-2:] == ("lora", "b"), tree)
 
-    return optax.chain(moves, optax.masked(optax.scale(config.lr_ratio), is_b))
+    return optax.chain(moves, optax.masked(optax.scale(ratio), is_b))
 
 
 def split(params: Any, chosen: Any) -> tuple[Any, Any]:

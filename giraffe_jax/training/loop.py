@@ -35,7 +35,7 @@ from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.training import header
 from giraffe_jax.training.config import TrainConfig, _check_dtype, _check_rank, _check_skip
 from giraffe_jax.training.signals import _told_to_end
-from giraffe_jax.training.step import TrainState, eval_step, init_state, train_step
+from giraffe_jax.training.step import TrainState, eval_step, init_state, make_update, train_step
 from giraffe_jax.training.workdir import DATA, claim, write_config
 
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
@@ -177,9 +177,9 @@ def _loop(
 ):
     encoding = loaded.config.bind()
     model = dataclasses.replace(loaded.config, positions=())
-    settings = dict(model=model, optim=config.optim, steps=config.steps, accumulate=config.accumulate)
-    settings |= dict(adapters=config.lora, z_loss=config.z_loss, chunk=config.loss_chunk)
-    settings |= dict(frequencies=config.frequencies)
+    update = make_update(config.optim, config.steps, config.lora, config.frequencies)
+    settings: dict[str, Any] = dict(model=model, accumulate=config.accumulate)
+    settings |= dict(z_loss=config.z_loss, chunk=config.loss_chunk)
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
     began: float | None = None  # of the step in flight; None for the first one, most of whose time is compilation
@@ -211,7 +211,7 @@ def _loop(
                 log.say(header.of_data(batch, pipeline.longest, config.data, loaded.config, not config.source))
                 if text := header.padding(batch, config.data):
                     log.say(text)
-            state, metrics = train_step(state, to_global(batch, mesh), encoding, **settings)
+            state, metrics = train_step(state, to_global(batch, mesh), encoding, update, **settings)
             if waiting is not None:
                 write(*waiting)
             waiting = (step + 1, metrics)

@@ -1,12 +1,18 @@
-"""Optimisers: a config, its learning-rate schedule, and the optax chain made of both."""
+"""Optimisers: a config, and what is made of it: numbers, which are arguments of the compiled step, and an optax chain.
+
+Schedule and Optimizer are pytrees whose leaves are their numbers, so trainings that differ in these alone share one
+compilation. What is None, and so no leaf, is structure: such a part is not in the chain, nor its state in checkpoints.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Hashable
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 from optax import contrib
 
 from giraffe_jax.config import Bound, ConfigError, check_fields
@@ -14,6 +20,7 @@ from giraffe_jax.config import Bound, ConfigError, check_fields
 Rate = Annotated[float, Bound(0.0, above=True)]
 NonNegative = Annotated[float, Bound(0.0)]
 Decay = Annotated[float, Bound(0.0, high=0.999999)]  # of a moment
+Number = Any  # a float of the config (cosine: a bool), or what stands for it while a step is traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +73,47 @@ class FrequencyConfig:
             )
 
 
-def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of the step: linear warm-up, the peak, and the descent."""
+
+    peak: Number
+    rise: Number  # from the peak to the rate of step 0: negative
+    rise_steps: Number  # from step 0 to the peak
+    warmup: Number  # steps of the warm-up: one more than rise_steps, or none
+    fall: Number  # from the last rate to the peak: 0 where the schedule is constant
+    last: Number
+    fall_from: Number  # the step from which it descends, the last one at the peak
+    fall_steps: Number
+    cosine: Number  # the descent is half a cosine; else it is a line
+
+    def __call__(self, step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        warm = self.rise * (1 - jnp.minimum(step, self.rise_steps) / self.rise_steps) + self.peak
+        fallen = jnp.clip(step - self.fall_from, 0, self.fall_steps)
+        curve = 0.5 * (1 + jnp.cos(jnp.pi * fallen / self.fall_steps))
+        after = self.fall * jnp.where(self.cosine, curve, 1 - fallen / self.fall_steps) + self.last
+        return jnp.where(step < self.warmup, warm, jnp.where(step < self.fall_from, self.peak, after))
+
+
+def learning_rate(config: OptimConfig, steps: int) -> Schedule:
     """Returns the learning rate of each step: linear warm-up, the peak, and the descent in the last `decay_steps`."""
     rest = max(steps - config.warmup_steps, 1)
     rest = rest if config.decay_steps is None else min(rest, config.decay_steps)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(config.lr, config.final_lr, rest)
-    else:
-        after = optax.constant_schedule(config.lr)
-    # Step 0 already moves: warm-up starts from lr / warmup_steps, not from zero.
-    start = config.lr / max(config.warmup_steps, 1)
-    warmup = optax.linear_schedule(start, config.lr, max(config.warmup_steps - 1, 1))
-    peak = optax.constant_schedule(config.lr)
-    joined = optax.join_schedules([warmup, peak, after], [config.warmup_steps, max(steps - rest, config.warmup_steps)])
-    return lambda step: joined(jnp.asarray(step, jnp.float32))
+    last = config.lr if config.schedule == "constant" else config.final_lr
+    return Schedule(
+        peak=config.lr,
+        # Step 0 already moves: warm-up starts from lr / warmup_steps, not from zero.
+        rise=config.lr / max(config.warmup_steps, 1) - config.lr,
+        rise_steps=float(max(config.warmup_steps - 1, 1)),
+        warmup=float(config.warmup_steps),
+        fall=config.lr - last,
+        last=last,
+        fall_from=float(max(steps - rest, config.warmup_steps)),
+        fall_steps=float(rest),
+        cosine=config.schedule == "cosine",
+    )
 
 
 def decay_mask(params: Any) -> Any:
@@ -93,42 +125,85 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def optimizer(
-    config: OptimConfig, steps: int, frequencies: FrequencyConfig | None = None
-) -> optax.GradientTransformation:
-    """Returns the optax chain of what moves: clip, then AdamW, or Muon for kernels and AdamW for the rest.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("lr", "muon", "own", "b1", "b2", "eps", "weight_decay", "clip"),
+    meta_fields=("mu_dtype",),
+)
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What moves parameters: clip, then AdamW, or Muon for kernels and AdamW for the rest.
 
-    Frequencies beside weights have a chain of their own, with their own rate and norm to clip.
+    Frequencies beside weights have a chain of their own, with their own rate and norm to clip. Leaves are scalars.
     """
+
+    lr: Schedule
+    muon: Number | None  # rate of kernels over lr's, under Muon
+    own: Schedule | None  # rate of frequencies beside weights
+    b1: Number
+    b2: Number
+    eps: Number
+    weight_decay: Number
+    clip: Number | None
+    mu_dtype: str
+
+    def init(self, params: Any) -> Any:
+        """Returns the state before the first step, whose tree depends on what is None and on no number."""
+        return self.chain().init(params)
+
+    def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """Returns (what to add to the parameters, the next state)."""
+        return self.chain().update(grads, state, params)
+
+    def chain(self) -> optax.GradientTransformation:
+        """Returns the optax chain of these numbers, which may be traced."""
+        if self.own is not None:
+            weights = dataclasses.replace(self, own=None)
+            positions = dataclasses.replace(self, own=None, lr=self.own, muon=None)
+            chains: dict[Hashable, Any] = {"weights": weights.chain(), "positions": positions.chain()}
+            return optax.partition(chains, lambda params: {k: k if k == "positions" else "weights" for k in params})
+        if self.muon is None:
+            moves = optax.adamw(
+                self.lr,
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                mask=decay_mask,
+                mu_dtype=self.mu_dtype,
+            )
+        else:
+            ratio = self.muon
+            moves = contrib.muon(
+                lambda step: ratio * self.lr(step),
+                weight_decay=self.weight_decay,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_learning_rate=self.lr,
+                eps=self.eps,
+                muon_weight_dimension_numbers=matrices,
+                mu_dtype=self.mu_dtype,
+            )
+        return _in_float32(moves if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), moves))
+
+
+def optimizer(config: OptimConfig, steps: int, frequencies: FrequencyConfig | None = None) -> Optimizer:
+    """Returns the optimizer of a training of `steps` steps."""
+    own = None
     if frequencies is not None and frequencies.train == "with_weights":
         lr = frequencies.lr or config.lr
-        own = dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr, muon_lr=None)
-        chains: dict[Hashable, Any] = {"weights": optimizer(config, steps), "positions": optimizer(own, steps)}
-        return optax.partition(chains, lambda params: {k: k if k == "positions" else "weights" for k in params})
-    lr = learning_rate(config, steps)
-    if config.muon_lr is None:
-        moves = optax.adamw(
-            lr,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-            mu_dtype=config.mu_dtype,
-        )
-    else:
-        ratio = config.muon_lr / config.lr
-        moves = contrib.muon(
-            lambda step: ratio * lr(step),
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_learning_rate=lr,
-            eps=config.eps,
-            muon_weight_dimension_numbers=matrices,
-            mu_dtype=config.mu_dtype,
-        )
-    return _in_float32(moves if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), moves))
+        own = learning_rate(dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr), steps)
+    return Optimizer(
+        lr=learning_rate(config, steps),
+        muon=None if config.muon_lr is None else config.muon_lr / config.lr,
+        own=own,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        mu_dtype=config.mu_dtype,
+    )
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:

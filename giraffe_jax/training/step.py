@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
-from optax import global_norm
 
 from giraffe_jax.model import Llama, ModelConfig, lora, unembedding
 from giraffe_jax.model.lora import LoraConfig, with_lr_ratio
 from giraffe_jax.ops.loss import next_token_loss, token_nll
 from giraffe_jax.positions import Encoding, turned
-from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, learning_rate, optimizer
+from giraffe_jax.training.optim import FrequencyConfig, Number, OptimConfig, Optimizer, optimizer
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
@@ -40,33 +40,58 @@ def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencie
     }
 
 
-def _optimizer(optim: OptimConfig, steps: int, adapters: LoraConfig | None, frequencies: FrequencyConfig | None):
-    moves = optimizer(optim, steps, frequencies)
-    return moves if adapters is None else with_lr_ratio(moves, adapters)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("optimizer", "lr_ratio", "regularise"),
+    meta_fields=("adapters", "frequencies"),
+)
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How a step changes parameters. Its numbers are leaves, arguments of the compiled step; the rest is part of it."""
+
+    optimizer: Optimizer
+    lr_ratio: Number | None  # LoraConfig.lr_ratio, where it is not 1
+    regularise: Number | None  # FrequencyConfig.regularise, where frequencies are trained
+    adapters: LoraConfig | None  # of these two, what `trainable` reads: numbers in them would be part of the program
+    frequencies: FrequencyConfig | None
+
+    def chain(self) -> optax.GradientTransformation:
+        """Returns the optax chain that moves what is trained."""
+        moves = self.optimizer.chain()
+        return moves if self.lr_ratio is None else with_lr_ratio(moves, self.lr_ratio)
+
+
+def make_update(
+    optim: OptimConfig,
+    steps: int,
+    adapters: LoraConfig | None = None,
+    frequencies: FrequencyConfig | None = None,
+) -> Update:
+    """Returns how each step of a training of `steps` steps changes parameters; the others are TrainConfig's."""
+    return Update(
+        optimizer=optimizer(optim, steps, frequencies),
+        lr_ratio=None if adapters is None or adapters.lr_ratio == 1 else adapters.lr_ratio,
+        regularise=None if frequencies is None else frequencies.regularise,
+        adapters=None if adapters is None else LoraConfig(train=adapters.train),
+        frequencies=None if frequencies is None else FrequencyConfig(train=frequencies.train),
+    )
 
 
 def init_state(params: Any, config: Any) -> TrainState:
     """Returns the state before the first step; of a TrainConfig it reads optim, steps, lora, frequencies and seed."""
     moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
-    opt_state = _optimizer(config.optim, config.steps, config.lora, config.frequencies).init(moving)
+    opt_state = make_update(config.optim, config.steps, config.lora, config.frequencies).chain().init(moving)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "optim", "adapters", "frequencies", "steps", "accumulate", "z_loss", "chunk"),
-    donate_argnums=0,
-)
+@functools.partial(jax.jit, static_argnames=("model", "accumulate", "z_loss", "chunk"), donate_argnums=0)
 def train_step(
     state: TrainState,
     batch: Mapping[str, Array],
     encoding: Encoding,
+    update: Update,
     *,
     model: ModelConfig,
-    optim: OptimConfig,
-    steps: int,
-    adapters: LoraConfig | None = None,
-    frequencies: FrequencyConfig | None = None,
     accumulate: int = 1,
     z_loss: float = 0.0,
     chunk: int = 1024,
@@ -77,10 +102,11 @@ def train_step(
     Args:
       batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
       encoding: bound positions; its numbers are arguments, so methods that differ in numbers share one compilation.
+      update: of `make_update`; trainings that differ in its numbers alone share one compilation too. What it freezes
+        has neither gradient nor optimizer state.
       model: architecture; its own `positions` are not read.
-      adapters: TrainConfig.lora; what it freezes has neither gradient nor optimizer state.
     """
-    moving, frozen = lora.split(state.params, trainable(state.params, adapters, frequencies))
+    moving, frozen = lora.split(state.params, trainable(state.params, update.adapters, update.frequencies))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
 
@@ -90,8 +116,8 @@ def train_step(
         hidden, _ = Llama(model).apply({"params": params}, part["tokens"], e, part["segments"])
         weights = part["weights"] / total_weight
         loss, nats = next_token_loss(hidden, unembedding(params), part["targets"], weights, z_loss=z_loss, chunk=chunk)
-        if frequencies is not None:
-            loss += frequencies.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
+        if update.regularise is not None:
+            loss += update.regularise * jnp.mean(params["positions"]["log_ratio"] ** 2) / accumulate
         return loss, nats
 
     def grad_fn(*args):
@@ -110,11 +136,11 @@ def train_step(
         zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
     with model.at_precision():  # Muon multiplies matrices
-        updates, opt_state = _optimizer(optim, steps, adapters, frequencies).update(grads, state.opt_state, moving)
+        updates, opt_state = update.chain().update(grads, state.opt_state, moving)
     moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
-    lr = jnp.asarray(learning_rate(optim, steps)(state.step), jnp.float32)
-    metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
+    lr = update.optimizer.lr(state.step)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
     metrics["finite"] = finite
     return TrainState(lora.join(moved, frozen), opt_state, state.step + 1, state.key), metrics
 

@@ -20,7 +20,7 @@ from giraffe_jax.lab import spec
 from giraffe_jax.model import ModelConfig, init_params, num_params
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.loop import state_axes
-from giraffe_jax.training.step import init_state, train_step
+from giraffe_jax.training.step import init_state, make_update, train_step
 
 HERE = Path(__file__).parent.parent.parent / "experiments" / "giraffe"
 STUDY, COMPARE, PREPARE, PAIRS = (runpy.run_path(str(HERE / f"{name}.py")) for name in
@@ -79,7 +79,7 @@ def lowered(name, variant, original_len):
     batch = {key: jax.ShapeDtypeStruct(rows, dtype) for key, dtype in dtypes.items()}
     with jax.set_mesh(mesh):
         encoding = model.bind(scaling=chosen.positions)
-        step = train_step.lower(state, batch, encoding, model=model, optim=run.optim, steps=run.steps)
+        step = train_step.lower(state, batch, encoding, make_update(run.optim, run.steps), model=model)
     kernel = state.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
     return step, rows

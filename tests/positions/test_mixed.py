@@ -17,7 +17,7 @@ from giraffe_jax.ops.loss import token_nll
 from giraffe_jax.positions import bind, frequencies
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.optim import OptimConfig
-from giraffe_jax.training.step import eval_step, init_state, train_step
+from giraffe_jax.training.step import eval_step, init_state, make_update, train_step
 from tests.close import close
 from tests.positions.closed_form import LLAMA2, assert_frequencies, plain
 
@@ -90,7 +90,7 @@ def test_training_and_held_out_loss_mix_too_in_one_compilation(params, traces):
         choices = [[], [LONG[0] | dict(factor=factor)], LONGER]
         e = bind([MIXED[0] | dict(choices=choices)], **SHAPE)
         state = init_state(jax.tree.map(jnp.copy, params), config)
-        _, metrics = train_step(state, batch(), e, model=model, optim=optim, steps=2)
+        _, metrics = train_step(state, batch(), e, make_update(optim, 2), model=model)
         if factor == 4.0:
             close(metrics["loss"], want / weight, ulps=256)
             norm = sum(float(jnp.sum((g / weight) ** 2)) for g in jax.tree.leaves(want_gradient)) ** 0.5
