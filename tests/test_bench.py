@@ -108,6 +108,7 @@ def test_shapes_are_a_name_and_keys():
             bench.shape(text)
 
 
+@pytest.mark.oracle
 def test_a_shape_has_as_many_parameters_in_transformers(tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(hf.config_to_json(bench.shape("1b"))))
@@ -158,6 +159,7 @@ def test_our_side_runs_and_says_what_it_did(text, more, says, tmp_path):
         ("attention_grad:32", {}, "scaled_dot"),
     ],
 )
+@pytest.mark.oracle
 def test_their_side_runs_and_says_what_it_did(text, more, says, tmp_path):
     pytest.importorskip("transformers")
     from giraffe_jax.bench import theirs
@@ -168,6 +170,7 @@ def test_their_side_runs_and_says_what_it_did(text, more, says, tmp_path):
     assert about.get("params") in (None, bench.num_params(bench.shape(TINY)))
 
 
+@pytest.mark.oracle
 def test_a_loss_in_chunks_is_the_loss(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
