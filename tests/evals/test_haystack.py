@@ -182,13 +182,14 @@ def test_table_of_lengths_made(tmp_path, capsys):
     tasks += [dict(name="giraffe_qa", kind=kind) for kind in ("free_form", "altered_numeric")]
     takes_none = "niah_single_1 niah_multikey_2 niah_multikey_3 vt cwe fwe passkey lines key_values".split()
     own = dict.fromkeys(takes_none, {}) | dict(qa_1=dict(documents=[squad]), qa_2=dict(documents=[hotpot]))
-    rows = []
-    for text in list(TEXTS)[:5]:
+    for i, text in enumerate(list(TEXTS)[:5]):
         hay.write_text("\n".join([TEXTS[text]] * 3))
         files = own | asked_about(hay.read_text(), tmp_path)
         for keys in tasks:
+            kind = keys["name"] if keys["name"] in files else keys.get("kind", keys["name"])
+            if kind in own and i > 0:
+                continue  # takes no text: one of them is all
             for length in (512, 2048, 8192):
-                kind = keys["name"] if keys["name"] in files else keys.get("kind", keys["name"])
                 named = files.get(kind, dict(documents=[str(hay)]))
                 task = evals.build(dict(lengths=[length]) | keys | named)
                 start, said = time.process_time(), ""
@@ -201,6 +202,5 @@ def test_table_of_lengths_made(tmp_path, capsys):
                     said = str(error)
                 seconds = time.process_time() - start
                 of = "takes no text" if kind in own else text
-                rows.append(f"{of:18} {task.label or task.name:22} {length:5}  {said}  {seconds:5.2f} s")
-    with capsys.disabled():
-        print("", *rows, sep="\n")
+                with capsys.disabled():
+                    print(f"{of:18} {task.label or task.name:22} {length:5}  {said}  {seconds:5.2f} s", flush=True)
