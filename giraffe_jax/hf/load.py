@@ -1,6 +1,7 @@
 """`load`: from whatever a source names to (config, params, tokenizer)."""
 
 import dataclasses
+import json
 import re
 from importlib import metadata, resources
 from pathlib import Path
@@ -188,8 +189,14 @@ def _from_directory(
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model embeds {config.vocab_size}: it is"
-            " not the model's tokenizer."
-        )
+    if tokenizer.vocab_size <= config.vocab_size:
+        return
+    settings = json.loads(tokenizer.files().get("tokenizer_config.json", b"{}"))
+    texts = [tokenizer.decode([i]) for i in range(config.vocab_size, tokenizer.vocab_size)[:3]]
+    keys = {v: k for k, v in settings.items() if isinstance(v, str) and k.endswith("_token")}
+    listed = ", ".join(repr(t) + (f" ({keys[t]} of tokenizer_config.json)" if t in keys else "") for t in texts)
+    raise ConfigError(
+        f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model embeds {config.vocab_size}: without an "
+        f"embedding are {listed}{'...' if tokenizer.vocab_size - config.vocab_size > 3 else ''}. It is not the model's "
+        "tokenizer, or these tokens were added to it later: remove them from its files."
+    )

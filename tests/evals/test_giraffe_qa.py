@@ -75,6 +75,15 @@ def test_numbers_move_as_published(answer):
             assert re.fullmatch(re.sub(r"\d", r"\\d", re.escape(answer)), new) and not new.startswith("0")
 
 
+def test_a_document_that_has_every_other_number_is_left_out(tmp_path):
+    years = " ".join(str(year) for year in range(1890, 1911))
+    rows = [{"document": f"Built in 1900. {years}", "question": "When?", "answer": "1900"}]
+    path = made.lines_of(tmp_path / "q.jsonl", rows)
+    with pytest.raises(ConfigError, match="none whose answer is a number that can be altered"):
+        giraffe_qa.examples(make(path, kind="altered_numeric"), BYTES, LENGTH)
+    assert giraffe_qa.altered(f"1900 {years.replace('1907', '')}", "1900", random.Random(0))[1] == "1907"
+
+
 def test_published_files_are_what_is_built(questions, tmp_path):
     task = make(questions)
     built = giraffe_qa.examples(task, BYTES, LENGTH)

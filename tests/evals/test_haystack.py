@@ -143,8 +143,8 @@ def asked_about(text, folder):
         for i, part in enumerate(parts)
     ]
     half = len(text) // 2
-    document = f"{text[:half]} The house was built in 1911. {text[half:]}"
-    question = {"document": document, "question": "When was the house built?", "answer": "1911"}
+    document = f"{text[:half]} The house has 48,213 bricks. {text[half:]}"
+    question = {"document": document, "question": "How many bricks does the house have?", "answer": "48,213"}
     talks = made.lines_of(folder / "talks.jsonl", talks)
     return dict(
         topics=dict(conversations=[talks]), giraffe_qa=dict(questions=[made.lines_of(folder / "q.jsonl", [question])])

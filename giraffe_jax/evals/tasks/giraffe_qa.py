@@ -37,6 +37,7 @@ VARIANTS = tuple((place, first) for place in PLACES for first in (False, True)) 
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
 WORD = re.compile(r"\s*(?:\S{1,40}(?!\S)|\S)")  # of what is longer, and of scripts without spaces, a character
 YEARS = range(1000, 2101)
+DRAWS = 200  # of another number, before a document counts as having them all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +116,15 @@ def read(task: GiraffeQA) -> list[Question]:
         if task.kind == "altered_numeric":
             if not NUMBER.fullmatch(answer):
                 continue
-            document, answer = altered(document, answer, random.Random(f"giraffe_qa {task.seed} {i}"))
+            changed = altered(document, answer, random.Random(f"giraffe_qa {task.seed} {i}"))
+            if changed is None:
+                continue
+            document, answer = changed
         at = _occurrence(answer).search(document)
         if at is not None:  # the answer is not a span of the document
             found.append(Question(document, question, answer, at.start()))
     if not found:
-        what = "whose answer is a number" if task.kind == "altered_numeric" else "whose answer is in its document"
+        what = "whose answer is a number that can be altered" if task.kind == "altered_numeric" else "whose answer is in its document"
         raise ConfigError(f"giraffe_qa.questions: none {what} in {', '.join(task.questions)}.")
     return found
 
@@ -139,14 +143,14 @@ def _long_enough(task: GiraffeQA, tokenizer: Any) -> list[Question]:
     return found
 
 
-def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str]:
+def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str] | None:
     """Returns the document with another number wherever the answer stood, and that number.
 
     A whole number from 1000 to 2100 is taken for a year and moves by at most ten; of any other every digit is drawn
-    again, the first not as 0, separators kept.
+    again, the first not as 0, separators kept. None where the document already has all numbers that were drawn.
     """
     year = answer.isdigit() and int(answer) in YEARS
-    while True:
+    for _ in range(DRAWS):
         if year:
             new = str(int(answer) + rng.choice([*range(-10, 0), *range(1, 11)]))
         else:
@@ -154,6 +158,7 @@ def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str]:
             new = "".join(drawn.pop(0) if c.isdigit() else c for c in answer)
         if new != answer and (len(answer) == 1 or not _digits(new).search(document)):
             return _digits(answer).sub(new, document), new
+    return None
 
 
 def prompt(document: str, question: str, *, first: bool) -> str:
