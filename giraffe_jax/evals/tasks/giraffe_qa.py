@@ -124,7 +124,11 @@ def read(task: GiraffeQA) -> list[Question]:
         if at is not None:  # the answer is not a span of the document
             found.append(Question(document, question, answer, at.start()))
     if not found:
-        what = "whose answer is a number that can be altered" if task.kind == "altered_numeric" else "whose answer is in its document"
+        what = (
+            "whose answer is a number that can be altered"
+            if task.kind == "altered_numeric"
+            else "whose answer is in its document"
+        )
         raise ConfigError(f"giraffe_qa.questions: none {what} in {', '.join(task.questions)}.")
     return found
 
