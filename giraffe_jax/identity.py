@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from giraffe_jax import checkpoint, positions
+from giraffe_jax.checkpoint import TOKENIZER
 from giraffe_jax.data.files import content_fingerprint, file_digest
 from giraffe_jax.data.pipeline import FORMAT
 from giraffe_jax.data.reading import BOM
 from giraffe_jax.data.source import token_cache
 from giraffe_jax.hf.load import find_base, locate
 from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, WEIGHTS
-from giraffe_jax.loading import TOKENIZER
 from giraffe_jax.records import digest
 
 Contents = dict[str, str]  # "document books/a.txt" -> 16 hex digits

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from giraffe_jax import base as frozen
 from giraffe_jax import checkpoint, hf, positions, sharding
+from giraffe_jax.checkpoint import METHODS, TOKENIZER
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
 from giraffe_jax.inference import LM
 from giraffe_jax.model import ModelConfig, fit_params, init_params, lora, param_axes
 from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.tokenizer import load_tokenizer
-
-TOKENIZER = "tokenizer"  # a workdir's folder of tokenizer files, so that it can be moved and still be used
-METHODS = "methods"  # and of the sources of own position methods, which are never run from there unasked
 
 
 def load(
@@ -40,7 +39,8 @@ def load(
       source: where; a workdir may name a checkpoint, "runs/a@1000" or "runs/a@best" (of the smallest eval_loss), and is
         read from the newest undamaged one otherwise. Adapters are merged into their kernels.
       base: of a source that is an adapter of PEFT: the Hugging Face directory of its base, where the adapter's config
-        does not name one that is here.
+        does not name one that is here; of a run that trained adapters or frequencies alone, the source that it was
+        trained on, where that has moved.
       adapters: keeps such an adapter beside its kernels, for training it on. A run's own is merged all the same.
       overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
       tokenizer: path of another tokenizer; "" takes the source's.
@@ -52,9 +52,7 @@ def load(
     """
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
-        if base is not None:
-            raise ConfigError(f"base: {where} is the workdir of a run, not an adapter; it has its own weights.")
-        return _load_workdir(where, which, overrides, tokenizer, mesh)
+        return _load_workdir(where, which, overrides, tokenizer, mesh, base=base)
     if which:
         raise ConfigError(f"source: {source} names a checkpoint, but {where} is not the workdir of a training run.")
     model = override(hf.read_config(source, base), overrides)  # before anything large is read
@@ -89,10 +87,14 @@ def _load_workdir(
     tokenizer: str,
     mesh: jax.sharding.Mesh | None,
     merged: bool = True,
+    base: str | None = None,
 ) -> LM:
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
         about = checkpoint.read_about(checkpoints, step)
+        under = frozen.saved(about, source, base)
+        if under is None and base is not None:
+            raise ConfigError(f"base: {source} is the workdir of a run that has all of its weights; it needs no base.")
         _check_methods(Path(source) / METHODS, about["model"]["positions"])
         saved = build(ModelConfig, about["model"], "model")
         model = override(saved, overrides)
@@ -103,9 +105,12 @@ def _load_workdir(
             params = init_params(saved, key)
             return params if adapters is None else lora.add(params, adapters, key)
 
+        held = checkpoint.saved_tree(checkpoints, step)["params"]
         like = jax.eval_shape(start, jax.random.key(0))
+        left = frozenset() if under is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
+        like = frozen.without(like, frozenset(left - sharding.paths(held).keys()))
         # Learned frequencies are in `model.positions` already; they are restored since a part of a tree cannot be.
-        if "positions" in checkpoint.saved_tree(checkpoints, step)["params"]:
+        if "positions" in held:
             learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
             like = like | {"positions": {"log_ratio": learned}}
         like = jax.tree.map(
@@ -113,6 +118,12 @@ def _load_workdir(
         )
         params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
     params.pop("positions", None)
+    if under is not None:
+        given = to_dict(saved)
+        rest = load(
+            under.source, given, base=under.base, adapters=adapters, tokenizer=str(Path(source) / TOKENIZER), mesh=mesh
+        )
+        params = frozen.joined(params, rest.params)
     if adapters is not None and merged:
 
         def whole(params):

@@ -1,7 +1,17 @@
 """Checkpoints by Orbax: saved whole with checksums, found by step, by loss or as the last good one."""
 
 from giraffe_jax.checkpoint.checksums import SUMS, damage
-from giraffe_jax.checkpoint.folders import DAMAGED, FOLDER, MEASURED_ON, METRIC, STEP, Checkpoints, Say
+from giraffe_jax.checkpoint.folders import (
+    DAMAGED,
+    FOLDER,
+    MEASURED_ON,
+    METHODS,
+    METRIC,
+    STEP,
+    TOKENIZER,
+    Checkpoints,
+    Say,
+)
 from giraffe_jax.checkpoint.select import best_loss, find_step, latest_good, set_aside, split_source, steps
 from giraffe_jax.checkpoint.store import compare_trees, is_workdir, manager, read_about, restore, save, saved_tree
 
@@ -10,10 +20,12 @@ __all__ = [
     "DAMAGED",
     "FOLDER",
     "MEASURED_ON",
+    "METHODS",
     "METRIC",
     "STEP",
     "SUMS",
     "Say",
+    "TOKENIZER",
     "best_loss",
     "compare_trees",
     "damage",

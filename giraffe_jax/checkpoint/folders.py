@@ -9,6 +9,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 FOLDER = "checkpoints"
+TOKENIZER = "tokenizer"  # beside FOLDER: the tokenizer's files, so that a workdir can be moved and still be used
+METHODS = "methods"  # and the sources of own position methods, which are never run from there unasked
 DAMAGED = "damaged"  # beside FOLDER: checkpoints that were moved out of a run's way
 METRIC = "eval_loss"  # the smallest of which is the best checkpoint's
 MEASURED_ON = "eval_data"  # saved with it: a number that stands for the data, since losses on others do not compare

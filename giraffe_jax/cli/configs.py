@@ -61,7 +61,8 @@ def source(text: str) -> str:
 
 def base_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Adds --base."""
-    where = "Hugging Face directory of the base, of an adapter that does not lie beside it" + more
+    where = "directory of the base of an adapter that does not lie beside it, or of a LoRA run's source that has moved"
+    where += more
     parser.add_argument("--base", type=source, metavar="DIR", help=where)
 
 

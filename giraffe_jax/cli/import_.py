@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 def write(found, folder: Path, source: str) -> None:
     """Writes an imported model as the checkpoint of step 0, with its tokenizer's files."""
     from giraffe_jax import checkpoint
+    from giraffe_jax.checkpoint import TOKENIZER
     from giraffe_jax.config import to_dict
-    from giraffe_jax.loading import TOKENIZER
 
     (folder / TOKENIZER).mkdir(parents=True)
     for name, content in found.tokenizer.files().items():

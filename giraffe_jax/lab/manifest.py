@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from giraffe_jax import evals, identity, positions, records
+from giraffe_jax.checkpoint import METHODS
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.lab.cells import (
     All,
@@ -33,7 +34,6 @@ from giraffe_jax.lab.cells import (
     of_training,
     training_of,
 )
-from giraffe_jax.loading import METHODS
 from giraffe_jax.provenance import beginning, versions
 from giraffe_jax.report.scores import MANIFEST, RESULTS, by_cell
 from giraffe_jax.training.workdir import check_same, read_json, stale

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from giraffe_jax import checkpoint, sharding
+from giraffe_jax.base import Base
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.inference import LM
@@ -32,7 +33,7 @@ from giraffe_jax.model import ModelConfig, init_params, lora, param_axes
 from giraffe_jax.positions import learned_entries
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.tokenizer import load_tokenizer
-from giraffe_jax.training import header
+from giraffe_jax.training import header, partial
 from giraffe_jax.training.config import TrainConfig, _check_dtype, _check_rank, _check_skip
 from giraffe_jax.training.signals import _told_to_end
 from giraffe_jax.training.step import TrainState, eval_step, init_state, make_update, train_step
@@ -60,7 +61,8 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
             f"--workdir: {workdir} is not a folder of this machine or of a file system that is mounted here."
         )
     mesh = sharding.make_mesh(config.mesh)
-    loaded = _start(config, mesh)
+    under = partial.beneath(config, workdir)
+    loaded = _start(config, mesh, under)
     _check_skip(config, loaded.config)
     _check_dtype(config, loaded.config)
     _check_rank(config, loaded.config)
@@ -81,10 +83,9 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best, only=measured_on))
         state = place(config, loaded, mesh)
         loaded = dataclasses.replace(loaded, params=None)  # the state has them: the source's are not held beside it
+        left = partial.left_out(config, state.params, under)
         if (good := _last_good(checkpoints)) is not None:
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-            del state
-            state = checkpoint.restore(checkpoints, good, like)
+            state = partial.restore(checkpoints, good, state, left)
         shown = io.StringIO() if quiet else None
         process, start = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
@@ -95,8 +96,9 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         for key, (old, new) in changed.items():
             log.say(f"config.{key}: was {old!r}, from step {start} on {new!r}")
         about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
+        about |= {"base": under.to_json()} if under is not None else {}
         with _naming_the_process(checkpoints):
-            state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about)
+            state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about, left)
         checkpoints.wait_until_finished()
         model = learned_model(loaded.config, state.params)
         if config.frequencies is not None:
@@ -136,11 +138,12 @@ def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
     return override(model, {"positions": entries})
 
 
-def _start(config: TrainConfig, mesh: jax.sharding.Mesh) -> LM:
+def _start(config: TrainConfig, mesh: jax.sharding.Mesh, under: Base | None) -> LM:
     """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
-        settings: dict[str, Any] = dict(base=config.base, adapters=config.lora, tokenizer=config.tokenizer)
-        return load(config.source, config.model, **settings, mesh=mesh)
+        source, beside = (config.source, config.base) if under is None else (under.source, under.base)
+        settings: dict[str, Any] = dict(base=beside, adapters=config.lora, tokenizer=config.tokenizer)
+        return load(source, config.model, **settings, mesh=mesh)
     if not config.tokenizer:
         raise ConfigError("config.tokenizer: a run without a source needs a tokenizer's path.")
     model = build(ModelConfig, config.model, "model")
@@ -173,7 +176,16 @@ def place(config: TrainConfig, loaded: LM, mesh: jax.sharding.Mesh) -> TrainStat
 
 
 def _loop(
-    config: TrainConfig, loaded: LM, mesh, state: TrainState, pipeline, held_out, checkpoints, log: TrainLog, about
+    config: TrainConfig,
+    loaded: LM,
+    mesh,
+    state: TrainState,
+    pipeline,
+    held_out,
+    checkpoints,
+    log: TrainLog,
+    about,
+    left,
 ):
     encoding = loaded.config.bind()
     model = dataclasses.replace(loaded.config, positions=())
@@ -232,7 +244,7 @@ def _loop(
                     best, save, said = loss, True, [*said, "the best so far"]
             if save:
                 now = {"model": to_dict(learned_model(loaded.config, state.params)), "next_step": done}
-                checkpoint.save(checkpoints, done, state, about | now, scores)
+                checkpoint.save(checkpoints, done, partial.to_save(state, left), about | now, scores)
                 said.append("saved")
             log.say(f"step {done}: {', '.join(said)}")
             if ending and done < config.steps:

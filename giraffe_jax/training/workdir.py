@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from giraffe_jax import checkpoint, identity, positions
+from giraffe_jax.checkpoint import METHODS, TOKENIZER
 from giraffe_jax.config import ConfigError
-from giraffe_jax.loading import METHODS, TOKENIZER
 from giraffe_jax.records import write_atomically
 from giraffe_jax.tokenizer import Tokenizer
 from giraffe_jax.tokenizer import read_json as read_object

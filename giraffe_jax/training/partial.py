@@ -1,0 +1,51 @@
+"""Checkpoints of a run that trains a part of its source: they hold that part, and where the rest is (base.py)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from giraffe_jax import base, checkpoint, sharding
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.step import TrainState, trainable
+
+
+def beneath(config: TrainConfig, workdir: str | Path) -> base.Base | None:
+    """Returns the base of a run, of its last good checkpoint where it has one; None of a run that saves all weights.
+
+    Raises:
+      ConfigError: the base is gone, or has other weights than when the run began.
+    """
+    alone = config.frequencies is not None and config.frequencies.train == "alone"
+    if not config.source or not (config.lora is not None or alone):
+        return None
+    if checkpoint.is_workdir(workdir):
+        with checkpoint.manager(workdir) as checkpoints:
+            step = checkpoint.latest_good(checkpoints, lambda line: None)  # the loop tells of damaged ones
+            if step is not None:
+                return base.saved(checkpoint.read_about(checkpoints, step), workdir)
+    return base.of(config.source, config.base)
+
+
+def left_out(config: TrainConfig, params: Any, under: base.Base | None) -> frozenset[str]:
+    """Returns the paths of the parameters that the run's checkpoints do not hold."""
+    if under is None:
+        return frozenset()
+    return base.left_out(params, trainable(params, config.lora, config.frequencies))
+
+
+def to_save(state: TrainState, left: frozenset[str]) -> TrainState:
+    """Returns the state as checkpoints hold it."""
+    return dataclasses.replace(state, params=base.without(state.params, left)) if left else state
+
+
+def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, left: frozenset[str]) -> TrainState:
+    """Returns the state of a checkpoint, with the parameters at the paths `left` of `state`; it consumes `state`."""
+    held = to_save(state, left)
+    frozen = base.without(state.params, frozenset(sharding.paths(state.params).keys() - left))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held)
+    for x in jax.tree.leaves(held):  # not held beside what is restored in their place
+        x.delete()
+    found = checkpoint.restore(checkpoints, step, like)
+    return dataclasses.replace(found, params=base.joined(found.params, frozen)) if left else found
