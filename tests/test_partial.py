@@ -62,7 +62,7 @@ def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_it(part, source, tm
 
 def test_runs_that_move_all_weights_or_have_no_source_hold_all(source, tmp_path, tokenizer):
     for name, changes in dict(all=dict(lora=None), fresh=dict(source="", model=MODEL, tokenizer=tokenizer)).items():
-        train(of(tokenizer, **dict(source=source) | changes), tmp_path / name, quiet=True)
+        train(of(tokenizer, source) | changes, tmp_path / name, quiet=True)
         assert "layers/attention/q/kernel" in saved(tmp_path / name)
         with pytest.raises(ConfigError, match=r"all of its weights; it needs no base"):
             load(str(tmp_path / name), base=source)
