@@ -32,21 +32,19 @@ def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Returns the logical axes of every parameter that the config's model may have: PARAM_AXES, and what its positions
     learn ("layers/attention/t5/table"), which is small and whole on every device."""
 
-    def term(term: Any) -> Any:
-        return jax.eval_shape(lambda: term.init(jax.random.key(0), config.num_heads))
+    def learned() -> dict[str, Any]:
+        items = config.bind(length=2).at(jnp.arange(2.0)[None]).learned
+        return {item.name: item.init(jax.random.key(0), config.num_heads) for item in items}
 
-    encoding = jax.eval_shape(lambda: config.bind(length=2).at(jnp.arange(2.0)[None]))
-    terms = [t for t in getattr(encoding.bias, "terms", ()) if hasattr(t, "init")]
-    learned = {f"{t.name}/{path}": x.ndim for t in terms for path, x in sharding.paths(term(t)).items()}
-    learned["ssmax/scale"] = 1
-    rows = {f"layers/attention/{name}": ("layers", *("features",) * axes) for name, axes in learned.items()}
+    shapes = sharding.paths(jax.eval_shape(learned))
+    rows = {f"layers/attention/{path}": ("layers", *("features",) * x.ndim) for path, x in shapes.items()}
     return PARAM_AXES | rows
 
 
 def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
     """Returns the parameters of the config's model: those given, and fresh ones where it has more.
 
-    A model that takes up a learned bias, SSMax or normalised queries and keys has parameters that its source had not;
+    A model that takes up a method that learns, or normalised queries and keys, has parameters that its source had not;
     one that gives them up drops them. Adapters are kept.
     """
     shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))
