@@ -105,11 +105,11 @@ def check_shapes(e: Encoding) -> None:
 
 
 def _try_in_a_layer(e: Encoding) -> Any:
-    num_heads, rows, tokens, keys = e.num_heads or 1, 1, 2, 3
-    positions = jnp.zeros((rows, tokens)) if e.positions is None else e.positions
-    rows, tokens = positions.shape
+    num_heads = e.num_heads or 1
+    positions = jnp.zeros((1, 2)) if e.positions is None else e.positions
     e = e.replace(positions=positions, query_scale=None)
-    for item in e.learned:
+    items = e.learned
+    for item in items:
         what = f"{type(item).__name__} ({item.name!r})"
         params = item.init(jax.random.key(0), num_heads)
         _check_params(params, what)
@@ -122,11 +122,12 @@ def _try_in_a_layer(e: Encoding) -> Any:
                     f"{what}: apply changed {field}, which is used before the layers; it may change "
                     f"{' and '.join(APPLIED)}. The method itself may change {field}."
                 )
-        _check_fits(e.head_scale, (rows, tokens, num_heads), f"{what}: apply returned head_scale", "B T N")
-        if e.bias is not None:
-            i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, keys), jnp.int32)
-            found = e.bias(i, j, num_heads)
-            _check_fits(found, (rows, num_heads, tokens, keys), f"{what}: with it bias(i, j, num_heads) is", "B N T S")
+        _check_fits(e.head_scale, (*positions.shape, num_heads), f"{what}: apply returned head_scale", "B T N")
+    if e.bias is not None:  # once it has all parameters
+        rows, tokens = positions.shape
+        i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, 3), jnp.int32)
+        what = f"with what {', '.join(item.name for item in items)} learned, bias(i, j, num_heads) is"
+        _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), what, "B N T S")
     return ()
 
 
