@@ -93,9 +93,7 @@ class Attention(nn.Module):
         v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
-        encoding = positions.with_learned(
-            encoding, lambda item: self.param(item.name, lambda key: dict(item.init(key, N)))
-        )
+        encoding = positions.with_learned(encoding, lambda item: self.param(item.name, lambda key: item.init(key, N)))
         if encoding.head_scale is not None:
             q = q * encoding.head_scale[..., None].astype(q.dtype)
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
