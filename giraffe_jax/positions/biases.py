@@ -24,7 +24,7 @@ class Bias:
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, i, j, num_heads: int):
-        return sum(term(self.params.get(getattr(term, "name", None)), i, j, num_heads) for term in self.terms)
+        return sum(term(self.params.get(getattr(term, "name", "")), i, j, num_heads) for term in self.terms)
 
     @property
     def by_distance(self) -> bool:
