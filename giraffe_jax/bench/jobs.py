@@ -134,9 +134,8 @@ def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any, tuple | None]:
     e = positions.bind([call], **shape, num_layers=1, length=float(what.length), where="bands")
     places = np.broadcast_to(np.arange(what.length, dtype=np.float32), (what.rows, what.length))
     e = e.at(places, key=jax.random.key(0))
+    e = positions.with_learned(e, lambda item: item.init(jax.random.key(1), model.num_heads))
     bias, local = e.bias, None
-    if hasattr(bias, "with_params"):
-        bias = bias.with_params(lambda name, init: init(jax.random.key(1), model.num_heads))
     if e.window is not None or e.chunk is not None:
         sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
         local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)

@@ -68,9 +68,8 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
     shape: dict[str, Any] = dict(head_dim=head_dim, theta=1e4, original_len=max(tokens // 2, 2), num_layers=1)
     e = positions.bind([dict(name=name, **example)], **shape)
     e = e.at(np.arange(tokens)[None] % size * jnp.ones((BATCH, 1)), key=jax.random.key(2))
+    e = positions.with_learned(e, lambda item: item.init(jax.random.key(3), num_heads))
     bias, local = e.bias, None
-    if hasattr(bias, "with_params"):
-        bias = bias.with_params(lambda name, init: init(jax.random.key(3), num_heads))
     if e.window is not None or e.chunk is not None:
         sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
         local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)

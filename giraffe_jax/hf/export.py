@@ -19,7 +19,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError, to_dict
 from giraffe_jax.hf import names
 from giraffe_jax.hf.rounding import check_fits
-from giraffe_jax.model import ModelConfig
+from giraffe_jax.model import ModelConfig, learned_by
 from giraffe_jax.positions import check, instead_of, largest_factor, longrope_entry, one_table
 from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import Tokenizer
@@ -288,9 +288,16 @@ def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray,
     found = one_table(calls, **model, num_layers=config.num_layers)
     if found is None:
         listed, nearest = ", ".join(str(c["name"]) for c in calls), instead_of(calls)
+        hint = f" Nearest to {nearest}." if nearest else ""
+        if learned := learned_by(config):
+            each = "; ".join(f"{method} ({', '.join(own)})" for method, own in learned.items())
+            hint += (
+                f" Parameters of a method's own, which no such file holds: {each}. To export a model without them, "
+                f"train this one on (source) with model.positions without {', '.join(learned)}."
+            )
         raise ConfigError(
             f"model.positions: {listed} cannot be exported: {whose} knows frequencies and a gain that are the same in "
-            f"every layer and at every length. {has}" + (f" Nearest to {nearest}." if nearest else "")
+            f"every layer and at every length. {has}{hint}"
         )
     return found
 

@@ -3,7 +3,7 @@
 from giraffe_jax.model.cache import Cache
 from giraffe_jax.model.config import ModelConfig
 from giraffe_jax.model.llama import Llama
-from giraffe_jax.model.params import fit_params, init_params, logits, num_params, param_axes, unembedding
+from giraffe_jax.model.params import fit_params, init_params, learned_by, logits, num_params, param_axes, unembedding
 
 __all__ = [
     "Cache",
@@ -11,6 +11,7 @@ __all__ = [
     "ModelConfig",
     "fit_params",
     "init_params",
+    "learned_by",
     "logits",
     "num_params",
     "param_axes",

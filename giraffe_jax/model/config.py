@@ -132,4 +132,5 @@ class ModelConfig:
             original_len=self.original_len,
             length=length,
             num_layers=self.num_layers,
+            num_heads=self.num_heads,
         )

@@ -93,15 +93,11 @@ class Attention(nn.Module):
         v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
-        if encoding.log_n is not None:
-            start = 1 / jnp.log(encoding.original_len)
-            scale = self.param("ssmax", lambda key: {"scale": jnp.full(N, start, c.param_dtype)})["scale"]
-            q = q * (encoding.log_n[:, :, None] * scale.astype(jnp.float32))[..., None].astype(q.dtype)
-        bias = encoding.bias
-        if hasattr(bias, "with_params"):
-            bias = bias.with_params(lambda name, init: self.param(name, lambda key: init(key, N)))
+        encoding = positions.with_learned(encoding, lambda item: self.param(item.name, lambda key: item.init(key, N)))
+        if encoding.head_scale is not None:
+            q = q * encoding.head_scale[..., None].astype(q.dtype)
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
-        settings: dict[str, Any] = dict(bands=encoding.bands, bias=bias, local=local, block_size=c.block_size)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=encoding.bias, local=local, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
             out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
@@ -262,7 +258,8 @@ class Llama(nn.Module):
         layer = (tables if per_layer else None, key_tables if per_layer_keys else None, local, cached)
         shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
-        light = encoding.replace(positions=None, query_scale=None)
+        # Tables hold these; what learns may read the positions.
+        light = encoding.replace(positions=encoding.positions if encoding.learned else None, query_scale=None)
         place = place_of_rows(segments, encoding.positions.shape)
         if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
             place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))

@@ -1,5 +1,6 @@
 """Parameters of a model: made, counted, given axes to shard by, fitted to another config."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -30,23 +31,32 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
 
 def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Returns the logical axes of every parameter that the config's model may have: PARAM_AXES, and what its positions
-    learn ("layers/attention/t5/table"), which is small and whole on every device."""
+    learn (positions/slot.py), which is small and whole on every device."""
 
-    def term(term: Any) -> Any:
-        return jax.eval_shape(lambda: term.init(jax.random.key(0), config.num_heads))
+    def learned() -> dict[str, Any]:
+        items = config.bind(length=2).at(jnp.arange(2.0)[None]).learned
+        return {item.name: item.init(jax.random.key(0), config.num_heads) for item in items}
 
-    encoding = jax.eval_shape(lambda: config.bind(length=2).at(jnp.arange(2.0)[None]))
-    terms = [t for t in getattr(encoding.bias, "terms", ()) if hasattr(t, "init")]
-    learned = {f"{t.name}/{path}": x.ndim for t in terms for path, x in sharding.paths(term(t)).items()}
-    learned["ssmax/scale"] = 1
-    rows = {f"layers/attention/{name}": ("layers", *("features",) * axes) for name, axes in learned.items()}
+    shapes = sharding.paths(jax.eval_shape(learned))
+    rows = {f"layers/attention/{path}": ("layers", *("features",) * x.ndim) for path, x in shapes.items()}
     return PARAM_AXES | rows
+
+
+def learned_by(config: ModelConfig) -> dict[str, list[str]]:
+    """Returns the paths of the parameters that each of the config's methods has of its own, of those that have any."""
+    found, known = {}, set(PARAM_AXES)
+    for i, call in enumerate(config.positions, 1):
+        paths = list(param_axes(dataclasses.replace(config, positions=config.positions[:i])))
+        if own := [path for path in paths if path not in known]:
+            found[str(call["name"])] = own
+        known.update(paths)
+    return found
 
 
 def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
     """Returns the parameters of the config's model: those given, and fresh ones where it has more.
 
-    A model that takes up a learned bias, SSMax or normalised queries and keys has parameters that its source had not;
+    A model that takes up a method that learns, or normalised queries and keys, has parameters that its source had not;
     one that gives them up drops them. Adapters are kept.
     """
     shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))

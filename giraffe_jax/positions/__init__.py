@@ -34,6 +34,7 @@ from giraffe_jax.positions.compose import (
 from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, reach, turned
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
+from giraffe_jax.positions.slot import Learned, learn, scale_heads, with_learned
 
 distances: Callable[..., Any]  # of each pair of tokens as attention gives it, [Q T]: attention/distances.py
 
@@ -53,6 +54,7 @@ __all__ = [
     "Encoding",
     "Factor",
     "Fraction",
+    "Learned",
     "NonNegative",
     "Positive",
     "Rotation",
@@ -64,6 +66,7 @@ __all__ = [
     "frequencies",
     "instead_of",
     "largest_factor",
+    "learn",
     "learned_entries",
     "length_dependent",
     "longrope_entry",
@@ -75,7 +78,9 @@ __all__ = [
     "rotate",
     "rotations",
     "same",
+    "scale_heads",
     "scale_queries",
     "sources",
     "turned",
+    "with_learned",
 ]

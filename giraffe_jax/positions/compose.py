@@ -147,6 +147,7 @@ def bind(
     original_len: int | float,
     length: int | float | None = None,
     num_layers: int | None = None,
+    num_heads: int | None = None,
     where: str = "model.positions",
 ) -> Encoding:
     """Returns the Encoding of composed methods, without positions: float32 numpy arrays, ready to be step arguments.
@@ -159,9 +160,10 @@ def bind(
       length: sequence length in tokens where it is known (policy `pinned`); None leaves length-dependent methods, and
         what follows them, to the step.
       num_layers: layers of the model, for methods that treat them differently.
+      num_heads: query heads of the model; where it is given, what own methods learn is checked by its shapes.
       where: how the list is called in errors: the config's key.
     """
-    e = _bind64(scaling, head_dim, theta, original_len, length, where, num_layers)
+    e = _bind64(scaling, head_dim, theta, original_len, length, where, num_layers, num_heads)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), e)
 
 
@@ -173,6 +175,7 @@ def _bind64(
     length: int | float | None,
     where: str,
     num_layers: int | None = None,
+    num_heads: int | None = None,
 ) -> Encoding:
     """Returns what `bind` does before rounding: float64, pending calls included."""
     calls = scaling if scaling and all(isinstance(c, Call) for c in scaling) else check(scaling, where)
@@ -186,6 +189,7 @@ def _bind64(
         original_len=np.float64(original_len),
         length=None if length is None else np.float64(length),
         num_layers=num_layers,
+        num_heads=num_heads,
     )
     _check_kinds(calls, where)
     pending: list[tuple[int, Call]] = []

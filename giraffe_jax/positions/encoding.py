@@ -76,7 +76,7 @@ class Encoding:
     length: Any = None  # current length in tokens, which length-dependent methods read: [], or [B T 1] of each document
     log_decay: Any = None  # [R], xPos: queries get exp(+p log_decay), keys exp(-p log_decay)
     query_scale: Any = None  # [B T] or [L B T], multiplies queries
-    log_n: Any = None  # [B T], logarithm of how many keys a query sees: SSMax multiplies it by a learned number
+    head_scale: Any = None  # [#B #T #N], multiplies the queries of each head; N query heads
     window: Any = None  # [] or [L], keys less than so many tokens back are seen; None for all
     chunk: Any = None  # [] or [L], keys of the same chunk of so many tokens are seen; None for all
     start: Start | None = None
@@ -86,6 +86,8 @@ class Encoding:
     bands: tuple[Band, ...] = ()  # none: every earlier key, at its own position
     key_pos: Any = None  # positions -> positions by which bands rotate keys that have no `k_pos`; None: unchanged
     num_layers: int | None = dataclasses.field(default=None, metadata={"static": True})
+    num_heads: int | None = dataclasses.field(default=None, metadata={"static": True})
+    learned: tuple[Any, ...] = ()  # what has parameters of its own in every layer: positions/slot.py, Learned
     bias: Any = None
     # bias(i, j, num_heads) -> [#B N T S], evaluated block by block on indices in the document, [#B 1 T 1] and
     # [#B 1 1 S]; a pytree, whose arrays are differentiated: jax.tree_util.Partial(function), or a dataclass

@@ -19,6 +19,7 @@ import numpy as np
 from giraffe_jax.config import ConfigError, nearest
 from giraffe_jax.positions.advice import blame, meant, nearest_file, not_finite
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.slot import Mistake, check_shapes, checked
 
 CATALOGUE = "giraffe_jax.positions.methods."
 READS = ("length", "positions", "key")  # what NEEDS may declare
@@ -109,7 +110,8 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
 
     Raises:
       ConfigError: it raised, or returned something that is no encoding of the same planes, or numbers that are not
-        finite; names the line and the cure, and the parameter that has no declared range where that is the cause.
+        finite, or what learns in no form that attention takes; names the line and the cure, and the parameter that
+        has no declared range where that is the cause.
     """
     try:
         with np.errstate(all="ignore"):  # what is not finite is named below
@@ -134,6 +136,13 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
         key, advice = blame(function, e, arguments)
         what = f"it returned {wrong[0]} with numbers that are not finite: {wrong[1]}"
         raise ConfigError(f"{where}{key}: {place(function)}: {what}{advice}.")
+    if found.learned is not e.learned:
+        try:
+            check_shapes(checked(found))
+        except Mistake as error:
+            raise ConfigError(f"{at}: {error}") from error
+        except Exception as error:
+            raise ConfigError(f"{where}: {_told(error, function)}.{_cure(error, function, e)}") from error
     return found
 
 

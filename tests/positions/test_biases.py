@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from giraffe_jax.positions import bind
+from giraffe_jax.positions import bind, with_learned
 from giraffe_jax.positions.methods.alibi import slopes
 from tests.close import close
 
@@ -17,10 +17,15 @@ N, T = 4, 60
 
 def bias(name, **parameters):
     """The method's bias [N T T] with parameters drawn by its own init, and those parameters."""
-    found = bind([dict(name=name, **parameters)], **MODEL).bias.with_params(lambda _, init: init(jax.random.key(3), N))
+    found = filled([dict(name=name, **parameters)])
     index = jnp.arange(T)
     got = jnp.broadcast_to(found(index[:, None], index[None, :], N), (N, T, T))
-    return np.asarray(got), jax.tree.map(lambda x: np.asarray(x, np.float64), found.params[0])
+    return np.asarray(got), jax.tree.map(lambda x: np.asarray(x, np.float64), found.params.get(name))
+
+
+def filled(scaling):
+    """The bias of methods, with parameters that each draws by its own init."""
+    return with_learned(bind(scaling, **MODEL), lambda item: item.init(jax.random.key(3), N)).bias
 
 
 def assert_pairs(got, expected):
@@ -52,8 +57,8 @@ def test_t5():
     e = bind([dict(name="t5", num_buckets=8, max_distance=32)], **MODEL)
     table = np.random.default_rng(0).normal(size=(N, 8))
     index = jnp.arange(T)
-    filled = e.bias.with_params(lambda _, init: {"table": jnp.asarray(table, jnp.float32)})
-    got = np.asarray(filled(index[:, None], index[None, :], N))
+    drawn = with_learned(e, lambda _: {"table": jnp.asarray(table, jnp.float32)}).bias
+    got = np.asarray(drawn(index[:, None], index[None, :], N))
 
     def bucket(d):
         return d if d < 4 else min(4 + int(math.log(d / 4) / math.log(32 / 4) * 4), 7)
@@ -93,7 +98,6 @@ def test_s2_groups_half_of_the_heads_shifted():
 
 def test_biases_add_up():
     index = jnp.arange(T)
-    both = bind([dict(name="alibi"), dict(name="kerple")], **MODEL).bias
-    both = both.with_params(lambda _, init: init(jax.random.key(3), N))
+    both = filled([dict(name="alibi"), dict(name="kerple")])
     want = bias("alibi")[0] + bias("kerple")[0]
     close(both(index[:, None], index[None, :], N), want)

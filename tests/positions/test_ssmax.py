@@ -25,6 +25,8 @@ def test_each_head_multiplies_its_logits_by_its_number_times_the_logarithm_of_n(
         o = jnp.zeros_like(attention["o"]["kernel"]).at[0, head].set(attention["o"]["kernel"][0, head])
         changed = attention | {"o": {"kernel": o}, "ssmax": {"scale": scales}}
         tree = params | {"layers": params["layers"] | {"attention": changed}}
-        scaled = e.replace(log_n=None, query_scale=jnp.asarray(s * np.log(np.arange(1, 41)), jnp.float32)[None])
+        scaled = e.replace(
+            head_scale=None, learned=(), query_scale=jnp.asarray(s * np.log(np.arange(1, 41)), jnp.float32)[None]
+        )
         got, want = (Llama(CONFIG).apply({"params": tree}, TOKENS, x)[0] for x in (e, scaled))
         close(got, want, ulps=256)

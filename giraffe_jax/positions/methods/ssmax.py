@@ -3,7 +3,14 @@
 Nakanishi, "Scalable-Softmax Is Superior for Attention", arXiv:2501.19399, without its optional bias.
 """
 
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
 from giraffe_jax.positions.encoding import Encoding
+from giraffe_jax.positions.slot import checked, scale_heads
 
 EXAMPLE = dict()
 IDENTITY = None  # has no parameters; plain attention where n + 1 = original_len, as the scales start
@@ -13,6 +20,20 @@ ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="ro
 
 def ssmax(e: Encoding) -> Encoding:
     """Logits of query n times s_h ln(n + 1); s_h is learned in every layer, and starts at 1 / ln(original_len)."""
-    if e.log_n is not None:
-        raise ValueError("ssmax is there already.")
-    return e.replace(log_n=e.xp.log(e.positions + 1))
+    # In front: flax draws parameters in this order, so that those of biases start as they always have.
+    e = checked(e.replace(learned=(Rates(e.original_len), *e.learned)))
+    return scale_heads(e, e.xp.log(e.positions + 1)[..., None])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    original_len: Any  # [], tokens
+    name = "ssmax"
+
+    def init(self, key, num_heads: int):
+        del key
+        return {"scale": jnp.full(num_heads, 1 / jnp.log(self.original_len))}
+
+    def apply(self, e: Encoding, params: Any) -> Encoding:
+        return scale_heads(e, params["scale"])

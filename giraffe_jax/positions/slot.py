@@ -1,0 +1,158 @@
+"""What positions learn: parameters of a method's own in every layer's attention, and what a layer does with them.
+
+A method adds an item to `Encoding.learned`, by `learn`. The model makes each item's parameters once for each layer, at
+layers/attention/<name>/... of the parameter tree, and applies the item inside the layer; it knows no method. Everything
+else (training, optimizers, checkpoints, meshes, cached decoding) treats them as any parameter of the model.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from giraffe_jax.positions.encoding import Encoding
+
+APPLIED = ("head_scale", "bias")  # fields that attention reads inside a layer: those that `apply` may change
+TAKEN = ("q", "k", "v", "o", "q_norm", "k_norm", "lora")  # names of an attention's other parameters
+RESERVED = ("kernel", "lora")  # keys by which optimizers and adapters know matrices
+
+
+class Mistake(ValueError):
+    """What is wrong with an item, in words."""
+
+
+class Learned(Protocol):
+    """An item of `Encoding.learned`: a pytree, whose numbers are float32 in the step.
+
+    Without numbers of its own it is a frozen dataclass under `@jax.tree_util.register_static`; with them, under
+    `@jax.tree_util.register_dataclass`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The place of its parameters, layers/attention/<name>/...; no other item may have the same."""
+        ...
+
+    def init(self, key: jax.Array, num_heads: int) -> Mapping[str, Any]:
+        """Returns the first values of one layer's parameters, a dict of float arrays, nested or not.
+
+        On a mesh they are whole on every device, so they should be small.
+        """
+        ...
+
+    def apply(self, e: Encoding, params: Any) -> Encoding:
+        """Returns the encoding with one layer's parameters: another `head_scale`, `bias` or both."""
+        ...
+
+
+def learn(e: Encoding, item: Any) -> Encoding:
+    """Returns the encoding with one more item that learns, a `Learned`.
+
+    Raises:
+      Mistake: it is no `Learned`, or its name is another's.
+    """
+    return checked(e.replace(learned=(*e.learned, item)))
+
+
+def with_learned(e: Encoding, make: Callable[[Any], Any]) -> Encoding:
+    """Returns the encoding of one layer: every item applied to its parameters, make(item), and none left."""
+    for item in e.learned:
+        e = item.apply(e, make(item))
+    return e.replace(learned=())
+
+
+def scale_heads(e: Encoding, scale: Any) -> Encoding:
+    """Returns the encoding with the logits of each query and head times `scale`, [#B #T #N], after what was there."""
+    return e.replace(head_scale=scale if e.head_scale is None else e.head_scale * scale)
+
+
+def checked(e: Encoding) -> Encoding:
+    """Returns the encoding; Mistake says which of its items is none, or has a name that is taken."""
+    seen: list[str] = []
+    for item in e.learned:
+        name, kind = getattr(item, "name", None), type(item).__name__
+        if not isinstance(name, str) or not name.isidentifier():
+            raise Mistake(f"{kind} learns, but its name is {name!r}; a name such as 'slopes' is expected.")
+        if name in TAKEN:
+            raise Mistake(f"{kind} is named {name!r}, as parameters of attention are ({', '.join(TAKEN)}); rename it.")
+        if name in seen:
+            raise Mistake(f"{name} is there already, and both would own the same parameters.")
+        if missing := [method for method in ("init", "apply") if not callable(getattr(item, method, None))]:
+            raise Mistake(
+                f"{kind} ({name!r}) has no {' and no '.join(missing)}; what learns has a name, init(key, num_heads) "
+                "and apply(e, params)."
+            )
+        tree = jax.tree.structure(item)
+        if jax.tree_util.all_leaves([item]) or tree != jax.tree.structure(copy.copy(item)):
+            raise Mistake(
+                f"{kind} ({name!r}) is no pytree that equals its copies; write @jax.tree_util.register_static and "
+                "@dataclasses.dataclass(frozen=True) above it."
+            )
+        seen.append(name)
+    return e
+
+
+def check_shapes(e: Encoding) -> None:
+    """Raises Mistake where an item's parameters, or what it makes of them, have no form that attention takes.
+
+    Nothing is computed. What a method's code raises passes through.
+    """
+    if e.num_heads is not None:
+        jax.eval_shape(_try_in_a_layer, e.replace(key=None, pending=()))
+
+
+def _try_in_a_layer(e: Encoding) -> Any:
+    num_heads = e.num_heads or 1
+    positions = jnp.zeros((1, 2)) if e.positions is None else e.positions
+    e = e.replace(positions=positions, query_scale=None)
+    items = e.learned
+    for item in items:
+        what = f"{type(item).__name__} ({item.name!r})"
+        params = item.init(jax.random.key(0), num_heads)
+        _check_params(params, what)
+        before, e = e, item.apply(e, params)
+        if not isinstance(e, Encoding):
+            raise Mistake(f"{what}: apply returned {type(e).__name__}; it ends in `return e.replace(...)`.")
+        for field in (f.name for f in dataclasses.fields(e)):
+            if field not in APPLIED and getattr(e, field) is not getattr(before, field):
+                raise Mistake(
+                    f"{what}: apply changed {field}, which is used before the layers; it may change "
+                    f"{' and '.join(APPLIED)}. The method itself may change {field}."
+                )
+        _check_fits(e.head_scale, (*positions.shape, num_heads), f"{what}: apply returned head_scale", "B T N")
+    if e.bias is not None:  # once it has all parameters
+        rows, tokens = positions.shape
+        i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, 3), jnp.int32)
+        what = f"with what {', '.join(item.name for item in items)} learned, bias(i, j, num_heads) is"
+        _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), what, "B N T S")
+    return ()
+
+
+def _check_params(params: Any, what: str) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not isinstance(params, Mapping) or not leaves:
+        got = type(params).__name__ if leaves else "nothing"
+        raise Mistake(f"{what}: init returned {got}; a dict of arrays is expected, as in dict(slope=jnp.ones(...)).")
+    for path, leaf in leaves:
+        keys = [getattr(part, "key", None) for part in path]
+        if not all(isinstance(key, str) for key in keys):
+            raise Mistake(f"{what}: init returned {jax.tree_util.keystr(path)}; dicts with texts as keys are expected.")
+        if reserved := [key for key in keys if key in RESERVED]:
+            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, as matrices and adapters are; rename it.")
+        if not jnp.issubdtype(getattr(leaf, "dtype", None) or type(leaf), jnp.floating) or not hasattr(leaf, "shape"):
+            got = getattr(leaf, "dtype", type(leaf).__name__)
+            raise Mistake(f"{what}: init returned {'/'.join(map(str, keys))} of {got}; arrays of floats are expected.")
+
+
+def _check_fits(value: Any, shape: tuple[int, ...], what: str, axes: str) -> None:
+    """Raises Mistake where a value does not broadcast to a shape."""
+    got = () if value is None else jnp.shape(value)
+    try:
+        fits = jnp.broadcast_shapes(got, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise Mistake(f"{what} of shape {got}; expected [{axes}] = {shape}, or 1 in place of any of them.")
