@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import math
 
 import jax
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 
 from giraffe_jax.attention import Place, attend, merge, place_of_rows
-from giraffe_jax.attention.blockwise import _walk
 from giraffe_jax.attention.dense import MASKED
+from giraffe_jax.attention.walk import make_walk
 from giraffe_jax.positions import Band
 from tests.close import close
 
@@ -22,7 +21,7 @@ B, T, N, K, H = 2, 37, 4, 2, 8
 @pytest.fixture(autouse=True)
 def several_blocks_of_queries(monkeypatch):
     """37 tokens would be one block of queries, and most of what is skipped lies between two."""
-    monkeypatch.setattr(importlib.import_module("giraffe_jax.attention.blockwise"), "ROWS", 16 * N // K)
+    monkeypatch.setattr("giraffe_jax.attention.walk.ROWS", 16 * N // K)
 
 
 def inputs(num_bands=1, seed=0):
@@ -295,7 +294,7 @@ def test_blocks_are_visited_where_a_pair_is_seen(band, local, segments):
     block, shape = 4, (1 if segments is None else B, T)
     place = place_of_rows(segments, shape)
     q, k, v = (jax.tree.map(lambda x: x[: shape[0]], x) for x in inputs())
-    walk = _walk(block, q, k, v, None, (place, place), (band,), local)
+    walk = make_walk(block, q, k, v, None, (place, place), (band,), local)
     order, segment, within = (np.asarray(x) for x in (place.index, place.segment, place.within))
     i, j = within[:, :, None], within[:, None, :]
     seen = (order[:, :, None] >= order[:, None, :]) & (segment[:, :, None] == segment[:, None, :])
