@@ -34,46 +34,45 @@ def blockwise(
     k_place: Place,
     bands: tuple[Band, ...] = (),
     bias=None,
-    local: tuple | None = None,
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns what `dense` does, never holding more than one block of logits."""
-    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands, local)
+    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands)
     return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flash(block_size, q, k, v, bias, places, bands, local):
-    out, lse = forward(block_size, q, k, v, bias, places, bands, local)
+def _flash(block_size, q, k, v, bias, places, bands):
+    out, lse = forward(block_size, q, k, v, bias, places, bands)
     return out.astype(v.dtype), lse
 
 
-def _flash_forward(block_size, q, k, v, bias, places, bands, local):
-    found: Any = _flash(block_size, q, k, v, bias, places, bands, local)
+def _flash_forward(block_size, q, k, v, bias, places, bands):
+    found: Any = _flash(block_size, q, k, v, bias, places, bands)
     out, lse = found
     out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
-    return (out, lse), (q, k, v, bias, places, bands, local, out, lse)
+    return (out, lse), (q, k, v, bias, places, bands, out, lse)
 
 
 def _flash_backward(block_size, saved, cotangents):
     q, k, v, bias, *_ = saved
     d_q, d_k, d_v, d_bias = backward(block_size, *saved, *cotangents)
     cast = functools.partial(jax.tree.map, lambda g, x: g.astype(x.dtype))
-    return cast(d_q, q), cast(d_k, k), d_v.astype(v.dtype), cast(d_bias, bias), None, None, None
+    return cast(d_q, q), cast(d_k, k), d_v.astype(v.dtype), cast(d_bias, bias), None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def forward(block_size, q, k, v, bias, places, bands, local):
+def forward(block_size, q, k, v, bias, places, bands):
     """Returns (out [B T N H], log-sum-exp [B T N]) in float32; a query that sees no key has 0 and MASKED.
 
     Args:
       block_size: tokens of a block of keys; None takes BLOCK.
-      q, k, v, bias, bands, local: as in `attend`.
+      q, k, v, bias, bands: as in `attend`.
       places: (q_place, k_place).
     """
-    walk = make_walk(block_size, q, k, v, bias, places, bands, local)
+    walk = make_walk(block_size, q, k, v, bias, places, bands)
     rows, width = walk.q[0].shape[-2:]
 
     def query_block(row, head, i):
@@ -97,10 +96,10 @@ def forward(block_size, q, k, v, bias, places, bands, local):
     return from_query_blocks(out, q[0].shape), from_query_blocks(lse, q[0].shape[:-1])
 
 
-def backward(block_size, q, k, v, bias, places, bands, local, out, lse, d_out, d_lse):
+def backward(block_size, q, k, v, bias, places, bands, out, lse, d_out, d_lse):
     """Returns the gradients of q, k, v and bias in float32, given those of `out` and `lse`, which may have seen more
     keys than these."""
-    walk = make_walk(block_size, q, k, v, bias, places, bands, local)
+    walk = make_walk(block_size, q, k, v, bias, places, bands)
     # A logit's gradient is its probability times (d_out . value - dot): what lse's gradient adds is the same for all.
     dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
     cut = functools.partial(to_query_blocks, num_kv_heads=v.shape[2], block=walk.block)

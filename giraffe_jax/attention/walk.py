@@ -15,7 +15,7 @@ from jax import lax
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.places import Place
 from giraffe_jax.ops.choose import choose
-from giraffe_jax.positions import CAUSAL, Band
+from giraffe_jax.positions import CAUSAL, Band, Range
 from giraffe_jax.positions.encoding import whole
 
 BLOCK, MOST = 256, 1024  # tokens of a block of keys where the caller names none, and most of a block of queries
@@ -56,15 +56,7 @@ class Marks(NamedTuple):
     index: Any
     segment: Any
     within: Any
-    chunks: tuple  # for each band and each of its ranges, the token's chunk: within // size
-
-
-class _Range(NamedTuple):
-    """Limits of a difference of chunks, int32 []."""
-
-    low: Any
-    high: Any
-    size: Any
+    chunks: tuple  # for each band and each of its ranges, the token's chunk: within // its chunk
 
 
 def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> Marks:
@@ -79,25 +71,15 @@ def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> Mar
         return cut(jnp.pad(x, padding, constant_values=value))
 
     within = jnp.pad(place.within, padding, mode="edge")  # which leaves the block's corners where they are
-    chunks = tuple(tuple(cut(within // r.size) for r in band) for band in ranges)
+    chunks = tuple(tuple(cut(within // r.chunk) for r in band) for band in ranges)
     return Marks(pad(place.index, index), pad(place.segment, segment), cut(within), chunks)
-
-
-def _ranges(bands: tuple[Band, ...], local: tuple | None) -> tuple[tuple[_Range, ...], ...]:
-    """Returns the ranges of each band; those that hold for every pair are left out where that shows."""
-    everywhere = []
-    if local is not None:
-        window, chunk = map(whole, local)
-        everywhere = [_Range(-(2**30), window, 1), _Range(0, 1, chunk)]
-    own = [[_Range(whole(b.low), whole(b.high), whole(b.chunk))] for b in bands] or [[]]
-    return tuple(tuple(ranges + everywhere) for ranges in own)
 
 
 class Walk(NamedTuple):
     """Everything in blocks, and which blocks of keys each block of queries has to visit."""
 
     bands: tuple[Band, ...]
-    ranges: tuple[tuple[_Range, ...], ...]  # of each band
+    ranges: tuple[tuple[Range, ...], ...]  # of each band, in whole numbers
     q: tuple[jax.Array, ...]  # scaled
     k: tuple[jax.Array, ...]
     v: jax.Array
@@ -170,7 +152,7 @@ class Walk(NamedTuple):
         return jax.vjp(lambda bias: self._bias_block(bias, row, head, i, j), self.bias)[1](d_logits)[0]
 
 
-def make_walk(block_size, q, k, v, bias, places, bands, local) -> Walk:
+def make_walk(block_size, q, k, v, bias, places, bands) -> Walk:
     block_size = block_size or BLOCK
     num_kv_heads, group = v.shape[2], q[0].shape[2] // v.shape[2]
     k_block = min(block_size, v.shape[1])
@@ -180,7 +162,7 @@ def make_walk(block_size, q, k, v, bias, places, bands, local) -> Walk:
     scale = q[0].shape[-1] ** -0.5
     q_blocks = tuple(to_query_blocks(x * jnp.asarray(scale, x.dtype), num_kv_heads, q_block) for x in q)
     k_blocks, v_blocks = tuple(to_key_blocks(x, k_block) for x in k), to_key_blocks(v, k_block)
-    ranges = _ranges(bands, local)
+    ranges = tuple(jax.tree.map(whole, band.ranges) for band in bands) or ((),)  # none where all holds
     q_marks = _marks(places[0], ranges, q_block, index=-1, segment=-1)
     k_marks = _marks(places[1], ranges, k_block, index=jnp.iinfo(jnp.int32).max, segment=-2)
     visits = _visits(bands, ranges, q_marks, k_marks)
