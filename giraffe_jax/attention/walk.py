@@ -26,6 +26,7 @@ ROWS = 1536  # rows, tokens x heads, of a block of queries: measured on a CPU (L
 
 
 def to_query_blocks(x: jax.Array, num_kv_heads: int, block: int) -> jax.Array:
+    """Returns [B T N ...] as blocks of queries of `block` tokens, padded with zeros."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
     x = x.reshape(*x.shape[:2], num_kv_heads, -1, *x.shape[3:])
     x = jnp.moveaxis(x, 2, 1)  # [B K T G ...]
@@ -33,17 +34,20 @@ def to_query_blocks(x: jax.Array, num_kv_heads: int, block: int) -> jax.Array:
 
 
 def from_query_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns blocks of queries as `shape`, [B T N ...], without the padding."""
     batch, num_tokens, num_heads = shape[:3]
     x = x.reshape(batch, x.shape[1], -1, num_heads // x.shape[1], *shape[3:])
     return jnp.moveaxis(x, 1, 2)[:, :num_tokens].reshape(shape)
 
 
 def to_key_blocks(x_BSKH: jax.Array, block: int) -> jax.Array:
+    """Returns [B S K H] as blocks of keys of `block` tokens, padded with zeros."""
     x = jnp.pad(x_BSKH, ((0, 0), (0, -x_BSKH.shape[1] % block), (0, 0), (0, 0)))
     return jnp.moveaxis(x, 2, 1).reshape(x.shape[0], x.shape[2], -1, block, x.shape[3])
 
 
 def from_key_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns transposed blocks of keys, [B K M H tokens], as `shape`, [B S K H], without the padding."""
     x = x.swapaxes(-1, -2).reshape(*x.shape[:2], -1, shape[-1])
     return jnp.moveaxis(x, 1, 2)[:, : shape[1]]
 
@@ -153,6 +157,7 @@ class Walk(NamedTuple):
 
 
 def make_walk(block_size, q, k, v, bias, places, bands) -> Walk:
+    """Returns the walk of `blockwise.forward`'s arguments."""
     block_size = block_size or BLOCK
     num_kv_heads, group = v.shape[2], q[0].shape[2] // v.shape[2]
     k_block = min(block_size, v.shape[1])
