@@ -179,7 +179,8 @@ class Encoding:
         further += () if self.chunk is None else (Range(high=1.0, chunk=self.chunk),)
         if not further:
             return self
-        bands = tuple(band.replace(also=(*band.also, *further)) for band in self.bands or (CAUSAL,))
+        further, causal = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (further, CAUSAL))
+        bands = tuple(band.replace(also=(*band.also, *further)) for band in self.bands or (causal,))
         return self.replace(bands=bands, window=None, chunk=None)
 
 
