@@ -46,11 +46,10 @@ def main() -> None:
 
         def run(q, k, v, e, place=place):
             tables = positions.rotations(e)
-            local = None if e.window is None else (e.window, jnp.inf)
             return attend(
                 tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables),
                 tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables),
-                v, q_place=place, k_place=place, bands=e.bands, bias=e.bias, local=local,
+                v, q_place=place, k_place=place, bands=e.bands, bias=e.bias,
                 implementation="blockwise", block_size=args.block_size,
             )[0]  # fmt: skip
 

@@ -30,7 +30,6 @@ def attend(
     k_place: Place,
     bands: tuple[Band, ...] = (),
     bias=None,
-    local: tuple | None = None,
     implementation: Literal["auto", "dense", "blockwise"] = "auto",
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
@@ -42,13 +41,13 @@ def attend(
       v: values.
       q_place, k_place: index, segment and document start of each query and key; a query sees the keys of its segment
         with an index up to its own. They may be different tokens, in any order.
-      bands: which of q and k hold for a pair, by the indices in their documents; none: one, for every pair.
+      bands: which of q and k hold for a pair, by the indices in their documents, with the limits of one layer; none:
+        one, for every pair.
       bias: additive logit bias of positions.Encoding, or None.
-      local: (window, chunk): further, keys less than `window` tokens back and of the query's chunk of `chunk` tokens.
       implementation: "dense" (the reference), "blockwise" (O(T) memory), or "auto": dense for few queries.
       block_size: tokens of a block of keys in "blockwise"; None leaves it to the backend.
     """
-    about: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias)
     if implementation == "blockwise" or (implementation == "auto" and q[0].shape[1] > DENSE_UP_TO):
         return blockwise(q, k, v, **about, block_size=block_size)
     return dense(q, k, v, **about)

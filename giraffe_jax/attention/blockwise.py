@@ -3,15 +3,13 @@
 Rabe and Staats, arXiv:2112.05682; Dao et al. (FlashAttention), arXiv:2205.14135. The backward pass is written by hand:
 it keeps only the output and the log-sum-exp, and recomputes each block's probabilities.
 
-Queries and keys are walked head by head, so that a block's logits are one matrix product of two plain matrices: the
-rows are the block's tokens times the query heads that share a key head. Each band runs over the key blocks that
-interval arithmetic on the corners of blocks does not prove empty, and only where it does not prove a block full is a
-mask evaluated; the bands of a query meet in one online softmax. Queries and keys may be different tokens: what is known
-of each token is data (`Place`), which is what attention over several devices needs.
+Which blocks are visited, and how they are cut and masked, is in walk.py; the bands of a query meet in one online
+softmax. Queries and keys may be different tokens: what is known of each token is data (`Place`), which is what
+attention over several devices needs.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +19,10 @@ from jaxtyping import Array, Float
 
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.places import Place
-from giraffe_jax.ops.choose import choose
-from giraffe_jax.positions import CAUSAL, Band
-from giraffe_jax.positions.encoding import whole
+from giraffe_jax.attention.walk import from_key_blocks, from_query_blocks, make_walk, to_query_blocks
+from giraffe_jax.positions import Band
 
 ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"  # what a remat policy may keep, by name
-BLOCK, MOST = 256, 1024  # tokens of a block of keys where the caller names none, and most of a block of queries
-ROWS = 1536  # rows, tokens x heads, of a block of queries: measured on a CPU (LOG.md, 2026-11-26)
 
 
 def blockwise(
@@ -39,46 +34,45 @@ def blockwise(
     k_place: Place,
     bands: tuple[Band, ...] = (),
     bias=None,
-    local: tuple | None = None,
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns what `dense` does, never holding more than one block of logits."""
-    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands, local)
+    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands)
     return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flash(block_size, q, k, v, bias, places, bands, local):
-    out, lse = forward(block_size, q, k, v, bias, places, bands, local)
+def _flash(block_size, q, k, v, bias, places, bands):
+    out, lse = forward(block_size, q, k, v, bias, places, bands)
     return out.astype(v.dtype), lse
 
 
-def _flash_forward(block_size, q, k, v, bias, places, bands, local):
-    found: Any = _flash(block_size, q, k, v, bias, places, bands, local)
+def _flash_forward(block_size, q, k, v, bias, places, bands):
+    found: Any = _flash(block_size, q, k, v, bias, places, bands)
     out, lse = found
     out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
-    return (out, lse), (q, k, v, bias, places, bands, local, out, lse)
+    return (out, lse), (q, k, v, bias, places, bands, out, lse)
 
 
 def _flash_backward(block_size, saved, cotangents):
     q, k, v, bias, *_ = saved
     d_q, d_k, d_v, d_bias = backward(block_size, *saved, *cotangents)
     cast = functools.partial(jax.tree.map, lambda g, x: g.astype(x.dtype))
-    return cast(d_q, q), cast(d_k, k), d_v.astype(v.dtype), cast(d_bias, bias), None, None, None
+    return cast(d_q, q), cast(d_k, k), d_v.astype(v.dtype), cast(d_bias, bias), None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def forward(block_size, q, k, v, bias, places, bands, local):
+def forward(block_size, q, k, v, bias, places, bands):
     """Returns (out [B T N H], log-sum-exp [B T N]) in float32; a query that sees no key has 0 and MASKED.
 
     Args:
       block_size: tokens of a block of keys; None takes BLOCK.
-      q, k, v, bias, bands, local: as in `attend`.
+      q, k, v, bias, bands: as in `attend`.
       places: (q_place, k_place).
     """
-    walk = _walk(block_size, q, k, v, bias, places, bands, local)
+    walk = make_walk(block_size, q, k, v, bias, places, bands)
     rows, width = walk.q[0].shape[-2:]
 
     def query_block(row, head, i):
@@ -99,16 +93,16 @@ def forward(block_size, q, k, v, bias, places, bands, local):
         return out / total[:, None], top + jnp.log(total)
 
     out, lse = walk.over_heads(lambda row, head: lax.map(lambda i: query_block(row, head, i), walk.query_blocks))
-    return _from_query_blocks(out, q[0].shape), _from_query_blocks(lse, q[0].shape[:-1])
+    return from_query_blocks(out, q[0].shape), from_query_blocks(lse, q[0].shape[:-1])
 
 
-def backward(block_size, q, k, v, bias, places, bands, local, out, lse, d_out, d_lse):
+def backward(block_size, q, k, v, bias, places, bands, out, lse, d_out, d_lse):
     """Returns the gradients of q, k, v and bias in float32, given those of `out` and `lse`, which may have seen more
     keys than these."""
-    walk = _walk(block_size, q, k, v, bias, places, bands, local)
+    walk = make_walk(block_size, q, k, v, bias, places, bands)
     # A logit's gradient is its probability times (d_out . value - dot): what lse's gradient adds is the same for all.
     dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
-    cut = functools.partial(_to_query_blocks, num_kv_heads=v.shape[2], block=walk.block)
+    cut = functools.partial(to_query_blocks, num_kv_heads=v.shape[2], block=walk.block)
     d_outs, lses, dots = cut(d_out.astype(v.dtype)), cut(lse), cut(dot)
     # Gradients of keys and values are summed transposed: a CPU multiplies by probabilities twice as fast as by their
     # transpose.
@@ -144,211 +138,10 @@ def backward(block_size, q, k, v, bias, places, bands, local, out, lse, d_out, d
 
     d_q, d_k, d_v, d_bias = walk.over_heads(one_head)
     scale = q[0].shape[-1] ** -0.5
-    d_q = tuple(_from_query_blocks(x, q[0].shape) * scale for x in d_q)
-    d_k = tuple(_from_key_blocks(x, v.shape) for x in d_k)
-    return d_q, d_k, _from_key_blocks(d_v, v.shape), jax.tree.map(lambda x: x.sum((0, 1)), d_bias)
+    d_q = tuple(from_query_blocks(x, q[0].shape) * scale for x in d_q)
+    d_k = tuple(from_key_blocks(x, v.shape) for x in d_k)
+    return d_q, d_k, from_key_blocks(d_v, v.shape), jax.tree.map(lambda x: x.sum((0, 1)), d_bias)
 
 
 def _replace(values: tuple, at: int, value) -> tuple:
     return (*values[:at], value, *values[at + 1 :])
-
-
-# Blocks of queries are matrices: [B K M rows H] for M blocks whose rows are tokens x the G heads that share a key head,
-# tokens first. Blocks of keys: [B K M tokens H].
-
-
-def _to_query_blocks(x: jax.Array, num_kv_heads: int, block: int) -> jax.Array:
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
-    x = x.reshape(*x.shape[:2], num_kv_heads, -1, *x.shape[3:])
-    x = jnp.moveaxis(x, 2, 1)  # [B K T G ...]
-    return x.reshape(*x.shape[:2], -1, block * x.shape[3], *x.shape[4:])
-
-
-def _from_query_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    batch, num_tokens, num_heads = shape[:3]
-    x = x.reshape(batch, x.shape[1], -1, num_heads // x.shape[1], *shape[3:])
-    return jnp.moveaxis(x, 1, 2)[:, :num_tokens].reshape(shape)
-
-
-def _to_key_blocks(x_BSKH: jax.Array, block: int) -> jax.Array:
-    x = jnp.pad(x_BSKH, ((0, 0), (0, -x_BSKH.shape[1] % block), (0, 0), (0, 0)))
-    return jnp.moveaxis(x, 2, 1).reshape(x.shape[0], x.shape[2], -1, block, x.shape[3])
-
-
-def _from_key_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    x = x.swapaxes(-1, -2).reshape(*x.shape[:2], -1, shape[-1])
-    return jnp.moveaxis(x, 1, 2)[:, : shape[1]]
-
-
-class _Marks(NamedTuple):
-    """What masks compare, [B M block] each. A pair is seen where the query's index is not less than the key's, the
-    segments are equal, and in each range low <= query's chunk - key's chunk < high; and the key's `within` is below
-    the band's `keys`."""
-
-    index: Any
-    segment: Any
-    within: Any
-    chunks: tuple  # for each band and each of its ranges, the token's chunk: within // size
-
-
-class _Range(NamedTuple):
-    """Limits of a difference of chunks, int32 []."""
-
-    low: Any
-    high: Any
-    size: Any
-
-
-def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> _Marks:
-    """Returns the marks of each block's tokens; what is padded is nobody's: no key is below its index and none is of
-    its segment. Chunks are counted here, once: a division for each pair would cost more than its products."""
-    padding = ((0, 0), (0, -place.index.shape[1] % block))
-
-    def cut(x):
-        return x.reshape(x.shape[0], -1, block)
-
-    def pad(x, value):
-        return cut(jnp.pad(x, padding, constant_values=value))
-
-    within = jnp.pad(place.within, padding, mode="edge")  # which leaves the block's corners where they are
-    chunks = tuple(tuple(cut(within // r.size) for r in band) for band in ranges)
-    return _Marks(pad(place.index, index), pad(place.segment, segment), cut(within), chunks)
-
-
-def _ranges(bands: tuple[Band, ...], local: tuple | None) -> tuple[tuple[_Range, ...], ...]:
-    """Returns the ranges of each band; those that hold for every pair are left out where that shows."""
-    everywhere = []
-    if local is not None:
-        window, chunk = map(whole, local)
-        everywhere = [_Range(-(2**30), window, 1), _Range(0, 1, chunk)]
-    own = [[_Range(whole(b.low), whole(b.high), whole(b.chunk))] for b in bands] or [[]]
-    return tuple(tuple(ranges + everywhere) for ranges in own)
-
-
-class _Walk(NamedTuple):
-    """Everything in blocks, and which blocks of keys each block of queries has to visit."""
-
-    bands: tuple[Band, ...]
-    ranges: tuple[tuple[_Range, ...], ...]  # of each band
-    q: tuple[jax.Array, ...]  # scaled
-    k: tuple[jax.Array, ...]
-    v: jax.Array
-    bias: Any
-    marks: tuple[_Marks, _Marks]  # of queries and of keys
-    visits: tuple  # [bands, B, M] each: first and last visited block of keys, first and last full block of these
-    block: int  # tokens of a block of queries
-
-    @property
-    def query_blocks(self):
-        return jnp.arange(self.q[0].shape[2])
-
-    def over_heads(self, function):
-        """Returns function(row, head) of all rows and key heads, in turn or at once."""
-        each = lax.map if choose().heads == "in turn" else lambda f, xs: jax.vmap(f)(xs)
-        heads = jnp.arange(self.v.shape[1])
-        return each(lambda row: each(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
-
-    def over_keys(self, row, i, update, carry):
-        """Returns the carry after update(carry, band, block of keys, masked) for all that query block i has to see."""
-        for b in range(len(self.q)):
-            start, stop, full_start, full_stop = (x[b, row, i] for x in self.visits)
-            before, full = full_start - start, full_stop - full_start
-
-            def masked(t, carry, b=b, start=start, before=before, full=full):
-                return update(carry, b, start + t + jnp.where(t < before, 0, full), True)
-
-            carry = lax.fori_loop(full_start, full_stop, lambda j, carry, b=b: update(carry, b, j, False), carry)
-            carry = lax.fori_loop(0, stop - start - full, masked, carry)
-        return carry
-
-    def logits(self, row, head, b, i, j, masked: bool):
-        """Returns float32 logits of one block pair in one band, and the mask that they have been given (or None)."""
-        logits = jnp.dot(self.q[b][row, head, i], self.k[b][row, head, j].T, preferred_element_type=jnp.float32)
-        if self.bias is not None:
-            logits += self._bias_block(self.bias, row, head, i, j)
-        if not masked:
-            return logits, None
-        mask = jnp.repeat(self._mask(row, b, i, j), logits.shape[0] // self.block, axis=0)
-        return jnp.where(mask, logits, MASKED), mask
-
-    def _mask(self, row, b: int, i, j):
-        """Returns whether each pair of a block pair is seen in a band, [t s]."""
-        q_at, k_at = jax.tree.map(lambda x: x[row, i][:, None], self.marks[0]), self._keys(row, j)
-        mask = (q_at.index >= k_at.index) & (q_at.segment == k_at.segment)
-        for r, q_chunk, k_chunk in zip(self.ranges[b], q_at.chunks[b], k_at.chunks[b], strict=True):
-            apart = q_chunk - k_chunk
-            mask &= (apart >= r.low) & (apart < r.high)
-        if self.bands:
-            band = self.bands[b]
-            mask &= k_at.within < whole(band.keys)
-            mask = mask if band.mask is None else mask & band.mask(q_at.within, k_at.within)
-        return mask
-
-    def _keys(self, row, j) -> _Marks:
-        return jax.tree.map(lambda x: x[row, j][None, :], self.marks[1])
-
-    def _bias_block(self, bias, row, head, i, j):
-        i_t1, j_1s = self.marks[0].within[row, i][:, None], self.marks[1].within[row, j][None, :]
-        group = self.q[0].shape[3] // self.block
-        num_heads = group * self.v.shape[1]
-        block = bias(i_t1[None, None], j_1s[None, None], num_heads)
-        shape = (num_heads, self.block, self.v.shape[3])
-        block = jnp.broadcast_to(block.reshape(block.shape[-3:]), shape)
-        block = lax.dynamic_slice_in_dim(block, head * group, group)
-        return jnp.moveaxis(block, 0, 1).reshape(-1, shape[2])
-
-    def pull_bias(self, row, head, i, j, d_logits):
-        """Returns the gradient of the bias's parameters."""
-        return jax.vjp(lambda bias: self._bias_block(bias, row, head, i, j), self.bias)[1](d_logits)[0]
-
-
-def _walk(block_size, q, k, v, bias, places, bands, local) -> _Walk:
-    block_size = block_size or BLOCK
-    num_kv_heads, group = v.shape[2], q[0].shape[2] // v.shape[2]
-    k_block = min(block_size, v.shape[1])
-    # A multiple of the keys' block, so that the diagonal cuts as few blocks as may be.
-    multiple = max(1, min(ROWS // group, MOST) // block_size)
-    q_block = min(block_size * multiple, q[0].shape[1])
-    scale = q[0].shape[-1] ** -0.5
-    q_blocks = tuple(_to_query_blocks(x * jnp.asarray(scale, x.dtype), num_kv_heads, q_block) for x in q)
-    k_blocks, v_blocks = tuple(_to_key_blocks(x, k_block) for x in k), _to_key_blocks(v, k_block)
-    ranges = _ranges(bands, local)
-    q_marks = _marks(places[0], ranges, q_block, index=-1, segment=-1)
-    k_marks = _marks(places[1], ranges, k_block, index=jnp.iinfo(jnp.int32).max, segment=-2)
-    visits = _visits(bands, ranges, q_marks, k_marks)
-    return _Walk(bands, ranges, q_blocks, k_blocks, v_blocks, bias, (q_marks, k_marks), visits, q_block)
-
-
-def _visits(bands, ranges, q_marks: _Marks, k_marks: _Marks):
-    """Returns for each band, row and block of queries: the first and last (exclusive) block of keys in which it can
-    hold for any pair, and of those the first run in which it holds for every pair, by interval arithmetic."""
-
-    def corners(marks: _Marks, axis: int) -> tuple[_Marks, _Marks]:
-        lowest = jax.tree.map(lambda x: jnp.expand_dims(x.min(-1), axis), marks)
-        return lowest, jax.tree.map(lambda x: jnp.expand_dims(x.max(-1), axis), marks)
-
-    (q0, q1), (k0, k1) = corners(q_marks, 2), corners(k_marks, 1)
-    some = (q1.index >= k0.index) & (q1.segment >= k0.segment) & (k1.segment >= q0.segment)
-    every = (q0.index >= k1.index) & (q0.segment == q1.segment)
-    every &= (q0.segment == k1.segment) & (q1.segment == k0.segment)
-    found = []
-    for b, band in enumerate(bands or (CAUSAL,)):
-        here, all_pairs = some, every
-        for n, r in enumerate(ranges[b]):
-            nearest, farthest = q0.chunks[b][n] - k1.chunks[b][n], q1.chunks[b][n] - k0.chunks[b][n]
-            here &= (farthest >= r.low) & (nearest < r.high)
-            all_pairs &= (nearest >= r.low) & (farthest < r.high)
-        if bands:
-            keys = whole(band.keys)
-            here &= k0.within < keys
-            all_pairs &= k1.within < keys
-            all_pairs = all_pairs if band.mask is None else jnp.zeros_like(all_pairs)
-        num_blocks = here.shape[-1]
-        start, stop = jnp.argmax(here, -1), num_blocks - jnp.argmax(here[..., ::-1], -1)
-        stop = jnp.where(here.any(-1), stop, start)
-        full_start = jnp.argmax(all_pairs, -1)
-        after = ~all_pairs & (jnp.arange(num_blocks) >= full_start[..., None])
-        full_stop = jnp.where(after.any(-1), jnp.argmax(after, -1), num_blocks)
-        empty = ~all_pairs.any(-1)
-        found.append((start, stop, jnp.where(empty, start, full_start), jnp.where(empty, start, full_stop)))
-    return tuple(jnp.stack(x) for x in zip(*found, strict=True))

@@ -19,7 +19,6 @@ def dense(
     k_place: Place,
     bands: tuple[Band, ...] = (),
     bias=None,
-    local: tuple | None = None,
 ) -> tuple[Float[Array, "B T N W"], Float[Array, "B T N"]]:
     """Returns softmax(q k / sqrt(H) + bias) v and the logits' log-sum-exp; see `attend` for the arguments."""
     num_heads, num_kv_heads, head_dim = q[0].shape[2], k[0].shape[2], q[0].shape[3]
@@ -27,9 +26,6 @@ def dense(
     allowed_BTS = q_place.index[:, :, None] >= k_place.index[:, None, :]
     allowed_BTS &= q_place.segment[:, :, None] == k_place.segment[:, None, :]
     i_BT1, j_B1S = q_place.within[:, :, None], k_place.within[:, None, :]
-    if local is not None:
-        window, chunk = local
-        allowed_BTS &= Band(high=window).holds(i_BT1, j_B1S) & Band(high=1, chunk=chunk).holds(i_BT1, j_B1S)
     logits_BKGTS = jnp.full((v.shape[0], *groups, q[0].shape[1], v.shape[1]), MASKED)
     covered_BTS = jnp.zeros_like(allowed_BTS)
     for q_band, k_band, band in zip(q, k, bands or (CAUSAL,), strict=True):

@@ -57,11 +57,10 @@ def _probe(e, index, keys, slow):
     # dense divides logits by sqrt(2); a larger query makes them steeper than the weights' rounding.
     q = tuple(positions.rotate(2**0.5 * 8 * query, t.q_cos, t.q_sin)[:, index[0]] for t in tables)
     k = tuple(positions.rotate(key, t.k_cos, t.k_sin) for t in tables)
-    local = tuple(jnp.inf if size is None else size for size in (e.window, e.chunk))
     one_hot = jnp.eye(length)[None, :, None]
     place = place_of_rows(None, (1, length))
     q_place = Place(*(x[:, index[0]] for x in place))
-    out, _ = dense(q, k, one_hot, q_place=q_place, k_place=place, bands=e.bands, local=local)
+    out, _ = dense(q, k, one_hot, q_place=q_place, k_place=place, bands=e.bands)
     weights_TS = out[0, :, 0]
     own = jnp.take_along_axis(weights_TS, index[0][:, None], axis=1)
     logits_TS = (jnp.log(weights_TS) - jnp.log(own)) / 8

@@ -46,7 +46,6 @@ def choose(
     dtype: Any,
     bands: tuple[Band, ...] = (),
     bias: Any = None,
-    local: Any = None,
     batch: int = 1,
 ) -> Kernel:
     """Returns the implementation of attention over whole rows for the devices that are traced for.
@@ -56,12 +55,12 @@ def choose(
       tokens, batch: of a row, and rows.
       heads: query heads, key heads and their width.
       dtype: of queries, keys and values.
-      bands, bias, local: as in `attend`.
+      bands, bias: as in `attend`.
 
     Raises:
       ConfigError: an implementation that was asked for by name cannot do it; says why.
     """
-    about: dict[str, Any] = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias)
     if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
         return Kernel("dense" if implementation == "auto" else implementation)
     if implementation != "auto":
@@ -80,7 +79,7 @@ def choose(
     return Kernel("blockwise", tuple(passed))
 
 
-def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> str | None:
+def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | None:
     """Returns None where a kernel can do it, else the reason."""
     platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
@@ -103,8 +102,10 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias, local) -> s
         return None
     if dtype.itemsize != 2:
         return f"{dtype.name}; it takes 16-bit floats"
-    if len(bands) > 1 or local is not None:
-        return f"{len(bands)} bands" if local is None else "a window or chunks"
+    if any(band.also for band in bands):
+        return "a window or chunks"
+    if len(bands) > 1:
+        return f"{len(bands)} bands"
     if bands:
         return "a band"
     return cudnn.missing(head_dim)
@@ -118,10 +119,9 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
       batch, tokens: rows of a forward pass and their tokens.
     """
     e = jax.eval_shape(lambda: model.bind().at(jnp.zeros((1, 2)), key=jax.random.key(0)))
-    local = None if e.window is None and e.chunk is None else ()
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
     about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads, dtype=model.dtype)
-    kernel = choose(model.attention, bands=e.bands, bias=e.bias, local=local, **about)
+    kernel = choose(model.attention, bands=e.bands, bias=e.bias, **about)
     bands = max(1, len(e.bands))
     name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
     name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
@@ -139,7 +139,6 @@ def attend_rows(
     place: Place,
     bands: tuple[Band, ...] = (),
     bias: Any = None,
-    local: tuple | None = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -154,13 +153,13 @@ def attend_rows(
     batch, tokens, num_heads, head_dim = q[0].shape
     kernel = choose(
         implementation, tokens=tokens, heads=(num_heads, v.shape[2], head_dim), dtype=v.dtype, bands=bands, bias=bias,
-        local=local, batch=batch,
+        batch=batch,
     ).name  # fmt: skip
     if kernel in ("dense", "blockwise"):
-        about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias, local=local)
+        about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
         return run(q, k, v, **about)[0]
-    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands, local), _table(bias, tokens, num_heads))
+    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands), _table(bias, tokens, num_heads))
     return found
 
 

@@ -1,6 +1,6 @@
 """Intervals: the keys that each query sees in a band, as one run of indices in the row.
 
-Causality, documents, bands, windows and chunks all cut a row's keys to a run, and along a row neither end of it ever
+Causality, documents and the ranges of bands all cut a row's keys to a run, and along a row neither end of it ever
 goes back. So a block of queries sees one run of blocks of keys and a block of keys is seen by one run of blocks of
 queries, whatever the method: that is all a kernel has to know to skip what is not seen.
 """
@@ -32,29 +32,27 @@ class Runs(NamedTuple):
     full_stop: Any
 
 
-def intervals(place: Place, bands: tuple[Band, ...], local: tuple | None) -> Interval:
+def intervals(place: Place, bands: tuple[Band, ...]) -> Interval:
     """Returns what the queries of whole rows see of these rows' keys, in each band.
 
     Args:
       place: of the rows' tokens, from `place_of_rows`: each run of equal segments is a document.
-      bands, local: as in `attend`; a band's `mask` is no interval and is left out.
+      bands: as in `attend`; a band's `mask` is no interval and is left out.
     """
     i = place.within
-    floor, ceiling = jnp.zeros_like(i), i + 1
-    if local is not None:
-        window, chunk = map(whole, local)
-        floor = jnp.maximum(floor, jnp.maximum(i - window + 1, i // chunk * chunk))
     lows, highs = [], []
     for band in bands or (CAUSAL,):
-        size, keys = whole(band.chunk), whole(band.keys)
-        # In chunks: a band's limits may be 2^30, whose product with a chunk's size would overflow.
-        most, chunk = jnp.int32(2**30) // size, i // size
-        low_limit, high_limit = (jnp.clip(whole(x), -most, most) for x in (band.low, band.high))
-        first = jnp.maximum(chunk - high_limit + 1, 0) * size
-        behind = jnp.clip(chunk - low_limit + 1, 0, chunk + 1) * size
-        low = jnp.minimum(jnp.maximum(floor, first), ceiling)
+        low, high = jnp.zeros_like(i), jnp.minimum(i + 1, whole(band.keys))
+        for r in band.ranges:
+            size = whole(r.chunk)
+            # In chunks: limits may be 2^30, whose product with a chunk's size would overflow.
+            most, chunk = jnp.int32(2**30) // size, i // size
+            low_limit, high_limit = (jnp.clip(whole(x), -most, most) for x in (r.low, r.high))
+            low = jnp.maximum(low, jnp.maximum(chunk - high_limit + 1, 0) * size)
+            high = jnp.minimum(high, jnp.clip(chunk - low_limit + 1, 0, chunk + 1) * size)
+        low = jnp.minimum(low, i + 1)
         lows.append(place.start + low)
-        highs.append(place.start + jnp.maximum(low, jnp.minimum(jnp.minimum(ceiling, behind), keys)))
+        highs.append(place.start + jnp.maximum(low, high))
     return Interval(jnp.stack(lows), jnp.stack(highs))
 
 

@@ -8,7 +8,6 @@ import re
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax import positions
@@ -16,6 +15,7 @@ from giraffe_jax.attention import Implementation, place_of_rows
 from giraffe_jax.attention.intervals import intervals
 from giraffe_jax.config import ConfigError, build, nearest, to_dict
 from giraffe_jax.model import ModelConfig, num_params
+from giraffe_jax.positions.layers import of_layer
 
 Kind = Literal[
     "forward", "nll", "train", "packed", "prefill", "decode", "attention", "attention_grad", "bands", "bands_grad"
@@ -125,29 +125,26 @@ def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str
     return call
 
 
-def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any, tuple | None]:
-    """Returns (bands, bias, local) of a job's method in the first layer, as attention takes them."""
+def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any]:
+    """Returns (bands, bias) of a job's method in the first layer, as attention takes them."""
     if not what.method:
-        return (), None, None
+        return (), None
     call = method_of(what.method, original_len=model.original_len)
     shape: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
     e = positions.bind([call], **shape, num_layers=1, length=float(what.length), where="bands")
     places = np.broadcast_to(np.arange(what.length, dtype=np.float32), (what.rows, what.length))
     e = e.at(places, key=jax.random.key(0))
     e = positions.with_learned(e, lambda item: item.init(jax.random.key(1), model.num_heads))
-    bias, local = e.bias, None
-    if e.window is not None or e.chunk is not None:
-        sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
-        local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)
-    if not e.bands and bias is None and local is None:
+    bias, bands = e.bias, of_layer(e.bands, 0, 1)
+    if not bands and bias is None:
         raise ConfigError(f"--jobs {what}: {call['name']} sees every key in one band; time {what.plain} instead.")
-    return e.bands, bias, local
+    return bands, bias
 
 
 def pairs(model: ModelConfig, what: Job) -> int:
     """Returns how many keys the queries of a row see together, in a job of attention in bands."""
-    bands, _, local = banded(model, what)
-    seen = intervals(place_of_rows(None, (1, what.length)), bands, local)
+    bands, _ = banded(model, what)
+    seen = intervals(place_of_rows(None, (1, what.length)), bands)
     return int((np.asarray(seen.high, np.int64) - np.asarray(seen.low, np.int64)).sum())
 
 

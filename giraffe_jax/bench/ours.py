@@ -115,9 +115,9 @@ def _decode(model, params, tokens):
 
 def _attention(model, what: Job):
     dtype = model.dtype
-    bands, bias, local = banded(model, what)
+    bands, bias = banded(model, what)
     shape, count = (what.rows, what.length), max(1, len(bands))
-    about: dict[str, Any] = dict(bands=bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(bands=bands, bias=bias)
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
     kernel = choose(what.kernel, tokens=what.length, batch=what.rows, heads=heads, dtype=dtype, **about)
     keys = jax.random.split(jax.random.key(0), 2 * count + 2)

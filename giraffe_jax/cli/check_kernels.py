@@ -33,22 +33,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_program() -> Any:
-    """Returns program(q, k, v, d_out, place, bands, bias, local, implementation) -> (output, gradients), compiled once
-    for all methods that differ in numbers alone."""
+    """Returns program(q, k, v, d_out, place, bands, bias, implementation) -> (output, gradients), compiled once for
+    all methods that differ in numbers alone."""
     import jax
 
     from giraffe_jax.attention import attend_rows
 
-    def program(q, k, v, d_out, place, bands, bias, local, implementation):
+    def program(q, k, v, d_out, place, bands, bias, implementation):
         def attention(q, k, v):
-            settings = dict(place=place, bands=bands, bias=bias, local=local)
-            return attend_rows(q, k, v, implementation=implementation, **settings)
+            return attend_rows(q, k, v, place=place, bands=bands, bias=bias, implementation=implementation)
 
         with jax.default_matmul_precision("highest"):
             out, pull = jax.vjp(attention, q, k, v)
             return out, pull(d_out)
 
-    return jax.jit(program, static_argnums=8)
+    return jax.jit(program, static_argnums=7)
 
 
 def differences(name: str, tokens: int, dtype: str, documents: int, program: Any) -> tuple[str, float, float]:
@@ -60,6 +59,7 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
 
     from giraffe_jax import positions
     from giraffe_jax.attention import choose, place_of_rows
+    from giraffe_jax.positions.layers import of_layer
 
     example = _wider(importlib.import_module(f"giraffe_jax.positions.methods.{name}").EXAMPLE)
     size = -(-tokens // documents)
@@ -69,10 +69,7 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
     e = positions.bind([dict(name=name, **example)], **shape)
     e = e.at(np.arange(tokens)[None] % size * jnp.ones((BATCH, 1)), key=jax.random.key(2))
     e = positions.with_learned(e, lambda item: item.init(jax.random.key(3), num_heads))
-    bias, local = e.bias, None
-    if e.window is not None or e.chunk is not None:
-        sizes = (jnp.inf if size is None else size for size in (e.window, e.chunk))
-        local = tuple(jnp.ravel(jnp.asarray(x, jnp.float32))[0] for x in sizes)
+    bias, bands = e.bias, of_layer(e.bands, 0, 1)
     keys = jax.random.split(jax.random.key(0), 4)
     heads = (num_heads, num_kv_heads, num_kv_heads, num_heads)
     draws = (jax.random.normal(key, (BATCH, tokens, n, head_dim)) for key, n in zip(keys, heads, strict=True))
@@ -80,7 +77,7 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
     tables = [jax.tree.map(lambda x: x[0] if x.ndim == 4 else x, t) for t in positions.rotations(e)]
     bands_q = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
     bands_k = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-    about: dict[str, Any] = dict(bands=e.bands, bias=bias, local=local)
+    about: dict[str, Any] = dict(bands=bands, bias=bias)
     kernel = choose("auto", tokens=tokens, batch=BATCH, heads=HEADS, dtype=dtype, **about)
     place = place_of_rows(jnp.asarray(segments), (BATCH, tokens))
     inputs = (bands_q, bands_k, v, d_out)

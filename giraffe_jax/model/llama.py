@@ -24,6 +24,7 @@ from giraffe_jax.ops.choose import choose
 from giraffe_jax.ops.linear import linear
 from giraffe_jax.ops.mlp import _gated_in_chunks, gated
 from giraffe_jax.positions import Encoding
+from giraffe_jax.positions.layers import limits_differ, of_layer
 from giraffe_jax.sharding import constrain
 
 # Low-rank adapters (giraffe_jax/lora.py) lie beside the kernel whose input and output axes they share.
@@ -77,12 +78,11 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, local, place, cache):
+    def __call__(self, x: Float[Array, "B T D"], tables, key_tables, encoding: Encoding, place, cache):
         """Returns (out [B T D], this layer's cache or None).
 
         Args:
           tables, key_tables: one positions.Rotation per band, for these tokens and (raw caches) for the cached keys.
-          local: None, or this layer's window and chunk.
           place: of these tokens.
           cache: None, or this layer's (k, v [B S K H], slots [B T], raw).
         """
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         if encoding.head_scale is not None:
             q = q * encoding.head_scale[..., None].astype(q.dtype)
         q_bands = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
-        settings: dict[str, Any] = dict(bands=encoding.bands, bias=encoding.bias, local=local, block_size=c.block_size)
+        settings: dict[str, Any] = dict(bands=encoding.bands, bias=encoding.bias, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
             out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
@@ -141,14 +141,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], layer, shared):
         x = checkpoint_name(x, "residual")
-        tables, key_tables, local, cached = layer
+        tables, key_tables, index, cached = layer
         shared_tables, shared_key_tables, encoding, place, slots, raw = shared
         tables = shared_tables if tables is None else tables
         key_tables = shared_key_tables if key_tables is None else key_tables
+        if index is not None:
+            encoding = encoding.replace(bands=of_layer(encoding.bands, index, self.config.num_layers))
         cache = None if cached is None else (*cached, slots, raw)
         attention = Attention(self.config, name="attention")
         out, cached = attention(
-            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, local, place, cache
+            RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, place, cache
         )
         x = constrain(x + out, "batch", "tokens", None)
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -251,11 +253,8 @@ class Llama(nn.Module):
         # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
         per_layer, per_layer_keys = (t is not None and t[0].q_cos.ndim == 4 for t in (tables, key_tables))
         cached = None if cache is None else (cache.k, cache.v)
-        local = None
-        if encoding.window is not None or encoding.chunk is not None:
-            sizes = [jnp.inf if size is None else size for size in (encoding.window, encoding.chunk)]
-            local = tuple(jnp.broadcast_to(jnp.asarray(s, jnp.float32), self.config.num_layers) for s in sizes)
-        layer = (tables if per_layer else None, key_tables if per_layer_keys else None, local, cached)
+        index = jnp.arange(self.config.num_layers) if limits_differ(encoding.bands) else None
+        layer = (tables if per_layer else None, key_tables if per_layer_keys else None, index, cached)
         shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
         # Tables hold these; what learns may read the positions.

@@ -31,7 +31,7 @@ from giraffe_jax.positions.compose import (
     needs_raw_keys,
     scale_queries,
 )
-from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding
+from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding, Range
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, reach, turned
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 from giraffe_jax.positions.slot import Learned, learn, scale_heads, with_learned
@@ -57,6 +57,7 @@ __all__ = [
     "Learned",
     "NonNegative",
     "Positive",
+    "Range",
     "Rotation",
     "Scaling",
     "bind",

@@ -11,18 +11,36 @@ import numpy as np
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Range:
+    """A range of distances: low <= i // chunk - j // chunk < high, for query i and key j, indices in their document."""
+
+    low: Any = 0.0
+    high: Any = math.inf
+    chunk: Any = 1.0  # tokens
+
+    def holds(self, i: Any, j: Any) -> Any:
+        """Returns whether pairs are in the range; in whole numbers, since a quotient of floats may round up."""
+        low, high, chunk = (whole(x) for x in (self.low, self.high, self.chunk))
+        apart = i // chunk - j // chunk
+        return (apart >= low) & (apart < high)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Band:
     """One range of query-key pairs, and what rotates them; every number is data, so bands share compilations.
 
     It holds for query i and key j, indices in their document (never positions), where
-    low <= i // chunk - j // chunk < high and j < keys. Causality and document boundaries are applied on top. The bands
-    of an Encoding must be disjoint; a pair that none covers is not attended to.
+    low <= i // chunk - j // chunk < high, j < keys and every range of `also` holds. Causality and document boundaries
+    are applied on top. The bands of an Encoding must be disjoint; a pair that none covers is not attended to.
+    Each of these limits is [] or [L], where layers differ.
     """
 
     low: Any = 0.0
     high: Any = math.inf
     chunk: Any = 1.0  # tokens
     keys: Any = math.inf  # only so many first tokens of a document are seen: sinks
+    also: tuple[Range, ...] = ()  # further ranges that a pair has to be in: windows and chunks
     # Positions -> positions to rotate by, pytrees (positions/bands.py: Line).
     q_pos: Any = None  # of queries; None: unchanged
     k_pos: Any = None  # of keys; None: what all bands share, Encoding.key_pos
@@ -33,11 +51,16 @@ class Band:
     def replace(self, **changes) -> "Band":
         return dataclasses.replace(self, **changes)
 
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Returns every range that a pair of the band is in."""
+        return (Range(self.low, self.high, self.chunk), *self.also)
+
     def holds(self, i: Any, j: Any) -> Any:
-        """Returns whether pairs are the band's; in whole numbers, since a quotient of floats may round up."""
-        low, high, chunk, keys = (whole(x) for x in (self.low, self.high, self.chunk, self.keys))
-        apart = i // chunk - j // chunk
-        held = (apart >= low) & (apart < high) & (j < keys)
+        """Returns whether pairs are the band's; its limits are those of one layer."""
+        held = j < whole(self.keys)
+        for r in self.ranges:
+            held &= r.holds(i, j)
         return held if self.mask is None else held & self.mask(i, j)
 
 
@@ -118,7 +141,7 @@ class Encoding:
         return self.replace(inv_freq=inv_freq, gain=xp.take(self.gain, index, axis=0), limits=None)
 
     def at(self, positions, *, length=None, key=None, choice=None) -> "Encoding":
-        """Returns the encoding of these positions, with every pending method applied.
+        """Returns the encoding of these positions, with every pending method applied; `bands` alone say what is seen.
 
         Args:
           positions: [B T], tokens since the document's start.
@@ -150,7 +173,17 @@ class Encoding:
             e = call(e if key is None else e.replace(key=jax.random.fold_in(key, i)))
         if e.gain.ndim:
             e = e.replace(gain=e.gain[..., 0])
-        return e.replace(key=None)
+        return e.replace(key=None)._with_windows_in_bands()
+
+    def _with_windows_in_bands(self) -> "Encoding":
+        """Returns the encoding whose bands hold `window` and `chunk` too: masks are made of bands alone."""
+        further = () if self.window is None else (Range(high=self.window),)
+        further += () if self.chunk is None else (Range(high=1.0, chunk=self.chunk),)
+        if not further:
+            return self
+        further, causal = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (further, CAUSAL))
+        bands = tuple(band.replace(also=(*band.also, *further)) for band in self.bands or (causal,))
+        return self.replace(bands=bands, window=None, chunk=None)
 
 
 def document_sizes(positions):

@@ -27,6 +27,8 @@ def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
     """Returns one Rotation per band, computed once per forward pass for all layers."""
     if encoding.positions is None:
         raise ValueError("this Encoding has no positions: call encoding.at(positions) first.")
+    if encoding.window is not None or encoding.chunk is not None:
+        raise ValueError("this Encoding has a window or chunk beside its bands: set it before .at(positions).")
     found = [_rotation(encoding, band) for band in encoding.bands or (CAUSAL,)]
     # Only queries, or one band, may differ between layers; a scan wants all or none of the tables to.
     shape = jnp.broadcast_shapes(*(table.shape for tables in found for table in tables))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import math
 
 import jax
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 
 from giraffe_jax.attention import Place, attend, merge, place_of_rows
-from giraffe_jax.attention.blockwise import _walk
 from giraffe_jax.attention.dense import MASKED
-from giraffe_jax.positions import Band
+from giraffe_jax.attention.walk import make_walk
+from giraffe_jax.positions import Band, Range
 from tests.close import close
 
 B, T, N, K, H = 2, 37, 4, 2, 8
@@ -22,7 +21,7 @@ B, T, N, K, H = 2, 37, 4, 2, 8
 @pytest.fixture(autouse=True)
 def several_blocks_of_queries(monkeypatch):
     """37 tokens would be one block of queries, and most of what is skipped lies between two."""
-    monkeypatch.setattr(importlib.import_module("giraffe_jax.attention.blockwise"), "ROWS", 16 * N // K)
+    monkeypatch.setattr("giraffe_jax.attention.walk.ROWS", 16 * N // K)
 
 
 def inputs(num_bands=1, seed=0):
@@ -183,21 +182,26 @@ def shuffled(place, q, k, v, key):
     return pick(q, q_order), pick(k, k_order), pick(v, k_order), pick(place, q_order), pick(place, k_order)
 
 
-CASES = {
-    "plain": ((), None),
-    "local window": ((), (11.0, math.inf)),
-    "local chunk": ((), (math.inf, 8.0)),
-    "one window": ((Band(high=7),), None),
-    "a hole": ((Band(low=4, high=9),), None),
-    "window and sinks": ((Band(high=6), Band(low=6, keys=3)), None),
-    "chunks": ((Band(high=1, chunk=9), Band(low=1, high=2, chunk=9), Band(low=2, chunk=9)), (20.0, math.inf)),
-}
+WINDOW, CHUNK = Range(high=20), Range(high=1, chunk=8)
+CASES: dict[str, tuple[Band, ...]] = {
+    "plain": (),
+    "a window of all": (Band(also=(Range(high=11),)),),
+    "chunks of all": (Band(also=(CHUNK,)),),
+    "a window and chunks of all": (Band(also=(Range(high=5), CHUNK)),),
+    "one window": (Band(high=7),),
+    "a hole": (Band(low=4, high=9),),
+    "window and sinks": (Band(high=6), Band(low=6, keys=3)),
+    "chunks": (
+        Band(high=1, chunk=9, also=(WINDOW,)), Band(low=1, high=2, chunk=9, also=(WINDOW,)),
+        Band(low=2, chunk=9, also=(WINDOW,)),
+    ),
+}  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
-def with_gradients(q, k, v, q_place, k_place, bands, local, d_out, d_lse, implementation):
+def with_gradients(q, k, v, q_place, k_place, bands, d_out, d_lse, implementation):
     def both(q, k, v, slope):
-        settings = dict(q_place=q_place, k_place=k_place, bands=bands, local=local, block_size=8)
+        settings = dict(q_place=q_place, k_place=k_place, bands=bands, block_size=8)
         return attend(q, k, v, bias=Slope(slope), implementation=implementation, **settings)
 
     (out, lse), back = jax.vjp(both, q, k, v, jnp.float32(0.3))
@@ -208,13 +212,13 @@ def with_gradients(q, k, v, q_place, k_place, bands, local, d_out, d_lse, implem
 def test_blockwise_is_dense_in_any_order_of_tokens_with_every_gradient(name):
     """Random places, packed documents, queries that see nothing, grouped heads, a learned bias; outputs, log-sum-exps,
     and the gradients of all that has one under cotangents of both."""
-    bands, local = CASES[name]
+    bands = CASES[name]
     q, k, v = inputs(num_bands=max(1, len(bands)))
     q, k, v, q_place, k_place = shuffled(place_of_rows(SEGMENTS, (B, T)), q, k, v, jax.random.key(3))
     keys = jax.random.split(jax.random.key(9))
     d_out, d_lse = jax.random.normal(keys[0], (B, T, N, H)), jax.random.normal(keys[1], (B, T, N))
 
-    inputs_of_both = (q, k, v, q_place, k_place, jax.tree.map(jnp.float32, bands), local, d_out, d_lse)
+    inputs_of_both = (q, k, v, q_place, k_place, jax.tree.map(jnp.float32, bands), d_out, d_lse)
     (out, lse), grads = with_gradients(*inputs_of_both, implementation="blockwise")
     (want_out, want_lse), want = with_gradients(*inputs_of_both, implementation="dense")
     empty = np.asarray(want_lse == MASKED)
@@ -276,32 +280,32 @@ def test_bands_that_differ_in_numbers_are_one_program():
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
 @pytest.mark.parametrize(
-    ("band", "local"),
+    ("band", "window", "chunk"),
     [
-        (Band(), None),
-        (Band(high=9), None),
-        (Band(low=9), None),
-        (Band(low=5, keys=3), None),
-        (Band(low=1, high=2, chunk=7), None),
-        (Band(low=6, high=29), None),
-        (Band(), (6.0, math.inf)),
-        (Band(), (math.inf, 10.0)),
-        (Band(mask=jax.tree_util.Partial(lambda i, j: i - j < 5)), None),
+        (Band(), None, None),
+        (Band(high=9), None, None),
+        (Band(low=9), None, None),
+        (Band(low=5, keys=3), None, None),
+        (Band(low=1, high=2, chunk=7), None, None),
+        (Band(low=6, high=29), None, None),
+        (Band(also=(Range(high=6),)), 6, None),
+        (Band(also=(Range(high=1, chunk=10),)), None, 10),
+        (Band(mask=jax.tree_util.Partial(lambda i, j: i - j < 5)), None, None),
     ],
 )
-def test_blocks_are_visited_where_a_pair_is_seen(band, local, segments):
+def test_blocks_are_visited_where_a_pair_is_seen(band, window, chunk, segments):
     """Against every pair's own mask: nothing seen is skipped, no block called full has a pair that is not seen, and
     where there is one document no empty block is visited at either end."""
     block, shape = 4, (1 if segments is None else B, T)
     place = place_of_rows(segments, shape)
     q, k, v = (jax.tree.map(lambda x: x[: shape[0]], x) for x in inputs())
-    walk = _walk(block, q, k, v, None, (place, place), (band,), local)
+    walk = make_walk(block, q, k, v, None, (place, place), (band,))
     order, segment, within = (np.asarray(x) for x in (place.index, place.segment, place.within))
     i, j = within[:, :, None], within[:, None, :]
     seen = (order[:, :, None] >= order[:, None, :]) & (segment[:, :, None] == segment[:, None, :])
-    seen &= np.asarray(band.holds(i, j))
-    if local is not None:
-        seen &= (i - j < local[0]) & (np.floor(i / local[1]) == np.floor(j / local[1]))
+    seen &= np.asarray(band.replace(also=()).holds(i, j))
+    seen &= True if window is None else i - j < window
+    seen &= True if chunk is None else i // chunk == j // chunk
     padded = np.zeros((shape[0], walk.block * walk.q[0].shape[2], -(-T // block) * block), bool)
     padded[:, :T, :T] = seen
     tiles = padded.reshape(shape[0], -1, walk.block, padded.shape[2] // block, block)
@@ -313,7 +317,7 @@ def test_blocks_are_visited_where_a_pair_is_seen(band, local, segments):
     assert not (full & ~every).any() and (full <= visited).all()
     if segments is None and band.mask is None:
         assert (visited == some).all()
-        assert local is not None or every.sum() - full.sum() == 0
+        assert band.also or every.sum() - full.sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -323,6 +327,7 @@ def test_blocks_are_visited_where_a_pair_is_seen(band, local, segments):
         (Band(low=3, high=8), lambda i, j: 3 <= i - j < 8),
         (Band(low=1, high=3, chunk=5), lambda i, j: 1 <= i // 5 - j // 5 < 3),
         (Band(low=4, keys=2), lambda i, j: i - j >= 4 and j < 2),
+        (Band(low=2, also=(Range(high=9), Range(high=1, chunk=8))), lambda i, j: 2 <= i - j < 9 and i // 8 == j // 8),
         (Band(high=2, chunk=2**23 - 1), lambda i, j: i // (2**23 - 1) - j // (2**23 - 1) < 2),
     ],
 )

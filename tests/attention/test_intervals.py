@@ -9,7 +9,7 @@ import pytest
 
 from giraffe_jax.attention import intervals as module
 from giraffe_jax.attention import place_of_rows
-from giraffe_jax.positions import Band
+from giraffe_jax.positions import Band, Range
 
 intervals = jax.jit(module.intervals)
 runs_of_keys = jax.jit(module.runs_of_keys, static_argnums=(1, 2))
@@ -37,6 +37,13 @@ def seen(band: Band, local, i: int, j: int) -> bool:
     return found
 
 
+def limited(bands: tuple[Band, ...], local) -> tuple[Band, ...]:
+    """The bands with a window and chunks besides."""
+    if local is None:
+        return bands
+    return tuple(b.replace(also=(Range(high=local[0]), Range(high=1, chunk=local[1]))) for b in bands or (Band(),))
+
+
 def rows(documents: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(document, start, index in the document) of each token."""
     document = np.repeat(np.arange(len(documents)), documents)
@@ -60,7 +67,7 @@ CASES = [(b, w, d) for b in BANDS for w in LOCAL for d in range(len(DOCUMENTS))]
 def test_an_interval_holds_what_a_query_sees_and_nothing_else(name, local, documents):
     bands, documents = BANDS[name], DOCUMENTS[documents]
     segments = jnp.asarray(rows(documents)[0][None] + 1, jnp.int32)
-    found = intervals(place_of_rows(segments, (1, T)), bands, LOCAL[local])
+    found = intervals(place_of_rows(segments, (1, T)), limited(bands, LOCAL[local]))
     keys = np.arange(T)
     for n, band in enumerate(bands or (Band(),)):
         low, high = np.asarray(found.low[n, 0]), np.asarray(found.high[n, 0])
@@ -73,7 +80,7 @@ def test_an_interval_holds_what_a_query_sees_and_nothing_else(name, local, docum
 def test_runs_hold_every_pair_and_full_ones_only_pairs(name, q_block, k_block):
     for documents in DOCUMENTS:
         segments = jnp.asarray(rows(documents)[0][None] + 1, jnp.int32)
-        found = intervals(place_of_rows(segments, (1, T)), BANDS[name], LOCAL["window"])
+        found = intervals(place_of_rows(segments, (1, T)), limited(BANDS[name], LOCAL["window"]))
         of_keys = jax.tree.map(np.asarray, runs_of_keys(found, q_block, k_block))
         of_queries = jax.tree.map(np.asarray, runs_of_queries(found, T, q_block, k_block))
         for n, band in enumerate(BANDS[name] or (Band(),)):
@@ -92,6 +99,6 @@ def test_runs_hold_every_pair_and_full_ones_only_pairs(name, q_block, k_block):
 
 def test_limits_that_are_infinite_do_not_overflow():
     bands = (Band(low=math.inf), Band(high=math.inf, chunk=2.0**20), Band(low=-math.inf, high=2.0**40))
-    found = intervals(place_of_rows(None, (1, T)), bands, (math.inf, math.inf))
+    found = intervals(place_of_rows(None, (1, T)), limited(bands, (math.inf, math.inf)))
     assert (np.asarray(found.low) == 0).all()
     assert (np.asarray(found.high) == np.stack([np.zeros(T), np.arange(T) + 1, np.arange(T) + 1])[:, None]).all()

@@ -1,7 +1,6 @@
 """The kernels and what chooses them: the Pallas one interpreted on a CPU, against dense attention."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from giraffe_jax.attention.intervals import intervals
 from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model import Llama, ModelConfig, init_params
-from giraffe_jax.positions import Band
+from giraffe_jax.positions import Band, Range
 from giraffe_jax.sharding import MeshConfig, make_mesh
 from tests.close import close
 
@@ -41,10 +40,10 @@ def arrays(bands: int, dtype="float32", seed=0):
 
 
 @jax.jit
-def by_kernel(q, k, v, d_out, place, bands, local, bias=None):
+def by_kernel(q, k, v, d_out, place, bands, bias=None):
     """Returns (output, log-sum-exp, gradients) of the Pallas kernels; what comes back for the log-sum-exp is the sum of
     d_out."""
-    seen = intervals(place, bands, local)
+    seen = intervals(place, bands)
     out, lse = ranges.forward(q, k, v, seen, tile=TILE, bias=bias, interpret=True)
     dot = jnp.sum((d_out * out).astype(jnp.float32), -1) - jnp.where(lse > MASKED, d_out.sum(-1), 0.0)
     tiles = ranges.Tiles(*[TILE] * 3)
@@ -52,10 +51,10 @@ def by_kernel(q, k, v, d_out, place, bands, local, bias=None):
 
 
 @jax.jit
-def by_definition(q, k, v, d_out, place, bands, local, bias=None):
+def by_definition(q, k, v, d_out, place, bands, bias=None):
     def run(q, k, v, bias):
         add = None if bias is None else lambda i, j, num_heads: bias[:, jnp.maximum(i - j, 0)[:, 0]].swapaxes(0, 1)
-        return dense(q, k, v, q_place=place, k_place=place, bands=bands, local=local, bias=add)
+        return dense(q, k, v, q_place=place, k_place=place, bands=bands, bias=add)
 
     (out, lse), pull = jax.vjp(run, q, k, v, bias)
     return out, lse, pull((d_out, jnp.where(lse > MASKED, d_out.sum(-1), 0.0)))
@@ -64,7 +63,7 @@ def by_definition(q, k, v, d_out, place, bands, local, bias=None):
 @pytest.mark.parametrize("name", BANDS)
 def test_the_kernel_and_its_gradients_are_dense_attention(name):
     bands, place = BANDS[name], place_of_rows(SEGMENTS, (B, T))
-    inputs = (*arrays(len(bands) or 1), place, bands, None)
+    inputs = (*arrays(len(bands) or 1), place, bands)
     found, want = by_kernel(*inputs), by_definition(*inputs)
     close(found[0], want[0])
     close(found[1], want[1])
@@ -75,24 +74,24 @@ def test_the_kernel_and_its_gradients_are_dense_attention(name):
 @pytest.mark.parametrize("name", ["causal", "sinks"])
 def test_a_bias_by_distance_and_its_gradient_are_dense_attention(name):
     bands, place = BANDS[name], place_of_rows(SEGMENTS, (B, T))
-    inputs = (*arrays(len(bands) or 1), place, bands, None, jax.random.normal(jax.random.key(9), (N, T)))
+    inputs = (*arrays(len(bands) or 1), place, bands, jax.random.normal(jax.random.key(9), (N, T)))
     found, want = by_kernel(*inputs), by_definition(*inputs)
     for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         close(got, expected, 256)
     assert jnp.all(found[2][3][:, 60:] == 0)  # the longest document has 60 tokens
 
 
-@pytest.mark.parametrize("local", [(9.0, math.inf), (9.0, 14.0)])
-def test_windows_and_chunks_of_layers(local):
-    inputs = (*arrays(1), place_of_rows(None, (B, T)), (), local)
+@pytest.mark.parametrize("also", [(Range(high=9.0),), (Range(high=9.0), Range(high=1.0, chunk=14.0))])
+def test_windows_and_chunks(also):
+    inputs = (*arrays(1), place_of_rows(None, (B, T)), (Band(also=also),))
     close(by_kernel(*inputs)[0], by_definition(*inputs)[0])
 
 
 def test_sixteen_bit_floats_lose_what_their_rounding_loses():
     bands, place = BANDS["near, far"], place_of_rows(SEGMENTS, (B, T))
     inputs = arrays(2, "bfloat16")
-    out, _, gradients = by_kernel(*inputs, place, bands, None)
-    want, _, expected = by_definition(*jax.tree.map(lambda x: x.astype("float32"), inputs), place, bands, None)
+    out, _, gradients = by_kernel(*inputs, place, bands)
+    want, _, expected = by_definition(*jax.tree.map(lambda x: x.astype("float32"), inputs), place, bands)
     assert out.dtype == "bfloat16" and {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("bfloat16")}
     for got, exact in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((want, expected)), strict=True):
         # Probabilities and the gradients of logits are rounded to 8 bits before they are multiplied.
@@ -107,7 +106,7 @@ def test_the_kernels_lower_for_a_gpu_that_is_not_here(dtype):
     tiles = ranges.tiles(dtype, H, bias=True)
 
     def run(q, k, v, d_out, lse, bias):
-        seen = intervals(place, BANDS["near, far"], None)
+        seen = intervals(place, BANDS["near, far"])
         out, _ = ranges.forward(q, k, v, seen, tile=tiles.forward, bias=bias)
         return out, ranges.backward(q, k, v, seen, lse, lse, d_out, tiles=tiles, bias=bias)
 
@@ -134,7 +133,8 @@ def test_what_is_chosen_and_why(card):
     assert choose("auto", **SHAPE | dict(tokens=64)) == ("dense", ())
     assert str(choose("auto", **SHAPE | dict(dtype="float32"))) == "pallas (cudnn: float32; it takes 16-bit floats)"
     assert str(choose("auto", bands=BANDS["near, far"], **SHAPE)) == "pallas (cudnn: 2 bands)"
-    assert choose("auto", local=(9.0, math.inf), **SHAPE).name == "pallas"
+    for also in ((Range(high=9.0),), (Range(high=1.0, chunk=9.0),)):
+        assert str(choose("auto", bands=(Band(also=also),), **SHAPE)) == "pallas (cudnn: a window or chunks)"
     masked = (Band(mask=jax.tree_util.Partial(lambda i, j: i > j)),)
     assert choose("auto", bands=masked, **SHAPE).name == "blockwise"
     assert choose("auto", bias=lambda i, j, n: 0.0, **SHAPE).passed == (
@@ -206,5 +206,5 @@ def test_check_kernels_says_what_runs_and_catches_a_leak(card, monkeypatch, caps
     command = ["check", "kernels", "sliding_window", "--tokens=130", "--dtype=float32"]
     assert main(command) == 0
     assert capsys.readouterr().out.count("pallas (cudnn: float32; it takes 16-bit floats)") == 2
-    monkeypatch.setattr(engine, "intervals", lambda place, *rest: intervals(place_of_rows(None, (2, 130)), *rest))
+    monkeypatch.setattr(engine, "intervals", lambda place, bands: intervals(place_of_rows(None, (2, 130)), bands))
     assert main(command) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from giraffe_jax.positions import Encoding, bind, frequencies
 from giraffe_jax.positions.bands import Line
-from giraffe_jax.positions.encoding import Band, Start
+from giraffe_jax.positions.encoding import Band, Range, Start
 
 PAGE = (Path(__file__).parents[2] / "docs" / "encoding.md").read_text(encoding="utf-8")
 MODEL: dict = dict(head_dim=8, theta=1e4, original_len=16)
@@ -23,7 +23,7 @@ def table(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
 
 
-@pytest.mark.parametrize("record", [Encoding, Band, Line, Start])
+@pytest.mark.parametrize("record", [Encoding, Band, Range, Line, Start])
 def test_the_page_has_every_field_in_its_order(record):
     assert [row[0].strip("`") for row in table(record.__name__)] == [f.name for f in dataclasses.fields(record)]
 
