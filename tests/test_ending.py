@@ -13,7 +13,7 @@ import pytest
 import giraffe_jax.training.loop
 from giraffe_jax import checkpoint
 from giraffe_jax.config import build
-from giraffe_jax.data.pipeline import DataConfig
+from giraffe_jax.data.config import DataConfig
 from giraffe_jax.records import TrainLog, read_rows
 from giraffe_jax.training.loop import train
 from tests import processes

@@ -8,7 +8,7 @@ import pytest
 
 from giraffe_jax import evals, inference, records
 from giraffe_jax.config import ConfigError, build
-from giraffe_jax.lab import estimate, spec
+from giraffe_jax.lab import cells, clock, estimate, spec
 from giraffe_jax.lab import run as lab_run
 from giraffe_jax.loading import load
 
@@ -46,15 +46,15 @@ def test_counted_calls_are_those_a_run_makes(task, tmp_path, monkeypatch):
     score, generate = inference.score, inference.generate
 
     def heard_score(lm, tokens, *args):
-        made.append(estimate.Call(*tokens.shape))
+        made.append(clock.Call(*tokens.shape))
         return score(lm, tokens, *args)
 
     def heard_generate(lm, prompts, n, encoding, *, length, batch, width):
-        made.append(estimate.Call(batch, width, n))
+        made.append(clock.Call(batch, width, n))
         return generate(lm, prompts, n, encoding, length=length, batch=batch, width=width)
 
     for length in task.lengths:
-        counted = estimate.Counted(lm.config, lm.params, lm.tokenizer)
+        counted = clock.Counted(lm.config, lm.params, lm.tokenizer)
         cell = lm.config.bind(length), dict(tokens_per_batch=128)
         assumed = list(evals.module(task.name).rows(task, counted, length, cell[0], **cell[1]))
         with monkeypatch.context() as patch:
@@ -119,7 +119,7 @@ def test_a_training_that_has_begun_counts_from_its_last_step_at_its_own_pace(tmp
     longer = config(dict(name="trained", train=TRAIN | dict(save_every=2)))
     from giraffe_jax.training.loop import train
 
-    where = lab_run.training_of(longer, longer.variants[0], 0, tmp_path)
+    where = cells.training_of(longer, longer.variants[0], 0, tmp_path)
     train(spec.train_config(config(trained), config(trained).variants[0], 0), where, quiet=True)
     (training, *_) = estimate.estimate(longer, tmp_path, lambda line: None).parts
     assert training.count == "1 run, 36 steps of 256 tokens" and "begun" in training.how
@@ -127,29 +127,29 @@ def test_a_training_that_has_begun_counts_from_its_last_step_at_its_own_pace(tmp
 
 def test_encodings_of_other_shapes_are_other_programs():
     bind = load("giraffe-mini").config.bind
-    assert estimate.structure(bind(64)) == estimate.structure(bind(64, scaling=NTK))
+    assert clock.structure(bind(64)) == clock.structure(bind(64, scaling=NTK))
     leaves, tree = jax.tree.flatten(bind(64))
     wider = jax.tree.unflatten(tree, [np.repeat(leaf, 2, axis=0) if np.ndim(leaf) else leaf for leaf in leaves])
-    assert estimate.structure(wider) != estimate.structure(bind(64))
+    assert clock.structure(wider) != clock.structure(bind(64))
 
 
 def test_long_calls_of_other_structures_are_told_from_shorter_ones(monkeypatch):
     lm = load("giraffe-mini")
-    clock = estimate._Clock(lm)
-    plain, window = clock.plain, lm.config.bind(64, scaling=WINDOW)
-    short, long = estimate.Call(1, 32), estimate.Call(1, 64)
+    timer = clock._Clock(lm)
+    plain, window = timer.plain, lm.config.bind(64, scaling=WINDOW)
+    short, long = clock.Call(1, 32), clock.Call(1, 64)
     seconds = {(False, short): 1.0, (True, short): 3.0, (False, long): 10.0}
     asked = []
 
     def run(call, encoding):
-        asked.append((estimate.structure(encoding) != estimate.structure(plain), call))
+        asked.append((clock.structure(encoding) != clock.structure(plain), call))
         now[0] += seconds[asked[-1]]
 
     now = [0.0]
-    monkeypatch.setattr(clock, "_run", run)
+    monkeypatch.setattr(timer, "_run", run)
     monkeypatch.setattr(estimate.time, "monotonic", lambda: now[0])
-    assert clock.seconds({short: 2}, window) == 6.0
-    assert clock.seconds({long: 1}, window) == 30.0  # plain RoPE's 10 s, times what the shorter ones differ by
+    assert timer.seconds({short: 2}, window) == 6.0
+    assert timer.seconds({long: 1}, window) == 30.0  # plain RoPE's 10 s, times what the shorter ones differ by
     assert (True, long) not in asked
 
 

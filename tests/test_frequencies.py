@@ -144,7 +144,8 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
 
 
 def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
-    from giraffe_jax.data.pipeline import DataConfig, make_pipeline
+    from giraffe_jax.data.config import DataConfig
+    from giraffe_jax.data.pipeline import make_pipeline
     from giraffe_jax.training.step import eval_step
 
     config = settings(tokenizer, dict(train="alone"), eval_every=4, eval_batches=1)

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from giraffe_jax import evals
 from giraffe_jax.config import build
-from giraffe_jax.data.pipeline import DataConfig, make_pipeline
+from giraffe_jax.data.config import DataConfig
+from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.data.source import load_tokens
 from giraffe_jax.evals.tasks import lines, passkey
 from giraffe_jax.loading import load

@@ -15,17 +15,8 @@ from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.hf import export
 from giraffe_jax.inference import score
 from giraffe_jax.lab import search as lab_search
-from giraffe_jax.lab.search import (
-    ROWS,
-    SearchConfig,
-    crossover,
-    divisors,
-    first,
-    mutation,
-    offspring,
-    search,
-    table_losses,
-)
+from giraffe_jax.lab.search import ROWS, search, table_losses
+from giraffe_jax.lab.tables import SearchConfig, crossover, divisors, first, mutation, offspring
 from giraffe_jax.loading import load
 from giraffe_jax.positions import frequencies
 from giraffe_jax.training.loop import POSITIONS

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from giraffe_jax import hf
-    from giraffe_jax.hf.export import check_new, check_new_file, rope_in_words
+    from giraffe_jax.hf.rope import rope_in_words
+    from giraffe_jax.hf.write import check_new, check_new_file
     from giraffe_jax.loading import load
     from giraffe_jax.model import num_params
 
@@ -69,8 +70,9 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     from giraffe_jax import hf
     from giraffe_jax.checkpoint import split_source
     from giraffe_jax.config import ConfigError
-    from giraffe_jax.hf.export import check_new, rope_in_words
     from giraffe_jax.hf.peft_config import BASE_CONFIG
+    from giraffe_jax.hf.rope import rope_in_words
+    from giraffe_jax.hf.write import check_new
     from giraffe_jax.loading import load_unmerged
     from giraffe_jax.tokenizer import read_json
 

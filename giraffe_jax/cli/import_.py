@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from giraffe_jax import hf
     from giraffe_jax.config import ConfigError
-    from giraffe_jax.hf.export import check_new, new_directory
+    from giraffe_jax.hf.write import check_new, new_directory
     from giraffe_jax.model import num_params
 
     check_new(args.destination)

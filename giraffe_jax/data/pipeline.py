@@ -5,197 +5,23 @@ run goes on after any step by asking for the next one, and any number of process
 """
 
 import bisect
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from giraffe_jax.config import Bound, ConfigError
-from giraffe_jax.data.packing import Length, Packing, Plan, empty_row, plan, window
+from giraffe_jax.config import ConfigError
+from giraffe_jax.data.config import DataConfig, SourceConfig, StageConfig, SyntheticConfig
+from giraffe_jax.data.rows import ENDLESS, Batch, SyntheticRows, TextRows
 from giraffe_jax.data.skip import SkipConfig, SkipRows
-from giraffe_jax.data.source import Tokens, load_tokens
-from giraffe_jax.data.synthetic import KINDS, Kind, piece_encoder, shortest_length, synthetic_document
+from giraffe_jax.data.source import load_tokens
 
-ENDLESS = 1 << 40
 FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 DESCRIBED = 4  # rows, in a message
-MOST = 2**31 - 1  # tokens of a batch
-Batch = dict[str, np.ndarray]
-Weight = Annotated[float, Bound(0.0)]
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Retrieval documents (giraffe_jax/data/synthetic.py), several to a window.
-
-    kinds: drawn for each document, alike; a kind named twice is twice as likely.
-    lengths: tokens of a document; each batch draws one for all of its documents, and a window holds as many as fit.
-      Without it every document draws its own length between min_len and max_len (None: the window).
-    Weights of the loss: drawn_weight for keys and values where they first stand and for the key that is asked, which
-    nothing predicts; answer_weight for answers; text_weight for everything else.
-    """
-
-    kinds: tuple[Kind, ...] = KINDS
-    lengths: tuple[Length, ...] = ()
-    min_len: Length = 32
-    max_len: Length | None = None
-    answer_weight: Weight = 1.0
-    drawn_weight: Weight = 0.0
-    text_weight: Weight = 1.0
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One part of the mixture; `weight` is its share of the rows (any unit). Only synthetic documents have no path."""
-
-    kind: Literal["tfds", "text", "jsonl", "parquet", "synthetic"]
-    path: str = ""
-    weight: Annotated[float, Bound(0.0, above=True)] = 1.0
-    synthetic: SyntheticConfig | None = None
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """A stretch of a curriculum: its mixture is read up to step `until`; None, for the last stage, is to the end."""
-
-    sources: tuple[SourceConfig, ...]
-    until: Annotated[int, Bound(1)] | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a run reads. `batch_size` counts rows of all processes together.
-
-    `cache_dir` keeps tokens between runs and may be emptied between them; "" is $GIRAFFE_CACHE, else giraffe-jax in
-    $XDG_CACHE_HOME or ~/.cache (data/source.py).
-
-    `sources` is one mixture for all steps; `stages` in its place are one after the other, which stage a step belongs to
-    being a function of the step alone. With `skip` a row of text is one document's stretches that lie apart
-    (data/skip.py) instead of a packed window.
-    """
-
-    seq_len: Length
-    batch_size: Annotated[int, Bound(1, high=MOST)]
-    sources: tuple[SourceConfig, ...] = ()
-    stages: tuple[StageConfig, ...] = ()
-    seed: Annotated[int, Bound(0)] = 0
-    packing: Packing = "concat"
-    skip: SkipConfig | None = None
-    cache_dir: str = ""
-    prefetch: Annotated[int, Bound(1, high=1024)] = 4  # batches made ahead of time
-
-    def __post_init__(self):
-        if self.batch_size * self.seq_len > MOST:
-            raise ConfigError(
-                f"data.batch_size: {self.batch_size} rows of data.seq_len {self.seq_len} are "
-                f"{self.batch_size * self.seq_len:,} tokens; a batch has at most {MOST:,}."
-            )
-
-
-class TextRows:
-    """The windows of a source's documents, epoch after epoch, the windows in a new order in each.
-
-    Concatenation also joins the documents in a new order in each epoch; whole documents are packed the same way in all.
-    """
-
-    def __init__(self, tokens: Tokens, seq_len: int, how: Packing, seed: tuple[int, ...]):
-        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
-        self.how: Packing = how
-        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
-        self.num_windows = self._plan(0).num_windows  # however the documents are ordered
-        self.longest = tokens.longest
-
-    def row(self, index: int, step: int) -> Batch:
-        epoch, at = divmod(index, self.num_windows)
-        plan_ = self._plan(epoch if self.how == "concat" else 0)
-        return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len)
-
-    def describe(self, index: int) -> str:
-        epoch, at = divmod(index, self.num_windows)
-        plan_, number = self._plan(epoch if self.how == "concat" else 0), int(self._order(epoch)[at])
-        starts = plan_.start[slice(*plan_.first[number : number + 2])]
-        found = np.searchsorted(self.tokens.ends, starts, side="right")
-        return self.tokens.describe(list(dict.fromkeys(found.tolist())))
-
-    def _make_plan(self, epoch: int) -> Plan:
-        order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
-        return plan(self.tokens.ends, order, self.seq_len, self.how)
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((*self.seed, epoch, 1)).permutation(self.num_windows)
-
-
-class SyntheticRows:
-    """Windows of synthetic documents, each with its own segment; row i depends on the seed, i and its step alone."""
-
-    def __init__(self, config: SyntheticConfig, tokenizer: Any, seq_len: int, seed: tuple[int, ...]):
-        self.config, self.seq_len, self.seed = config, seq_len, seed
-        try:
-            self.encode = piece_encoder(tokenizer)
-        except ValueError as e:
-            raise ConfigError(f"data.sources: {e}") from e
-        self.longest = max(config.lengths) if config.lengths else config.max_len or seq_len
-        self.bos, self.eos = tokenizer.prefix, () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        self.weight_of = {"answer": config.answer_weight, "drawn": config.drawn_weight, "text": config.text_weight}
-        need = max(shortest_length(kind, self.count) for kind in config.kinds) + len(self.bos + self.eos)
-        key, least = ("lengths", min(config.lengths)) if config.lengths else ("min_len", config.min_len)
-        if least < need:
-            kinds = ", ".join(config.kinds)
-            raise ConfigError(
-                f"synthetic.{key}: got {least}; {kinds} documents take at least {need} tokens with this tokenizer"
-            )
-
-    def count(self, text: str) -> int:
-        return len(self.encode(text))
-
-    def row(self, index: int, step: int) -> Batch:
-        rng = np.random.default_rng((*self.seed, index))
-        row = empty_row(self.seq_len)
-        for segment, (at, length) in enumerate(self._documents(rng, step), 1):
-            self._fill(row, at, segment, rng, length)
-        return row
-
-    def describe(self, index: int) -> str:
-        return f"made row {index + 1}"
-
-    def _documents(self, rng: np.random.Generator, step: int) -> Iterator[tuple[int, int]]:
-        """Where each document of a row starts, and how many tokens it may take."""
-        if self.config.lengths:
-            # Drawn from the run's seed and the step alone, so that all rows and all sources of a batch agree.
-            draw = np.random.default_rng((self.seed[0], step)).integers(len(self.config.lengths))
-            length = self.config.lengths[int(draw)]
-            yield from ((at, length) for at in range(0, self.seq_len - length + 1, length))
-            return
-        at, shortest = 0, self.config.min_len
-        longest = self.config.max_len or self.seq_len
-        while (room := self.seq_len - at) >= shortest:
-            # Half of the documents are as long as may be: drawn lengths alone would hardly ever span the window.
-            length = longest if rng.uniform() < 0.5 else shortest * (longest / shortest) ** rng.uniform()
-            yield at, min(room, int(length))
-            at += min(room, int(length))
-
-    def _fill(self, row: Batch, at: int, segment: int, rng: np.random.Generator, length: int) -> None:
-        kind = self.config.kinds[int(rng.integers(len(self.config.kinds)))]
-        tokens: list[int] = [*self.bos]
-        weights: list[float] = [0.0] * len(self.bos)
-        for piece in synthetic_document(rng, kind, length - len(self.bos + self.eos), self.count):
-            ids = self.encode(piece.text)
-            tokens.extend(ids)
-            weights.extend([self.weight_of[piece.role]] * len(ids))
-        tokens.extend(self.eos)
-        weights.extend([self.weight_of["text"]] * len(self.eos))
-        n = len(tokens)
-        row["tokens"][at : at + n] = tokens
-        row["targets"][at : at + n - 1] = tokens[1:]
-        row["weights"][at : at + n - 1] = weights[1:]
-        row["positions"][at : at + n] = np.arange(n)
-        row["segments"][at : at + n] = segment
 
 
 class Mixture:

@@ -14,9 +14,11 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
-from giraffe_jax.hf.export import check_new_file, checked, fold_gain, reach_of, static_table
+from giraffe_jax.hf.export import checked, fold_gain
 from giraffe_jax.hf.gguf import FREQUENCIES, permute
+from giraffe_jax.hf.rope import reach_of, static_table
 from giraffe_jax.hf.rounding import check_fits
+from giraffe_jax.hf.write import check_new_file
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.tokenizer import Tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe

@@ -8,12 +8,13 @@ import numpy as np
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
-from giraffe_jax.hf.export import check_new, config_to_json, new_directory, write_json, write_safetensors
+from giraffe_jax.hf.export import config_to_json
 from giraffe_jax.hf.load import find_base
 from giraffe_jax.hf.names import Name
 from giraffe_jax.hf.peft import modules
 from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, EMBED, HEAD, PREFIX, WEIGHTS
 from giraffe_jax.hf.read import Tensor, safetensors_directory
+from giraffe_jax.hf.write import check_new, new_directory, write_json, write_safetensors
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import paths

@@ -10,19 +10,17 @@ variant that nobody else has.
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from giraffe_jax import evals, positions, records, report
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.lab import manifest
-from giraffe_jax.lab.cells import All, Cell, folder, of_training, training_of
+from giraffe_jax.lab.cells import All, Cell, folder
 from giraffe_jax.lab.manifest import Plan, first_process
 from giraffe_jax.lab.spec import (
     ExperimentConfig,
@@ -34,10 +32,8 @@ from giraffe_jax.lab.spec import (
     train_config,
     trainings,
 )
+from giraffe_jax.lab.trained import LOCKS, _prepare
 from giraffe_jax.report.scores import RESULTS, Results
-from giraffe_jax.training.workdir import CONTENTS, stale
-
-LOCKS = ".locks"
 
 
 class Outcome(NamedTuple):
@@ -271,55 +267,6 @@ def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure
         rows.sync()
     else:
         rows.append(row | tail)
-
-
-def _prepare(
-    config: ExperimentConfig,
-    contents: All,
-    variant: Variant,
-    seed: int,
-    workdir: Path,
-    base: Any,
-    say: Callable[[str], None],
-) -> tuple[Any, Callable[[int], Any]]:
-    """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
-    from giraffe_jax.training.loop import train
-
-    if variant.train is None:
-        loaded = base()
-    else:
-        base.cache_clear()  # training loads its own copy; one in memory is enough
-        where = training_of(config, variant, seed, workdir)
-        trained = train_config(config, variant, seed)
-        _begin(where, of_training(contents, variant, trained), variant, say)
-        say(f"  training {variant.name}: {trained.steps} steps, in {where}")
-        loaded = train(trained, where)
-    model = dataclasses.replace(loaded.config, positions=())
-    own = variant.positions if variant.train is None else loaded.config.positions  # training may have learned others
-    scaling = read_with(dataclasses.replace(variant, positions=own))
-
-    def encoding_for(length: int) -> Any:
-        return model.bind(length, scaling=scaling)
-
-    return dataclasses.replace(loaded, config=model), encoding_for
-
-
-def _begin(where: Path, now: Mapping[str, str], variant: Variant, say: Callable[[str], None]) -> None:
-    """Notes what a training depends on; one that began with something else is moved aside first."""
-    import jax
-
-    what = stale(where, now, variant.positions)
-    if first_process():
-        if what:
-            tries = (where.with_name(f"{where.name}.before-{i}") for i in itertools.count(1))
-            aside = next(path for path in tries if not path.exists())
-            where.rename(aside)
-            say(f"  changed: {', '.join(what)}; {variant.name} is trained anew, its run until now is in {aside}")
-        records.write_atomically(where / CONTENTS, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("training's folder")
 
 
 def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:

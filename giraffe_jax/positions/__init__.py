@@ -10,10 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from giraffe_jax.positions.code import digest as code_digest
-from giraffe_jax.positions.code import same, sources
-from giraffe_jax.positions.compose import (
-    Bound,
+from giraffe_jax.config import Bound
+from giraffe_jax.positions.calls import (
     Call,
     Divisors,
     Factor,
@@ -21,16 +19,14 @@ from giraffe_jax.positions.compose import (
     NonNegative,
     Positive,
     Scaling,
-    bind,
     check,
-    frequencies,
-    instead_of,
-    length_dependent,
     lookup,
     names,
-    needs_raw_keys,
     scale_queries,
 )
+from giraffe_jax.positions.code import digest as code_digest
+from giraffe_jax.positions.code import same, sources
+from giraffe_jax.positions.compose import bind, frequencies, instead_of, length_dependent, needs_raw_keys
 from giraffe_jax.positions.encoding import CAUSAL, Band, Encoding, Range
 from giraffe_jax.positions.learned import largest_factor, learned_entries, longrope_entry, one_table, reach, turned
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax.positions.compose import Scaling, bind, check, frequencies
+from giraffe_jax.positions.calls import Scaling, check
+from giraffe_jax.positions.compose import bind, frequencies
 from giraffe_jax.positions.encoding import Encoding
 
 STILL = 1e30  # divides the frequency of a plane that does not turn; infinity is not JSON

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from giraffe_jax import records
-from giraffe_jax.report import between, findings, latex, metrics, page, plots, style, tables
+from giraffe_jax.report import between, findings, formats, latex, metrics, page, plots, style, tables
 from giraffe_jax.report.draw import save as draw_methods
 from giraffe_jax.report.few import before as too_few
 from giraffe_jax.report.metrics import PERPLEXITY
@@ -42,11 +42,11 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
     looks = style.looks(results)
     drawn = plots.draw(results, found, looks, made, png=png)
     records.write_atomically(
-        out / "results.csv", tables.as_csv(results, found + positions + tables.effective_scores(made))
+        out / "results.csv", formats.as_csv(results, found + positions + tables.effective_scores(made))
     )
     runs = between.compare(results)
     records.write_atomically(
-        out / "tables.md", "\n".join([tables.all_markdown(results, made), *map(between.as_markdown, runs)])
+        out / "tables.md", "\n".join([formats.all_markdown(results, made), *map(between.as_markdown, runs)])
     )
     records.write_atomically(out / "tables.tex", latex.all_latex(made, [between.as_latex(run) for run in runs]))
     if runs:
@@ -63,7 +63,7 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
 def main_tables(results: Results) -> str:
     """What to read first, as Markdown: the first metric of every task that was measured."""
     made = findings.main_tables(tables.tables(results, score_all(results)))
-    texts = (f"{t.title}, by length in tokens\n\n{tables.markdown(t)}" for t in made)
+    texts = (f"{t.title}, by length in tokens\n\n{formats.markdown(t)}" for t in made)
     said = (f"\n{few}\n" if (few := t.few()) else "" for t in made)
     return "\n\n".join(text + few for text, few in zip(texts, said, strict=True)) or "no results yet"
 

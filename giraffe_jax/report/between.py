@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from giraffe_jax.report import findings, latex, metrics, paired
+from giraffe_jax.report.formats import data
 from giraffe_jax.report.metrics import Metric
 from giraffe_jax.report.paired import Difference
 from giraffe_jax.report.reading import changed, same_rows
 from giraffe_jax.report.scores import Results, estimate
-from giraffe_jax.report.tables import KEPT, KEPT_NOTE, data, number, task_name
+from giraffe_jax.report.tables import KEPT, KEPT_NOTE, number, task_name
 
 HEADS = ("variant", "task", "length", "difference", "n", "told apart")  # between length and difference the two runs
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from giraffe_jax.report.tables import EFFECTIVE, Table, below, effective_text
+from giraffe_jax.report.formats import below
+from giraffe_jax.report.tables import EFFECTIVE, Table, effective_text
 
 HEAD = "% For \\input; needs \\usepackage{booktabs} and, for names that are not ASCII, T1 fonts and UTF-8.\n"
 ESCAPES = str.maketrans(

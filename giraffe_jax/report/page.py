@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from giraffe_jax import records
-from giraffe_jax.report import between, css, findings, protocols, question, style, tables, variants
+from giraffe_jax.report import between, css, findings, formats, protocols, question, style, variants
 from giraffe_jax.report.metrics import PERPLEXITY
 from giraffe_jax.report.paired import FEWEST
 from giraffe_jax.report.plots import Plot, describe
@@ -200,8 +200,8 @@ def _section(
         parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>")
         if table.metric.scored:
             parts.append(f"<p class='how'>{table.metric.scored}</p>")
-        parts.append(tables.as_html(table, {v: look.swatch for v, look in looks.items()}))
-        notes = [_ranking(table) if table.best else "", *tables.below(table)]
+        parts.append(formats.as_html(table, {v: look.swatch for v, look in looks.items()}))
+        notes = [_ranking(table) if table.best else "", *formats.below(table)]
         parts += [f"<p class='how'><small>{html.escape(note, quote=False)}</small></p>" for note in notes if note]
     return "\n".join([*parts, "</section>"])
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from giraffe_jax.evals import stats
+from giraffe_jax.evals import significance, stats
 from giraffe_jax.evals.stats import FEWEST, LEVEL, Estimate
 from giraffe_jax.report import metrics
 from giraffe_jax.report.metrics import Metric
@@ -101,7 +101,7 @@ def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
     p, of means Student's t."""
     pairs = {d.pair: d for d in found}
     able = {pair: d for pair, d in pairs.items() if not d.few}
-    rejected = stats.holm([stats.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
+    rejected = significance.holm([significance.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
     stay = {pair: d.apart and stays for (pair, d), stays in zip(able.items(), rejected, strict=True)}
     return {pair: stay.get(pair, False) for pair in pairs}
 

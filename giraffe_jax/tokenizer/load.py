@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.tokenizer import directory
+from giraffe_jax.tokenizer import classes, directory
 from giraffe_jax.tokenizer.base import JsonTokenizer, Tokenizer
 from giraffe_jax.tokenizer.files import read_json
 from giraffe_jax.tokenizer.pieces import SENTENCEPIECE, SentencePieceTokenizer
@@ -50,12 +50,12 @@ def _load_json(path: Path) -> JsonTokenizer:
     parts = json.loads(tok.to_str())
     config, own = directory.read_config(path.parent), parts["added_tokens"]
     steps = json.dumps(parts["pre_tokenizer"])
-    directory.check_class(path, parts, config)
-    if directory.class_of(config) != directory.LLAMA or '"ByteLevel"' not in steps:
+    classes.check_class(path, parts, config)
+    if classes.class_of(config) != classes.LLAMA or '"ByteLevel"' not in steps:
         config = _named(config)
-        if directory.is_llama(config):
-            built = directory.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
-            if directory.class_of(config) == directory.CODE_LLAMA:  # always begins, whatever its files say
+        if classes.is_llama(config):
+            built = classes.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
+            if classes.class_of(config) == classes.CODE_LLAMA:  # always begins, whatever its files say
                 config["add_bos_token"] = True
             else:
                 built.post_processor = tok.post_processor
@@ -65,7 +65,7 @@ def _load_json(path: Path) -> JsonTokenizer:
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config with the special tokens of its class where it names none."""
-    return {**directory.NAMES.get(directory.class_of(config), {}), **config}
+    return {**classes.NAMES.get(classes.class_of(config), {}), **config}
 
 
 def _load_model(path: Path) -> Tokenizer:
@@ -78,7 +78,7 @@ def _load_model(path: Path) -> Tokenizer:
     if config.get(SENTENCEPIECE) is True or not any((folder / name).is_file() for name in names):
         return plain
     config = _named({"add_bos_token": True} | config)
-    if directory.is_llama(config) and (built := directory.from_pieces(path.read_bytes(), config)):
+    if classes.is_llama(config) and (built := classes.from_pieces(path.read_bytes(), config)):
         return _finished(built[0], folder, config, [], built[1])
     directory.refuse_added(path, config, plain.specials)
     return plain

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from giraffe_jax.config import Bound, ConfigError, check_fields
-from giraffe_jax.data.pipeline import DataConfig
+from giraffe_jax.data.config import DataConfig
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import MeshConfig

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from giraffe_jax.attention.engine import described
-from giraffe_jax.data.pipeline import DataConfig
+from giraffe_jax.data.config import DataConfig
 from giraffe_jax.model import ModelConfig, lora
 from giraffe_jax.ops.choose import choose
 from giraffe_jax.positions import largest_factor

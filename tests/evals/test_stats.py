@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from giraffe_jax.evals import stats
+from giraffe_jax.evals import significance, stats
 
 
 @pytest.mark.parametrize(
@@ -287,29 +287,29 @@ def test_the_effective_length_ends_before_the_first_bound_below_the_threshold():
 # The two-sided 5% and 0.1% points of printed tables.
 @pytest.mark.parametrize("freedom, five, one", [(1, 12.706, 636.62), (2, 4.303, 31.599), (3, 3.182, 12.924)])
 def test_students_p_is_that_of_the_tables(freedom, five, one):
-    assert stats.student_p(five, freedom) == pytest.approx(0.05, rel=1e-3)
-    assert stats.student_p(-one, freedom) == pytest.approx(0.001, rel=1e-3)
+    assert significance.student_p(five, freedom) == pytest.approx(0.05, rel=1e-3)
+    assert significance.student_p(-one, freedom) == pytest.approx(0.001, rel=1e-3)
 
 
 def test_students_p_inverts_its_quantile_and_tends_to_the_normal():
     for freedom in (4, 7, 30, 31):
-        assert stats.student_p(stats.student(0.975, freedom), freedom) == pytest.approx(0.05, rel=5e-3)
-        assert stats.student_p(0.0, freedom) == 1.0
-    assert stats.student_p(1.959964, 10**5) == pytest.approx(0.05, rel=1e-3)
+        assert significance.student_p(stats.student(0.975, freedom), freedom) == pytest.approx(0.05, rel=5e-3)
+        assert significance.student_p(0.0, freedom) == 1.0
+    assert significance.student_p(1.959964, 10**5) == pytest.approx(0.05, rel=1e-3)
 
 
 def test_the_p_of_a_bootstrap_interval_is_that_of_the_t_test():
     x = np.random.default_rng(0).normal(0.5, 1.0, 20)
     t = x.mean() / (x.std(ddof=1) / math.sqrt(20))
-    got = stats.interval_p(stats.bootstrap_mean(list(x), [1.0] * 20, resamples=20000))
-    assert got == pytest.approx(stats.student_p(t, 19), rel=0.3)
-    assert stats.interval_p(stats.Estimate(1.0, math.nan, math.nan, 1)) == 1.0
-    assert stats.interval_p(stats.Estimate(-1.0, -1.0, -1.0, 5)) == 0.0
-    assert stats.interval_p(stats.Estimate(0.0, 0.0, 0.0, 5)) == 1.0
+    got = significance.interval_p(stats.bootstrap_mean(list(x), [1.0] * 20, resamples=20000))
+    assert got == pytest.approx(significance.student_p(t, 19), rel=0.3)
+    assert significance.interval_p(stats.Estimate(1.0, math.nan, math.nan, 1)) == 1.0
+    assert significance.interval_p(stats.Estimate(-1.0, -1.0, -1.0, 5)) == 0.0
+    assert significance.interval_p(stats.Estimate(0.0, 0.0, 0.0, 5)) == 1.0
 
 
 def test_holm_by_hand():
     # Of four: 0.01 <= 0.05/4 and 0.013 <= 0.05/3 are rejected, 0.03 > 0.05/2 ends it, and with it 0.04 <= 0.05.
-    assert stats.holm([0.01, 0.04, 0.03, 0.013]) == [True, False, False, True]
-    assert stats.holm([0.013, 0.013, 0.013, 0.013]) == [False] * 4, "Bonferroni decides the first"
-    assert stats.holm([0.0125, 0.0166, 0.025, 0.05]) == [True] * 4 and stats.holm([]) == []
+    assert significance.holm([0.01, 0.04, 0.03, 0.013]) == [True, False, False, True]
+    assert significance.holm([0.013, 0.013, 0.013, 0.013]) == [False] * 4, "Bonferroni decides the first"
+    assert significance.holm([0.0125, 0.0166, 0.025, 0.05]) == [True] * 4 and significance.holm([]) == []

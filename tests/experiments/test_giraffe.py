@@ -15,8 +15,7 @@ import giraffe_jax
 from configs import models
 from giraffe_jax import config, records, sharding
 from giraffe_jax.data.pipeline import make_pipeline
-from giraffe_jax.lab import run as lab_run
-from giraffe_jax.lab import spec
+from giraffe_jax.lab import cells, spec
 from giraffe_jax.model import ModelConfig, init_params, num_params
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.loop import state_axes
@@ -61,7 +60,7 @@ def test_full_size_is_the_papers(name):
             run = spec.train_config(built, variant, 0)
             tokens = run.data.batch_size * run.data.seq_len
             assert (tokens, run.optim.lr, run.optim.warmup_steps) == (32 * 2 * original_len, 2e-5, 300)
-    assert len({lab_run.training_of(built, v, 0, Path()) for v in built.variants if v.train}) == 10
+    assert len({cells.training_of(built, v, 0, Path()) for v in built.variants if v.train}) == 10
 
 
 def lowered(name, variant, original_len):

@@ -13,7 +13,7 @@ from hf_models import CONFIG, random_tensors, write
 from giraffe_jax import hf
 from giraffe_jax.cli import main
 from giraffe_jax.config import ConfigError
-from giraffe_jax.hf.export import check_new, new_directory
+from giraffe_jax.hf.write import check_new, new_directory
 from giraffe_jax.model import ModelConfig, init_params
 from giraffe_jax.tokenizer import ByteTokenizer
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax import report
-from giraffe_jax.report import between, findings, forest, latex, metrics, paired, scores, tables
+from giraffe_jax.report import between, findings, forest, formats, latex, metrics, paired, scores, tables
 
 ORIGINAL, LENGTHS = 256, (256, 512, 1024)
 NUMBER = r"(−?[\d,]*\.?\d+)"
@@ -100,7 +100,9 @@ def test_sentences_marks_and_stars_agree_with_intervals(seed):
                 d = paired.difference(results, table.task, table.metric, n, best, runner)
                 assert d is not None
                 assert d.estimate.low > 0 if table.metric.better == "high" else d.estimate.high < 0
-        text = tables.markdown(table) + latex.table(table) + tables.as_html(table, dict.fromkeys(results.variants, ""))
+        text = (
+            formats.markdown(table) + latex.table(table) + formats.as_html(table, dict.fromkeys(results.variants, ""))
+        )
         assert not re.search(r"\b(nan|inf)\b", text)
         few = shown < FEWEST and table.metric.better is not None
         assert (f"{shown} " in table.few() and "too few" in table.few()) == few

@@ -9,7 +9,7 @@ import pytest
 
 from giraffe_jax import report
 from giraffe_jax.evals import stats
-from giraffe_jax.report import findings, forest, metrics, paired, protocols, scores, style, tables
+from giraffe_jax.report import findings, forest, formats, metrics, paired, protocols, scores, style, tables
 
 PLAIN, YARN = fabricate.FIGURES["plain"], fabricate.FIGURES["yarn 4"]
 
@@ -61,7 +61,7 @@ def test_what_is_shown_as_best_is_told_from_the_runner_up(whole):
     assert lines.best == {256: None, 512: None, 1024: None, 2048: "yarn 8"}
     (perplexity,) = [t for t in made if t.metric == metrics.PERPLEXITY]
     assert perplexity.best[2048] == "yarn 8"
-    text = tables.markdown(perplexity)
+    text = formats.markdown(perplexity)
     assert text.count("**") == 2 * sum(v is not None for v in perplexity.best.values()) and "**44.8**" in text
 
 
@@ -143,9 +143,9 @@ def test_of_two_documents_nothing_is_told():
     assert [card.figure for card in cards] == ["92%", "98%"]
     (table,) = (t for t in made if t.metric == metrics.PERPLEXITY)
     assert not any(table.best.values()) and table.few() == "2 documents are too few to tell variants apart; it takes 6."
-    text = tables.markdown(table)
+    text = formats.markdown(table)
     assert "**" not in text and "–" not in text and "nan" not in text
-    assert table.few() in tables.all_markdown(results, made)
+    assert table.few() in formats.all_markdown(results, made)
 
 
 def test_differences_agree_with_numpy(whole):

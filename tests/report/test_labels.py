@@ -153,7 +153,7 @@ def test_numbers_of_close_lengths_do_not_touch(lengths):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 4))
-    plots._length_axis(axes, lengths)
+    axes._length_axis(axes, lengths)
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
     assert len(boxes) >= min(len(lengths), 4) and len(axes.get_xticks()) == len(lengths)

@@ -15,7 +15,7 @@ import pytest
 from giraffe_jax import records, report
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import stats
-from giraffe_jax.report import metrics, paired, plots, scores, style, tables
+from giraffe_jax.report import formats, metrics, paired, plots, scores, style, tables
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_known_values():
         and values["b", 4] == pytest.approx(3)
     )
     (table,) = tables.tables(results, found)
-    assert tables.markdown(table).splitlines() == [
+    assert formats.markdown(table).splitlines() == [
         "| | 4 (1×) | 8 (2×, n=1) |",
         "|---|---:|---:|",
         "| plain | 4.00 (n=2) | not finite |",
@@ -251,7 +251,7 @@ def test_cells_hold_what_columns_are_sorted_by(made):
     section = text[text.index("id='task-passkey'") :].split("</table>")[0]
     cells = re.findall(r"<td(?: class='best')? data-value='([^']*)'>(\d+)%<", section)
     assert len(cells) == 12 * 4 and all(round(100 * float(value)) == int(shown) for value, shown in cells)
-    assert [tables.data(x) for x in (math.nan, math.inf, 1)] == [
+    assert [formats.data(x) for x in (math.nan, math.inf, 1)] == [
         "data-value=''", "data-value='Infinity'", "data-value='1.0'",
     ]  # fmt: skip
 

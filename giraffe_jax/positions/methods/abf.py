@@ -7,7 +7,7 @@ et al., "Base of RoPE Bounds Context Length", arXiv:2405.14591.
 
 import numpy as np
 
-from giraffe_jax.positions.compose import Positive
+from giraffe_jax.positions.calls import Positive
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(theta=500000.0)

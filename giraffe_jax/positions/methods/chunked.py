@@ -6,7 +6,7 @@ paper of its own.
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound, Extent
+from giraffe_jax.positions.calls import Bound, Extent
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 

@@ -7,7 +7,7 @@ of the extended model, and fine-tuned. 20 of 64 planes there.
 import math
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(planes=2)

@@ -8,7 +8,7 @@ cos and sin by 0.05 ln(length / original_len) + 1, which the paper's tables are 
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, window_of, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Band, Encoding
 
 EXAMPLE = dict(chunk_size=24, local_size=4)

@@ -4,7 +4,7 @@ emozilla (2023); arXiv:2309.00071, appendix B.1; the formula is that of transfor
 length are wrong at another: a cache that grows must hold raw keys, or the length must be pinned.
 """
 
-from giraffe_jax.positions.compose import Factor
+from giraffe_jax.positions.calls import Factor
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=2.0)

@@ -4,7 +4,7 @@ arXiv:2309.00071, appendix B.1; jquesnelle/yarn, LlamaDynamicYaRNScaledRotaryEmb
 keys.
 """
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.methods.yarn import yarn
 

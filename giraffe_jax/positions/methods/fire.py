@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from giraffe_jax import devices
 from giraffe_jax.positions.biases import add_bias
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(width=4, threshold=16.0)

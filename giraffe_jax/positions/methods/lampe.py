@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from giraffe_jax.positions.bands import Line, near, window_of, with_bands
-from giraffe_jax.positions.compose import Bound, Number
+from giraffe_jax.positions.calls import Bound, Number
 from giraffe_jax.positions.encoding import Band, Encoding
 
 EXAMPLE = dict(a=0.05, b=-1.0, head=6.0, tail=4.0)

@@ -4,7 +4,7 @@ Chen et al., "Extending Context Window of Large Language Models via Positional I
 kaiokendev's SuperHOT. Giraffe (arXiv:2308.10882) finds it the most robust of its methods after fine-tuning.
 """
 
-from giraffe_jax.positions.compose import Factor
+from giraffe_jax.positions.calls import Factor
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=4.0)

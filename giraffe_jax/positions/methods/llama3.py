@@ -6,7 +6,7 @@ original_len 8192.
 
 import math
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.methods.yarn import check_rising
 

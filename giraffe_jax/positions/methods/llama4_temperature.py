@@ -6,7 +6,7 @@ meta-llama/llama-models, `attn_temperature_tuning` (on the layers without RoPE, 
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound, NonNegative, Positive, scale_queries
+from giraffe_jax.positions.calls import Bound, NonNegative, Positive, scale_queries
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 

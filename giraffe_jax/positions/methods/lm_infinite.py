@@ -6,7 +6,7 @@ Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for Large Lang
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, far, near, window_of, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=16, num_global=2)

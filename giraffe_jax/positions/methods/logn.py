@@ -6,7 +6,7 @@ without rotation by SWAN.
 
 from typing import Annotated, Any
 
-from giraffe_jax.positions.compose import Bound, Extent, scale_queries
+from giraffe_jax.positions.calls import Bound, Extent, scale_queries
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 

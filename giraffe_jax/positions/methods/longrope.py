@@ -7,7 +7,7 @@ when the sequence outgrows original_len, so a cache that grows across it must ho
 
 from typing import Annotated, Literal
 
-from giraffe_jax.positions.compose import Bound, Divisors, Factor, Positive
+from giraffe_jax.positions.calls import Bound, Divisors, Factor, Positive
 from giraffe_jax.positions.encoding import Encoding, Start
 from giraffe_jax.positions.ramps import magnitude
 

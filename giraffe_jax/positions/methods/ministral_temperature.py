@@ -4,7 +4,7 @@ transformers' Ministral 3, key `llama_4_scaling_beta` (0.1), on all layers toget
 which cites Scalable-Softmax; no arXiv paper of its own.
 """
 
-from giraffe_jax.positions.compose import NonNegative, scale_queries
+from giraffe_jax.positions.calls import NonNegative, scale_queries
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict()

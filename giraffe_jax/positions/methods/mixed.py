@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from giraffe_jax.positions.compose import Choices, Positives, apply
+from giraffe_jax.positions.calls import Choices, Positives
+from giraffe_jax.positions.compose import apply
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(choices=[[], [{"name": "linear", "factor": 4.0}]])

@@ -6,7 +6,7 @@ reported to be the better one without training.
 
 from typing import Literal
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.ramps import index_bounds, magnitude
 

@@ -7,7 +7,7 @@ sliding_window(window, full_every=n), logn(every=n). RNoPE-SWA, arXiv:2501.18795
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 

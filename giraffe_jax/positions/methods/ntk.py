@@ -4,7 +4,7 @@ bloc97 (2023), described in arXiv:2309.00071, section 3.1. Middle planes are int
 the usable context ends before factor * original_len: choose a factor 1.5 to 2 times larger than the extension wanted.
 """
 
-from giraffe_jax.positions.compose import Factor
+from giraffe_jax.positions.calls import Factor
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(factor=4.0)

@@ -3,7 +3,7 @@
 Peng et al., arXiv:2309.00071, section 3.2: YaRN without its gain, and with the paper's own ramp.
 """
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import interpolate, rotations_ramp

@@ -4,7 +4,7 @@ Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings u
 best there. Not the same as `partial` or `proportional`.
 """
 
-from giraffe_jax.positions.compose import Fraction
+from giraffe_jax.positions.calls import Fraction
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(p=0.75)

@@ -4,7 +4,7 @@ jquesnelle/yarn, LlamaPartNTKScaledRotaryEmbedding; its constants (beta 1.25 and
 Described in arXiv:2309.00071 as an early form of NTK-by-parts.
 """
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.ramps import index_bounds, index_ramp
 

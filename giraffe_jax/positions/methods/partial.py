@@ -5,7 +5,7 @@ rotate features 0 to d_rot; here the planes that turn are the first ones, so wei
 features permuted, which the converter does not do.
 """
 
-from giraffe_jax.positions.compose import Fraction
+from giraffe_jax.positions.calls import Fraction
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(fraction=0.5)

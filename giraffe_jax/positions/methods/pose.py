@@ -11,7 +11,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(target_len=256)

@@ -4,7 +4,7 @@ Pal et al., "Giraffe: Adventures in Expanding Context Lengths in LLMs", arXiv:23
 reported. At d = 128 it slows the slowest plane eightfold.
 """
 
-from giraffe_jax.positions.compose import NonNegative
+from giraffe_jax.positions.calls import NonNegative
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(exponent=0.5)

@@ -4,7 +4,7 @@ transformers 5.23, `_compute_proportional_rope_parameters`: exponents run over t
 paper at arXiv describes it.
 """
 
-from giraffe_jax.positions.compose import Factor, Fraction
+from giraffe_jax.positions.calls import Factor, Fraction
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(fraction=0.5, factor=2.0)

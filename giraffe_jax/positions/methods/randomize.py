@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(kind="steps")

@@ -6,7 +6,7 @@ Su (2023), kexue.fm 9708; bojone/rerope. Usually with `logn` before it. No arXiv
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, far, near, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=8)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 
 from giraffe_jax.positions.biases import add_bias
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(group=16)

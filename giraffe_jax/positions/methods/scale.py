@@ -4,7 +4,7 @@ DroPE, arXiv:2512.12167: 1 + c ln(s) for an extension by s, with c fitted by per
 0.103 for SmolLM-360M.
 """
 
-from giraffe_jax.positions.compose import Positive
+from giraffe_jax.positions.calls import Positive
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(value=1.2)

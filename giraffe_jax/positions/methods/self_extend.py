@@ -8,7 +8,7 @@ prefill differs from its decoding.
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, far, near, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=8, group=4)

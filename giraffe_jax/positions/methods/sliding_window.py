@@ -5,7 +5,7 @@ Mistral 7B, arXiv:2310.06825; Gemma 3, arXiv:2503.19786 (five windowed layers to
 
 from typing import Annotated
 
-from giraffe_jax.positions.compose import Bound, Extent
+from giraffe_jax.positions.calls import Bound, Extent
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
 

@@ -7,7 +7,7 @@ context: what has left the window cannot be retrieved.
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, far, near, window_of, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(window=16, sinks=2)

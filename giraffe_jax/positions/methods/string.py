@@ -7,7 +7,7 @@ within the trained context, which most of training never reached the end of.
 from typing import Annotated
 
 from giraffe_jax.positions.bands import Line, far, near, window_of, with_bands
-from giraffe_jax.positions.compose import Bound
+from giraffe_jax.positions.calls import Bound
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(shift=12, window=4)

@@ -6,7 +6,7 @@ frequencies as they are when the method runs, so it comes last in a composition,
 
 import math
 
-from giraffe_jax.positions.compose import Extent
+from giraffe_jax.positions.calls import Extent
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(cutoff_len=2048.0)

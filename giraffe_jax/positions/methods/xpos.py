@@ -5,7 +5,7 @@ half-split layout of Llama weights: the Giraffe experiments rotated interleaved 
 scrambles the pretrained model before xPos has any say.
 """
 
-from giraffe_jax.positions.compose import Extent, Positive
+from giraffe_jax.positions.calls import Extent, Positive
 from giraffe_jax.positions.encoding import Encoding
 
 EXAMPLE = dict(scale_base=512.0)

@@ -7,7 +7,7 @@ paper's.
 
 import jax
 
-from giraffe_jax.positions.compose import Factor, NonNegative, Number, Positive
+from giraffe_jax.positions.calls import Factor, NonNegative, Number, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.ramps import index_bounds, index_ramp, interpolate, magnitude
 

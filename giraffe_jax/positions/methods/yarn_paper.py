@@ -4,7 +4,7 @@ Peng et al., arXiv:2309.00071, equations 17 to 22. No released model used it; fo
 plane 32 two and a half times as much as `yarn` does.
 """
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import interpolate, magnitude, rotations_ramp

@@ -4,7 +4,7 @@ Zhu et al., "PoSE", arXiv:2309.10400 (its "yarn"), after issue 24 of the YaRN re
 released ramp it interpolates far more than `yarn`: up to 78% in Llama 2's middle planes at factor 16.
 """
 
-from giraffe_jax.positions.compose import Factor, Positive
+from giraffe_jax.positions.calls import Factor, Positive
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.methods.yarn import check_rising
 from giraffe_jax.positions.ramps import index_bounds, index_ramp, magnitude

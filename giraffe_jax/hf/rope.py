@@ -1,0 +1,117 @@
+"""Positions as Hugging Face's config.json has them: its own kinds where they are exact, else a table of frequencies."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from giraffe_jax.config import ConfigError, to_dict
+from giraffe_jax.model import ModelConfig, learned_by
+from giraffe_jax.positions import check, instead_of, largest_factor, longrope_entry, one_table
+
+_NATIVE = ("linear", "dynamic", "yarn", "llama3", "longrope")
+
+
+def rope_in_words(values: Mapping[str, Any]) -> str:
+    """Returns how a config.json that was written here says positions, and to which length."""
+    rope, length = values["rope_parameters"], values["max_position_embeddings"]
+    kind = rope["rope_type"]
+    if kind == "default":
+        return f"positions as rope_theta {rope['rope_theta']:g}, to {length:,} tokens"
+    if kind == "dynamic":
+        return f"positions as rope_type dynamic, growing with the text beyond {length:,} tokens"
+    table = kind == "longrope" and rope["short_factor"] == rope["long_factor"]
+    return f"positions as {'a longrope table' if table else f'rope_type {kind}'}, to {length:,} tokens"
+
+
+def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
+    """Returns (rope_parameters, the length they reach), for positions that Hugging Face's Llama computes exactly.
+
+    What it has no name for, but is a table of frequencies and a gain, is written as `longrope` with equal lists.
+    """
+    calls = _acting(config)
+    theta, length = float(config.theta), config.original_len
+    if not calls:
+        return {"rope_type": "default", "rope_theta": theta}, length
+    call = {k: v for k, v in calls[0].items() if v is not None}
+    name = call.pop("name")
+    if name == "abf" and len(calls) == 1:
+        return {"rope_type": "default", "rope_theta": float(call["theta"])}, length
+    if name == "ntk" and len(calls) == 1:
+        factor = float(call["factor"])
+        theta *= factor ** (config.head_dim / (config.head_dim - 2))
+        return {"rope_type": "default", "rope_theta": theta}, int(length * factor)
+    if name == "longrope":  # what transformers' has not: one gain for all, no start tokens, nothing between the lists
+        call.pop("magnitude_policy", None)  # the gain is written as a number
+        call = {k: v for k, v in call.items() if v or k not in ("start_tokens", "dynamic")}
+    only_ours = {"start_tokens", "dynamic"} & call.keys() or np.ndim(call.get("short_factor", 0)) > 1
+    if name not in _NATIVE or len(calls) > 1 or only_ours:
+        return _table(config, calls)
+    if name == "llama3":  # whose bands have defaults here and none there
+        call = check(calls)[0].numbers | call
+    call = {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in call.items()}
+    rope = {"rope_type": name, "rope_theta": theta, **call}
+    if name == "longrope":  # transformers would derive a gain from max_position_embeddings where we have 1
+        rope["attention_factor"] = float(config.bind(length).gain)
+    if name in ("yarn", "llama3", "longrope"):
+        rope["original_max_position_embeddings"] = length
+        return rope, max(length, int(length * call.get("factor", 1.0)))
+    return rope, length
+
+
+def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """Returns rope_parameters of type longrope whose two lists are the methods' frequencies, whatever their formula."""
+    has = (
+        f"It has ntk and abf (as rope_theta), {', '.join(_NATIVE)}, and, as longrope, every method that `giraffe "
+        "methods` lists so, composed or alone."
+    )
+    (inv_freq, gain), factor, theta = (
+        static_table(config, "Hugging Face's Llama", has),
+        largest_factor(calls),
+        float(config.theta),
+    )
+    entry = longrope_entry(inv_freq, gain, head_dim=config.head_dim, theta=theta, factor=factor)
+    rope = {"rope_type": entry.pop("name"), "rope_theta": theta, **entry}
+    rope["original_max_position_embeddings"] = config.original_len
+    rope |= {"short_mscale": gain, "long_mscale": gain}  # vLLM reads the gain here
+    return rope, reach_of(config)
+
+
+def _acting(config: ModelConfig) -> list[dict[str, Any]]:
+    """Returns the config's methods without those that act while training only."""
+    calls = [dict(to_dict(p)) for p in config.positions]
+    return [c for c, bound in zip(calls, check(config.positions), strict=True) if "key" not in bound.needs]
+
+
+def reach_of(config: ModelConfig) -> int:
+    """Returns how far the positions of a model reach, in tokens: original_len times the largest factor."""
+    return int(config.original_len * largest_factor(_acting(config)))
+
+
+def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray, float]:
+    """Returns (inv_freq [R], gain) of positions that are nothing more.
+
+    Raises:
+      ConfigError: they are more, which `whose` Llama does not know; and what it `has`.
+    """
+    calls = _acting(config)
+    model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
+    found = one_table(calls, **model, num_layers=config.num_layers)
+    if found is None:
+        listed, nearest = ", ".join(str(c["name"]) for c in calls), instead_of(calls)
+        hint = f" Nearest to {nearest}." if nearest else ""
+        if learned := learned_by(config):
+            each = "; ".join(f"{method} ({', '.join(own)})" for method, own in learned.items())
+            hint += (
+                f" Parameters of a method's own, which no such file holds: {each}. To export a model without them, "
+                f"train this one on (source) with model.positions without {', '.join(learned)}."
+            )
+        raise ConfigError(
+            f"model.positions: {listed} cannot be exported: {whose} knows frequencies and a gain that are the same in "
+            f"every layer and at every length. {has}{hint}"
+        )
+    return found
+
+
+def _gain(config: ModelConfig) -> float:
+    return float(config.bind(config.original_len).gain)
