@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from giraffe_jax.config import build
-from giraffe_jax.data.pipeline import DataConfig, make_pipeline
+from giraffe_jax.data.config import DataConfig
+from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.hf.load import locate
 from giraffe_jax.tokenizer import load_tokenizer
 
