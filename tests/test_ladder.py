@@ -21,7 +21,7 @@ LADDER = [
     {"loading"},
     {"identity"},
     {"training", "evals"},
-    {"report", "bench"},
+    {"report", "bench", "plan"},
     {"lab"},
     {"cli"},
 ]

@@ -52,5 +52,5 @@ def kind_of(topology: str) -> str:
         raise ConfigError(f"--topology: got {topology!r}; kinds are {', '.join(TPUS)}, as in v5p:2x2x2.{hint}")
     if not re.fullmatch(r"\d{1,4}x\d{1,4}(x\d{1,4})?", shape):
         example = "2x4" if kind in ("v5e", "v6e") else "2x2x2"
-        raise ConfigError(f"--topology: got {topology!r}; expected the chips of each dimension, as in {kind}:{example}.")
+        raise ConfigError(f"--topology: got {topology!r}; expected chips in each dimension, as in {kind}:{example}.")
     return kind

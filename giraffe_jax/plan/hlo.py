@@ -202,7 +202,7 @@ class _Walk:
         return total
 
     def _trips(self, op: Op, c: Computation, body: Computation, condition: Computation) -> int | None:
-        """Returns how often a loop runs: as XLA says, or by its counter's start, limit and step; None where data say."""
+        """Returns how often a loop runs: as XLA says, or by its counter, start, limit and step; None where data say."""
         if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.rest)) is not None:
             return int(known[1])
         compare, holder = condition.root, condition

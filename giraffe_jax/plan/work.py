@@ -54,7 +54,9 @@ def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> 
     @jax.jit
     def visits(place, local):
         q, k = jnp.zeros((1, tokens, group, 1)), jnp.zeros((1, tokens, 1, 1))
-        start, stop, *_ = _walk(model.block_size, (q,) * count, (k,) * count, k, None, (place, place), bands, local).visits
+        start, stop, *_ = _walk(
+            model.block_size, (q,) * count, (k,) * count, k, None, (place, place), bands, local
+        ).visits
         return stop - start  # [bands 1 M]
 
     return float(np.mean([np.asarray(visits(place, layer)) for layer in _layers(local)])) / 2

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,3 +84,9 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
     """Returns the shapes [B T] of a batch, by name, and their shardings."""
     shape, where = (config.data.batch_size, config.data.seq_len), sharding.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in BATCH.items()}
+
+
+def bytes_per_device(shapes: Any) -> int:
+    """Returns the bytes that one device holds of arrays, by their shardings."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
