@@ -47,7 +47,7 @@ def shape(args: argparse.Namespace) -> Any:
     known = [name for name, value in of_module.items() if getattr(value, "__module__", "") == models.__name__]
     if args.model not in known:
         raise ConfigError(f"--model: got {args.model!r}; shapes are {', '.join(known)}.{nearest(args.model, known)}")
-    return of_module[args.model]()
+    return of_module[args.model]().to_dict()
 
 
 def distributed_argument(parser: argparse.ArgumentParser, several: bool = True) -> None:

@@ -9,39 +9,15 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
-_WIDTH = dict(pred=1, s4=0.5, u4=0.5, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8)
-_SHAPE = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+from giraffe_jax.plan.groups import groups_of
+from giraffe_jax.plan.module import Computation, Op, Shape, called, parse
+from giraffe_jax.plan.trips import trips
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
-_SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
-
-
-class Shape(NamedTuple):
-    dtype: str
-    dims: tuple[int, ...]
-
-    @property
-    def bytes(self) -> float:
-        return _WIDTH.get(self.dtype, 1) * float(np.prod(self.dims, dtype=np.float64))
-
-
-class Op(NamedTuple):
-    """An instruction: `inside` is the text between its parentheses, `rest` what follows them."""
-
-    name: str
-    kind: str
-    shapes: tuple[Shape, ...]
-    inside: str
-    operands: tuple[str, ...]
-    rest: str
-
-
-class Computation(NamedTuple):
-    ops: Mapping[str, Op]
-    root: Op
+_AGAIN = "rematted_computation"  # in the names that JAX gives to what a remat policy runs again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,66 +48,6 @@ def count(text: str, mesh: Mapping[str, int] | None = None, data_trips: float = 
     return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=kernels)
 
 
-def parse(text: str) -> dict[str, Computation]:
-    """Returns the computations of a module by name; the entry's name is "" too."""
-    found: dict[str, Computation] = {}
-    ops: dict[str, Op] | None = None
-    name, entry, root = "", False, None
-    for line in text.splitlines():
-        if ops is None:
-            head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-            if head is not None and not line.startswith("HloModule"):
-                ops, name, entry, root = {}, head[2], head[1] is not None, None
-        elif line.startswith("}"):
-            last = root or next(reversed(ops.values()))
-            found[name] = Computation(ops, last)
-            if entry:
-                found[""] = found[name]
-            ops = None
-        elif (op := _op(line)) is not None:
-            ops[op.name] = op
-            root = op if line.lstrip().startswith("ROOT") else root
-    return found
-
-
-def _op(line: str) -> Op | None:
-    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.sub(r"/\*.*?\*/", "", line))
-    if found is None:
-        return None
-    name, rest = found.groups()
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shapes = tuple(Shape(d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(rest[:end]))
-    call = re.match(r"\s*([\w\-]+)\(", rest[end:])
-    if call is None:
-        return None
-    start = end + call.end() - 1
-    stop = _closing(rest, start)
-    inside = rest[start + 1 : stop]
-    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside) if part.strip())
-    return Op(name, call[1], shapes, inside, operands, rest[stop + 1 :])
-
-
-def _closing(text: str, start: int) -> int:
-    """Returns the index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for at in range(start, len(text)):
-        depth += (text[at] == "(") - (text[at] == ")")
-        if depth == 0:
-            return at
-    return len(text) - 1
-
-
-def _split(text: str) -> list[str]:
-    """Returns the parts of a list of operands, whose types may hold commas."""
-    parts, depth, start = [], 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-    return [*parts, text[start:]]
-
-
 class _Walk:
     def __init__(self, computations: Mapping[str, Computation], mesh: Mapping[str, int], data_trips: float):
         self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
@@ -160,19 +76,20 @@ class _Walk:
         if op.kind == "while":
             return self._loop(op, c)
         if op.kind == "conditional":
-            branches = [self.of(b) for b in self._called(op, "branch_computations|true_computation|false_computation")]
+            branches = [
+                self.of(b)
+                for b in called(self.computations, op, "branch_computations|true_computation|false_computation")
+            ]
             return max(branches, key=lambda sums: sums["flops",], default={})
         if op.kind == "custom-call":
             return self._custom_call(op)
         if op.kind in ("fusion", "call", "async-start"):
             sums: Counter = Counter()
-            for inner in self._called(op, "calls|to_apply|called_computations"):
+            for inner in called(self.computations, op, "calls|to_apply|called_computations"):
                 sums.update(self.of(inner))
             if "all-reduce-scatter" in op.name:  # XLA's way to write a fused reduce-scatter
                 sums = _as_reduce_scatter(sums)
-            if ".remat" in op.name:
-                sums["recomputed",] = sums["flops",]
-            return sums
+            return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.rest) else sums
         return {}
 
     def _custom_call(self, op: Op) -> Mapping:
@@ -183,89 +100,20 @@ class _Walk:
             return {("kernel", op.name): 1.0}
         return {}
 
-    def _called(self, op: Op, keys: str) -> list[Computation]:
-        names = []
-        for found in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
-            names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
-        return [self.computations[name] for name in names if name in self.computations]
-
     def _loop(self, op: Op, c: Computation) -> Mapping:
-        (body,), (condition,) = self._called(op, "body"), self._called(op, "condition")
-        trips = self._trips(op, c, body, condition)
-        if trips is None:
+        (body,), (condition,) = called(self.computations, op, "body"), called(self.computations, op, "condition")
+        times_round = trips(self.computations, op, c)
+        if times_round is None:
             self.data_loops.add(op.name)
-            trips = self.data_trips
+            times_round = self.data_trips
         total: Counter = Counter()
-        for inner, times in ((body, trips), (condition, trips + 1)):
+        for inner, times in ((body, times_round), (condition, times_round + 1)):
             for name, value in self.of(inner).items():
                 total[name] += value * times
-        return total
-
-    def _trips(self, op: Op, c: Computation, body: Computation, condition: Computation) -> int | None:
-        """Returns how often a loop runs: as XLA says, or by its counter, start, limit and step; None where data say."""
-        if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.rest)) is not None:
-            return int(known[1])
-        compare, holder = condition.root, condition
-        inner = self._called(compare, "calls") if compare.kind == "fusion" else []
-        if inner:
-            compare, holder = inner[0].root, inner[0]
-        if compare.kind != "compare":
-            return None
-
-        def outside(name: str) -> tuple[str, Computation]:  # a fusion's parameter is an operand of it
-            source = holder.ops[name]
-            if inner and source.kind == "parameter":
-                return condition.root.operands[int(source.inside)], condition
-            return name, holder
-
-        sides = [outside(name) for name in compare.operands]
-        direction = re.search(r"direction=(\w+)", compare.rest)
-        index = _index(condition, sides[0][0]) if sides[0][1] is condition else None
-        if direction is None or index is None:
-            return None
-        start = _constant(c, self._element(op, c, index))
-        limit_at = _index(condition, sides[1][0]) if sides[1][1] is condition else None
-        limit = _constant(*reversed(sides[1]))
-        if limit is None and limit_at is not None and _index(body, body.root.operands[limit_at]) == limit_at:
-            limit = _constant(c, self._element(op, c, limit_at))
-        step = self._step(body, index)
-        if start is None or limit is None or not step:
-            return None
-        span = limit - start + dict(LT=0, LE=1, GT=0, GE=-1, NE=0).get(direction[1], 0)
-        return max(0, -(-span // step) if step > 0 else -(span // -step))
-
-    def _element(self, op: Op, c: Computation, index: int) -> str:
-        """Returns the name of an element of the tuple that a loop starts with."""
-        source = c.ops[op.operands[0]]
-        return source.operands[index] if source.kind == "tuple" else ""
-
-    def _step(self, body: Computation, index: int) -> int | None:
-        """Returns what a loop's body adds to its counter."""
-        if body.root.kind != "tuple":
-            return None
-        op = body.ops[body.root.operands[index]]
-        while op.kind in _SAME:
-            op = body.ops[op.operands[0]]
-        holder = body
-        if op.kind == "fusion":
-            outer, holder = op, self._called(op, "calls")[0]
-            op = holder.root
-            if op.kind != "add":
-                return None
-            constants = []
-            for name in op.operands:
-                source = holder.ops[name]
-                at = outer.operands[int(source.inside)] if source.kind == "parameter" else None
-                constants.append(_constant(body, at) if at is not None else _constant(holder, name))
-        elif op.kind == "add":
-            constants = [_constant(holder, name) for name in op.operands]
-        else:
-            return None
-        found = [n for n in constants if n is not None]
-        return found[0] if len(found) == 1 else None
+        return _all_again(total) if _AGAIN in op.rest else total
 
     def _collective(self, kind: str, op: Op, c: Computation) -> Mapping:
-        size, axes = _groups(op.rest, self.mesh)
+        size, axes = groups_of(op.rest, self.mesh)
         operands = sum(shape.bytes for name in op.operands if name in c.ops for shape in c.ops[name].shapes)
         if size == 1 or not operands:
             return {}
@@ -290,8 +138,14 @@ def _as_reduce_scatter(sums: Counter) -> Counter:
 
 
 def _flops(flops: float, op: Op) -> Mapping:
-    again = "rematted_computation" in op.rest or ".remat" in op.name
+    again = _AGAIN in op.rest or ".remat" in op.name
     return {("flops",): flops, ("recomputed",): flops if again else 0.0}
+
+
+def _all_again(sums: Counter) -> Counter:
+    """Returns the sums of a loop or call that is run again; what is in it does not always say so itself."""
+    sums["recomputed",] = sums["flops",]
+    return sums
 
 
 def _operand(op: Op, c: Computation, at: int) -> Shape:
@@ -333,66 +187,3 @@ def _convolution(op: Op, c: Computation) -> float:
         inside = (at >= 0) & (at <= (left[labels[1].index(place)] - 1) * holes) & (at % holes == 0)
         total *= int(inside.sum())
     return 2 * total
-
-
-def _constant(c: Computation, name: str) -> int | None:
-    """Returns the value of an integer scalar that is written in the program."""
-    op = c.ops.get(name)
-    while op is not None and op.kind in _SAME:
-        op = c.ops.get(op.operands[0])
-    if op is None or op.kind != "constant" or not re.fullmatch(r"-?\d+", op.inside.strip()):
-        return None
-    return int(op.inside)
-
-
-def _index(c: Computation, name: str) -> int | None:
-    """Returns which element of the computation's parameter a value is."""
-    op = c.ops.get(name)
-    while op is not None and op.kind in _SAME:
-        op = c.ops.get(op.operands[0])
-    if op is None or op.kind != "get-tuple-element" or c.ops[op.operands[0]].kind != "parameter":
-        return None
-    found = re.search(r"index=(\d+)", op.rest)
-    return None if found is None else int(found[1])
-
-
-def _groups(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
-    """Returns (devices of a group, the mesh axes along which they differ) of a collective."""
-    total = int(np.prod(list(mesh.values()), dtype=np.int64)) if mesh else 0
-    if (pairs := re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)) is not None:
-        groups = [[int(n) for n in pair.split(",")] for pair in pairs[1].split("},{")]
-    elif (listed := re.search(r"replica_groups=\{\{([\d,{}]*)\}\}", rest)) is not None:
-        groups = [[int(n) for n in group.split(",")] for group in listed[1].split("},{")]
-    elif (iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)) is not None:
-        shape, dims, order = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
-        ids = np.arange(np.prod(dims)).reshape(dims)
-        groups = (ids.transpose(order) if order else ids).reshape(shape).tolist()
-    elif (named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)) is not None:
-        groups = _mesh_groups(named[1], named[2])
-    else:
-        groups = [list(range(total))]
-    size = max(map(len, groups))
-    if not mesh or max(map(max, groups)) >= total:
-        return size, "?"
-    coordinates = np.stack(np.unravel_index(np.arange(total), list(mesh.values())))
-    differ = np.zeros(len(mesh), bool)
-    for group in groups:
-        differ |= np.ptp(coordinates[:, group], axis=1) > 0
-    if not differ.any():
-        return 1, ""
-    return size, "+".join(axis for axis, yes in zip(mesh, differ, strict=True) if yes)
-
-
-def _mesh_groups(axes: str, chosen: str) -> list[list[int]]:
-    """Returns the groups of "'a'=2,'b'=4" along "'b'", or along a part of an axis, "'b':(2)2"."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    ids = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
-    parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", chosen)}
-    names, dims = [], []
-    for name, size in sizes.items():
-        before, part = parts.get(name, (1, size))
-        names += [(name, 0), (name, 1), (name, 2)]
-        dims += [before, part, size // before // part]
-    along = [i for i, (name, which) in enumerate(names) if which == 1 and f"'{name}'" in chosen]
-    ids = np.moveaxis(ids.reshape(dims), along, range(-len(along), 0))
-    return ids.reshape(-1, int(np.prod([dims[i] for i in along]))).tolist()

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from giraffe_jax.cli.plan import ENVIRONMENT
 from giraffe_jax.plan import hlo
+from giraffe_jax.plan.groups import groups_of
 from giraffe_jax.sharding import MeshConfig, make_mesh
 
 M, K, N = 16, 32, 24
@@ -191,7 +192,7 @@ def test_collectives_in_loops_count_as_often():
     ],
 )
 def test_groups_of_devices_are_named_by_mesh_axes(written, size, axes):
-    assert hlo._groups(f", channel_id=1, {written}, dimensions={{0}}", MESH) == (size, axes)
+    assert groups_of(f", channel_id=1, {written}, dimensions={{0}}", MESH) == (size, axes)
 
 
 def test_a_kernel_says_its_flops_or_is_named():
