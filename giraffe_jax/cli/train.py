@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from giraffe_jax.training.loop import train
 
-    train(config, args.workdir, quiet=args.quiet)
+    train(config, str(args.workdir), quiet=args.quiet)
     return 0

@@ -146,7 +146,7 @@ def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops
         )
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
-    done = hlo.count(compiled.as_text(), dict(mesh.shape), trips)
+    done = hlo.count(compiled.as_text() or "", dict(mesh.shape), trips)
     # At least: every argument read once and every result written once.
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
     compute, hbm, network = done.flops / device.flops, moved / device.hbm_bandwidth, done.sent / device.network

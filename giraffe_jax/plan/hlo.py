@@ -7,7 +7,7 @@ data (blockwise attention's, over the blocks of keys that a block of queries see
 
 import dataclasses
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +17,7 @@ from giraffe_jax.plan.module import Computation, Op, Shape, called, parse
 from giraffe_jax.plan.trips import trips
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+Sums = defaultdict[tuple[str, ...], float]  # ("flops",), ("recomputed",), ("sent",), ("collective", kind, axes)...
 _AGAIN = "rematted_computation"  # in the names that JAX gives to what a remat policy runs again
 
 
@@ -42,7 +43,7 @@ def count(text: str, mesh: Mapping[str, int] | None = None, data_trips: float = 
     """
     walk = _Walk(parse(text), dict(mesh or {}), data_trips)
     found = walk.of(walk.entry)
-    sums = {key[1:]: value for key, value in found.items() if key[0] == "collective"}
+    sums = {(key[1], key[2]): value for key, value in found.items() if key[0] == "collective"}
     kernels = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
     numbers = found["flops",], found["recomputed",], sums, found["sent",]
     return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=kernels)
@@ -53,13 +54,13 @@ class _Walk:
         self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
         self.entry = computations[""]
         self.data_loops: set[str] = set()
-        self._known: dict[int, Counter] = {}
+        self._known: dict[int, Sums] = {}
 
-    def of(self, computation: Computation) -> Counter:
+    def of(self, computation: Computation) -> Sums:
         """Returns the sums of one run of a computation."""
         key = id(computation.ops)
         if key not in self._known:
-            total: Counter = Counter()
+            total: Sums = defaultdict(float)
             for op in computation.ops.values():
                 for name, value in self._of_op(op, computation).items():
                     total[name] += value
@@ -76,17 +77,16 @@ class _Walk:
         if op.kind == "while":
             return self._loop(op, c)
         if op.kind == "conditional":
-            branches = [
-                self.of(b)
-                for b in called(self.computations, op, "branch_computations|true_computation|false_computation")
-            ]
+            keys = "branch_computations|true_computation|false_computation"
+            branches = [self.of(branch) for branch in called(self.computations, op, keys)]
             return max(branches, key=lambda sums: sums["flops",], default={})
         if op.kind == "custom-call":
             return self._custom_call(op)
         if op.kind in ("fusion", "call", "async-start"):
-            sums: Counter = Counter()
+            sums: Sums = defaultdict(float)
             for inner in called(self.computations, op, "calls|to_apply|called_computations"):
-                sums.update(self.of(inner))
+                for name, value in self.of(inner).items():
+                    sums[name] += value
             if "all-reduce-scatter" in op.name:  # XLA's way to write a fused reduce-scatter
                 sums = _as_reduce_scatter(sums)
             return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.rest) else sums
@@ -106,7 +106,7 @@ class _Walk:
         if times_round is None:
             self.data_loops.add(op.name)
             times_round = self.data_trips
-        total: Counter = Counter()
+        total: Sums = defaultdict(float)
         for inner, times in ((body, times_round), (condition, times_round + 1)):
             for name, value in self.of(inner).items():
                 total[name] += value * times
@@ -129,8 +129,8 @@ def _share(kind: str, size: int) -> float:
     return (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
-def _as_reduce_scatter(sums: Counter) -> Counter:
-    renamed = Counter(sums)
+def _as_reduce_scatter(sums: Sums) -> Sums:
+    renamed = defaultdict(float, sums)
     for key in [key for key in sums if key[:2] == ("collective", "all-reduce")]:
         renamed["collective", "reduce-scatter", key[2]] += renamed.pop(key)
         renamed["sent",] /= 2
@@ -142,7 +142,7 @@ def _flops(flops: float, op: Op) -> Mapping:
     return {("flops",): flops, ("recomputed",): flops if again else 0.0}
 
 
-def _all_again(sums: Counter) -> Counter:
+def _all_again(sums: Sums) -> Sums:
     """Returns the sums of a loop or call that is run again; what is in it does not always say so itself."""
     sums["recomputed",] = sums["flops",]
     return sums

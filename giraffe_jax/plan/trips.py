@@ -37,7 +37,7 @@ def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> in
         return None
     start = _constant(c, _element(op, c, index))
     limit_at = _index(condition, sides[1][0]) if sides[1][1] is condition else None
-    limit = _constant(*reversed(sides[1]))
+    limit = _constant(sides[1][1], sides[1][0])
     if limit is None and limit_at is not None and _index(body, body.root.operands[limit_at]) == limit_at:
         limit = _constant(c, _element(op, c, limit_at))
     step = _step(computations, body, index)

@@ -21,8 +21,12 @@ def array(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def text_of(function, *arguments) -> str:
+    return str(jax.jit(function).lower(*arguments).compile().as_text())
+
+
 def counted(function, *arguments, **settings):
-    return hlo.count(jax.jit(function).lower(*arguments).compile().as_text(), **settings)
+    return hlo.count(text_of(function, *arguments), **settings)
 
 
 def test_a_product_and_its_gradients():
@@ -62,7 +66,7 @@ def by(step, start, stop):
 @pytest.mark.parametrize(("step", "start", "stop", "trips"), [(2, 0, 8, 4), (2, 1, 8, 4), (3, 0, 10, 4), (2, 0, 7, 4)])
 @pytest.mark.parametrize("said", [True, False], ids=["XLA says", "by the counter"])
 def test_a_loop_that_counts_by_more_than_one(step, start, stop, trips, said):
-    text = jax.jit(by(step, start, stop)).lower(array(M, K), array(K, K)).compile().as_text()
+    text = text_of(by(step, start, stop), array(M, K), array(K, K))
     if not said:  # as a TPU's compiler leaves it
         text = text.replace("known_trip_count", "nothing")
     found = hlo.count(text)
