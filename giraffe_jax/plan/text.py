@@ -12,9 +12,10 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
       price: of a chip for an hour, dollars.
     """
     lines = [_memory(plan)]
+    flops = f"FLOPs a device and step: model {plan.model_flops:.4g}"
     if plan.executed_flops is None or plan.step_seconds_bound is None:
-        return lines[0]
-    flops = f"FLOPs a device and step: model {plan.model_flops:.4g}, executed {plan.executed_flops:.4g}"
+        return "\n".join([*lines, flops])
+    flops += f", executed {plan.executed_flops:.4g}"
     flops += f" ({plan.executed_flops / plan.model_flops:.3f} of the model's"
     lines.append(f"{flops}; {(plan.recomputed_flops or 0) / max(plan.executed_flops, 1):.1%} of them run again)")
     for kernel in plan.uncounted or ():
