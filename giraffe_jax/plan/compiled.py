@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from giraffe_jax import sharding
 from giraffe_jax.attention.engine import described
@@ -131,7 +132,7 @@ def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops
     config, mesh = made.config, made.mesh
     began = time.monotonic()
     try:
-        compiled = made.lower(state).compile()
+        compiled = without_cache(made.lower(state))
     except jax.errors.JaxRuntimeError as error:
         needed, there = exhausted(str(error))
         if needed is None:
@@ -178,6 +179,18 @@ def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops
         data_loops=done.data_loops,
         uncounted=done.uncounted,
     )
+
+
+def without_cache(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Returns the compiled program; JAX's compilation cache cannot read again what is for chips that are not there."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    compilation_cache.reset_cache()  # which asks once whether it is enabled
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def exhausted(message: str) -> tuple[int | None, int | None]:
