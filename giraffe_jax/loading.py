@@ -21,7 +21,7 @@ from giraffe_jax.config import ConfigError, build, nearest, to_dict
 from giraffe_jax.inference import LM
 from giraffe_jax.model import ModelConfig, fit_params, init_params, lora, param_axes
 from giraffe_jax.model.lora import LoraConfig
-from giraffe_jax.tokenizer import load_tokenizer
+from giraffe_jax.tokenizer import load_tokenizer, read_json
 
 
 def load(
@@ -61,6 +61,32 @@ def load(
     if words is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
     return LM(model, _fit(model, found.params, mesh), words)
+
+
+def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | None = None) -> ModelConfig:
+    """Returns the config of the model that `load` would return, of which no weights have to be there.
+
+    A Hugging Face directory with its config.json alone is enough, and so is a run's workdir.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ConfigError: something else than a model that this reads; it is named.
+    """
+    where, which = checkpoint.split_source(source)
+    if checkpoint.is_workdir(where):
+        with checkpoint.manager(where) as checkpoints:
+            there = checkpoint.steps(checkpoints)
+            if which == "best" or (which and int(which) not in there) or not there:
+                step = checkpoint.find_step(checkpoints, which, warnings.warn)
+            else:  # without verifying weights that are not read
+                step = int(which) if which else there[-1]
+            about = checkpoint.read_about(checkpoints, step)["model"]
+        _check_methods(Path(where) / METHODS, about["positions"])
+        return override(build(ModelConfig, about, "model"), overrides)
+    file = Path(where) / "config.json"
+    if file.is_file() and isinstance(about := read_json(file).get("model"), dict):  # a run that has saved nothing yet
+        return override(build(ModelConfig, about, "model"), overrides)
+    return override(hf.read_config(source, base), overrides)
 
 
 def load_unmerged(source: str) -> tuple[LM, LoraConfig]:

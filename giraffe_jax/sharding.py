@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from giraffe_jax.config import ConfigError
@@ -57,7 +58,21 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
         what = "does not divide" if -1 in sizes else f"takes {known} devices, not"
         raise ConfigError(f"mesh: {text} {what} the {len(devices)} devices here; set mesh.data or mesh.fsdp to -1.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        return _over_slices(sizes, devices, slices)
     return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> Mesh:
+    """Returns a mesh whose slices, between which the network is slow, lie along data, or else along fsdp."""
+    across = next((i for i, axis in enumerate(AXES[:2]) if sizes[i] % slices == 0), None)
+    if across is None:
+        raise ConfigError(f"mesh: {slices} slices divide neither data={sizes[0]} nor fsdp={sizes[1]}.")
+    outer = [slices if i == across else 1 for i in range(len(AXES))]
+    inner = [size // n for size, n in zip(sizes, outer, strict=True)]
+    placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import giraffe_jax.training.loop
+import giraffe_jax.training.program
 from giraffe_jax import checkpoint
 from giraffe_jax.config import build
 from giraffe_jax.data.config import DataConfig
@@ -141,8 +142,8 @@ def test_throughput_is_of_steps_alone(tmp_path, tokenizer, monkeypatch):
         now[0] += 2.0
         return real(*args, **keys)
 
-    real = giraffe_jax.training.loop.train_step
-    monkeypatch.setattr(giraffe_jax.training.loop, "train_step", step)
+    real = giraffe_jax.training.program.train_step
+    monkeypatch.setattr(giraffe_jax.training.program, "train_step", step)
     monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", held_out_loss)
     monkeypatch.setattr(giraffe_jax.training.loop.time, "perf_counter", lambda: now[0])
     data = settings(tokenizer)["data"]
@@ -218,8 +219,8 @@ def test_told_in_a_step_it_ends_with_that_step_saved_and_a_run_that_is_done_is_d
             signal.raise_signal(signal.SIGINT)
         return real(*args, **keys)
 
-    real = giraffe_jax.training.loop.train_step
-    monkeypatch.setattr(giraffe_jax.training.loop, "train_step", step)
+    real = giraffe_jax.training.program.train_step
+    monkeypatch.setattr(giraffe_jax.training.program, "train_step", step)
     config = settings(tokenizer, steps=2 if last else 6, save_every=100)
     if last:
         try:

@@ -22,7 +22,7 @@ LADDER = [
     {"base"},
     {"loading"},
     {"training", "evals"},
-    {"report", "bench"},
+    {"report", "bench", "plan"},
     {"lab"},
     {"cli"},
 ]

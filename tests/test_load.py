@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-import giraffe_jax.training.loop as training
+import giraffe_jax.training.program as training
 from giraffe_jax import hf
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.hf import names

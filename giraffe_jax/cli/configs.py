@@ -1,6 +1,7 @@
 """What the verbs that read a config share: their flags, and the config those flags stand for."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -11,25 +12,53 @@ from typing import Annotated, Any
 from giraffe_jax.cli import distributed
 
 
-def config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --config, --config.key=value and --distributed to a verb's parser."""
+def config_arguments(parser: argparse.ArgumentParser, several: bool = True) -> None:
+    """Adds --config, --config.key=value and, of a verb that may run in several processes, --distributed."""
     parser.add_argument(
         "--config",
         required=True,
         metavar="FILE[:ARG]",
         help="a Python file with get_config(), or the folder of a config.py; ARG is passed to get_config",
     )
-    distributed_argument(parser)
+    distributed_argument(parser, several)
 
 
-def distributed_argument(parser: argparse.ArgumentParser) -> None:
+def shape_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, of a verb that needs no weights."""
+    what = "shape of configs/models.py (llama2_7b, ...) in place of a source whose config.json is not here"
+    parser.add_argument("--model", metavar="NAME", help=what)
+
+
+def shape(args: argparse.Namespace) -> Any:
+    """Returns the ModelConfig's keys of the shape that --model names, or None.
+
+    Raises:
+      ConfigError: no such shape, or no configs/models.py here; it is not part of the installed package.
+    """
+    from giraffe_jax.config import ConfigError, nearest
+
+    if args.model is None:
+        return None
+    try:
+        models = importlib.import_module("configs.models")
+    except ImportError:
+        raise ConfigError("--model: no configs/models.py here or in the config's project, which has shapes.") from None
+    of_module = {name: value for name, value in vars(models).items() if not name.startswith("_") and name != "llama"}
+    known = [name for name, value in of_module.items() if getattr(value, "__module__", "") == models.__name__]
+    if args.model not in known:
+        raise ConfigError(f"--model: got {args.model!r}; shapes are {', '.join(known)}.{nearest(args.model, known)}")
+    return of_module[args.model]().to_dict()
+
+
+def distributed_argument(parser: argparse.ArgumentParser, several: bool = True) -> None:
     parser.add_argument(
         "--config.KEY",
         dest="ignored",
         metavar="VALUE",
         help="set any key, as in --config.optim.lr=1e-4 or --config.tasks[0].lengths=[256,512]",
     )
-    distributed.arguments(parser)
+    if several:
+        distributed.arguments(parser)
 
 
 def workdir_argument(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:

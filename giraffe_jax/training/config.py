@@ -1,8 +1,11 @@
 """A training's config, and what in it cannot go together."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
+
+import jax
 
 from giraffe_jax.config import Bound, ConfigError, check_fields
 from giraffe_jax.data.config import DataConfig
@@ -48,6 +51,16 @@ class TrainConfig:
             raise ConfigError(
                 "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
             )
+
+
+def check(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError for what a config asks of a model or a mesh that cannot be."""
+    _check_skip(config, model)
+    _check_dtype(config, model)
+    _check_rank(config, model)
+    rows = config.data.batch_size // config.accumulate
+    if rows % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
+        raise ConfigError(f"mesh: data x fsdp does not divide a micro-batch of {rows}.")
 
 
 def _check_skip(config: TrainConfig, model: ModelConfig) -> None:

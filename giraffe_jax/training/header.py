@@ -13,17 +13,22 @@ from giraffe_jax.model import ModelConfig, lora
 from giraffe_jax.ops.choose import choose
 from giraffe_jax.positions import largest_factor
 from giraffe_jax.training.optim import OptimConfig
-from giraffe_jax.training.step import TrainState, trainable
+from giraffe_jax.training.step import trainable
 
 DRAWN = ("cream", "pose", "randomize")  # methods that give a training's tokens positions of their own
 
 
-def header(config: Any, model: ModelConfig, state: TrainState, mesh: Any, workdir: str | Path) -> str:
-    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts."""
-    moving, _ = lora.split(state.params, trainable(state.params, config.lora, config.frequencies))
+def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str | Path, step: int) -> str:
+    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts.
+
+    Args:
+      params: of the run's state, arrays or shapes.
+      step: from which it goes on.
+    """
+    moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
     groups = lora.by_group(moving)
     parts = ", ".join(f"{group} {lora.count_in_words(count)}" for group, count in groups.items())
-    step, rows, tokens = int(state.step), config.data.batch_size, config.data.seq_len
+    rows, tokens = config.data.batch_size, config.data.seq_len
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
     with jax.set_mesh(mesh):
         kernels = f"{described(model, batch=rows // config.accumulate, tokens=tokens)}; {choose()}"
@@ -33,7 +38,7 @@ def header(config: Any, model: ModelConfig, state: TrainState, mesh: Any, workdi
     if step >= config.steps:
         left = f"all {config.steps:,} steps are done: nothing is left to train"
     lines = {
-        "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(state.params)):,} "
+        "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(params)):,} "
         f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
         "trained": f"{sum(groups.values()):,} parameters: {parts}",
         "positions": f"{methods}, trained to {model.original_len:,} before",

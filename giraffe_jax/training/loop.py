@@ -28,15 +28,16 @@ from giraffe_jax.base import Base
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.inference import LM
-from giraffe_jax.loading import load, override, put, state_axes
+from giraffe_jax.loading import load, override, put
 from giraffe_jax.model import ModelConfig, init_params, lora, param_axes
 from giraffe_jax.positions import learned_entries
 from giraffe_jax.records import TrainLog, read_rows, write_atomically
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.training import header, partial
-from giraffe_jax.training.config import TrainConfig, _check_dtype, _check_rank, _check_skip
+from giraffe_jax.training.config import TrainConfig, check
+from giraffe_jax.training.program import program, start, state_shapes
 from giraffe_jax.training.signals import _told_to_end
-from giraffe_jax.training.step import TrainState, eval_step, init_state, make_update, train_step
+from giraffe_jax.training.step import TrainState, eval_step
 from giraffe_jax.training.workdir import DATA, claim, write_config
 
 POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
@@ -63,13 +64,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     mesh = sharding.make_mesh(config.mesh)
     under = partial.beneath(config, workdir)
     loaded = _start(config, mesh, under)
-    _check_skip(config, loaded.config)
-    _check_dtype(config, loaded.config)
-    _check_rank(config, loaded.config)
-    if config.data.batch_size // config.accumulate % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
-        raise ConfigError(
-            f"mesh: data x fsdp does not divide a micro-batch of {config.data.batch_size // config.accumulate}."
-        )
+    check(config, loaded.config, mesh)
     pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
     held_out = None
     if config.eval_data is not None:
@@ -87,14 +82,14 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         if (good := _last_good(checkpoints)) is not None:
             state = partial.restore(checkpoints, good, state, left)
         shown = io.StringIO() if quiet else None
-        process, start = jax.process_index(), int(state.step)
-        log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=start, process=process, file=shown))
-        log.say(header.header(config, loaded.config, state, mesh, workdir))
+        process, first = jax.process_index(), int(state.step)
+        log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=first, process=process, file=shown))
+        log.say(header.header(config, loaded.config, state.params, mesh, workdir, first))
         if changed:
-            log.write(start, {"changed": {key: list(values) for key, values in changed.items()}})
+            log.write(first, {"changed": {key: list(values) for key, values in changed.items()}})
             write_config(Path(workdir), resolved)
         for key, (old, new) in changed.items():
-            log.say(f"config.{key}: was {old!r}, from step {start} on {new!r}")
+            log.say(f"config.{key}: was {old!r}, from step {first} on {new!r}")
         about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
         about |= {"base": under.to_json()} if under is not None else {}
         with _naming_the_process(checkpoints):
@@ -156,20 +151,12 @@ def _start(config: TrainConfig, mesh: jax.sharding.Mesh, under: Base | None) -> 
 def place(config: TrainConfig, loaded: LM, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state before the first step, every array on the mesh by its axes."""
 
-    def fresh(params):
-        if config.lora is not None:
-            params = lora.add(params, config.lora, jax.random.key(config.seed))
-        if config.frequencies is not None:
-            params = params | {"positions": {"log_ratio": jnp.zeros(loaded.config.head_dim // 2)}}
-        return init_state(params, config)
-
+    shapes = state_shapes(config, loaded.config, mesh, loaded.params)
+    where = jax.tree.map(lambda x: x.sharding, shapes)
+    fresh = functools.partial(start, config, loaded.config)
     if loaded.params is None:
-        start = functools.partial(init_params, loaded.config)
-        shapes = jax.eval_shape(lambda key: fresh(start(key)), jax.random.key(config.seed))
-        where = sharding.shardings(shapes, state_axes(loaded.config), mesh)
-        return jax.jit(lambda key: fresh(start(key)), out_shardings=where)(jax.random.key(config.seed))
-    shapes = jax.eval_shape(fresh, loaded.params)
-    where = sharding.shardings(shapes, state_axes(loaded.config), mesh)
+        key = jax.random.key(config.seed)
+        return jax.jit(lambda key: fresh(init_params(loaded.config, key)), out_shardings=where)(key)
     params = jax.tree.map(put, loaded.params, sharding.shardings(loaded.params, param_axes(loaded.config), mesh))
     # A copy: the step donates its state, and the caller may still hold the loaded weights.
     return jax.jit(lambda p: fresh(jax.tree.map(jnp.copy, p)), out_shardings=where)(params)
@@ -187,11 +174,7 @@ def _loop(
     about,
     left,
 ):
-    encoding = loaded.config.bind()
-    model = dataclasses.replace(loaded.config, positions=())
-    update = make_update(config.optim, config.steps, config.lora, config.frequencies)
-    settings: dict[str, Any] = dict(model=model, accumulate=config.accumulate)
-    settings |= dict(z_loss=config.z_loss, chunk=config.loss_chunk)
+    made = program(config, loaded.config, mesh)
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
     began: float | None = None  # of the step in flight; None for the first one, most of whose time is compilation
@@ -223,7 +206,7 @@ def _loop(
                 log.say(header.of_data(batch, pipeline.longest, config.data, loaded.config, not config.source))
                 if text := header.padding(batch, config.data):
                     log.say(text)
-            state, metrics = train_step(state, to_global(batch, mesh), encoding, update, **settings)
+            state, metrics = made.step(state, to_global(batch, mesh))
             if waiting is not None:
                 write(*waiting)
             waiting = (step + 1, metrics)
@@ -236,7 +219,7 @@ def _loop(
             write(*waiting)
             waiting, scores, said = None, None, []
             if evaluate:
-                loss = _held_out_loss(config, model, state, held_out, encoding, mesh)
+                loss = _held_out_loss(config, made.model, state, held_out, made.encoding, mesh)
                 scores, said = {checkpoint.METRIC: loss}, [f"eval_loss {loss:.4f}"]
                 log.write(done, scores)
                 scores |= _measured_on(config, held_out)

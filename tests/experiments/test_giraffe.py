@@ -6,7 +6,6 @@ import runpy
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -16,10 +15,9 @@ from configs import models
 from giraffe_jax import config, records, sharding
 from giraffe_jax.data.pipeline import make_pipeline
 from giraffe_jax.lab import cells, spec
-from giraffe_jax.model import ModelConfig, init_params, num_params
+from giraffe_jax.model import ModelConfig, num_params
 from giraffe_jax.tokenizer import ByteTokenizer
-from giraffe_jax.training.loop import state_axes
-from giraffe_jax.training.step import init_state, make_update, train_step
+from giraffe_jax.training.program import program, state_shapes
 
 HERE = Path(__file__).parent.parent.parent / "experiments" / "giraffe"
 STUDY, COMPARE, PREPARE, PAIRS = (runpy.run_path(str(HERE / f"{name}.py")) for name in
@@ -68,20 +66,13 @@ def lowered(name, variant, original_len):
     built = full(name)
     (chosen,) = (v for v in built.variants if v.name == variant)
     run = spec.train_config(built, chosen, 0)
-    model = config.build(ModelConfig, {**FULL[name][0](), **built.model})
+    model = config.build(ModelConfig, {**FULL[name][0](), **run.model})
     mesh = sharding.make_mesh(run.mesh)
-    state = jax.eval_shape(lambda: init_state(init_params(model, jax.random.key(0)), run))
-    where = sharding.shardings(state, state_axes(model), mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
-    rows = (run.data.batch_size, run.data.seq_len)
-    dtypes = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions=jnp.float32, segments=jnp.int32)
-    batch = {key: jax.ShapeDtypeStruct(rows, dtype) for key, dtype in dtypes.items()}
-    with jax.set_mesh(mesh):
-        encoding = model.bind(scaling=chosen.positions)
-        step = train_step.lower(state, batch, encoding, make_update(run.optim, run.steps), model=model)
+    state = state_shapes(run, model, mesh)
+    step = program(run, model, mesh).lower(state)
     kernel = state.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
-    return step, rows
+    return step, (run.data.batch_size, run.data.seq_len)
 
 
 @pytest.mark.parametrize(("name", "variant"), [("Llama-13b-hf", "scale 4"), ("Llama-2-7b-hf", "power 0.5, randomised")])

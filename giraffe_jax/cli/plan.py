@@ -1,0 +1,91 @@
+"""What a training would take on TPUs that are not there: does it fit, what does a step do, how long at least, for what.
+
+  pip install "giraffe-jax[plan]"
+  giraffe plan --config=configs/llama2_7b_32k_tpu.py --model=llama2_7b --topology=v5p:4x4x4 --price=4.20
+  giraffe plan --config=experiments/giraffe/config.py:W,T.jsonl --variant="scale 4" --model=llama_13b \\
+      --topology=v5p:2x2x2
+
+Compiles, and does not run, the very step that `giraffe train` would run, on a mesh of all chips of the topology:
+minutes of CPU for a model of billions. Weights, tokenizer and text need not be there: of a source its config.json is
+enough, or --model names a shape. Kinds of chips: v4, v5e, v5p, v6e, tpu7x (whose two cores are a device each). Exit
+status 1: it does not fit.
+
+Per device and step:
+  peak             what the compiler allocates at once: arguments (parameters, optimizer, batch) and activations
+  model FLOPs      (4 N + 2 trained) x tokens + 12 x layers x heads x head width x pairs of tokens that attention
+                   sees. 6 N x tokens where all N parameters are trained; tokens^2 / 2 pairs a row, fewer with
+                   --document
+  executed FLOPs   matmuls of the compiled program, two FLOPs for a multiply-add, times the trips of their loops;
+                   of loops as long as data say, those of full rows of one document or of --document
+  collectives      bytes of operands, times trips, by the mesh axes along which devices exchange them
+  at least ... s   the largest of three: matmuls at the bfloat16 peak, arguments and results once through memory,
+                   and bytes sent over all of a chip's links (between slices the network is slower)
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import Any
+
+from giraffe_jax.cli import configs
+
+# What JAX and libtpu must find before they start, to compile where there is no TPU.
+ENVIRONMENT = dict(
+    JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5p-8",
+)  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    configs.config_arguments(parser, several=False)
+    configs.shape_argument(parser)
+    parser.add_argument("--topology", required=True, metavar="KIND:AxB[xC]", help="chips: v5p:4x4x4, v5e:16x16, ...")
+    slices = "so many of them, joined by the data centre's network (1)"
+    parser.add_argument("--slices", type=configs.number(int, 1, high=1024), default=1, metavar="N", help=slices)
+    parser.add_argument("--variant", metavar="NAME", help="of an experiment's config: the variant whose training it is")
+    document = "tokens of the documents that fill a row (default: a row is one document)"
+    parser.add_argument("--document", type=configs.number(int, 1, high=2**31 - 1), metavar="TOKENS", help=document)
+    price = "dollars for a chip-hour: what the whole run costs at least"
+    parser.add_argument("--price", type=configs.number(float, 0.0), metavar="DOLLARS", help=price)
+    parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    os.environ |= ENVIRONMENT
+    values = _training(configs.read(args), args.variant)
+    from giraffe_jax import plan
+    from giraffe_jax.training.dry import check_config
+
+    config, model, missing = check_config(values, configs.shape(args))
+    say = (lambda text: None) if args.json else print
+    for line in missing:
+        say(f"not checked: {line}")
+    found = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
+    if args.json:
+        row = dataclasses.asdict(found)
+        if args.price is not None:
+            row["dollars"] = None if found.chip_hours is None else found.chip_hours * args.price
+        print(json.dumps(row))
+    else:
+        print(plan.text(found, config, args.price))
+    return 0 if found.fits else 1
+
+
+def _training(values: Any, variant: str | None) -> Any:
+    """Returns the config of a training, of a variant where the config is an experiment's."""
+    from giraffe_jax.config import ConfigError, build, nearest
+
+    if "variants" not in values:
+        if "tasks" in values:
+            raise ConfigError("config.tasks: `giraffe plan` takes a training's config, or an experiment's.")
+        if variant is not None:
+            raise ConfigError("--variant: the config is of one training, not of an experiment.")
+        return values
+    from giraffe_jax.lab import spec
+
+    trainings = spec.trainings(build(spec.ExperimentConfig, values))
+    if variant not in trainings:
+        hint = "" if variant is None else nearest(variant, list(trainings))
+        raise ConfigError(f"--variant: got {variant!r}; trained are {', '.join(map(repr, trainings)) or 'none'}.{hint}")
+    return trainings[variant]

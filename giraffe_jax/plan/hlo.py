@@ -1,0 +1,189 @@
+"""What a compiled program does: FLOPs and bytes of collectives, counted in the optimised HLO of one device.
+
+XLA's own `cost_analysis` counts the body of a loop once, which is a few percent of a model scanned over its layers.
+Here dots and convolutions are counted times the trips of the loops they are in. A loop whose number of trips depends on
+data (blockwise attention's, over the blocks of keys that a block of queries sees) takes what the caller says.
+"""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from giraffe_jax.plan.groups import groups_of
+from giraffe_jax.plan.module import Computation, Op, Shape, called, parse
+from giraffe_jax.plan.trips import trips
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+Sums = defaultdict[tuple[str, ...], float]  # ("flops",), ("recomputed",), ("sent",), ("collective", kind, axes)...
+_AGAIN = "rematted_computation"  # in the names that JAX gives to what a remat policy runs again
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What one device does in one run of a program."""
+
+    flops: float  # of matmuls: two for a multiply-add
+    recomputed: float  # part of them: of what a remat policy, or XLA short of memory, runs again
+    collectives: Mapping[tuple[str, str], float]  # (kind, mesh axes): bytes of operands
+    sent: float  # bytes that leave the device for them, by the algorithms that send least
+    data_loops: int  # loops that took `data_trips`
+    uncounted: tuple[str, ...]  # custom calls of kernels that do not say their FLOPs
+
+
+def count(text: str, mesh: Mapping[str, int] | None = None, data_trips: float = 1.0) -> Counts:
+    """Returns what a program does.
+
+    Args:
+      text: of an optimised module, `compiled.as_text()`.
+      mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
+      data_trips: mean trips of a loop whose number of trips is not in the program.
+    """
+    walk = _Walk(parse(text), dict(mesh or {}), data_trips)
+    found = walk.of(walk.entry)
+    sums = {(key[1], key[2]): value for key, value in found.items() if key[0] == "collective"}
+    kernels = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
+    numbers = found["flops",], found["recomputed",], sums, found["sent",]
+    return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=kernels)
+
+
+class _Walk:
+    def __init__(self, computations: Mapping[str, Computation], mesh: Mapping[str, int], data_trips: float):
+        self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
+        self.entry = computations[""]
+        self.data_loops: set[str] = set()
+        self._known: dict[int, Sums] = {}
+
+    def of(self, computation: Computation) -> Sums:
+        """Returns the sums of one run of a computation."""
+        key = id(computation.ops)
+        if key not in self._known:
+            total: Sums = defaultdict(float)
+            for op in computation.ops.values():
+                for name, value in self._of_op(op, computation).items():
+                    total[name] += value
+            self._known[key] = total
+        return self._known[key]
+
+    def _of_op(self, op: Op, c: Computation) -> Mapping:
+        kind = op.kind.removesuffix("-start")
+        if kind in COLLECTIVES:
+            return self._collective(kind, op, c)
+        if op.kind in ("dot", "convolution"):
+            flops = _dot(op, c) if op.kind == "dot" else _convolution(op, c)
+            return _flops(flops, op)
+        if op.kind == "while":
+            return self._loop(op, c)
+        if op.kind == "conditional":
+            keys = "branch_computations|true_computation|false_computation"
+            branches = [self.of(branch) for branch in called(self.computations, op, keys)]
+            return max(branches, key=lambda sums: sums["flops",], default={})
+        if op.kind == "custom-call":
+            return self._custom_call(op)
+        if op.kind in ("fusion", "call", "async-start"):
+            sums: Sums = defaultdict(float)
+            for inner in called(self.computations, op, "calls|to_apply|called_computations"):
+                for name, value in self.of(inner).items():
+                    sums[name] += value
+            if "all-reduce-scatter" in op.name:  # XLA's way to write a fused reduce-scatter
+                sums = _as_reduce_scatter(sums)
+            return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.rest) else sums
+        return {}
+
+    def _custom_call(self, op: Op) -> Mapping:
+        estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
+        if estimate is not None:  # a Pallas kernel says what it computes
+            return _flops(float(estimate[1]), op)
+        if 'custom_call_target="tpu_custom_call"' in op.rest or "__triton" in op.rest or "__cudnn" in op.rest:
+            return {("kernel", op.name): 1.0}
+        return {}
+
+    def _loop(self, op: Op, c: Computation) -> Mapping:
+        (body,), (condition,) = called(self.computations, op, "body"), called(self.computations, op, "condition")
+        times_round = trips(self.computations, op, c)
+        if times_round is None:
+            self.data_loops.add(op.name)
+            times_round = self.data_trips
+        total: Sums = defaultdict(float)
+        for inner, times in ((body, times_round), (condition, times_round + 1)):
+            for name, value in self.of(inner).items():
+                total[name] += value * times
+        return _all_again(total) if _AGAIN in op.rest else total
+
+    def _collective(self, kind: str, op: Op, c: Computation) -> Mapping:
+        size, axes = groups_of(op.rest, self.mesh)
+        operands = sum(shape.bytes for name in op.operands if name in c.ops for shape in c.ops[name].shapes)
+        if size == 1 or not operands:
+            return {}
+        return {("collective", kind, axes): operands, ("sent",): operands * _share(kind, size)}
+
+
+def _share(kind: str, size: int) -> float:
+    """Returns the bytes that a device sends for each byte of its operand, in a group of `size`."""
+    if kind == "collective-permute":
+        return 1.0
+    if kind == "all-gather":
+        return size - 1.0
+    return (2 if kind == "all-reduce" else 1) * (size - 1) / size
+
+
+def _as_reduce_scatter(sums: Sums) -> Sums:
+    renamed = defaultdict(float, sums)
+    for key in [key for key in sums if key[:2] == ("collective", "all-reduce")]:
+        renamed["collective", "reduce-scatter", key[2]] += renamed.pop(key)
+        renamed["sent",] /= 2
+    return renamed
+
+
+def _flops(flops: float, op: Op) -> Mapping:
+    again = _AGAIN in op.rest or ".remat" in op.name
+    return {("flops",): flops, ("recomputed",): flops if again else 0.0}
+
+
+def _all_again(sums: Sums) -> Sums:
+    """Returns the sums of a loop or call that is run again; what is in it does not always say so itself."""
+    sums["recomputed",] = sums["flops",]
+    return sums
+
+
+def _operand(op: Op, c: Computation, at: int) -> Shape:
+    return c.ops[op.operands[at]].shapes[0]
+
+
+def _ints(pattern: str, text: str) -> list[int]:
+    found = re.search(pattern, text)
+    return [] if found is None else [int(n) for n in found[1].split(",") if n]
+
+
+def _dot(op: Op, c: Computation) -> float:
+    left = _operand(op, c, 0).dims
+    contracted = np.prod([left[i] for i in _ints(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)], dtype=np.float64)
+    return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * contracted)
+
+
+def _convolution(op: Op, c: Computation) -> float:
+    """Counts pairs of a window's place and an element of it that read the input and not padding or holes: TPUs write
+    batched dots as convolutions of which the most would be such."""
+    left, right, out = _operand(op, c, 0).dims, _operand(op, c, 1).dims, op.shapes[0].dims
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    assert labels is not None
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.rest) or ["", ""])[1]))
+    places = [letter for letter in labels[3] if letter.isdigit()]
+
+    def per_place(key: str, default: str) -> list[str]:
+        return window[key].split("x") if key in window else [default] * len(places)
+
+    total = float(out[labels[3].index("b")]) * out[labels[3].index("f")] * right[labels[2].index("i")]
+    groups = _ints(r"batch_group_count=(\d+)", op.rest)
+    total /= groups[0] if groups else 1
+    for place in sorted(places):
+        i = int(place)
+        stride, low = int(per_place("stride", "1")[i]), int(per_place("pad", "0_0")[i].split("_")[0])
+        holes, apart = int(per_place("lhs_dilate", "1")[i]), int(per_place("rhs_dilate", "1")[i])
+        at = np.arange(out[labels[3].index(place)])[:, None] * stride - low
+        at = at + np.arange(right[labels[2].index(place)])[None, :] * apart
+        inside = (at >= 0) & (at <= (left[labels[1].index(place)] - 1) * holes) & (at % holes == 0)
+        total *= int(inside.sum())
+    return 2 * total

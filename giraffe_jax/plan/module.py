@@ -1,0 +1,103 @@
+"""The text of a compiled module (HLO), read into its instructions."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_WIDTH = dict(pred=1, s4=0.5, u4=0.5, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8)
+_SHAPE = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+
+
+class Shape(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
+
+    @property
+    def bytes(self) -> float:
+        return _WIDTH.get(self.dtype, 1) * float(np.prod(self.dims, dtype=np.float64))
+
+
+class Op(NamedTuple):
+    """An instruction: `inside` is the text between its parentheses, `rest` what follows them."""
+
+    name: str
+    kind: str
+    shapes: tuple[Shape, ...]
+    inside: str
+    operands: tuple[str, ...]
+    rest: str
+
+
+class Computation(NamedTuple):
+    ops: Mapping[str, Op]
+    root: Op
+
+
+def parse(text: str) -> dict[str, Computation]:
+    """Returns the computations of a module by name; the entry's name is "" too."""
+    found: dict[str, Computation] = {}
+    ops: dict[str, Op] | None = None
+    name, entry, root = "", False, None
+    for line in text.splitlines():
+        if ops is None:
+            head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+            if head is not None and not line.startswith("HloModule"):
+                ops, name, entry, root = {}, head[2], head[1] is not None, None
+        elif line.startswith("}"):
+            last = root or next(reversed(ops.values()))
+            found[name] = Computation(ops, last)
+            if entry:
+                found[""] = found[name]
+            ops = None
+        elif (op := _op(line)) is not None:
+            ops[op.name] = op
+            root = op if line.lstrip().startswith("ROOT") else root
+    return found
+
+
+def _op(line: str) -> Op | None:
+    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.sub(r"/\*.*?\*/", "", line))
+    if found is None:
+        return None
+    name, rest = found.groups()
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shapes = tuple(Shape(d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(rest[:end]))
+    call = re.match(r"\s*([\w\-]+)\(", rest[end:])
+    if call is None:
+        return None
+    start = end + call.end() - 1
+    stop = _closing(rest, start)
+    inside = rest[start + 1 : stop]
+    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside) if part.strip())
+    return Op(name, call[1], shapes, inside, operands, rest[stop + 1 :])
+
+
+def _closing(text: str, start: int) -> int:
+    """Returns the index of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "(") - (text[at] == ")")
+        if depth == 0:
+            return at
+    return len(text) - 1
+
+
+def _split(text: str) -> list[str]:
+    """Returns the parts of a list of operands, whose types may hold commas."""
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
+
+
+def called(computations: Mapping[str, Computation], op: Op, keys: str) -> list[Computation]:
+    """Returns the computations that an instruction names under some of its keys, "calls|to_apply" say."""
+    names = []
+    for found in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
+        names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+    return [computations[name] for name in names if name in computations]

@@ -1,0 +1,52 @@
+"""A plan in words."""
+
+from giraffe_jax.plan.compiled import Plan
+from giraffe_jax.training.config import TrainConfig
+from giraffe_jax.training.dry import gib
+
+
+def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
+    """Returns what `giraffe plan` prints below the header.
+
+    Args:
+      price: of a chip for an hour, dollars.
+    """
+    lines = [_memory(plan)]
+    flops = f"FLOPs a device and step: model {plan.model_flops:.4g}"
+    if plan.executed_flops is None or plan.step_seconds_bound is None:
+        return "\n".join([*lines, flops])
+    flops += f", executed {plan.executed_flops:.4g}"
+    flops += f" ({plan.executed_flops / plan.model_flops:.3f} of the model's"
+    lines.append(f"{flops}; {(plan.recomputed_flops or 0) / max(plan.executed_flops, 1):.1%} of them run again)")
+    for kernel in plan.uncounted or ():
+        lines.append(f"warning: the FLOPs of kernel {kernel} are not known and not counted.")
+    if plan.data_loops and not plan.attention.startswith("blockwise"):
+        lines.append(f"warning: {plan.data_loops} loops run as long as data say; each counts once.")
+    moved = [
+        f"{kind} {size / 1e9:,.3g} GB over {axes}"
+        for kind, by_axes in (plan.collective_bytes or {}).items()
+        for axes, size in by_axes.items()
+    ]
+    lines.append(f"collectives, operands a device and step: {', '.join(moved) or 'none'}")
+    lines.append(
+        f"at least {plan.step_seconds_bound:.4g} s a step: matmuls {plan.compute_seconds:.4g} s at the chip's bfloat16 "
+        f"peak, arguments and results {plan.memory_seconds:.4g} s, {(plan.sent_bytes or 0) / 1e9:,.3g} GB sent "
+        f"{plan.network_seconds:.4g} s"
+    )
+    lines.append(f"at most {plan.tokens_per_second:,.0f} tokens/s a chip, MFU {plan.mfu_bound:.1%}")
+    cost = "" if price is None or plan.chip_hours is None else f", ${plan.chip_hours * price:,.2f}"
+    lines.append(f"{config.steps:,} steps: at least {plan.chip_hours:,.4g} chip-hours{cost}")
+    lines.append(f"compiled in {plan.compile_seconds:.0f} s")
+    return "\n".join(lines)
+
+
+def _memory(plan: Plan) -> str:
+    """Returns what is held, and whether it fits."""
+    held = f"memory a device: parameters {gib(plan.parameter_bytes)}, optimizer {gib(plan.optimizer_bytes)}"
+    of = f"of {gib(plan.hbm_bytes)}"
+    if plan.needed_bytes is not None:
+        over = plan.needed_bytes - plan.hbm_bytes
+        return f"{held}; does not fit: the compiler needs {gib(plan.needed_bytes)} {of}, {gib(over)} too much"
+    assert plan.peak_bytes is not None
+    held += f", activations {gib(plan.peak_bytes - plan.argument_bytes)}, at the peak {gib(plan.peak_bytes)} {of}"
+    return held + (": fits" if plan.fits else f": does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much")
