@@ -372,9 +372,9 @@ def test_a_space_in_front_that_llama_cpp_does_not_put_is_refused(tmp_path, legac
 def test_a_prompt_that_begins_by_itself_has_two_begin_tokens_and_one_warning(tmp_path):
     tok = load_tokenizer(changed(tmp_path, add_bos_token=True))
     texts = ["<s>the giraffe", "<s>the rain", "the <s>rain"]
-    with pytest.warns(UserWarning, match=r"'<s>the giraffe'.*has two, as in transformers") as said:
-        ids = [begun(tok, tok.encode(text), text) for text in texts]
-    assert len(said) == 1 and [i[:2] == (1, 1) for i in ids] == [True, True, False]
+    with pytest.warns(UserWarning, match=r"'<s>'.*has two, as in transformers") as said:
+        ids = [begun(tok, tok.encode(text)) for text in texts]
+    assert len({str(w.message) for w in said}) == 1 and [i[:2] == (1, 1) for i in ids] == [True, True, False]
     with pytest.warns(UserWarning, match="has two"):
         tok = load_tokenizer(tmp_path)
         filling.example(tok, filling.Made("<s>the", " rain", ("rain",), 0.0))

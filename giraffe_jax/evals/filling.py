@@ -102,7 +102,7 @@ class Filler:
 def example(tokenizer: Any, made: Made) -> Example:
     """Returns a prompt and its answer as tokens, after those that every text begins with."""
     before, answer = scoring.split(tokenizer, made.prompt, made.answer)
-    return Example(begun(tokenizer, before, made.prompt), answer, made.expected, made.depth)
+    return Example(begun(tokenizer, before), answer, made.expected, made.depth)
 
 
 def largest(cost: Callable[[int], float], budget: float, k: int, high: int | None = None) -> int:

@@ -45,7 +45,7 @@ class LM:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text as the model reads one: its begin token first where the model has that rule."""
-        return list(begun(self.tokenizer, self.tokenizer.encode(text), text))
+        return list(begun(self.tokenizer, self.tokenizer.encode(text)))
 
     def score(self, text: str | Sequence[int], positions: Scaling | None = None) -> Scores:
         """Returns the loss of every token of a text, or of ids, under the model's own position methods or others.

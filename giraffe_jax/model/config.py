@@ -68,7 +68,7 @@ class ModelConfig:
     attention: Implementation = "auto"
     block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
     remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
-    # "none" keeps all that a layer's backward pass reads (on one CPU what products gave, and makes the rest again).
+    # "none" keeps all that a layer's backward pass reads (on a single CPU: keeps matmul outputs, recomputes the rest).
     # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp
     # too, so that all but attention is run again. The two offloads keep the same in the host's pinned memory.
     mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them

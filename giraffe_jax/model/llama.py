@@ -27,7 +27,7 @@ from giraffe_jax.positions import Encoding
 from giraffe_jax.positions.layers import limits_differ, of_layer
 from giraffe_jax.sharding import constrain
 
-# Low-rank adapters (giraffe_jax/lora.py) lie beside the kernel whose input and output axes they share.
+# Low-rank adapters (model/lora.py) lie beside the kernel whose input and output axes they share.
 PARAM_AXES |= {
     f"{path.removesuffix('kernel')}lora/{leaf}": leaf_axes
     for path, (_, *axes) in PARAM_AXES.items()

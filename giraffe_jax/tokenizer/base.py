@@ -3,14 +3,11 @@
 import hashlib
 import json
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import directory
-
-_twice: weakref.WeakSet[Any] = weakref.WeakSet()  # tokenizers of which a text began twice
 
 # The printable stand-ins that byte-level BPE (GPT-2) gives the 256 bytes: printable Latin-1 stands for itself, the
 # other 68 bytes take the code points from 256 on, in order.
@@ -148,16 +145,15 @@ class JsonTokenizer:
         return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode(), **self._beside}
 
 
-def begun(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[int, ...]:
+def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, ...]:
     """Returns the ids of a text after those that every text begins with (`prefix`).
 
-    A text that has the begin token itself then has two, as in transformers; a warning says so, once for a tokenizer.
+    A text that has the begin token itself then has two, as in transformers; a warning says so, which Python shows once.
     """
     prefix = tokenizer.prefix
-    if prefix and tuple(ids[: len(prefix)]) == prefix and tokenizer not in _twice:
-        _twice.add(tokenizer)
+    if prefix and tuple(ids[: len(prefix)]) == prefix:
         warnings.warn(
-            f"a prompt begins with the begin token itself, {text[:40]!r}, and the model's texts get one in front: it "
+            f"a prompt begins with the begin token itself, {tokenizer.decode(prefix)!r}, which every text gets in front: it "
             "has two, as in transformers, which models were not trained on. Leave it out of the text.",
             stacklevel=3,
         )

@@ -146,7 +146,7 @@ def _published(row: dict[str, Any], task: Lines, tokenizer: Any) -> Example:
     text = f"{text.rstrip(' ')} {CUE.format(key=question[1])}" if task.cue else text
     before, answer = scoring.split(tokenizer, text, f" <{value}")
     where = keys.index(question[1]) / max(1, len(keys) - 1)
-    return Example(begun(tokenizer, before, text), answer, value, where)
+    return Example(begun(tokenizer, before), answer, value, where)
 
 
 def _longchat(task: Lines, tokenizer: Any, length: int):
