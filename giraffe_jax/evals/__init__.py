@@ -1,4 +1,4 @@
-"""Evaluation tasks, one file each in tasks/: a config names a task by its file, and sets the fields of its dataclass `Task`.
+"""Evaluation tasks, one file each in tasks/: a config names a task by its file, and sets the fields of its `Task`.
 
 A task module has `Task` (a frozen dataclass whose first field is `name`), `METRICS` (what its rows may hold, see
 `evals.metrics`) and `rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples

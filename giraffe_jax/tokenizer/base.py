@@ -153,7 +153,7 @@ def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, ...]:
     prefix = tokenizer.prefix
     if prefix and tuple(ids[: len(prefix)]) == prefix:
         warnings.warn(
-            f"a prompt begins with the begin token itself, {tokenizer.decode(prefix)!r}, which every text gets in front: it "
+            f"a prompt begins with the begin token itself, {tokenizer.decode(prefix)!r}, which every text gets: it "
             "has two, as in transformers, which models were not trained on. Leave it out of the text.",
             stacklevel=3,
         )
