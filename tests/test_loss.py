@@ -79,16 +79,17 @@ def test_gradient_is_the_formulas(chunk):
     """softmax - one-hot, weighted, plus the z-loss's 2 z norm softmax, in float64."""
     z = 1e-2
 
-    def loss(hidden, unembedding, weights):
+    def loss(hidden, unembedding, weights, z):
         return 3 * next_token_loss(hidden, unembedding, TARGETS, weights, z_loss=z, chunk=chunk)[0]
 
-    got = jax.jit(jax.grad(loss, (0, 1, 2)))(HIDDEN, UNEMBEDDING, WEIGHTS)
+    got = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(HIDDEN, UNEMBEDDING, WEIGHTS, z)
     hidden, matrix, weights = (np.asarray(x, np.float64) for x in (HIDDEN, UNEMBEDDING, WEIGHTS))
     nll, norm, _ = by_hand()
     probs = np.exp(hidden @ matrix - norm[..., None])
     one_hot = np.eye(30)[np.asarray(TARGETS)]
     d_logits = 3 * weights[..., None] * (probs * (1 + 2 * z * norm[..., None]) - one_hot)
     want = (d_logits @ matrix.T, np.einsum("btd,btv->dv", hidden, d_logits), 3 * (nll + z * norm**2))
+    want = (*want, 3 * (weights * norm**2).sum())
     for a, b in zip(got, want, strict=True):
         close(a, b, ulps=256)
 

@@ -52,7 +52,7 @@ def test_what_is_compiled_ahead_runs_on_what_train_gives_the_step(tokenizer, cha
         want = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch_shapes(config, mesh))
         assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch) == want
         lm = LM(model, None, ByteTokenizer())
-        _, ahead = compiled(place(config, lm, mesh), batch, made.encoding, made.update)
+        _, ahead = compiled(place(config, lm, mesh), batch, made.encoding, made.update, z_loss=made.z_loss)
         _, now = made.step(place(config, lm, mesh), batch)
     for name, value in now.items():
         np.testing.assert_array_equal(value, ahead[name], err_msg=name)

@@ -196,7 +196,7 @@ def test_every_kind_moves_as_optax_and_keeps_its_state_in_the_same_tree(kind):
 @pytest.mark.parametrize(
     "runs",
     [
-        [dict(optim=dict(lr=lr, warmup_steps=n), steps=2 + n) for n, lr in enumerate(RATES[-2:])],
+        [dict(optim=dict(lr=lr, warmup_steps=n), steps=2 + n, z_loss=n / 10) for n, lr in enumerate(RATES[-2:])],
         [dict(lora=dict(rank=2, alpha=a, lr_ratio=r)) for a, r in ((2.0, 2.0), (4.0, 16.0))],
     ],
     ids=["rates", "adapters"],

@@ -174,7 +174,7 @@ def nll(
     return jax.tree.map(restore, lax.map(one, parts))
 
 
-def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss: float, chunk: int, learns: bool):
+def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss, chunk: int, learns: bool):
     """Returns (nll [M], log-normaliser [M], gradient of hidden [M D], of the unembedding [V D] in float32 or None) of
     sum(weights * (nll + z_loss * log-normaliser^2)).
 

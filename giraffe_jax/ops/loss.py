@@ -52,7 +52,7 @@ def next_token_loss(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     *,
-    z_loss: float = 0.0,
+    z_loss: float | Float[Array, ""] = 0.0,
     chunk: int = 1024,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns (sum of weight * (nll + z_loss * log-normaliser^2), sum of weight * nll), float32; only the first has a
@@ -64,7 +64,7 @@ def next_token_loss(
     Args:
       chunk: tokens of a row on one device whose logits exist at once.
     """
-    total: Any = _loss(z_loss, chunk, hidden, unembedding, targets, weights)
+    total: Any = _loss(chunk, z_loss, hidden, unembedding, targets, weights)
     loss, nats = total
     return loss, jax.lax.stop_gradient(nats)
 
@@ -77,15 +77,15 @@ def _logits(hidden_PCbtD, targets_PCbt, unembedding):
     return logits, jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), hit
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss(z_loss, chunk, hidden, unembedding, targets, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(chunk, z_loss, hidden, unembedding, targets, weights):
     nll, norm, _ = token_nll(hidden, unembedding, targets, chunk=chunk)
     return jnp.sum(weights * (nll + z_loss * norm**2)), jnp.sum(weights * nll)
 
 
-def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
+def _loss_forward(chunk, z_loss, hidden, unembedding, targets, weights):
     learns, dtype = unembedding.perturbed, unembedding.value.dtype
-    hidden, unembedding, targets, weights = hidden.value, unembedding.value, targets.value, weights.value
+    z_loss, hidden, unembedding, targets, weights = (x.value for x in (z_loss, hidden, unembedding, targets, weights))
     if choose().loss == "cpu":
         flat, words = hidden.reshape(-1, hidden.shape[-1]), unembedding.T.astype(hidden.dtype)
         nll, norm, d_hidden, d_words = cpu.nll_and_gradients(
@@ -94,7 +94,7 @@ def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
         nll, norm = nll.reshape(targets.shape), norm.reshape(targets.shape)
         per_token, d_matrix = nll + z_loss * norm**2, None if d_words is None else d_words.T.astype(dtype)
         out = jnp.sum(weights * per_token), jnp.sum(weights * nll)
-        return out, (d_hidden.reshape(hidden.shape), d_matrix, per_token)
+        return out, (d_hidden.reshape(hidden.shape), d_matrix, per_token, jnp.sum(weights * norm**2))
     matrix = constrain(unembedding.astype(hidden.dtype), None, "vocab")
     chunks = [local_chunks(x, chunk)[0] for x in (hidden, targets, weights)]
     restore_hidden, restore = local_chunks(hidden, chunk)[1], local_chunks(targets, chunk)[1]
@@ -114,17 +114,18 @@ def _loss_forward(z_loss, chunk, hidden, unembedding, targets, weights):
     d_matrix, (nll, norm, d_hidden) = jax.lax.scan(one, start, tuple(chunks))
     if d_matrix is not None:
         d_matrix = constrain(d_matrix.sum((0, 1)), "embed", "vocab").astype(dtype)
-    nll, per_token = restore(nll), restore(nll + z_loss * norm**2)
+    nll, norm = restore(nll), restore(norm)
+    per_token = nll + z_loss * norm**2
     out = jnp.sum(weights * per_token), jnp.sum(weights * nll)
-    return out, (restore_hidden(d_hidden), d_matrix, per_token)
+    return out, (restore_hidden(d_hidden), d_matrix, per_token, jnp.sum(weights * norm**2))
 
 
-def _loss_backward(z_loss, chunk, saved, cotangents):
-    del z_loss, chunk
-    d_hidden, d_matrix, per_token = saved
+def _loss_backward(chunk, saved, cotangents):
+    del chunk
+    d_hidden, d_matrix, per_token, d_z_loss = saved
     g: Any = 0.0 if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
     d_matrix = None if d_matrix is None else (g * d_matrix).astype(d_matrix.dtype)
-    return (g * d_hidden).astype(d_hidden.dtype), d_matrix, None, g * per_token
+    return g * d_z_loss, (g * d_hidden).astype(d_hidden.dtype), d_matrix, None, g * per_token
 
 
 _loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)

@@ -30,11 +30,12 @@ class Program:
     mesh: jax.sharding.Mesh
     encoding: Encoding
     update: Update
+    z_loss: float
     settings: Mapping[str, Any]  # what of the config is part of the compiled step
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """Returns what `train_step` does, under the current mesh."""
-        return train_step(state, batch, self.encoding, self.update, **self.settings)
+        return train_step(state, batch, self.encoding, self.update, z_loss=self.z_loss, **self.settings)
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
         """Returns the step lowered for the mesh's devices, here or not.
@@ -44,15 +45,15 @@ class Program:
         """
         with jax.set_mesh(self.mesh):
             batch = batch_shapes(self.config, self.mesh)
-            return train_step.lower(state, batch, self.encoding, self.update, **self.settings)
+            return train_step.lower(state, batch, self.encoding, self.update, z_loss=self.z_loss, **self.settings)
 
 
 def program(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> Program:
     """Returns the program of a training; `model` is the whole one, of a source and what config.model changes in it."""
     plain = dataclasses.replace(model, positions=())
-    settings = dict(model=plain, accumulate=config.accumulate, z_loss=config.z_loss, chunk=config.loss_chunk)
+    settings = dict(model=plain, accumulate=config.accumulate, chunk=config.loss_chunk)
     update = make_update(config.optim, config.steps, config.lora, config.frequencies)
-    return Program(config, plain, mesh, model.bind(), update, settings)
+    return Program(config, plain, mesh, model.bind(), update, config.z_loss, settings)
 
 
 def start(config: TrainConfig, model: ModelConfig, params: Any) -> TrainState:

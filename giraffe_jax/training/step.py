@@ -84,7 +84,7 @@ def init_state(params: Any, config: Any) -> TrainState:
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "accumulate", "z_loss", "chunk"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("model", "accumulate", "chunk"), donate_argnums=0)
 def train_step(
     state: TrainState,
     batch: Mapping[str, Array],
@@ -93,7 +93,7 @@ def train_step(
     *,
     model: ModelConfig,
     accumulate: int = 1,
-    z_loss: float = 0.0,
+    z_loss: Number = 0.0,
     chunk: int = 1024,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
