@@ -20,7 +20,8 @@ from jaxtyping import Array, Float
 from giraffe_jax.attention import tpu_kernels as kernels
 from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys, runs_of_queries
 
-WIDTHS = (64, 128, 256)  # of heads: multiples of half a vector register's lanes
+WIDTHS = (64, 128, 256)  # of heads
+DTYPES = ("bfloat16", "float32")
 
 
 class Tile(NamedTuple):
@@ -38,6 +39,13 @@ class Tiles(NamedTuple):
     d_kv: Tile
 
 
+def missing(dtype: Any, head_dim: int) -> str | None:
+    """Returns None where the kernels take heads of this width and dtype, else what they take."""
+    if dtype.name not in DTYPES:
+        return f"{dtype.name}; on a TPU it takes {' and '.join(DTYPES)}"
+    return None if head_dim in WIDTHS else f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+
+
 def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
     """Returns the tiles of each kernel: chosen by what the kernels' memory holds, not timed.
 
@@ -46,8 +54,11 @@ def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
       head_dim: their width.
       tokens: of a row; it is padded to whole blocks, which shrink where more than an eighth would be padding.
     """
-    wide = head_dim > 128 or jnp.dtype(dtype).itemsize > 2
-    sizes = (512, 256, 128) if wide else (1024, 512, 256, 128)
+    sizes = (1024, 512, 256, 128)
+    if jnp.dtype(dtype).itemsize > 2:  # products of float32 are six of bfloat16, all unrolled
+        sizes = sizes[2:]
+    elif head_dim > 128:
+        sizes = sizes[1:]
     large = next((size for size in sizes if -tokens % size <= tokens // 8), sizes[-1])
     small = min(large, 512)
     return Tiles(Tile(small, large), Tile(small, small), Tile(small, small))
@@ -176,7 +187,7 @@ def _of_one_query_block(visits: kernels.Visits, group: int, tile: Tile, width: i
     bands, wide = range(visits.bands), (None, None, tile.k, width)
 
     def of_keys(block):
-        return pl.BlockSpec(wide, lambda r, n, i, s, runs: (r, n // group, block(runs, r, i, s), 0))
+        return pl.BlockSpec(wide, lambda r, n, i, s, runs: (r, lax.div(n, group), block(runs, r, i, s), 0))
 
     return dict(
         q=pl.BlockSpec((None, None, tile.q, width), lambda r, n, i, s, runs: (r, n, i, 0)),
@@ -228,8 +239,8 @@ def _scratch(*shapes: tuple[int, int]) -> list[Any]:
 
 
 def _precision(v):
-    """float32 stays float32: a TPU would round it to bfloat16."""
-    return lax.Precision.HIGHEST if v.dtype == jnp.float32 else None
+    """float32 stays float32, which a TPU would round to bfloat16; of bfloat16 there is nothing more to ask."""
+    return lax.Precision.HIGHEST if v.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _compiled(axes: int, interpret: bool, name: str) -> dict[str, Any]:
