@@ -191,7 +191,7 @@ def _of_one_query_block(visits: kernels.Visits, group: int, tile: Tile, width: i
 
     return dict(
         q=pl.BlockSpec((None, None, tile.q, width), lambda r, n, i, s, runs: (r, n, i, 0)),
-        k=[of_keys(functools.partial(lambda b, runs, *at: visits.of_band(runs, b, *at), b)) for b in bands],
+        k=[of_keys(functools.partial(visits.of_band, b)) for b in bands],
         v=of_keys(visits.of_all),
         rows=pl.BlockSpec((None, None, 1, tile.q), lambda r, n, i, s, runs: (r, n, 0, i)),
         ends=pl.BlockSpec((visits.bands, None, 1, tile.q), lambda r, n, i, s, runs: (0, r, 0, i)),
@@ -206,7 +206,7 @@ def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int
         return pl.BlockSpec(wide, lambda r, n, j, g, s, runs: (r, n * group + g, block(runs, r, j, s), 0))
 
     return dict(
-        q=[of_queries(functools.partial(lambda b, runs, *at: visits.of_band(runs, b, *at), b)) for b in bands],
+        q=[of_queries(functools.partial(visits.of_band, b)) for b in bands],
         d_out=of_queries(visits.of_all),
         k=pl.BlockSpec((None, None, tile.k, width), lambda r, n, j, g, s, runs: (r, n, j, 0)),
         rows=pl.BlockSpec(

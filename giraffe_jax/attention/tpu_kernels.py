@@ -21,38 +21,39 @@ LOG2_E = math.log2(math.e)
 
 
 class Visits(NamedTuple):
-    """How to read runs that were flattened from int32 [4 n B M]: first block, blocks, first and last + 1 that are full."""
+    """How to read runs of n bands, flattened from int32 [4 n B M]: the first block, how many there are, and the first
+    and last + 1 of those that are seen whole."""
 
     bands: int
     batch: int
     blocks: int
 
-    def band(self, ref, b: int, row, i) -> tuple[Any, Any, Any, Any]:
+    def band(self, b: int, ref, row, i) -> tuple[Any, Any, Any, Any]:
         """Returns the run of band b for a row's block i."""
         at = (b * self.batch + row) * self.blocks + i
         size = self.bands * self.batch * self.blocks
         return ref[at], ref[size + at], ref[2 * size + at], ref[3 * size + at]
 
-    def of_band(self, ref, b: int, row, i, step):
+    def of_band(self, b: int, ref, row, i, step):
         """Returns the block of band b that is loaded at a step: before its visits the first, after them the last."""
-        step -= sum(self.band(ref, a, row, i)[1] for a in range(b))
-        start, count, *_ = self.band(ref, b, row, i)
+        step -= sum(self.band(a, ref, row, i)[1] for a in range(b))
+        start, count, *_ = self.band(b, ref, row, i)
         return start + jnp.clip(step, 0, jnp.maximum(count - 1, 0))
 
     def of_all(self, ref, row, i, step):
         """Returns the block that is visited at a step, whatever the band; after the last visit it stays."""
-        found, before = self.of_band(ref, 0, row, i, step), 0
+        found, before = self.of_band(0, ref, row, i, step), 0
         for b in range(1, self.bands):
-            before += self.band(ref, b - 1, row, i)[1]
-            here = (step >= before) & (self.band(ref, b, row, i)[1] > 0)
-            found = jnp.where(here, self.of_band(ref, b, row, i, step), found)
+            before += self.band(b - 1, ref, row, i)[1]
+            here = (step >= before) & (self.band(b, ref, row, i)[1] > 0)
+            found = jnp.where(here, self.of_band(b, ref, row, i, step), found)
         return found
 
     def each(self, ref, row, i, step, update) -> None:
         """Calls update(b, block, masked) for the one visit of this step, if it has one."""
         before = 0
         for b in range(self.bands):
-            start, count, full_start, full_stop = self.band(ref, b, row, i)
+            start, count, full_start, full_stop = self.band(b, ref, row, i)
             block = start + step - before
             here = (step >= before) & (step < before + count)
             full = (block >= full_start) & (block < full_stop)

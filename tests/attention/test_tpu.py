@@ -1,4 +1,4 @@
-"""The kernels for TPUs: interpreted on a CPU, against dense attention; where there is libtpu, compiled for absent chips."""
+"""The kernels for TPUs: interpreted on a CPU, against dense attention; with libtpu, compiled for absent chips."""
 
 import os
 import re
@@ -77,7 +77,8 @@ def test_numbers_are_data_and_blocks_that_are_not_seen_are_not_computed():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "head_dim", "block"), [(4096, 128, 1024), (4096, 256, 512), (1500, 128, 512), (640, 64, 128), (75, 64, 128)]
+    ("tokens", "head_dim", "block"),
+    [(4096, 128, 1024), (4096, 256, 512), (1500, 128, 512), (640, 64, 128), (75, 64, 128)],
 )
 def test_rows_are_padded_by_less_than_an_eighth_or_to_one_block(tokens, head_dim, block):
     assert tpu.tiles("bfloat16", head_dim, tokens).forward.k == block
@@ -92,7 +93,9 @@ def test_what_is_chosen_and_why():
         for change in ({}, dict(bands=BANDS["sinks"]), dict(dtype="float32"), dict(heads=(4, 2, 256))):
             assert choose("auto", **SHAPE | change) == ("pallas", ())
         assert choose("auto", **SHAPE | dict(tokens=64)).name == "dense"
-        assert str(choose("auto", bias=lambda i, j, n: 0.0, **SHAPE)) == "blockwise (pallas: a bias on logits, on a TPU)"
+        assert (
+            str(choose("auto", bias=lambda i, j, n: 0.0, **SHAPE)) == "blockwise (pallas: a bias on logits, on a TPU)"
+        )
         assert choose("auto", **SHAPE | dict(heads=(4, 2, 96))).passed == (
             "pallas: heads of 96; on a TPU it takes 64, 128 and 256",
         )
@@ -125,7 +128,7 @@ def test_rows_and_heads_on_a_mesh(monkeypatch):
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
 def test_a_loss_and_its_gradient_compile_for_absent_chips(topology, monkeypatch):
-    """What interpretation does not show: the kernels lower, fit, and move no heads between the devices that share them."""
+    """What interpretation does not show: the kernels lower and fit, and no heads move between devices."""
     pytest.importorskip("libtpu")
     for name, value in dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1").items():
         monkeypatch.setitem(os.environ, name, value)
