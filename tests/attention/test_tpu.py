@@ -1,6 +1,5 @@
 """The kernels for TPUs: interpreted on a CPU, against dense attention; with libtpu, compiled for absent chips."""
 
-import os
 import re
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from giraffe_jax import devices
@@ -131,8 +131,7 @@ def test_a_loss_and_its_gradient_compile_for_absent_chips(topology, monkeypatch)
     """What interpretation does not show: the kernels lower and fit, and no heads move between devices."""
     pytest.importorskip("libtpu")
     for name, value in dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1").items():
-        monkeypatch.setitem(os.environ, name, value)
-    topologies = pytest.importorskip("jax.experimental.topologies")
+        monkeypatch.setenv(name, value)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), topologies.get_topology_desc(topology, platform="tpu").devices)
     bands, batch = BANDS["near, far"], ("data", "fsdp")
 
