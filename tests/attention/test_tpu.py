@@ -146,6 +146,6 @@ def test_a_loss_and_its_gradient_compile_for_absent_chips(topology, monkeypatch)
     segments = of(2, 256, dtype=jnp.int32, spec=PartitionSpec(batch))
     with jax.set_mesh(mesh):
         gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-        text = gradient.lower((q, q), (k, k), k, segments).compile().as_text()
+        text = gradient.lower((q, q), (k, k), k, segments).compile().as_text() or ""
     assert text.count('custom_call_target="tpu_custom_call"') == 3
     assert not re.search("all-gather|all-to-all|collective-permute", text)
