@@ -22,8 +22,6 @@ def get_config(source: str = "/shared/Llama-2-7b-hf") -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.positions = [dict(name="linear", factor=8.0)]
-    c.model.attention = "blockwise"  # memory grows with the length, not with its square
-    c.model.block_size = 512
     c.model.remat = "full"
     c.model.dtype = "bfloat16"
     c.model.param_dtype = "float32"

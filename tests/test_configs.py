@@ -69,7 +69,8 @@ def test_the_tpu_config_trains_a_small_llama_on_eight_devices(tmp_path):
 
     source = tiny_hf_directory(tmp_path / "hf", num_layers=1, original_len=64)
     (tmp_path / "book.jsonl").write_text('{"text": "' + "all work and no play " * 200 + '"}\n')
-    changes = ["steps=2", "save_every=2", "model.block_size=16", "data.seq_len=64", "data.batch_size=8"]
+    changes = ["steps=2", "save_every=2", "data.seq_len=64", "data.batch_size=8"]
+    changes += ["model.attention=blockwise", "model.block_size=16"]
     changes += [f"data.sources[0].path={tmp_path / 'book.jsonl'}", "data.sources[0].kind=jsonl"]
     path = f"{ROOT / 'configs' / 'llama2_7b_32k_tpu.py'}:{source}"
     values = config.load(path, [f"--config.{change}" for change in changes])

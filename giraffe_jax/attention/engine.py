@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from giraffe_jax import devices, sharding
-from giraffe_jax.attention import cudnn, ranges
+from giraffe_jax.attention import cudnn, ranges, tpu
 from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
 from giraffe_jax.attention.dense import dense
 from giraffe_jax.attention.intervals import Interval, intervals
@@ -26,6 +26,7 @@ from giraffe_jax.positions import Band
 Implementation = Literal["auto", "dense", "blockwise", "cudnn", "pallas"]
 
 DENSE_UP_TO = 128  # queries; fewer are no block worth walking
+CANDIDATES: dict[str, tuple[str, ...]] = dict(cpu=(), gpu=("cudnn", "pallas"), tpu=("pallas",))  # what "auto" tries
 
 
 class Kernel(NamedTuple):
@@ -68,10 +69,8 @@ def choose(
         if reason is not None:
             raise ConfigError(f'model.attention: "{implementation}" cannot: {reason}. "auto" takes one that can.')
         return Kernel(implementation)
-    if devices.target().platform == "cpu":
-        return Kernel("blockwise")
     passed = []
-    for name in ("cudnn", "pallas"):
+    for name in CANDIDATES[devices.target().platform]:
         reason = unsupported(name, **about)
         if reason is None:
             return Kernel(name, tuple(passed))
@@ -83,8 +82,10 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | No
     """Returns None where a kernel can do it, else the reason."""
     platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
-    if platform != "gpu" and not (name == "pallas" and INTERPRET):
-        return f"made for NVIDIA GPUs, not for {platform}"
+    if name not in CANDIDATES[platform] and not (name == "pallas" and INTERPRET):
+        return f"made for NVIDIA GPUs{' and TPUs' if name == 'pallas' else ''}, not for {platform}"
+    if bias is not None and platform == "tpu":
+        return "a bias on logits, on a TPU"
     if bias is not None and not (name == "pallas" and getattr(bias, "by_distance", False)):
         return "a bias on logits" + (" by more than distance" if name == "pallas" else "")
     if any(band.mask is not None for band in bands):
@@ -96,6 +97,8 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | No
             return "tokens of a row on several devices (mesh.context)"
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
+    if platform == "tpu":
+        return tpu.missing(dtype, head_dim)
     if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
         return f"heads of {head_dim}; at most {ranges.WIDEST}"
     if name == "pallas":
@@ -202,6 +205,8 @@ def _forward_here(kernel, q, k, v, place, seen, table):
     tile = _tiles(v, table).forward
 
     def by_ranges():
+        if devices.target().platform == "tpu":
+            return tpu.forward(q, k, v, seen, tile=tile, interpret=INTERPRET)
         return ranges.forward(q, k, v, seen, tile=tile, bias=table, interpret=INTERPRET)
 
     if kernel == "pallas":
@@ -215,6 +220,8 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+        if devices.target().platform == "tpu":
+            return *tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET), None
         return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=table, interpret=INTERPRET)
 
     def by_cudnn():
@@ -227,7 +234,9 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
 
 
-def _tiles(v, table) -> ranges.Tiles:
+def _tiles(v, table) -> Any:
+    if devices.target().platform == "tpu":
+        return tpu.tiles(v.dtype, v.shape[-1], v.shape[1])
     capability = getattr(jax.devices()[0], "compute_capability", "9.0")
     return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"), bias=table is not None)
 

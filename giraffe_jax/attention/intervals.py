@@ -56,6 +56,14 @@ def intervals(place: Place, bands: tuple[Band, ...]) -> Interval:
     return Interval(jnp.stack(lows), jnp.stack(highs))
 
 
+def padded(seen: Interval, block: int) -> Interval:
+    """Returns the intervals of a multiple of `block` queries; those that are added see nothing, where the last one's
+    interval ends."""
+    low, high = seen
+    ends = jnp.broadcast_to(high[..., -1:], (*high.shape[:-1], -high.shape[-1] % block))
+    return Interval(jnp.concatenate([low, ends], -1), jnp.concatenate([high, ends], -1))
+
+
 def runs_of_keys(seen: Interval, q_block: int, k_block: int) -> Runs:
     """Returns the blocks of keys that each block of queries sees; T is a multiple of `q_block`."""
     low, high = (x.reshape(*x.shape[:-1], -1, q_block) for x in seen)

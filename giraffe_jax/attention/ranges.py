@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from giraffe_jax.attention import kernels
-from giraffe_jax.attention.intervals import Interval, runs_of_keys, runs_of_queries
+from giraffe_jax.attention.intervals import Interval, padded, runs_of_keys, runs_of_queries
 
 WIDEST = 128  # head; wider ones have no tiles that were run
 
@@ -78,7 +78,7 @@ def forward(
     """
     (batch, num_tokens, num_heads, width), num_kv_heads = q[0].shape, v.shape[2]
     q, k, v = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k)
-    seen = _padded_intervals(seen, tile.q)
+    seen = padded(seen, tile.q)
     runs = jnp.stack(runs_of_keys(seen, tile.q, tile.k), axis=-1)
     group, bands, rows, keys, wide = num_heads // num_kv_heads, len(q), q[0].shape[1], v.shape[1], v.shape[3]
     of_queries = pl.BlockSpec((None, tile.q, None, wide), lambda i, n, b: (b, i, n, 0))
@@ -120,7 +120,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
 
     def d_q_of(tile: Tile):
         qs, ks, v_, d = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k), _padded(d_out, tile.q)
-        ends = _padded_intervals(seen, tile.q)
+        ends = padded(seen, tile.q)
         runs = jnp.stack(runs_of_keys(ends, tile.q, tile.k), axis=-1)
         lse_, dot_ = _padded_rows(lse, tile.q), _padded_rows(dot, tile.q)
         wide = v_.shape[3]
@@ -145,7 +145,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
 
     def d_kv_of(tile: Tile):
         qs, ks, v_, d = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k), _padded(d_out, tile.q)
-        ends = _padded_intervals(seen, tile.q)
+        ends = padded(seen, tile.q)
         runs = jnp.stack(runs_of_queries(ends, v_.shape[1], tile.q, tile.k), axis=-1)
         lse_, dot_ = _padded_rows(lse, tile.q), _padded_rows(dot, tile.q)
         rows, wide = qs[0].shape[1], v_.shape[3]
@@ -171,7 +171,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
     def d_bias_of(tile: Tile):
         block = tile.k
         qs, ks, v_, d = (_padded(x, block) for x in (q, k, v, d_out))
-        ends = _padded_intervals(seen, block)
+        ends = padded(seen, block)
         runs = jnp.stack(runs_of_keys(ends, block, block)[:2], axis=-1)
         lse_, dot_ = _padded_rows(lse, block), _padded_rows(dot, block)
         rows, wide = qs[0].shape[1], v_.shape[3]
@@ -208,13 +208,6 @@ def _padded(x: Any, block: int) -> Any:
 
 def _padded_rows(x, block: int):
     return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block)))
-
-
-def _padded_intervals(seen: Interval, block: int) -> Interval:
-    """What is padded sees nothing, where the last query's interval ends."""
-    low, high = seen
-    ends = jnp.broadcast_to(high[..., -1:], (*high.shape[:-1], -high.shape[-1] % block))
-    return Interval(jnp.concatenate([low, ends], -1), jnp.concatenate([high, ends], -1))
 
 
 def _tables(bias, rows: int, group: int = 1):

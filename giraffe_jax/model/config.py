@@ -64,7 +64,8 @@ class ModelConfig:
     tie_embeddings: bool = False
     qk_norm: bool = False  # normalise queries and keys of each head before they are rotated
     positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
-    # "auto" takes the fastest that can do it (cudnn or pallas on a GPU); a name that cannot is refused with the reason.
+    # "auto" takes the fastest that can do it (cudnn or pallas on a GPU, pallas on a TPU); a name that cannot is refused
+    # with the reason.
     attention: Implementation = "auto"
     block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
     remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"

@@ -151,8 +151,8 @@ def test_what_is_chosen_and_why(card):
 
 def test_on_a_cpu_kernels_of_gpus_are_refused():
     assert choose("auto", **SHAPE) == ("blockwise", ())
-    for name in ("cudnn", "pallas"):
-        with pytest.raises(ConfigError, match=f'"{name}" cannot: made for NVIDIA GPUs, not for cpu'):
+    for name, made_for in dict(cudnn="NVIDIA GPUs", pallas="NVIDIA GPUs and TPUs").items():
+        with pytest.raises(ConfigError, match=f'"{name}" cannot: made for {made_for}, not for cpu'):
             choose(name, **SHAPE)
 
 

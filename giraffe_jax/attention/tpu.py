@@ -1,0 +1,249 @@
+"""Attention over intervals as Pallas kernels for TPUs: any number of bands, one softmax.
+
+As in `ranges`, which blocks are visited is read from intervals, whose numbers are data, and a mask is evaluated only in
+blocks that an interval cuts. Here a grid walks the visits: the runs of blocks are prefetched scalars, by which index
+maps name the block that is copied to a core's memory next, and the grid is as long as the longest list of visits.
+
+Compiled for v4, v5e, v5p, v6e and tpu7x without such chips, and run by Pallas' interpreter; not run on a TPU yet.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from giraffe_jax.attention import tpu_kernels as kernels
+from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys, runs_of_queries
+
+WIDTHS = (64, 128, 256)  # of heads
+DTYPES = ("bfloat16", "float32")
+
+
+class Tile(NamedTuple):
+    """Tokens of a block of queries and of one of keys."""
+
+    q: int
+    k: int
+
+
+class Tiles(NamedTuple):
+    """The tile of each kernel."""
+
+    forward: Tile
+    d_q: Tile
+    d_kv: Tile
+
+
+def missing(dtype: Any, head_dim: int) -> str | None:
+    """Returns None where the kernels take heads of this width and dtype, else what they take."""
+    if dtype.name not in DTYPES:
+        return f"{dtype.name}; on a TPU it takes {' and '.join(DTYPES)}"
+    return None if head_dim in WIDTHS else f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+
+
+def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
+    """Returns the tiles of each kernel: chosen by what the kernels' memory holds, not timed.
+
+    Args:
+      dtype: of queries, keys and values.
+      head_dim: their width.
+      tokens: of a row; it is padded to whole blocks, which shrink where more than an eighth would be padding.
+    """
+    sizes = (1024, 512, 256, 128)
+    if jnp.dtype(dtype).itemsize > 2:  # products of float32 are six of bfloat16, all unrolled
+        sizes = sizes[2:]
+    elif head_dim > 128:
+        sizes = sizes[1:]
+    large = next((size for size in sizes if -tokens % size <= tokens // 8), sizes[-1])
+    small = min(large, 512)
+    return Tiles(Tile(small, large), Tile(small, small), Tile(small, small))
+
+
+def forward(
+    q: tuple[Float[Array, "B T N H"], ...],
+    k: tuple[Float[Array, "B S K H"], ...],
+    v: Float[Array, "B S K H"],
+    seen: Interval,
+    *,
+    tile: Tile,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Returns attention in the dtype of v and its log-sum-exp in float32; a query that sees no key has 0 and MASKED.
+
+    Args:
+      q, k: one of each per band.
+      v: values.
+      seen: the keys that each query sees in each band.
+    """
+    num_tokens, group, bands = q[0].shape[1], q[0].shape[2] // v.shape[2], len(q)
+    qs, ks, v = _by_heads(q, tile.q), _by_heads(k, tile.k), _by_heads(v, tile.k)
+    (batch, num_heads, rows, width), ends = qs[0].shape, padded(seen, tile.q)
+    prefetched, steps, visits = _visits(runs_of_keys(ends, tile.q, tile.k), v.shape[2] // tile.k)
+    specs = _of_one_query_block(visits, group, tile, width)
+    out, lse = pl.pallas_call(
+        functools.partial(kernels.forward, visits=visits, scale=width**-0.5, precision=_precision(v)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, num_heads, rows // tile.q, steps),
+            in_specs=[*[specs["q"]] * bands, *specs["k"], specs["v"], specs["ends"], specs["ends"]],
+            out_specs=[specs["q"], specs["rows"]],
+            scratch_shapes=_scratch(*[(1, tile.q)] * 2, (width, tile.q)),
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(qs[0].shape, v.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, 1, rows), jnp.float32),
+        ],
+        **_compiled(4, interpret, "attention"),
+    )(prefetched, *qs, *ks, v, *_ends(ends))
+    return jnp.moveaxis(out, 1, 2)[:, :num_tokens], jnp.moveaxis(lse[:, :, 0], 1, 2)[:, :num_tokens]
+
+
+def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool = False):
+    """Returns the gradients of q, k and v, in their dtypes.
+
+    Args:
+      q, k, v, seen: as in `forward`.
+      lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
+      dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
+      d_out: gradient of the output, [B T N H].
+    """
+    num_tokens, num_keys, group, bands = q[0].shape[1], v.shape[1], q[0].shape[2] // v.shape[2], len(q)
+    settings: dict[str, Any] = dict(scale=q[0].shape[3] ** -0.5, precision=_precision(v))
+    d_out, dtypes = d_out.astype(v.dtype), (q[0].dtype, v.dtype)
+
+    def operands(tile: Tile):
+        of_queries = [_rows_by_heads(x, tile.q) for x in (lse * kernels.LOG2_E, dot)]
+        arrays = [*_by_heads(q, tile.q), *_by_heads(k, tile.k), _by_heads(v, tile.k), _by_heads(d_out, tile.q)]
+        return arrays, of_queries, padded(seen, tile.q)
+
+    def d_q_of(tile: Tile):
+        arrays, of_queries, ends = operands(tile)
+        (batch, num_heads, rows, width), keys = arrays[0].shape, arrays[bands].shape[2]
+        prefetched, steps, visits = _visits(runs_of_keys(ends, tile.q, tile.k), keys // tile.k)
+        specs = _of_one_query_block(visits, group, tile, width)
+        found = pl.pallas_call(
+            functools.partial(kernels.d_q, visits=visits, **settings),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(batch, num_heads, rows // tile.q, steps),
+                in_specs=[
+                    *[specs["q"]] * bands, *specs["k"], specs["v"], specs["q"],
+                    specs["rows"], specs["rows"], specs["ends"], specs["ends"],
+                ],
+                out_specs=[specs["q"]] * bands,
+                scratch_shapes=_scratch(*[(width, tile.q)] * bands),
+            ),
+            out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, dtypes[0])] * bands,
+            **_compiled(4, interpret, "attention_d_q"),
+        )(prefetched, *arrays, *of_queries, *_ends(ends))  # fmt: skip
+        return tuple(jnp.moveaxis(x, 1, 2)[:, :num_tokens] for x in found)
+
+    def d_kv_of(tile: Tile):
+        arrays, of_queries, ends = operands(tile)
+        (batch, num_kv_heads, keys, width), rows = arrays[bands].shape, arrays[0].shape[2]
+        prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), rows // tile.q)
+        specs = _of_one_key_block(visits, group, tile, width)
+        found = pl.pallas_call(
+            functools.partial(kernels.d_kv, visits=visits, **settings),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(batch, num_kv_heads, keys // tile.k, group, steps),
+                in_specs=[
+                    *specs["q"], *[specs["k"]] * bands, specs["k"], specs["d_out"],
+                    specs["rows"], specs["rows"], specs["ends"], specs["ends"],
+                ],
+                out_specs=[specs["k"]] * (bands + 1),
+                scratch_shapes=_scratch(*[(tile.k, width)] * (bands + 1)),
+            ),
+            out_shape=[jax.ShapeDtypeStruct(arrays[bands].shape, dtypes[1])] * (bands + 1),
+            **_compiled(5, interpret, "attention_d_kv"),
+        )(prefetched, *arrays, *of_queries, *_ends(ends))  # fmt: skip
+        *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found)
+        return tuple(d_k), d_v
+
+    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv)
+
+
+def _visits(runs: Runs, blocks: int) -> tuple[Any, Any, kernels.Visits]:
+    """Returns the runs as the kernels read them, the steps of the longest list of visits, and their static shape.
+
+    Args:
+      runs: of each block of a grid.
+      blocks: that there are to visit.
+    """
+    count = runs.stop - runs.start
+    start = jnp.minimum(runs.start, blocks - 1)  # an empty run may start behind the last block; one block is loaded
+    flat = jnp.stack([start, count, runs.full_start, runs.full_stop]).reshape(-1)  # a scalar core pads what is not 1D
+    return flat, jnp.maximum(count.sum(0).max(), 1), kernels.Visits(*count.shape)
+
+
+def _of_one_query_block(visits: kernels.Visits, group: int, tile: Tile, width: int) -> dict[str, Any]:
+    """Returns the blocks of a grid (row, query head, block of queries, visit)."""
+    bands, wide = range(visits.bands), (None, None, tile.k, width)
+
+    def of_keys(block):
+        return pl.BlockSpec(wide, lambda r, n, i, s, runs: (r, lax.div(n, group), block(runs, r, i, s), 0))
+
+    return dict(
+        q=pl.BlockSpec((None, None, tile.q, width), lambda r, n, i, s, runs: (r, n, i, 0)),
+        k=[of_keys(functools.partial(visits.of_band, b)) for b in bands],
+        v=of_keys(visits.of_all),
+        rows=pl.BlockSpec((None, None, 1, tile.q), lambda r, n, i, s, runs: (r, n, 0, i)),
+        ends=pl.BlockSpec((visits.bands, None, 1, tile.q), lambda r, n, i, s, runs: (0, r, 0, i)),
+    )
+
+
+def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int) -> dict[str, Any]:
+    """Returns the blocks of a grid (row, key head, block of keys, query head of its group, visit)."""
+    bands, wide = range(visits.bands), (None, None, tile.q, width)
+
+    def of_queries(block):
+        return pl.BlockSpec(wide, lambda r, n, j, g, s, runs: (r, n * group + g, block(runs, r, j, s), 0))
+
+    return dict(
+        q=[of_queries(functools.partial(visits.of_band, b)) for b in bands],
+        d_out=of_queries(visits.of_all),
+        k=pl.BlockSpec((None, None, tile.k, width), lambda r, n, j, g, s, runs: (r, n, j, 0)),
+        rows=pl.BlockSpec(
+            (None, None, 1, tile.q), lambda r, n, j, g, s, runs: (r, n * group + g, 0, visits.of_all(runs, r, j, s))
+        ),
+        ends=pl.BlockSpec(
+            (visits.bands, None, 1, tile.q), lambda r, n, j, g, s, runs: (0, r, 0, visits.of_all(runs, r, j, s))
+        ),
+    )
+
+
+def _by_heads(x: Any, block: int) -> Any:
+    """Returns [B T N H] arrays as [B N T H], T padded to a multiple of the block."""
+    if isinstance(x, tuple):
+        return tuple(_by_heads(each, block) for each in x)
+    return jnp.pad(jnp.moveaxis(x, 2, 1), ((0, 0), (0, 0), (0, -x.shape[1] % block), (0, 0)))
+
+
+def _rows_by_heads(x: Float[Array, "B T N"], block: int) -> Float[Array, "B N 1 M"]:
+    rows = jnp.moveaxis(x.astype(jnp.float32), 2, 1)[:, :, None]
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, -x.shape[1] % block)))
+
+
+def _ends(seen: Interval) -> tuple[Any, Any]:
+    return seen.low[:, :, None], seen.high[:, :, None]
+
+
+def _scratch(*shapes: tuple[int, int]) -> list[Any]:
+    return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
+
+
+def _precision(v):
+    """float32 stays float32, which a TPU would round to bfloat16; of bfloat16 there is nothing more to ask."""
+    return lax.Precision.HIGHEST if v.dtype == jnp.float32 else lax.Precision.DEFAULT
+
+
+def _compiled(axes: int, interpret: bool, name: str) -> dict[str, Any]:
+    """The last axis walks visits, before it in d_kv the heads that share keys: their order is kept, the others' not."""
+    parameters = pltpu.CompilerParams(dimension_semantics=("parallel",) * 3 + ("arbitrary",) * (axes - 3))
+    return dict(interpret=interpret, name=name) | ({} if interpret else dict(compiler_params=parameters))

@@ -1,0 +1,172 @@
+"""The bodies of `tpu`'s kernels: what one step of a grid reads, adds to what the steps before it left, and writes.
+
+Logits lie [keys queries] in all of them, so that what belongs to a query (its interval, log-sum-exp and so on) is a row
+that a vector unit spreads over sublanes, and sums over keys need no exchange between lanes. They are to base 2.
+
+A block's steps are its visits to the blocks of its runs, one band after the other, in one list; steps beyond the last
+visit are another block's and do nothing here. A kernel's refs are the runs, its operands (one of q and of k per band,
+v, what it needs of the queries, the intervals' ends), its results, and what it keeps from step to step.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from giraffe_jax.attention.dense import MASKED
+
+LOG2_E = math.log2(math.e)
+
+
+class Visits(NamedTuple):
+    """How to read runs of n bands, flattened from int32 [4 n B M]: the first block, how many there are, and the first
+    and last + 1 of those that are seen whole."""
+
+    bands: int
+    batch: int
+    blocks: int
+
+    def band(self, b: int, ref, row, i) -> tuple[Any, Any, Any, Any]:
+        """Returns the run of band b for a row's block i."""
+        at = (b * self.batch + row) * self.blocks + i
+        size = self.bands * self.batch * self.blocks
+        return ref[at], ref[size + at], ref[2 * size + at], ref[3 * size + at]
+
+    def of_band(self, b: int, ref, row, i, step):
+        """Returns the block of band b that is loaded at a step: before its visits the first, after them the last."""
+        step -= sum(self.band(a, ref, row, i)[1] for a in range(b))
+        start, count, *_ = self.band(b, ref, row, i)
+        return start + jnp.clip(step, 0, jnp.maximum(count - 1, 0))
+
+    def of_all(self, ref, row, i, step):
+        """Returns the block that is visited at a step, whatever the band; after the last visit it stays."""
+        found, before = self.of_band(0, ref, row, i, step), 0
+        for b in range(1, self.bands):
+            before += self.band(b - 1, ref, row, i)[1]
+            here = (step >= before) & (self.band(b, ref, row, i)[1] > 0)
+            found = jnp.where(here, self.of_band(b, ref, row, i, step), found)
+        return found
+
+    def each(self, ref, row, i, step, update) -> None:
+        """Calls update(b, block, masked) for the one visit of this step, if it has one."""
+        before = 0
+        for b in range(self.bands):
+            start, count, full_start, full_stop = self.band(b, ref, row, i)
+            block = start + step - before
+            here = (step >= before) & (step < before + count)
+            full = (block >= full_start) & (block < full_stop)
+            pl.when(here & full)(lambda b=b, block=block: update(b, block, False))
+            pl.when(here & ~full)(lambda b=b, block=block: update(b, block, True))
+            before += count
+
+
+def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
+    q_refs, k_refs, (v_ref, low_ref, high_ref, out_ref, lse_ref, top_ref, total_ref, sum_ref) = _split(refs, visits)
+    row, i, step, steps = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.num_programs(3)
+
+    @pl.when(step == 0)
+    def _():
+        top_ref[...] = jnp.full_like(top_ref, MASKED)
+        total_ref[...] = jnp.zeros_like(total_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    def update(b: int, j, masked: bool):
+        logits = _dot(k_refs[b][...], q_refs[b][...], 1, 1, precision) * (scale * LOG2_E)
+        if masked:
+            mask = _mask(logits, j, low_ref[b], high_ref[b])
+            logits = jnp.where(mask, logits, MASKED)
+        top = jnp.maximum(top_ref[...], logits.max(0, keepdims=True))
+        probs = jnp.exp2(logits - top)
+        if masked:  # a query that has met no key yet has top = MASKED; its exp(0) must not count
+            probs = jnp.where(mask, probs, 0.0)
+        decay, v = jnp.exp2(top_ref[...] - top), v_ref[...]
+        top_ref[...] = top
+        total_ref[...] = total_ref[...] * decay + probs.sum(0, keepdims=True)
+        sum_ref[...] = sum_ref[...] * decay + _dot(v, probs.astype(v.dtype), 0, 0, precision)
+
+    visits.each(runs_ref, row, i, step, update)
+
+    @pl.when(step == steps - 1)
+    def _():
+        total = total_ref[...]
+        seen = jnp.where(total == 0, 1.0, total)
+        out_ref[...] = (sum_ref[...] / seen).T.astype(out_ref.dtype)
+        lse_ref[...] = jnp.where(total == 0, MASKED, (top_ref[...] + jnp.log2(seen)) / LOG2_E)
+
+
+def d_q(runs_ref, *refs, visits: Visits, scale: float, precision):
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, *more) = _split(refs, visits)
+    out_refs, sum_refs = more[: visits.bands], more[visits.bands :]
+    row, i, step, steps = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.num_programs(3)
+
+    @pl.when(step == 0)
+    def _():
+        for ref in sum_refs:
+            ref[...] = jnp.zeros_like(ref)
+
+    def update(b: int, j, masked: bool):
+        k = k_refs[b][...]
+        probs = _probs(k, q_refs[b][...], lse_ref[...], scale, precision)
+        if masked:
+            probs = jnp.where(_mask(probs, j, low_ref[b], high_ref[b]), probs, 0.0)
+        d_logits = probs * (_dot(v_ref[...], d_ref[...], 1, 1, precision) - dot_ref[...])
+        sum_refs[b][...] += _dot(k, d_logits.astype(k.dtype), 0, 0, precision)
+
+    visits.each(runs_ref, row, i, step, update)
+
+    @pl.when(step == steps - 1)
+    def _():
+        for out_ref, ref in zip(out_refs, sum_refs, strict=True):
+            out_ref[...] = (ref[...] * scale).T.astype(out_ref.dtype)
+
+
+def d_kv(runs_ref, *refs, visits: Visits, scale: float, precision):
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, *more) = _split(refs, visits)
+    out_refs, sum_refs = more[: visits.bands + 1], more[visits.bands + 1 :]
+    row, j, head, step = (pl.program_id(axis) for axis in (0, 2, 3, 4))
+    heads, steps = pl.num_programs(3), pl.num_programs(4)
+
+    @pl.when((head == 0) & (step == 0))
+    def _():
+        for ref in sum_refs:
+            ref[...] = jnp.zeros_like(ref)
+
+    def update(b: int, _, masked: bool):
+        q, d_out = q_refs[b][...], d_ref[...]
+        probs = _probs(k_refs[b][...], q, lse_ref[...], scale, precision)
+        if masked:
+            probs = jnp.where(_mask(probs, j, low_ref[b], high_ref[b]), probs, 0.0)
+        sum_refs[-1][...] += _dot(probs.astype(d_out.dtype), d_out, 1, 0, precision)
+        d_logits = probs * (_dot(v_ref[...], d_out, 1, 1, precision) - dot_ref[...])
+        sum_refs[b][...] += _dot(d_logits.astype(q.dtype), q, 1, 0, precision)
+
+    visits.each(runs_ref, row, j, step, update)
+
+    @pl.when((head == heads - 1) & (step == steps - 1))
+    def _():
+        for b, (out_ref, ref) in enumerate(zip(out_refs, sum_refs, strict=True)):
+            out_ref[...] = (ref[...] * (scale if b < visits.bands else 1.0)).astype(out_ref.dtype)
+
+
+def _split(refs, visits: Visits):
+    n = visits.bands
+    return refs[:n], refs[n : 2 * n], refs[2 * n :]
+
+
+def _dot(a, b, axis_of_a: int, axis_of_b: int, precision):
+    """Returns the product of two matrices, summed over one axis of each, in float32."""
+    over = (((axis_of_a,), (axis_of_b,)), ((), ()))
+    return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _probs(k, q, lse, scale: float, precision):
+    """Returns the probabilities, given the log-sum-exp to base 2, before any mask."""
+    return jnp.exp2(_dot(k, q, 1, 1, precision) * (scale * LOG2_E) - lse)
+
+
+def _mask(logits, j, low, high):
+    """Returns which of block j's keys are in the queries' intervals."""
+    keys = j * logits.shape[0] + lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return (keys >= low) & (keys < high)
