@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan import hlo, work
 from giraffe_jax.plan.chips import CHIPS, Chip, kind_of
+from giraffe_jax.plan.kernels import kernel_flops
 from giraffe_jax.training import header
 from giraffe_jax.training.config import TrainConfig, check
 from giraffe_jax.training.program import Program, bytes_per_device, program, state_shapes
@@ -124,10 +125,13 @@ def plan(
         remat=model.remat,
     )
     trips = work.data_trips(model, tokens, document) if attention.startswith("blockwise") else 1.0
-    return Plan(**found, **_compiled(made, state, device, trips, found["model_flops"]))
+    of_kernels = kernel_flops(config, model, mesh.shape, document) if attention.startswith("pallas") else {}
+    return Plan(**found, **_compiled(made, state, device, trips, of_kernels, found["model_flops"]))
 
 
-def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops: float) -> dict[str, Any]:
+def _compiled(
+    made: Program, state: Any, device: Chip, trips: float, of_kernels: Mapping[str, float], model_flops: float
+) -> dict[str, Any]:
     """Returns the fields of a Plan that the compiler has a part in."""
     config, mesh = made.config, made.mesh
     began = time.monotonic()
@@ -147,7 +151,7 @@ def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops
         )
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
-    done = hlo.count(compiled.as_text() or "", dict(mesh.shape), trips)
+    done = hlo.count(compiled.as_text() or "", dict(mesh.shape), trips, of_kernels)
     # At least: every argument read once and every result written once.
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
     compute, hbm, network = done.flops / device.flops, moved / device.hbm_bandwidth, done.sent / device.network

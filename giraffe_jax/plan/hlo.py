@@ -33,25 +33,37 @@ class Counts:
     uncounted: tuple[str, ...]  # custom calls of kernels that do not say their FLOPs
 
 
-def count(text: str, mesh: Mapping[str, int] | None = None, data_trips: float = 1.0) -> Counts:
+def count(
+    text: str,
+    mesh: Mapping[str, int] | None = None,
+    data_trips: float = 1.0,
+    kernels: Mapping[str, float] = {},
+) -> Counts:
     """Returns what a program does.
 
     Args:
       text: of an optimised module, `compiled.as_text()`.
       mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
+      kernels: FLOPs of a call of each kernel that is known, by its name.
       data_trips: mean trips of a loop whose number of trips is not in the program.
     """
-    walk = _Walk(parse(text), dict(mesh or {}), data_trips)
+    walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels)
     found = walk.of(walk.entry)
     sums = {(key[1], key[2]): value for key, value in found.items() if key[0] == "collective"}
-    kernels = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
+    uncounted = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
     numbers = found["flops",], found["recomputed",], sums, found["sent",]
-    return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=kernels)
+    return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=uncounted)
 
 
 class _Walk:
-    def __init__(self, computations: Mapping[str, Computation], mesh: Mapping[str, int], data_trips: float):
-        self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
+    def __init__(
+        self,
+        computations: Mapping[str, Computation],
+        mesh: Mapping[str, int],
+        data_trips: float,
+        kernels: Mapping[str, float],
+    ):
+        self.computations, self.mesh, self.data_trips, self.kernels = computations, mesh, data_trips, kernels
         self.entry = computations[""]
         self.data_loops: set[str] = set()
         self._known: dict[int, Sums] = {}
@@ -96,6 +108,8 @@ class _Walk:
         estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
         if estimate is not None:  # a Pallas kernel says what it computes
             return _flops(float(estimate[1]), op)
+        if (known := self.kernels.get(op.name.partition(".")[0])) is not None:
+            return _flops(known, op)
         if 'custom_call_target="tpu_custom_call"' in op.rest or "__triton" in op.rest or "__cudnn" in op.rest:
             return {("kernel", op.name): 1.0}
         return {}

@@ -37,7 +37,7 @@ def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: 
 
 def seen_pairs(model: ModelConfig, tokens: int, document: int | None = None) -> float:
     """Returns how many pairs of query and key a row's attention has to compute, the mean of the layers."""
-    place, layers = _row(model, tokens, document)
+    place, layers = row_of(model, tokens, document)
 
     def of_layer(bands: tuple[Band, ...]) -> np.float64:
         low, high = (np.asarray(end, np.float64) for end in intervals(place, bands))
@@ -49,7 +49,7 @@ def seen_pairs(model: ModelConfig, tokens: int, document: int | None = None) -> 
 def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> float:
     """Returns the mean trips of blockwise attention's loops over blocks of keys, of which each block of queries runs
     two in each band: one over the blocks that it sees whole and one over the others."""
-    place, layers = _row(model, tokens, document)
+    place, layers = row_of(model, tokens, document)
     group = model.num_heads // model.num_kv_heads
 
     @jax.jit
@@ -62,7 +62,7 @@ def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> 
     return float(np.mean([np.asarray(visits(place, bands)) for bands in layers])) / 2
 
 
-def _row(model: ModelConfig, tokens: int, document: int | None) -> tuple[Place, list[tuple[Band, ...]]]:
+def row_of(model: ModelConfig, tokens: int, document: int | None) -> tuple[Place, list[tuple[Band, ...]]]:
     """Returns the place of a row's tokens, and the bands of each layer; of one where all are alike."""
     bands = model.bind(tokens).at(jnp.arange(tokens)[None]).bands
     segments = None if document is None else jnp.arange(tokens, dtype=jnp.int32)[None] // document + 1

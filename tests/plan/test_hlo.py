@@ -1,5 +1,6 @@
 """The walk of a compiled program against counts by hand."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -210,6 +211,9 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
     found = hlo.count(text)
     assert found.flops == 42 and found.uncounted == ("l",)
+    assert hlo.count(text.replace("%l", "%l.7"), kernels=dict(l=100.0)) == dataclasses.replace(
+        found, flops=142, uncounted=()
+    )
 
 
 tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -12,6 +12,7 @@ from giraffe_jax.config import ConfigError, build
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan import absent_chips, compiled, hlo, work
 from giraffe_jax.plan.chips import CHIPS, GIB
+from giraffe_jax.plan.kernels import kernel_flops
 from giraffe_jax.sharding import make_mesh
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.program import program, state_shapes
@@ -59,6 +60,28 @@ def test_frozen_weights_have_no_gradient_of_their_own():
 )
 def test_pairs_that_are_seen(methods, pairs):
     assert work.seen_pairs(ModelConfig(**SHAPE, positions=methods), 64) == pairs
+
+
+@pytest.mark.parametrize(
+    ("changes", "document", "blocks"),
+    [  # of the forward kernel, 512 queries by 1,024 keys, and of the backward ones, 512 by 512
+        (dict(), None, (1 + 1 + 2 + 2, 1 + 2 + 3 + 4)),
+        (dict(), 512, (4, 4)),  # each document is a block
+        (dict(positions=(dict(name="sliding_window", window=1.0),)), None, (4, 4)),
+        (
+            dict(positions=(dict(name="self_extend", window=512, group=4),)),
+            None,
+            (4 + 1 + 1 + 2 + 1, 4 + 3 + 1 + 2 + 3),
+        ),
+    ],
+)
+def test_the_work_of_a_tpus_kernels_is_of_the_blocks_that_they_visit(changes, document, blocks):
+    run = config(rows=8, tokens=2048, accumulate=2)
+    model = ModelConfig(**SHAPE | dict(num_heads=4, num_kv_heads=2, head_dim=128, dtype="bfloat16") | changes)
+    found = kernel_flops(run, model, dict(data=1, fsdp=2, context=1, tensor=2), document)
+    rows_and_heads, forward, backward = 2 * 2, blocks[0] * 512 * 1024, blocks[1] * 512 * 512
+    matmuls = dict(attention=2 * forward, attention_d_q=3 * backward, attention_d_kv=4 * backward)
+    assert found == {name: 2 * 128 * rows_and_heads * count for name, count in matmuls.items()}
 
 
 def test_the_blocks_that_attention_visits():

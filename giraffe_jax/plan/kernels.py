@@ -1,0 +1,44 @@
+"""The work of attention's TPU kernels, which the compiler cannot count: the blocks that they visit are data."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from giraffe_jax.attention import tpu
+from giraffe_jax.attention.intervals import intervals, padded, runs_of_keys, runs_of_queries
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.plan.work import row_of
+from giraffe_jax.training.config import TrainConfig
+
+MATMULS = {"attention": 2, "attention_d_q": 3, "attention_d_kv": 4}  # of a block of queries with one of keys, by kernel
+
+
+def kernel_flops(
+    config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int], document: int | None = None
+) -> dict[str, float]:
+    """Returns the FLOPs of one call of each kernel on one device, the mean of the layers.
+
+    Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band.
+
+    Args:
+      mesh: axes and their sizes.
+      document: tokens of each document of a row; None is one document a row.
+    """
+    tokens = config.data.seq_len
+    place, layers = row_of(model, tokens, document)
+    rows = config.data.batch_size // config.accumulate / (mesh["data"] * mesh["fsdp"])
+    heads = model.num_heads / mesh["tensor"]
+    tiles = tpu.tiles(model.dtype, model.head_dim, tokens)
+    found = {}
+    for name, tile in zip(MATMULS, tiles, strict=True):
+        pairs = []
+        for bands in layers:
+            ends = padded(intervals(place, bands), tile.q)
+            if name == "attention_d_kv":
+                runs = runs_of_queries(ends, tokens + -tokens % tile.k, tile.q, tile.k)
+            else:
+                runs = runs_of_keys(ends, tile.q, tile.k)
+            pairs.append(float(jnp.sum(runs.stop - runs.start)) * tile.q * tile.k)
+        found[name] = 2 * MATMULS[name] * model.head_dim * rows * heads * float(np.mean(pairs))
+    return found
