@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from giraffe_jax import devices, sharding
-from giraffe_jax.attention import cudnn, ranges
+from giraffe_jax.attention import context, cudnn, ranges
 from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
 from giraffe_jax.attention.dense import dense
 from giraffe_jax.attention.intervals import Interval, intervals
@@ -60,7 +60,8 @@ def choose(
     Raises:
       ConfigError: an implementation that was asked for by name cannot do it; says why.
     """
-    about: dict[str, Any] = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias)
+    about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads)
+    about |= dict(dtype=jnp.dtype(dtype), bands=bands, bias=bias)
     if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
         return Kernel("dense" if implementation == "auto" else implementation)
     if implementation != "auto":
@@ -79,7 +80,7 @@ def choose(
     return Kernel("blockwise", tuple(passed))
 
 
-def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | None:
+def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias) -> str | None:
     """Returns None where a kernel can do it, else the reason."""
     platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
@@ -93,7 +94,13 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | No
         rows = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("batch"))
         parts = mesh.shape["tensor"]
         if mesh.shape["context"] > 1:
-            return "tokens of a row on several devices (mesh.context)"
+            if name == "cudnn":
+                return "tokens of a row on several devices (mesh.context)"
+            if bias is not None:
+                return "a bias on logits of a row on several devices (mesh.context)"
+            shared = context.undivided(batch=batch, tokens=tokens, heads=heads[:2])
+            if shared is not None:
+                return shared
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
     if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
@@ -125,6 +132,7 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
     bands = max(1, len(e.bands))
     name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
     name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
+    name += context.described(kernel.name, batch=batch, tokens=tokens, heads=heads[:2])
     return name + (f" ({'; '.join(kernel.passed)})" if kernel.passed else "")
 
 
@@ -145,7 +153,8 @@ def attend_rows(
     """Returns causal attention of whole rows to themselves; arguments as in `attend`.
 
     Args:
-      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document.
+      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document; or
+        that in a model's order of columns, from `context.Columns.place`.
 
     Raises:
       ConfigError: see `choose`.
@@ -155,6 +164,11 @@ def attend_rows(
         implementation, tokens=tokens, heads=(num_heads, v.shape[2], head_dim), dtype=v.dtype, bands=bands, bias=bias,
         batch=batch,
     ).name  # fmt: skip
+    if kernel != "dense" and isinstance(place, context.Zigzag):
+        part = context.Blockwise(block_size)
+        part = context.Ranges(_tiles(v, None), INTERPRET) if kernel == "pallas" else part
+        return context.attend(part, q, k, v, place=place, bands=bands, bias=bias)
+    k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
