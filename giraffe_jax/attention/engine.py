@@ -165,10 +165,10 @@ def attend_rows(
         batch=batch,
     ).name  # fmt: skip
     if kernel != "dense" and isinstance(place, context.Zigzag):
-        part = context.Blockwise(block_size)
-        part = context.Ranges(_tiles(v, None), INTERPRET) if kernel == "pallas" else part
+        part = context.Ranges(_tiles(v, None), INTERPRET) if kernel == "pallas" else context.Blockwise(block_size)
         return context.attend(part, q, k, v, place=place, bands=bands, bias=bias)
-    k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
+    if context.size() > 1:  # whose compiler has each device compute all queries
+        k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
