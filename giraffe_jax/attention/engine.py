@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from giraffe_jax import devices, sharding
-from giraffe_jax.attention import context, cudnn, ranges
+from giraffe_jax.attention import columns, context, cudnn, parts, ranges
 from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
 from giraffe_jax.attention.dense import dense
 from giraffe_jax.attention.intervals import Interval, intervals
@@ -98,7 +98,7 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
                 return "tokens of a row on several devices (mesh.context)"
             if bias is not None:
                 return "a bias on logits of a row on several devices (mesh.context)"
-            shared = context.undivided(batch=batch, tokens=tokens, heads=heads[:2])
+            shared = columns.undivided(batch=batch, tokens=tokens, heads=heads[:2])
             if shared is not None:
                 return shared
         if batch % rows or num_heads % parts or num_kv_heads % parts:
@@ -132,7 +132,7 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
     bands = max(1, len(e.bands))
     name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
     name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
-    name += context.described(kernel.name, batch=batch, tokens=tokens, heads=heads[:2])
+    name += columns.described(kernel.name, model.context, batch=batch, tokens=tokens, heads=heads[:2])
     return name + (f" ({'; '.join(kernel.passed)})" if kernel.passed else "")
 
 
@@ -149,12 +149,14 @@ def attend_rows(
     bias: Any = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
+    how: context.How = "all-gather",
 ) -> Float[Array, "B T N H"]:
     """Returns causal attention of whole rows to themselves; arguments as in `attend`.
 
     Args:
+      how: what devices send each other where they share rows (mesh.context).
       place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document; or
-        that in a model's order of columns, from `context.Columns.place`.
+        that in a model's order of columns, from `Columns.place`.
 
     Raises:
       ConfigError: see `choose`.
@@ -164,10 +166,10 @@ def attend_rows(
         implementation, tokens=tokens, heads=(num_heads, v.shape[2], head_dim), dtype=v.dtype, bands=bands, bias=bias,
         batch=batch,
     ).name  # fmt: skip
-    if kernel != "dense" and isinstance(place, context.Zigzag):
-        part = context.Ranges(_tiles(v, None), INTERPRET) if kernel == "pallas" else context.Blockwise(block_size)
-        return context.attend(part, q, k, v, place=place, bands=bands, bias=bias)
-    if context.size() > 1:  # whose compiler has each device compute all queries
+    if kernel != "dense" and isinstance(place, columns.Zigzag):
+        part = parts.Ranges(_tiles(v, None), INTERPRET) if kernel == "pallas" else parts.Blockwise(block_size)
+        return context.attend(how, part, q, k, v, place=place, bands=bands, bias=bias)
+    if columns.size() > 1:  # whose compiler has each device compute all queries
         k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)

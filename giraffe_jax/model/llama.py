@@ -15,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from giraffe_jax import positions
-from giraffe_jax.attention import Place, attend, attend_rows, context, place_of_rows
+from giraffe_jax.attention import Place, attend, attend_rows, place_of_rows
+from giraffe_jax.attention.columns import Columns, columns_of
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model.cache import Cache
 from giraffe_jax.model.config import PARAM_AXES, REMAT, ModelConfig
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         settings: dict[str, Any] = dict(bands=encoding.bands, bias=encoding.bias, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
+            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, how=c.context, **settings)
         if cache is not None:
             cached_k, cached_v, slots, raw = cache
             stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
@@ -217,9 +218,8 @@ class Llama(nn.Module):
             init = nn.initializers.truncated_normal(c.d_model**-0.5)
             self.param("lm_head", lambda key: {"kernel": init(key, shape, c.param_dtype)})
         rows, length = tokens.shape
-        columns = context.Columns()
-        if cache is None:
-            columns = context.columns(batch=rows, tokens=length, heads=(c.num_heads, c.num_kv_heads))
+        heads = (c.num_heads, c.num_kv_heads)
+        columns = Columns() if cache is not None else columns_of(batch=rows, tokens=length, heads=heads)
         tokens, encoding = columns.spread(tokens), encoding.reordered(columns.spread)
         x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
 

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from giraffe_jax.attention import attend_rows, context, dense, engine, place_of_rows, ranges, walk
+from giraffe_jax.attention import attend_rows, dense, engine, place_of_rows, ranges, walk
+from giraffe_jax.attention.columns import Columns, columns_of
+from giraffe_jax.attention.context import How
+from giraffe_jax.config import ConfigError
 from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
 from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.positions import Band
-from giraffe_jax.sharding import MeshConfig, batch_sharding, make_mesh, paths
+from giraffe_jax.sharding import AXES, MeshConfig, batch_sharding, make_mesh, paths
 from tests.close import close
 
 B, T = 2, 64
@@ -110,22 +114,30 @@ ALL = [
 ]  # fmt: skip
 
 
+RINGS = {"plain": MeshConfig(fsdp=1, context=4), "dca": MESHES["dca"][0], "fire": MESHES["fire"][0]}
+
+
 def cases():
-    for name in METHODS:
-        yield from (pytest.param(name, mesh, id=f"{name} on {mesh}") for mesh in MESHES[name])
-        more = [mesh for mesh in ALL if mesh not in MESHES[name]]
-        yield from (pytest.param(name, mesh, marks=pytest.mark.slow, id=f"{name} on {mesh}") for mesh in more)
+    """Each method on one mesh or more, and some by a ring; where there is time, all by both ways on all."""
+    ways: list[tuple[How, Any]] = [("all-gather", MESHES), ("ring", {name: [mesh] for name, mesh in RINGS.items()})]
+    for how, chosen in ways:
+        for name in METHODS:
+            quick = chosen.get(name, [])
+            for mesh in [*quick, *(mesh for mesh in ALL if mesh not in quick)]:
+                sizes = " ".join(f"{axis}={n}" for axis, n in dataclasses.asdict(mesh).items() if n > 1)
+                marks = () if mesh in quick else (pytest.mark.slow,)
+                yield pytest.param(name, mesh, how, marks=marks, id=f"{name}, {sizes or 'one device'}, {how}")
 
 
-@pytest.mark.parametrize(("name", "mesh"), cases())
-def test_devices_that_share_rows_are_one(name, mesh):
-    same(on(mesh, name), by_one(name))
+@pytest.mark.parametrize(("name", "mesh", "how"), cases())
+def test_devices_that_share_rows_are_one(name, mesh, how):
+    same(on(mesh, name, dataclasses.replace(MODEL, context=how)), by_one(name))
 
 
 def test_a_leak_between_documents_is_seen(monkeypatch):
     """What the test above compares does depend on segments: with one document a row, it is another loss."""
-    want, place = by_one("plain"), context.Columns.place
-    monkeypatch.setattr(context.Columns, "place", lambda self, _: place(self, place_of_rows(None, (B, T))))
+    want, place = by_one("plain"), Columns.place
+    monkeypatch.setattr(Columns, "place", lambda self, _: place(self, place_of_rows(None, (B, T))))
     leaking = dataclasses.replace(MODEL, block_size=9)  # a model that is not compiled yet
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         same(on(MeshConfig(fsdp=1, context=4), "plain", leaking), want)
@@ -134,9 +146,10 @@ def test_a_leak_between_documents_is_seen(monkeypatch):
 BANDS: dict[str, tuple[Band, ...]] = {"causal": (), "near, far": (Band(high=11), Band(low=11, keys=30))}
 
 
+@pytest.mark.parametrize("how", ["all-gather", "ring"])
 @pytest.mark.parametrize("name", BANDS)
 @pytest.mark.parametrize("kernel", ["blockwise", "pallas"])
-def test_kernels_on_a_part_of_the_queries_are_dense_attention(kernel, name, monkeypatch):
+def test_kernels_on_a_part_of_the_queries_are_dense_attention(kernel, name, how, monkeypatch):
     """Output and gradients, of packed rows; the GPU's kernel is interpreted."""
     monkeypatch.setattr(engine, "INTERPRET", True)
     monkeypatch.setattr(engine, "_tiles", lambda *_: ranges.Tiles(*[ranges.Tile(16, 16, 4, 1)] * 3))
@@ -145,16 +158,18 @@ def test_kernels_on_a_part_of_the_queries_are_dense_attention(kernel, name, monk
     place, count = place_of_rows(jnp.asarray(batch()["segments"]), (B, T)), max(1, len(bands))
 
     def divided(q, k, v):
-        columns = context.columns(batch=B, tokens=T, heads=(4, 2))
+        columns = columns_of(batch=B, tokens=T, heads=(4, 2))
         q, k, v = (columns.spread(x) for x in (q, k, v))
-        about = dict(place=columns.place(place), bands=bands, implementation=kernel, block_size=8)
+        about = dict(place=columns.place(place), bands=bands, implementation=kernel, block_size=8, how=how)
         return columns.restore(attend_rows((q,) * count, (k,) * count, v, **about))
 
     def pulled(run, *inputs):
         out, pull = jax.vjp(run, *inputs)
         return out, pull(d_out)
 
-    want = pulled(lambda q, k, v: dense((q,) * count, (k,) * count, v, q_place=place, k_place=place, bands=bands)[0], q, k, v)
+    want = pulled(
+        lambda q, k, v: dense((q,) * count, (k,) * count, v, q_place=place, k_place=place, bands=bands)[0], q, k, v
+    )
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, context=2, tensor=2), jax.devices()[:4])):
         found = jax.jit(lambda *inputs: pulled(divided, *inputs), compiler_options=QUICK)(q, k, v)
     for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
@@ -166,14 +181,14 @@ def test_zigzag_order(parts):
     """Device i has stretches i and 2 C - 1 - i, and what is restored is what was spread."""
     stretches = np.repeat(np.arange(2 * parts), 3)[None]
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, context=parts), jax.devices()[:parts])):
-        columns = context.columns(batch=1, tokens=6 * parts, heads=(1, 1))
+        columns = columns_of(batch=1, tokens=6 * parts, heads=(1, 1))
         found = jax.jit(columns.spread)(stretches)
         assert (jax.jit(columns.restore)(found) == stretches).all()
     want = [[i] * 3 + [2 * parts - 1 - i] * 3 for i in range(parts)]
     assert (np.asarray(found).reshape(parts, 6) == want).all()
 
 
-def visited(mesh, segments, monkeypatch):
+def visited(mesh, segments, monkeypatch, how="all-gather"):
     """Returns how many pairs of blocks of one key head each device multiplies in a forward pass of one layer."""
     seen = collections.Counter()
     walked = walk.Walk.over_keys
@@ -190,10 +205,10 @@ def visited(mesh, segments, monkeypatch):
     with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.context])):
 
         def run(x):
-            columns = context.columns(batch=len(segments), tokens=segments.shape[1], heads=(2, 1))
+            columns = columns_of(batch=len(segments), tokens=segments.shape[1], heads=(2, 1))
             place = columns.place(place_of_rows(segments, segments.shape))
             q = columns.spread(jnp.repeat(x, 2, axis=2))
-            return attend_rows((q,), (x,), x, place=place, implementation="blockwise", block_size=8)
+            return attend_rows((q,), (x,), x, place=place, implementation="blockwise", block_size=8, how=how)
 
         jax.block_until_ready(jax.jit(run)(x))
     jax.effects_barrier()
@@ -205,5 +220,34 @@ def test_the_work_is_divided_evenly(monkeypatch):
     one = jnp.ones((4, 256), jnp.int32)
     apart = visited(MeshConfig(fsdp=1), one[:1], monkeypatch)
     assert apart == {0: 32 * 33 // 2}  # of 32 blocks of queries, the n-th sees n
-    monkeypatch.undo()
-    assert visited(MeshConfig(fsdp=1, context=4), one, monkeypatch) == dict.fromkeys(range(4), apart[0])
+    for how in ("all-gather", "ring"):
+        monkeypatch.undo()
+        assert visited(MeshConfig(fsdp=1, context=4), one, monkeypatch, how) == dict.fromkeys(range(4), apart[0])
+
+
+H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+
+
+def test_what_runs_and_what_a_header_says_of_it(monkeypatch):
+    model = dataclasses.replace(MODEL, attention="auto", head_dim=64, dtype="bfloat16")
+    monkeypatch.setattr(engine.cudnn, "missing", lambda head_dim: None)
+
+    def said(tokens=512, *, on=None, batch=2, tensor=1, **changes):
+        with use_abstract_mesh(AbstractMesh((1, 1, 4, tensor), AXES, abstract_device=on)):
+            return engine.described(dataclasses.replace(model, **changes), batch=batch, tokens=tokens)
+
+    assert said() == "blockwise, 1 band, context 4 by all-gather"
+    assert said(context="ring", attention="blockwise") == "blockwise, 1 band, context 4 by ring"
+    assert said(64) == "dense, 1 band, context 4 shares memory but not work: few tokens"
+    assert said(500) == (
+        "blockwise, 1 band, context 4 shares memory but not work: 500 tokens a row do not divide into 8 stretches, two "
+        "for each device of mesh.context"
+    )
+    assert said(tensor=4).endswith("not work: 2 rows and 2 key heads do not divide over 1 x 4 devices")
+    whole_row = "(cudnn: tokens of a row on several devices (mesh.context)"
+    assert said(on=H100) == f"pallas, 1 band, context 4 by all-gather {whole_row})"
+    biased = said(on=H100, positions=METHODS["alibi"])
+    assert biased.startswith("blockwise, 1 band, context 4 by all-gather")
+    assert "pallas: a bias on logits of a row on several devices (mesh.context)" in biased
+    with pytest.raises(ConfigError, match=r'"pallas" cannot: 500 tokens a row .* mesh.context'):
+        said(500, on=H100, attention="pallas")
