@@ -106,7 +106,6 @@ MESHES = {
     "alibi": [MeshConfig(fsdp=1, context=2, tensor=2)],
     "ssmax": [MeshConfig(fsdp=2, context=4)],
     "fire": [MeshConfig(fsdp=1, context=4, tensor=2)],
-    "dynamic": [MeshConfig(data=2, fsdp=1, context=2)],
 }
 ALL = [
     MeshConfig(fsdp=1, context=2), MeshConfig(fsdp=1, context=4), MeshConfig(fsdp=1, context=8),
@@ -114,7 +113,7 @@ ALL = [
 ]  # fmt: skip
 
 
-RINGS = {"plain": MeshConfig(fsdp=1, context=4), "dca": MESHES["dca"][0], "fire": MESHES["fire"][0]}
+RINGS = {"plain": MeshConfig(fsdp=1, context=4), "dca": MESHES["dca"][0]}
 
 
 def cases():
@@ -148,9 +147,8 @@ BANDS: dict[str, tuple[Band, ...]] = {"causal": (), "near, far": (Band(high=11),
 
 @pytest.mark.parametrize("how", ["all-gather", "ring"])
 @pytest.mark.parametrize("name", BANDS)
-@pytest.mark.parametrize("kernel", ["blockwise", "pallas"])
-def test_kernels_on_a_part_of_the_queries_are_dense_attention(kernel, name, how, monkeypatch):
-    """Output and gradients, of packed rows; the GPU's kernel is interpreted."""
+def test_the_gpus_kernel_on_a_part_of_the_queries_is_dense_attention(name, how, monkeypatch):
+    """Interpreted: output and gradients of packed rows."""
     monkeypatch.setattr(engine, "INTERPRET", True)
     monkeypatch.setattr(engine, "_tiles", lambda *_: ranges.Tiles(*[ranges.Tile(16, 16, 4, 1)] * 3))
     keys, bands = jax.random.split(jax.random.key(1), 4), BANDS[name]
@@ -160,7 +158,7 @@ def test_kernels_on_a_part_of_the_queries_are_dense_attention(kernel, name, how,
     def divided(q, k, v):
         columns = columns_of(batch=B, tokens=T, heads=(4, 2))
         q, k, v = (columns.spread(x) for x in (q, k, v))
-        about = dict(place=columns.place(place), bands=bands, implementation=kernel, block_size=8, how=how)
+        about = dict(place=columns.place(place), bands=bands, implementation="pallas", how=how)
         return columns.restore(attend_rows((q,) * count, (k,) * count, v, **about))
 
     def pulled(run, *inputs):
