@@ -223,7 +223,7 @@ class Llama(nn.Module):
         tokens, encoding = columns.spread(tokens), encoding.reordered(columns.spread)
         x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
 
-        place = columns.place(place_of_rows(segments, tokens.shape))
+        place = columns.place(place_of_rows(segments, (rows, length)))
         layer, shared, slots = self._inputs(encoding, place, cache)
         scanned = nn.scan(
             _remat(Block, c.remat) if cache is None else Block,

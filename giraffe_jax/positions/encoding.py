@@ -82,8 +82,15 @@ class Start:
     gain: Any  # [], multiplies their gain
 
 
-# Fields of an Encoding that may have a value for each token: the axis of tokens, and the least number of axes where so.
-_OF_TOKENS = dict(positions=(1, 2), gain=(1, 2), head_scale=(1, 3), length=(1, 3), query_scale=(-1, 2), inv_freq=(-2, 3))
+# Fields of an Encoding that may hold a value for each token: the axis of tokens, and the axes that they have where so.
+_OF_TOKENS = {
+    "positions": (1, 2),
+    "gain": (1, 2),
+    "head_scale": (1, 3),
+    "length": (1, 3),
+    "query_scale": (-1, 2),
+    "inv_freq": (-2, 3),
+}
 
 
 @jax.tree_util.register_dataclass
