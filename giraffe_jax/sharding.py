@@ -38,7 +38,7 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = -1
-    context: int = 1
+    context: int = 1  # devices that share the tokens of each row
     tensor: int = 1
 
 

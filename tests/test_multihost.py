@@ -21,7 +21,8 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
-    shape = dict(vocab_size=258, d_model=32, d_mlp=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
+    shape = dict(vocab_size=258, d_model=32, d_mlp=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16,
+        attention="blockwise")
     sources = [dict(kind="synthetic", synthetic=dict(min_len=64))]
     return ConfigDict(dict(
         steps={steps}, save_every=2, tokenizer={tokenizer!r}, model=shape, optim=dict(lr=1e-3, warmup_steps=0),

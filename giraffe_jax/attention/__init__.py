@@ -3,16 +3,15 @@
 Positions are already in the rotated queries and keys.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from giraffe_jax.attention.blockwise import blockwise
-from giraffe_jax.attention.dense import MASKED, dense
+from giraffe_jax.attention.dense import dense
 from giraffe_jax.attention.engine import DENSE_UP_TO, Implementation, Kernel, attend_rows, choose
 from giraffe_jax.attention.places import Place, place_of_rows
+from giraffe_jax.attention.ring import merge
 from giraffe_jax.positions import Band
 
 __all__ = [
@@ -51,17 +50,3 @@ def attend(
     if implementation == "blockwise" or (implementation == "auto" and q[0].shape[1] > DENSE_UP_TO):
         return blockwise(q, k, v, **about, block_size=block_size)
     return dense(q, k, v, **about)
-
-
-def merge(
-    parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Returns the attention over all keys from that over disjoint parts of them: (out, log-sum-exp) of each."""
-    lses = jnp.stack([lse for _, lse in parts])
-    top = lses.max(0)
-    # Parts that saw nothing weigh nothing, also where no part saw anything.
-    weights = jnp.where(lses > MASKED, jnp.exp(lses - top), 0.0)
-    total = weights.sum(0)
-    seen = jnp.where(total > 0, total, 1.0)
-    out = sum(w[..., None] * x.astype(jnp.float32) for w, (x, _) in zip(weights / seen, parts, strict=True))
-    return jnp.asarray(out).astype(parts[0][0].dtype), jnp.where(total > 0, top + jnp.log(seen), MASKED)

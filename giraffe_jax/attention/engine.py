@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from giraffe_jax import devices, sharding
-from giraffe_jax.attention import cudnn, ranges, tpu
+from giraffe_jax.attention import columns, context, cudnn, parts, ranges, tpu
 from giraffe_jax.attention.blockwise import ATTENTION_LSE, ATTENTION_OUT, blockwise
 from giraffe_jax.attention.dense import dense
 from giraffe_jax.attention.intervals import Interval, intervals
@@ -61,7 +61,8 @@ def choose(
     Raises:
       ConfigError: an implementation that was asked for by name cannot do it; says why.
     """
-    about: dict[str, Any] = dict(batch=batch, heads=heads, dtype=jnp.dtype(dtype), bands=bands, bias=bias)
+    about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads)
+    about |= dict(dtype=jnp.dtype(dtype), bands=bands, bias=bias)
     if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
         return Kernel("dense" if implementation == "auto" else implementation)
     if implementation != "auto":
@@ -78,7 +79,7 @@ def choose(
     return Kernel("blockwise", tuple(passed))
 
 
-def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | None:
+def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias) -> str | None:
     """Returns None where a kernel can do it, else the reason."""
     platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
@@ -94,7 +95,13 @@ def unsupported(name: str, *, batch: int, heads, dtype, bands, bias) -> str | No
         rows = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("batch"))
         parts = mesh.shape["tensor"]
         if mesh.shape["context"] > 1:
-            return "tokens of a row on several devices (mesh.context)"
+            if name == "cudnn":
+                return "tokens of a row on several devices (mesh.context)"
+            if bias is not None:
+                return "a bias on logits of a row on several devices (mesh.context)"
+            shared = columns.undivided(batch=batch, tokens=tokens, heads=heads[:2])
+            if shared is not None:
+                return shared
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
     if platform == "tpu":
@@ -128,6 +135,7 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
     bands = max(1, len(e.bands))
     name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
     name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
+    name += columns.described(kernel.name, model.context, batch=batch, tokens=tokens, heads=heads[:2])
     return name + (f" ({'; '.join(kernel.passed)})" if kernel.passed else "")
 
 
@@ -144,11 +152,14 @@ def attend_rows(
     bias: Any = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
+    how: context.How = "all-gather",
 ) -> Float[Array, "B T N H"]:
     """Returns causal attention of whole rows to themselves; arguments as in `attend`.
 
     Args:
-      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document.
+      how: what devices send each other where they share rows (mesh.context).
+      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document; or
+        that in a model's order of columns, from `Columns.place`.
 
     Raises:
       ConfigError: see `choose`.
@@ -158,6 +169,16 @@ def attend_rows(
         implementation, tokens=tokens, heads=(num_heads, v.shape[2], head_dim), dtype=v.dtype, bands=bands, bias=bias,
         batch=batch,
     ).name  # fmt: skip
+    if kernel != "dense" and isinstance(place, columns.Zigzag):
+        stretch = tokens // (2 * columns.size())
+        part = (
+            parts.Blockwise(block_size) if kernel == "blockwise" else parts.Ranges(_tiles(v, None, stretch), INTERPRET)
+        )
+        return context.attend(how, part, q, k, v, place=place, bands=bands, bias=bias)
+    if kernel == "blockwise" and columns.whole(batch=batch, heads=(num_heads, v.shape[2])):
+        return context.attend(None, parts.Blockwise(block_size), q, k, v, place=place, bands=bands, bias=bias)
+    if columns.size() > 1:  # whose compiler has each device compute all queries
+        k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
@@ -202,7 +223,7 @@ def _forward(kernel, q, k, v, place, seen, table):
 
 
 def _forward_here(kernel, q, k, v, place, seen, table):
-    tile = _tiles(v, table).forward
+    tile = _tiles(v, table, v.shape[1]).forward
 
     def by_ranges():
         if devices.target().platform == "tpu":
@@ -216,7 +237,7 @@ def _forward_here(kernel, q, k, v, place, seen, table):
 
 
 def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
-    tiles = _tiles(v, table)
+    tiles = _tiles(v, table, v.shape[1])
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
@@ -234,9 +255,9 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
 
 
-def _tiles(v, table) -> Any:
+def _tiles(v, table, tokens: int) -> Any:
     if devices.target().platform == "tpu":
-        return tpu.tiles(v.dtype, v.shape[-1], v.shape[1])
+        return tpu.tiles(v.dtype, v.shape[-1], tokens)
     capability = getattr(jax.devices()[0], "compute_capability", "9.0")
     return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"), bias=table is not None)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from giraffe_jax import positions
 from giraffe_jax.attention import Implementation
+from giraffe_jax.attention.context import How
 from giraffe_jax.config import ConfigError
 from giraffe_jax.positions import Encoding, Scaling
 
@@ -68,6 +69,9 @@ class ModelConfig:
     # with the reason.
     attention: Implementation = "auto"
     block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
+    # What devices that share rows (mesh.context) send each other: by "all-gather" each has all keys and values of a
+    # layer; in a "ring" they go around while the last ones are multiplied, and a device holds only one device's.
+    context: How = "all-gather"
     remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
     # "none" keeps all that a layer's backward pass reads (on a single CPU: keeps matmul outputs, recomputes the rest).
     # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from giraffe_jax import positions
 from giraffe_jax.attention import Place, attend, attend_rows, place_of_rows
+from giraffe_jax.attention.columns import Columns, columns_of
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model.cache import Cache
 from giraffe_jax.model.config import PARAM_AXES, REMAT, ModelConfig
@@ -89,8 +90,8 @@ class Attention(nn.Module):
         c = self.config
         D, N, K, H = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
         q = constrain(Einsum("btd,dnh->btnh", (D, N, H), 1, c, name="q")(x), "batch", "tokens", "heads", None)
-        k = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="k")(x), "batch", None, "kv_heads", None)
-        v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", None, "kv_heads", None)
+        k = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="k")(x), "batch", "tokens", "kv_heads", None)
+        v = constrain(Einsum("btd,dkh->btkh", (D, K, H), 1, c, name="v")(x), "batch", "tokens", "kv_heads", None)
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
         encoding = positions.with_learned(encoding, lambda item: self.param(item.name, lambda key: item.init(key, N)))
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         settings: dict[str, Any] = dict(bands=encoding.bands, bias=encoding.bias, block_size=c.block_size)
         if cache is None or x.shape[1] > 1:
             k_bands = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, **settings)
+            out = attend_rows(q_bands, k_bands, v, place=place, implementation=c.attention, how=c.context, **settings)
         if cache is not None:
             cached_k, cached_v, slots, raw = cache
             stored = k if raw else positions.rotate(k, tables[0].k_cos, tables[0].k_sin)
@@ -216,9 +217,14 @@ class Llama(nn.Module):
             shape = (c.d_model, c.vocab_size)
             init = nn.initializers.truncated_normal(c.d_model**-0.5)
             self.param("lm_head", lambda key: {"kernel": init(key, shape, c.param_dtype)})
+        rows, length = tokens.shape
+        heads = (c.num_heads, c.num_kv_heads)
+        columns = Columns() if cache is not None else columns_of(batch=rows, tokens=length, heads=heads)
+        tokens, encoding = columns.spread(tokens), encoding.reordered(columns.spread)
         x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
 
-        layer, shared, slots = self._inputs(encoding, segments, cache)
+        place = columns.place(place_of_rows(segments, (rows, length)))
+        layer, shared, slots = self._inputs(encoding, place, cache)
         scanned = nn.scan(
             _remat(Block, c.remat) if cache is None else Block,
             variable_axes={"params": 0},
@@ -232,9 +238,9 @@ class Llama(nn.Module):
             index = cache.index + tokens.shape[1]
             kept = cache.positions.at[rows, slots].set(encoding.positions)
             cache = dataclasses.replace(cache, k=cached[0], v=cached[1], index=index, positions=kept, filled=True)
-        return RMSNorm(c, name="norm")(x), cache
+        return RMSNorm(c, name="norm")(columns.restore(x)), cache
 
-    def _inputs(self, encoding: Encoding, segments, cache: Cache | None):
+    def _inputs(self, encoding: Encoding, place: Place, cache: Cache | None):
         """Returns what the scan hands to each layer, what all layers share, and the cache slots of these tokens."""
         tables, key_tables, slots = positions.rotations(encoding), None, None
         if cache is not None:
@@ -259,7 +265,6 @@ class Llama(nn.Module):
         raw = cache is not None and cache.raw
         # Tables hold these; what learns may read the positions.
         light = encoding.replace(positions=encoding.positions if encoding.learned else None, query_scale=None)
-        place = place_of_rows(segments, encoding.positions.shape)
         if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
             place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))
         return layer, (*shared_tables, light, place, slots, raw), slots

@@ -82,6 +82,17 @@ class Start:
     gain: Any  # [], multiplies their gain
 
 
+# Fields of an Encoding that may hold a value for each token: the axis of tokens, and the axes that they have where so.
+_OF_TOKENS = {
+    "positions": (1, 2),
+    "gain": (1, 2),
+    "head_scale": (1, 3),
+    "length": (1, 3),
+    "query_scale": (-1, 2),
+    "inv_freq": (-2, 3),
+}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -131,6 +142,15 @@ class Encoding:
 
     def replace(self, **changes) -> "Encoding":
         return dataclasses.replace(self, **changes)
+
+    def reordered(self, move: Any) -> "Encoding":
+        """Returns the encoding of tokens in another order, after `at`; move(x, axis) moves an array whose tokens are
+        along `axis`."""
+        moved = {}
+        for name, (axis, least) in _OF_TOKENS.items():
+            value = getattr(self, name)
+            moved[name] = move(value, axis) if value is not None and jnp.ndim(value) >= least else value
+        return self.replace(**moved)
 
     def choose(self, index) -> "Encoding":
         """Returns the encoding with one of its K stacked choices: of all tokens, or of each, index [] or [B T]."""

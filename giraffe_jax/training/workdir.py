@@ -25,7 +25,7 @@ CONTENTS = "contents.json"  # of an experiment's training: what it depends on (i
 DATA = "data_fingerprint"  # in a run's config.json: stands for all that is read, which paths do not
 MAY_CHANGE = re.compile(
     r"(mesh|loss_chunk|save_every|keep|eval_data|eval_every|eval_batches|tokenizer"
-    r"|model\.(attention|block_size|remat|mlp_chunk)|data\.(cache_dir|prefetch)"
+    r"|model\.(attention|block_size|context|remat|mlp_chunk)|data\.(cache_dir|prefetch)"
     r"|data\.(stages\[\d+\]\.)?sources\[\d+\]\.path)(\..*)?"
 )
 

@@ -1,0 +1,60 @@
+"""Attention of a device's queries to all keys of their rows, which are gathered from the devices that share them.
+
+The gradients of keys and values, of all tokens on each device, are summed by a reduce-scatter.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from giraffe_jax.attention.columns import AXIS, joined, size, stretches
+
+
+def forward(part, q, k, v, place, bands, bias):
+    """Returns a device's output and log-sum-exp; arguments as in context.attend, of the device."""
+    k, v, k_place = _gathered((k, v, place))
+
+    def stretch(inputs):
+        q, q_place = inputs
+        return part.forward(q, k, v, q_place, k_place, bands, bias)
+
+    out, lse = joined(lax.map(stretch, stretches((q, place))))
+    return out.astype(v.dtype), lse
+
+
+def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
+    """Returns a device's gradients of q, of its own k and v, and its share of that of bias."""
+    own = (k, v)
+    k, v, k_place = _gathered((k, v, place))
+
+    def stretch(sums, inputs):
+        q, q_place, out, lse, d_out = inputs
+        d_q, *more = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
+        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, tuple(more)), d_q
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, bias))
+    (*d_keys, d_bias), d_q = lax.scan(stretch, zeros, stretches((q, place, out, lse, d_out)))
+    d_k, d_v = _scattered(jax.tree.map(lambda g, x: g.astype(x.dtype), tuple(d_keys), own))
+    return joined(d_q), d_k, d_v, d_bias
+
+
+def _gathered(tree):
+    """Returns a device's arrays [B T ...] as those of all tokens, in the row's order."""
+
+    def one(x):
+        each = lax.all_gather(x, AXIS, axis=1).reshape(x.shape[0], size(), 2, -1, *x.shape[2:])
+        ordered = jnp.concatenate([each[:, :, 0], each[:, ::-1, 1]], axis=1)
+        return ordered.reshape(x.shape[0], -1, *x.shape[2:])
+
+    return jax.tree.map(one, tree)
+
+
+def _scattered(tree):
+    """Returns the sums over devices of arrays of all tokens, of each device its own: the transpose of `_gathered`."""
+
+    def one(x):
+        halves = x.reshape(x.shape[0], 2, size(), -1, *x.shape[2:])
+        each = jnp.stack([halves[:, 0], halves[:, 1, ::-1]], axis=2)
+        return lax.psum_scatter(each.reshape(x.shape), AXIS, scatter_dimension=1, tiled=True)
+
+    return jax.tree.map(one, tree)
