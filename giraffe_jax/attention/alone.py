@@ -1,6 +1,6 @@
 """Attention of a device that has its rows whole, beside others that have other rows or heads.
 
-Without it the compiler shards blockwise attention's loops by itself, and all-reduces the blocks of keys in each of them.
+Without it the compiler shards blockwise attention's loops by itself, and all-reduces blocks of keys in each of them.
 """
 
 import jax

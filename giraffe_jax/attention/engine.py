@@ -171,9 +171,8 @@ def attend_rows(
     ).name  # fmt: skip
     if kernel != "dense" and isinstance(place, columns.Zigzag):
         stretch = tokens // (2 * columns.size())
-        part = (
-            parts.Blockwise(block_size) if kernel == "blockwise" else parts.Ranges(_tiles(v, None, stretch), INTERPRET)
-        )
+        by_pallas = parts.Ranges(_tiles(v, None, stretch), INTERPRET)
+        part = by_pallas if kernel == "pallas" else parts.Blockwise(block_size)
         return context.attend(how, part, q, k, v, place=place, bands=bands, bias=bias)
     if kernel == "blockwise" and columns.whole(batch=batch, heads=(num_heads, v.shape[2])):
         return context.attend(None, parts.Blockwise(block_size), q, k, v, place=place, bands=bands, bias=bias)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from giraffe_jax.attention import attend_rows, dense, engine, place_of_rows, ranges, walk
+from giraffe_jax import devices
+from giraffe_jax.attention import attend_rows, dense, engine, place_of_rows, ranges, tpu, walk
 from giraffe_jax.attention.columns import Columns, columns_of
 from giraffe_jax.attention.context import How
 from giraffe_jax.config import ConfigError
@@ -145,14 +146,20 @@ def test_a_leak_between_documents_is_seen(monkeypatch):
 BANDS: dict[str, tuple[Band, ...]] = {"causal": (), "near, far": (Band(high=11), Band(low=11, keys=30))}
 
 
+TILES = {"gpu": ranges.Tiles(*[ranges.Tile(16, 16, 4, 1)] * 3), "tpu": tpu.Tiles(*[tpu.Tile(16, 16)] * 3)}
+
+
 @pytest.mark.parametrize("how", ["all-gather", "ring"])
-@pytest.mark.parametrize("name", BANDS)
-def test_the_gpus_kernel_on_a_part_of_the_queries_is_dense_attention(name, how, monkeypatch):
+@pytest.mark.parametrize(("name", "on"), [("causal", "gpu"), ("near, far", "gpu"), ("near, far", "tpu")])
+def test_a_kernel_on_a_part_of_the_queries_is_dense_attention(name, on, how, monkeypatch):
     """Interpreted: output and gradients of packed rows."""
     monkeypatch.setattr(engine, "INTERPRET", True)
-    monkeypatch.setattr(engine, "_tiles", lambda *_: ranges.Tiles(*[ranges.Tile(16, 16, 4, 1)] * 3))
+    monkeypatch.setattr(engine, "_tiles", lambda *_: TILES[on])
+    if on == "tpu":
+        monkeypatch.setattr(devices, "target", lambda real=devices.target: real()._replace(platform="tpu"))
     keys, bands = jax.random.split(jax.random.key(1), 4), BANDS[name]
-    q, k, v, d_out = (jax.random.normal(key, (B, T, n, 8)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))
+    width = 64 if on == "tpu" else 8
+    q, k, v, d_out = (jax.random.normal(key, (B, T, n, width)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))
     place, count = place_of_rows(jnp.asarray(batch()["segments"]), (B, T)), max(1, len(bands))
 
     def divided(q, k, v):
