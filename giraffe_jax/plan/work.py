@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax.attention import place_of_rows
-from giraffe_jax.attention.blockwise import _walk
 from giraffe_jax.attention.intervals import intervals
 from giraffe_jax.attention.places import Place
+from giraffe_jax.attention.walk import make_walk
 from giraffe_jax.model import ModelConfig, lora
+from giraffe_jax.positions import Band
+from giraffe_jax.positions.layers import limits_differ, of_layer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.step import trainable
+
+Bands = tuple[Band, ...]
 
 
 def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: int | None = None) -> float:
@@ -35,44 +39,34 @@ def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: 
 
 def seen_pairs(model: ModelConfig, tokens: int, document: int | None = None) -> float:
     """Returns how many pairs of query and key a row's attention has to compute, the mean of the layers."""
-    place, bands, local = _row(model, tokens, document)
+    place, layers = _row(model, tokens, document)
 
-    def of_layer(local: Any) -> np.float64:
-        low, high = (np.asarray(end, np.float64) for end in intervals(place, bands, local))
+    def pairs(bands: Bands) -> np.float64:
+        low, high = (np.asarray(end, np.float64) for end in intervals(place, bands))
         return (high - low).sum()
 
-    return float(np.mean([of_layer(layer) for layer in _layers(local)]))
+    return float(np.mean([pairs(bands) for bands in layers]))
 
 
 def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> float:
     """Returns the mean trips of blockwise attention's loops over blocks of keys, of which each block of queries runs
     two in each band: one over the blocks that it sees whole and one over the others."""
-    place, bands, local = _row(model, tokens, document)
+    place, layers = _row(model, tokens, document)
     group = model.num_heads // model.num_kv_heads
-    count = max(1, len(bands))
 
     @jax.jit
-    def visits(place, local):
+    def visits(place, bands):
+        count = max(1, len(bands))
         q, k = jnp.zeros((1, tokens, group, 1)), jnp.zeros((1, tokens, 1, 1))
-        start, stop, *_ = _walk(
-            model.block_size, (q,) * count, (k,) * count, k, None, (place, place), bands, local
-        ).visits
+        start, stop, *_ = make_walk(model.block_size, (q,) * count, (k,) * count, k, None, (place, place), bands).visits
         return stop - start  # [bands 1 M]
 
-    return float(np.mean([np.asarray(visits(place, layer)) for layer in _layers(local)])) / 2
+    return float(np.mean([np.asarray(visits(place, bands)) for bands in layers])) / 2
 
 
-def _row(model: ModelConfig, tokens: int, document: int | None) -> tuple[Place, Any, Any]:
-    """Returns the place of a row's tokens, the model's bands, and (window, chunk) [L] of its layers or None."""
-    e = model.bind(tokens)
+def _row(model: ModelConfig, tokens: int, document: int | None) -> tuple[Place, list[Bands]]:
+    """Returns the place of a row's tokens, and the bands of each layer, or of one where layers do not differ."""
+    bands = model.bind(tokens).at(jnp.arange(tokens, dtype=jnp.float32)[None], key=jax.random.key(0)).bands
     segments = None if document is None else jnp.arange(tokens, dtype=jnp.int32)[None] // document + 1
-    local = None
-    if e.window is not None or e.chunk is not None:
-        sizes = [jnp.inf if size is None else size for size in (e.window, e.chunk)]
-        local = [np.broadcast_to(np.asarray(s, np.float32), model.num_layers) for s in sizes]
-    return place_of_rows(segments, (1, tokens)), e.bands, local
-
-
-def _layers(local: Any) -> list[Any]:
-    """Returns (window, chunk) of each kind of layer, as often as there are such layers; [None] where none has any."""
-    return [None] if local is None else [tuple(jnp.asarray(x) for x in pair) for pair in zip(*local, strict=True)]
+    layers = range(model.num_layers if limits_differ(bands) else 1)
+    return place_of_rows(segments, (1, tokens)), [of_layer(bands, i, model.num_layers) for i in layers]
