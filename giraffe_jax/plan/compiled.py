@@ -41,6 +41,7 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     temp_bytes: int | None
+    host_bytes: int | None  # in the pinned memory of the host, for each device
     model_flops: float
     executed_flops: float | None
     recomputed_flops: float | None
@@ -164,6 +165,10 @@ def _compiled(made: Program, state: Any, device: Chip, trips: float, model_flops
         peak_bytes=memory.peak_memory_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
+        host_bytes=memory.host_temp_size_in_bytes
+        + memory.host_argument_size_in_bytes
+        + memory.host_output_size_in_bytes
+        - memory.host_alias_size_in_bytes,
         executed_flops=done.flops,
         recomputed_flops=done.recomputed,
         collective_bytes=by_kind,
