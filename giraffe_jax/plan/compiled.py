@@ -33,6 +33,9 @@ class Plan:
     slices: int
     chips: int
     mesh: dict[str, int]
+    seq_len: int
+    batch_size: int
+    accumulate: int
     fits: bool
     hbm_bytes: int  # of the chip; of one that is too small, what its compiler says is there for a program
     needed_bytes: int | None  # where it does not fit: what the compiler says it needs
@@ -118,6 +121,9 @@ def plan(
         slices=slices,
         chips=mesh.size // chip.per_chip,
         mesh=dict(mesh.shape),
+        seq_len=tokens,
+        batch_size=config.data.batch_size,
+        accumulate=config.accumulate,
         parameter_bytes=bytes_per_device(state.params),
         optimizer_bytes=bytes_per_device(state.opt_state),
         model_flops=work.model_flops(config, model, state.params, document) / mesh.size,
