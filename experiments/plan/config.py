@@ -26,11 +26,11 @@ def get_config(about: str = "llama2_7b,32768,32") -> ConfigDict:
     if not c.model.get("positions") and factor > 1:
         c.model.positions = [dict(name="linear", factor=factor)]
     c.steps = 1000
-    c.data = ConfigDict(dict(seq_len=length, batch_size=TOKENS // length, sources=[dict(kind="synthetic")]))
-    c.mesh = ConfigDict(dict(fsdp=min(devices, c.data.batch_size)))
-    c.mesh.context = devices // c.mesh.fsdp
-    each = c.data.batch_size // c.mesh.fsdp  # rows of a device in a step
-    c.accumulate = max(1, each // max(1, AT_ONCE // length))
+    rows = TOKENS // length
+    fsdp = min(devices, rows)
+    c.data = ConfigDict(dict(seq_len=length, batch_size=rows, sources=[dict(kind="synthetic")]))
+    c.mesh = ConfigDict(dict(fsdp=fsdp, context=devices // fsdp))
+    c.accumulate = max(1, rows // fsdp // max(1, AT_ONCE // length))
     if lora:
         c.lora = dict(rank=8)
         c.model.param_dtype = "bfloat16"

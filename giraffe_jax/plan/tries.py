@@ -109,12 +109,12 @@ def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: i
             continue
         if len(tried) == tries:
             break
-        tried.append(attempt(together | changes))
+        tried.append(attempt({**together, **changes}))
         if tried[-1].fits:
             break
         now = tried[-1].bytes
         if now is not None and (least is None or now < least):
-            together, least = together | changes, now
+            together, least = {**together, **changes}, now
     return tried
 
 

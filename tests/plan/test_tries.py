@@ -158,7 +158,7 @@ def test_few_tries_leave_an_interval():
 
     about = dict(arguments=GIB, hbm=16 * GIB)
     fits, fails, tried = tries.longest(first, config(rows=8), mesh(fsdp=8), attempt, 2, **about)
-    assert len(tried) == 2 and fits <= 50_000 < fails
+    assert fits is not None and fails is not None and len(tried) == 2 and fits <= 50_000 < fails
 
 
 def test_flags_of_a_variant_are_the_experiments():
