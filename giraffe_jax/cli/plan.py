@@ -8,10 +8,12 @@
 Compiles, and does not run, the very step that `giraffe train` would run, on a mesh of all chips of the topology:
 minutes of CPU for a model of billions. Weights, tokenizer and text need not be there: of a source its config.json is
 enough, or --model names a shape. Kinds of chips: v4, v5e, v5p, v6e, tpu7x (whose two cores are a device each). Exit
-status 1: it does not fit.
+status 1: it does not fit; then up to --tries other configs are compiled, and those that fit are printed as flags to
+append. --longest looks for the longest rows that fit. Each try takes as long as the plan itself.
 
 Per device and step:
   peak             what the compiler allocates at once: arguments (parameters, optimizer, batch) and activations
+  in the host's    what remat "offload" and "offload_attention" keep there
   model FLOPs      (4 N + 2 trained) x tokens + 12 x layers x heads x head width x pairs of tokens that attention
                    sees. 6 N x tokens where all N parameters are trained; tokens^2 / 2 pairs a row, fewer with
                    --document
@@ -28,7 +30,7 @@ import json
 import os
 from typing import Any
 
-from giraffe_jax.cli import configs
+from giraffe_jax.cli import configs, plan_tries
 
 # What JAX and libtpu must find before they start, to compile where there is no TPU.
 ENVIRONMENT = dict(
@@ -48,12 +50,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--document", type=configs.number(int, 1, high=2**31 - 1), metavar="TOKENS", help=document)
     price = "dollars for a chip-hour: what the whole run costs at least"
     parser.add_argument("--price", type=configs.number(float, 0.0), metavar="DOLLARS", help=price)
+    longest = "look for the longest rows that fit: a multiple of 1,024 tokens, as many tokens a step where rows allow"
+    parser.add_argument("--longest", action="store_true", help=longest)
+    tries = "compile at most so many other configs, where it does not fit and for --longest each (8); 0 for none"
+    parser.add_argument("--tries", type=configs.number(int, 0, high=64), default=8, metavar="N", help=tries)
     parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     os.environ |= ENVIRONMENT
-    values = _training(configs.read(args), args.variant)
+    values, variant = _training(configs.read(args), args.variant)
     from giraffe_jax import plan
     from giraffe_jax.training.dry import check_config
 
@@ -62,18 +68,22 @@ def run(args: argparse.Namespace) -> int:
     for line in missing:
         say(f"not checked: {line}")
     found = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
+    say(plan.text(found, config, args.price))
+    row = dataclasses.asdict(found)
+    if args.price is not None:
+        row["dollars"] = None if found.chip_hours is None else found.chip_hours * args.price
+    others = plan_tries.Others(args, variant, found, say)
+    if args.tries and not found.fits:
+        row |= others.proposals(config, model)
+    if args.longest:
+        row["longest"] = others.longest(config)
     if args.json:
-        row = dataclasses.asdict(found)
-        if args.price is not None:
-            row["dollars"] = None if found.chip_hours is None else found.chip_hours * args.price
         print(json.dumps(row))
-    else:
-        print(plan.text(found, config, args.price))
     return 0 if found.fits else 1
 
 
-def _training(values: Any, variant: str | None) -> Any:
-    """Returns the config of a training, of a variant where the config is an experiment's."""
+def _training(values: Any, variant: str | None) -> tuple[Any, int | None]:
+    """Returns the config of a training, of a variant where the config is an experiment's, and the variant's index."""
     from giraffe_jax.config import ConfigError, build, nearest
 
     if "variants" not in values:
@@ -81,11 +91,12 @@ def _training(values: Any, variant: str | None) -> Any:
             raise ConfigError("config.tasks: `giraffe plan` takes a training's config, or an experiment's.")
         if variant is not None:
             raise ConfigError("--variant: the config is of one training, not of an experiment.")
-        return values
+        return values, None
     from giraffe_jax.lab import spec
 
-    trainings = spec.trainings(build(spec.ExperimentConfig, values))
+    experiment = build(spec.ExperimentConfig, values)
+    trainings = spec.trainings(experiment)
     if variant not in trainings:
         hint = "" if variant is None else nearest(variant, list(trainings))
         raise ConfigError(f"--variant: got {variant!r}; trained are {', '.join(map(repr, trainings)) or 'none'}.{hint}")
-    return trainings[variant]
+    return trainings[variant], [v.name for v in experiment.variants].index(variant)

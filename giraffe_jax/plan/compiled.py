@@ -34,6 +34,9 @@ class Plan:
     slices: int
     chips: int
     mesh: dict[str, int]
+    seq_len: int
+    batch_size: int
+    accumulate: int
     fits: bool
     hbm_bytes: int  # of the chip; of one that is too small, what its compiler says is there for a program
     needed_bytes: int | None  # where it does not fit: what the compiler says it needs
@@ -42,6 +45,7 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     temp_bytes: int | None
+    host_bytes: int | None  # in the pinned memory of the host, for each device
     model_flops: float
     executed_flops: float | None
     recomputed_flops: float | None
@@ -118,6 +122,9 @@ def plan(
         slices=slices,
         chips=mesh.size // chip.per_chip,
         mesh=dict(mesh.shape),
+        seq_len=tokens,
+        batch_size=config.data.batch_size,
+        accumulate=config.accumulate,
         parameter_bytes=bytes_per_device(state.params),
         optimizer_bytes=bytes_per_device(state.opt_state),
         model_flops=work.model_flops(config, model, state.params, document) / mesh.size,
@@ -168,6 +175,10 @@ def _compiled(
         peak_bytes=memory.peak_memory_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
+        host_bytes=memory.host_temp_size_in_bytes
+        + memory.host_argument_size_in_bytes
+        + memory.host_output_size_in_bytes
+        - memory.host_alias_size_in_bytes,
         executed_flops=done.flops,
         recomputed_flops=done.recomputed,
         collective_bytes=by_kind,

@@ -1,6 +1,9 @@
 """A plan in words."""
 
+from collections.abc import Sequence
+
 from giraffe_jax.plan.compiled import Plan
+from giraffe_jax.plan.tries import Tried
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.dry import gib
 
@@ -49,4 +52,23 @@ def _memory(plan: Plan) -> str:
         return f"{held}; does not fit: the compiler needs {gib(plan.needed_bytes)} {of}, {gib(over)} too much"
     assert plan.peak_bytes is not None
     held += f", activations {gib(plan.peak_bytes - plan.argument_bytes)}, at the peak {gib(plan.peak_bytes)} {of}"
+    held += f"; {gib(plan.host_bytes)} in the host's pinned memory" if plan.host_bytes else ""
     return held + (": fits" if plan.fits else f": does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much")
+
+
+def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:
+    """Returns what was tried, as flags to append, and what it gave.
+
+    Args:
+      hbm: bytes of the device's memory.
+    """
+    what = " ".join(flags)
+    if tried.refused is not None:
+        return f"{what}: not possible: {tried.refused}"
+    if tried.peak_bytes is None:
+        return f"{what}: does not fit, the compiler needs {gib(tried.needed_bytes or 0)}"
+    said = f"{'fits' if tried.fits else 'does not fit'}, at the peak {gib(tried.peak_bytes)} of {gib(hbm)}"
+    said += f", {gib(tried.host_bytes)} in the host's pinned memory" if tried.host_bytes else ""
+    if tried.executed_flops and tried.model_flops:
+        said += f", executed FLOPs {tried.executed_flops / tried.model_flops:.3f} of the model's"
+    return f"{what}: {said}, at least {tried.step_seconds_bound:.4g} s a step"

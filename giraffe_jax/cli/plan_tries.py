@@ -1,0 +1,121 @@
+"""Other configs than the one that `giraffe plan` is asked for, each planned by the same command with flags appended.
+
+A process of its own for each: what the compiler holds is given back, and where it aborts, this goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `--help` is answered without JAX
+    from giraffe_jax.plan.tries import Changes, Tried
+
+_KNOWN = ("fits", "peak_bytes", "needed_bytes", "host_bytes", "model_flops", "executed_flops", "step_seconds_bound")
+
+
+def flags(changes: Changes, variant: int | None = None) -> list[str]:
+    """Returns changes of a training's config as flags.
+
+    Args:
+      variant: of an experiment's config, the index of the variant whose training it is.
+    """
+    found = []
+    for key, value in changes.items():
+        if variant is not None:  # whose model is the experiment's
+            key = f"overrides.{key[6:]}" if key.startswith("model.") else f"variants[{variant}].train.{key}"
+        found.append(f"--config.{key}={value}")
+    return found
+
+
+class Others:
+    """The tries of one command.
+
+    Args:
+      args: of the command.
+      variant: as in `flags`.
+      first: the Plan of the config as it is.
+      say: is told each try as soon as it is known.
+    """
+
+    def __init__(self, args: argparse.Namespace, variant: int | None, first: Any, say: Callable[[str], Any]):
+        from giraffe_jax.plan import tries
+
+        self.args, self.variant, self.plan, self.say, self.tries = args, variant, first, say, tries
+        self.first = self._tried({}, dataclasses.asdict(first))
+
+    def proposals(self, config: Any, model: Any) -> dict[str, Any]:
+        """Returns "proposals", changes with which the training fits, best first, and "tried": all that were."""
+        options = self.tries.candidates(config, model, self.plan.mesh)
+        if self.plan.argument_bytes > self.plan.hbm_bytes:  # no other activations help
+            options.sort(key=lambda changes: not any(key.startswith(("mesh.", "optim.")) for key in changes))
+        self.say(f"tried, of {len(options)} single changes and what they are together:")
+        found = self.tries.propose(self.first, options, self.attempt, self.args.tries)
+        best = self.tries.best_first(found)
+        self.say("it fits with, best first:" if best else "none of these fits; more chips would do, or fewer tokens.")
+        for one in best:
+            self.say("  " + " ".join(self.flags(one.changes)))
+        return dict(proposals=[self.row(t) for t in best], tried=[self.row(t) for t in found])
+
+    def longest(self, config: Any) -> dict[str, Any]:
+        """Returns the longest rows that were seen to fit, the shortest seen not to, and what was tried."""
+        self.say("longest rows that fit; tried:")
+        about = dict(arguments=self.plan.argument_bytes, hbm=self.plan.hbm_bytes)
+        found = self.tries.longest(self.first, config, self.plan.mesh, self.attempt, self.args.tries, **about)
+        fits, fails, tried = found
+        rows = None if fits is None else self.tries.rows_of(config, self.plan.mesh, fits)
+        if fits is None:
+            self.say(f"no rows were seen to fit; {fails:,} tokens do not.")
+        else:
+            short = "" if fails is None else f"; {fails:,} do not fit"
+            self.say(f"the longest rows that were seen to fit: {fits:,} tokens, {rows:,} rows a step{short}.")
+        return dict(seq_len=fits, batch_size=rows, too_long=fails, tried=[self.row(t) for t in tried])
+
+    def flags(self, changes: Changes) -> list[str]:
+        return flags(changes, self.variant)
+
+    def row(self, tried: Tried) -> dict[str, Any]:
+        """Returns a try as JSON has it: its changes as flags."""
+        return {"flags": self.flags(tried.changes)} | {
+            key: value for key, value in dataclasses.asdict(tried).items() if key != "changes"
+        }
+
+    def attempt(self, changes: Changes) -> Tried:
+        """Returns what `giraffe plan` says of the config with changes."""
+        from giraffe_jax.plan.text import of_try
+
+        found = self._attempt(changes)
+        self.say("  " + of_try(found, self.flags(changes), self.plan.hbm_bytes))
+        return found
+
+    def _attempt(self, changes: Changes) -> Tried:
+        args = self.args
+        words = [f"--config={args.config}", *args.overrides, *self.flags(changes), f"--topology={args.topology}"]
+        words += [f"--slices={args.slices}", "--json", "--tries=0"]
+        for name in ("variant", "model", "document"):
+            if getattr(args, name) is not None:
+                words.append(f"--{name}={getattr(args, name)}")
+        words += [f"--methods={folder}" for folder in args.methods]
+        done = subprocess.run([sys.executable, "-m", "giraffe_jax.cli", "plan", *words], capture_output=True, text=True)
+        last = done.stdout.strip().splitlines()[-1:] or [""]
+        if done.returncode in (0, 1) and last[0].startswith("{"):
+            return self._tried(changes, json.loads(last[0]))
+        return self.tries.Tried(changes, fits=False, refused=why(done.returncode, done.stderr))
+
+    def _tried(self, changes: Changes, found: Mapping[str, Any]) -> Tried:
+        return self.tries.Tried(changes, **{name: found[name] for name in _KNOWN})
+
+
+def why(code: int, said: str) -> str:
+    """Returns why a plan did not come about, of its exit status and what it wrote to standard error."""
+    if code < 0:  # by a signal
+        check = re.search(r"Check failed: .*", said)
+        return "the compiler aborted" + ("" if check is None else f" ({check[0].strip()})")
+    lines = [line for line in said.splitlines() if line.startswith("giraffe: ")]
+    return lines[-1].removeprefix("giraffe: ") if lines else f"exit status {code}"

@@ -1,0 +1,182 @@
+"""Other configs of a training that is planned: what would make it fit, and how long its rows may be.
+
+Each is compiled by whoever calls, through `attempt`, and no more of them than `tries`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from giraffe_jax.data.config import MOST
+from giraffe_jax.model import ModelConfig
+from giraffe_jax.training.config import TrainConfig
+
+Changes = Mapping[str, Any]  # keys of the training's config -> values: {"model.remat": "full"}
+STEP = 1024  # tokens between the lengths that are tried
+_REMAT = ("none", "save_attention", "full", "offload_attention", "offload")  # from most memory of the device to least
+_ENOUGH = 3  # proposals
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A config that was compiled, or why it was not: `refused`, with which nothing else is known of it."""
+
+    changes: Changes
+    fits: bool
+    peak_bytes: int | None = None
+    needed_bytes: int | None = None  # where the compiler refused it as too big
+    host_bytes: int | None = None
+    model_flops: float | None = None
+    executed_flops: float | None = None
+    step_seconds_bound: float | None = None
+    refused: str | None = None
+
+    @property
+    def bytes(self) -> int | None:
+        """The memory of the device that it takes, or that the compiler says it needs."""
+        return self.needed_bytes if self.peak_bytes is None else self.peak_bytes
+
+
+Attempt = Callable[[Changes], Tried]
+
+
+def candidates(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int]) -> list[Changes]:
+    """Returns single changes that take less memory, those first that cost the fewest FLOPs for the most memory.
+
+    All keep the tokens of a step and the chips.
+    """
+    found: list[Changes] = []
+    stronger = _REMAT[_REMAT.index(model.remat) + 1 :]
+    found += [{"model.remat": how} for how in stronger if not how.startswith("offload")]
+    if mesh["data"] > 1:
+        found.append({"mesh.data": 1, "mesh.fsdp": mesh["data"] * mesh["fsdp"]})
+    found += _smaller_parts(config, model, mesh)
+    if config.optim.mu_dtype == "float32":
+        found.append({"optim.mu_dtype": "bfloat16"})
+    found += [{"model.remat": how} for how in stronger if how.startswith("offload")]
+    tokens = config.data.seq_len // mesh["context"]
+    if model.mlp_chunk == 0 and tokens > 2048:
+        found.append({"model.mlp_chunk": 2048})
+    if min(config.loss_chunk, tokens) > 256:
+        found.append({"loss_chunk": 256})
+    return found
+
+
+def _smaller_parts(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int]) -> list[Changes]:
+    """Returns changes by which a device has fewer tokens at once, or less of each."""
+    found: list[Changes] = []
+    devices = mesh["data"] * mesh["fsdp"]
+    each = config.data.batch_size // config.accumulate // devices  # rows of a device in a micro-batch
+    divisor = next((n for n in range(2, each + 1) if each % n == 0), None)
+    if divisor is not None:
+        found += [{"accumulate": config.accumulate * n} for n in dict.fromkeys((divisor, each))]
+    for axis, whole in (("context", config.data.seq_len), ("tensor", math.gcd(model.num_kv_heads, model.d_mlp))):
+        for times in (4, 2):
+            if mesh["fsdp"] % times == 0 and whole % (mesh[axis] * times) == 0:
+                sizes = {"mesh.fsdp": mesh["fsdp"] // times, f"mesh.{axis}": mesh[axis] * times}
+                # A row is shared by more devices, so each has more rows: as many micro-batches make them fewer.
+                found.append(sizes | {"accumulate": config.accumulate * times * each})
+                break
+    return found
+
+
+def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: int) -> list[Tried]:
+    """Returns what was tried to make a training fit: single changes first and, where none of these fits, several.
+
+    Args:
+      first: the training as it is, which does not fit.
+      options: single changes, from `candidates`.
+    """
+    tried: list[Tried] = []
+    singles = max(1, tries // 2)
+    while len(tried) < min(tries, len(options)) and sum(t.fits for t in tried) < _ENOUGH:
+        if len(tried) >= singles and not any(t.fits for t in tried):
+            break
+        tried.append(attempt(options[len(tried)]))
+    if any(t.fits for t in tried):
+        return tried
+    # What saved most comes first; then what has not been tried alone.
+    least = first.bytes
+    saving = [t for t in tried if t.bytes is not None and least is not None and t.bytes < least]
+    saving.sort(key=lambda t: t.bytes or 0)
+    together: dict[str, Any] = {}
+    for changes in [*(t.changes for t in saving), *options[len(tried) :]]:
+        if together.keys() & changes.keys():
+            continue
+        if not together and saving:
+            together, least = dict(changes), saving[0].bytes
+            continue
+        if len(tried) == tries:
+            break
+        tried.append(attempt({**together, **changes}))
+        if tried[-1].fits:
+            break
+        now = tried[-1].bytes
+        if now is not None and (least is None or now < least):
+            together, least = {**together, **changes}, now
+    return tried
+
+
+def best_first(tried: Sequence[Tried]) -> list[Tried]:
+    """Returns those that fit, by the bound of their step, then executed FLOPs, then memory."""
+
+    def cost(t: Tried) -> tuple[float, float, float]:
+        return t.step_seconds_bound or math.inf, t.executed_flops or math.inf, t.peak_bytes or math.inf
+
+    return sorted((t for t in tried if t.fits), key=cost)
+
+
+def rows_of(config: TrainConfig, mesh: Mapping[str, int], tokens: int) -> int:
+    """Returns the rows of `tokens` that are the tokens of a step, or the fewest that the mesh takes."""
+    unit = mesh["data"] * mesh["fsdp"] * config.accumulate
+    return max(config.data.batch_size * config.data.seq_len // tokens // unit, 1) * unit
+
+
+def longest(
+    first: Tried,
+    config: TrainConfig,
+    mesh: Mapping[str, int],
+    attempt: Attempt,
+    tries: int,
+    *,
+    arguments: int,
+    hbm: int,
+) -> tuple[int | None, int | None, list[Tried]]:
+    """Returns (the longest rows that were seen to fit, the shortest seen not to, what was tried), in tokens.
+
+    The memory of activations is nearly linear in the tokens of a step: a line through the longest that fits says
+    which length comes next, and bisection where it goes wrong. The last two tries are STEP apart where tries suffice.
+
+    Args:
+      first: the training as it is.
+      arguments, hbm: bytes of the step's arguments on a device, and of its memory.
+    """
+    unit = mesh["data"] * mesh["fsdp"] * config.accumulate
+    most = MOST // unit // STEP * STEP
+    start = config.data.seq_len
+    fits, fails = (start, None) if first.fits else (None, start)
+    size, x, tried = first.bytes, start * config.data.batch_size, []
+    same = 0  # tries in a row that came out alike
+    while len(tried) < tries:
+        low = STEP if fits is None else fits // STEP * STEP + STEP
+        high = most if fails is None else (fails - 1) // STEP * STEP
+        if low > high:
+            break
+        if fails is not None and same >= 2:
+            length = (low + high) // 2
+        else:
+            share = (hbm - arguments) / max(size - arguments, 1) if size is not None else 0.5
+            length = int(min(x * share / unit, 8.0 * max(fits or 0, start)))
+        length = min(max(length // STEP * STEP, low), high)
+        changes = {"data.seq_len": length, "data.batch_size": rows_of(config, mesh, length)}
+        now = attempt(changes)
+        same = same + 1 if tried and tried[-1].fits == now.fits else 1
+        tried.append(now)
+        if now.fits:
+            fits = length
+        else:
+            fails = length
+        if now.bytes is not None and now.bytes > arguments:
+            size, x = now.bytes, length * changes["data.batch_size"]
+    return fits, fails, tried
