@@ -191,10 +191,10 @@ def test_the_catalogue_is_the_folder():
 
 
 def test_the_catalogue_names_the_ranges_that_are_checked():
-    from giraffe_jax.positions import compose
+    from giraffe_jax.positions import calls
 
     for name, text in catalogue.RANGES.items():
-        assert str(getattr(compose, name).__metadata__[0]) == text.removeprefix("float ")
+        assert str(getattr(calls, name).__metadata__[0]) == text.removeprefix("float ")
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in catalogue.catalogue()])
