@@ -241,7 +241,7 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
         if devices.target().platform == "tpu":
-            return *tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET), None
+            return tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET)
         return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=table, interpret=INTERPRET)
 
     def by_cudnn():

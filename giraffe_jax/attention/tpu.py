@@ -104,7 +104,7 @@ def forward(
 
 
 def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool = False):
-    """Returns the gradients of q, k and v, in their dtypes.
+    """Returns the gradients of q, k and v, in their dtypes, and None for a bias, of which there is none.
 
     Args:
       q, k, v, seen: as in `forward`.
@@ -166,7 +166,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
         *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found)
         return tuple(d_k), d_v
 
-    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv)
+    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv), None
 
 
 def _visits(runs: Runs, blocks: int) -> tuple[Any, Any, kernels.Visits]:
