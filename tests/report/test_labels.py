@@ -12,6 +12,7 @@ from matplotlib.textpath import TextPath
 
 from giraffe_jax import records, report
 from giraffe_jax.report import labels, plots, scores, style, training
+from giraffe_jax.report.axes import _length_axis
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -153,7 +154,7 @@ def test_numbers_of_close_lengths_do_not_touch(lengths):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 4))
-    axes._length_axis(axes, lengths)
+    _length_axis(axes, lengths)
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
     assert len(boxes) >= min(len(lengths), 4) and len(axes.get_xticks()) == len(lengths)
