@@ -7,8 +7,8 @@
 
 The peer's figures are in peer.json: peak GiB a chip, executed over model FLOPs, GB of collectives a chip and step, with
 AdamW in float32, bfloat16 compute, splash attention in blocks of 512 and scanned layers. Its remat "minimal" keeps the
-outputs of matmuls, beside which stands our "none". Its two ways over `context`, all-gather and ring, are rows of their
-own; beside both stands what our step does there.
+outputs of matmuls, beside which stands our "none". Its two ways over `context`, all-gather and
+ring, are rows of their own, beside the same way of ours.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def words(cell: Mapping[str, Any]) -> list[str]:
         f"--config.data.batch_size={asked['sequences']}",
         "--config.accumulate=1",
         f"--config.model.remat={_REMAT[asked['remat']]}",
+        *([f"--config.model.context={asked['context']}"] if "context" in asked else []),
     ]
 
 

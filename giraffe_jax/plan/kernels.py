@@ -19,7 +19,9 @@ def kernel_flops(
 ) -> dict[str, float]:
     """Returns the FLOPs of one call of each kernel on one device, the mean of the layers.
 
-    Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band.
+    Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band. Devices
+    that share a row have equal parts of these: each calls a kernel once for each of its two stretches of queries, and
+    in a ring once for each device's keys too.
 
     Args:
       mesh: axes and their sizes.
@@ -29,7 +31,9 @@ def kernel_flops(
     place, layers = row_of(model, tokens, document)
     rows = config.data.batch_size // config.accumulate / (mesh["data"] * mesh["fsdp"])
     heads = model.num_heads / mesh["tensor"]
-    tiles = tpu.tiles(model.dtype, model.head_dim, tokens)
+    context = mesh["context"]
+    calls = 1 if context == 1 else 2 * (context if model.context == "ring" else 1)
+    tiles = tpu.tiles(model.dtype, model.head_dim, tokens if context == 1 else tokens // (2 * context))
     found = {}
     for name, tile in zip(MATMULS, tiles, strict=True):
         pairs = []
@@ -40,5 +44,5 @@ def kernel_flops(
             else:
                 runs = runs_of_keys(ends, tile.q, tile.k)
             pairs.append(float(jnp.sum(runs.stop - runs.start)) * tile.q * tile.k)
-        found[name] = 2 * MATMULS[name] * model.head_dim * rows * heads * float(np.mean(pairs))
+        found[name] = 2 * MATMULS[name] * model.head_dim * rows * heads * float(np.mean(pairs)) / (context * calls)
     return found

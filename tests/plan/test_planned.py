@@ -84,6 +84,14 @@ def test_the_work_of_a_tpus_kernels_is_of_the_blocks_that_they_visit(changes, do
     assert found == {name: 2 * 128 * rows_and_heads * count for name, count in matmuls.items()}
 
 
+@pytest.mark.parametrize(("how", "calls"), [("all-gather", 2), ("ring", 2 * 2)])
+def test_devices_that_share_a_row_share_its_kernels_work(how, calls):
+    """Of 8 x 8 blocks of 512 each of two devices visits 18 of the 36 below the diagonal, in so many calls."""
+    model = ModelConfig(**SHAPE | dict(num_heads=4, num_kv_heads=2, head_dim=128, dtype="bfloat16", context=how))
+    found = kernel_flops(config(rows=1, tokens=4096), model, dict(data=1, fsdp=1, context=2, tensor=1))
+    assert found["attention_d_q"] * calls == 2 * 3 * 128 * 4 * 18 * 512 * 512
+
+
 def test_the_blocks_that_attention_visits():
     """4 query heads share a key head: 384 tokens a block of queries. The first sees 12 blocks of 32 keys, the second
     24; documents of 96 tokens are seen as 12 blocks by each. Two loops for each block of queries."""
