@@ -28,6 +28,7 @@ RULES: dict[str, Any] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": "context",
+    "residual_tokens": ("context", "tensor"),  # between layers, where all heads of a token are together
     "features": None,
 }
 
@@ -153,6 +154,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def of_residual(x: jax.Array) -> jax.Array:
+    """Returns the residual stream [B T D] spread over all devices that share its rows; over tensor too, whose devices
+    would each keep a whole copy for the backward pass (arXiv:2205.05198)."""
+    return constrain(x, "batch", "residual_tokens" if _parts("residual_tokens", x.shape[1]) > 1 else "tokens", None)
 
 
 def _parts(axis: str, size: int) -> int:

@@ -23,10 +23,10 @@ from giraffe_jax.model.config import PARAM_AXES, REMAT, ModelConfig
 from giraffe_jax.ops import cpu
 from giraffe_jax.ops.choose import choose
 from giraffe_jax.ops.linear import linear
-from giraffe_jax.ops.mlp import _gated_in_chunks, gated
+from giraffe_jax.ops.mlp import gated, gated_in_chunks
 from giraffe_jax.positions import Encoding
 from giraffe_jax.positions.layers import limits_differ, of_layer
-from giraffe_jax.sharding import constrain
+from giraffe_jax.sharding import constrain, of_residual
 
 # Low-rank adapters (model/lora.py) lie beside the kernel whose input and output axes they share.
 PARAM_AXES |= {
@@ -133,7 +133,7 @@ class MLP(nn.Module):
         }
         if not 0 < c.mlp_chunk < x.shape[1]:
             return gated(x, weights, "batch", "tokens")
-        return _gated_in_chunks(x, weights, c.mlp_chunk)
+        return gated_in_chunks(x, weights, c.mlp_chunk)
 
 
 class Block(nn.Module):
@@ -153,9 +153,9 @@ class Block(nn.Module):
         out, cached = attention(
             RMSNorm(self.config, name="attention_norm")(x), tables, key_tables, encoding, place, cache
         )
-        x = constrain(x + out, "batch", "tokens", None)
+        x = of_residual(x + out)
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return constrain(x, "batch", "tokens", None), cached
+        return of_residual(x), cached
 
 
 def _remat(block: Any, how: str) -> Any:
@@ -221,7 +221,7 @@ class Llama(nn.Module):
         heads = (c.num_heads, c.num_kv_heads)
         columns = Columns() if cache is not None else columns_of(batch=rows, tokens=length, heads=heads)
         tokens, encoding = columns.spread(tokens), encoding.reordered(columns.spread)
-        x = constrain(embedding.astype(c.dtype)[tokens], "batch", "tokens", None)
+        x = of_residual(embedding.astype(c.dtype)[tokens])
 
         place = columns.place(place_of_rows(segments, (rows, length)))
         layer, shared, slots = self._inputs(encoding, place, cache)

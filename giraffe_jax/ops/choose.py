@@ -24,6 +24,7 @@ class Kernels:
     # What a layer keeps for its backward pass with model.remat="none": all that it reads, or outputs of matmuls alone.
     remat: Literal["all", "matmuls"]
     heads: Literal["in turn", "at once"]  # how blockwise attention goes over rows and heads
+    casts: Literal["anywhere", "in the layer"]  # where parameters become activations' dtype, see linear.cast
 
     def __str__(self) -> str:
         """Returns who computes what, like "linear, mlp, norm, loss by XLA"."""
@@ -32,11 +33,18 @@ class Kernels:
         return "; ".join(f"{', '.join(names)} {_NAMES[form]}" for form, names in by_form.items() if names)
 
 
-ONE_CPU = Kernels(linear="cpu", mlp="cpu", norm="cpu", loss="cpu", remat="matmuls", heads="in turn")
-ELSEWHERE = Kernels(linear="xla", mlp="xla", norm="xla", loss="xla", remat="all", heads="at once")
+ELSEWHERE = Kernels(
+    linear="xla", mlp="xla", norm="xla", loss="xla", remat="all", heads="at once", casts="anywhere"
+)
+ONE_CPU = dataclasses.replace(
+    ELSEWHERE, linear="cpu", mlp="cpu", norm="cpu", loss="cpu", remat="matmuls", heads="in turn"
+)
+TPU = dataclasses.replace(ELSEWHERE, casts="in the layer")
 
 
 def choose(target: devices.Target | None = None) -> Kernels:
     """Returns the implementations for a target; without one, for the devices that are traced for now."""
     platform, mesh = devices.target() if target is None else target
-    return ONE_CPU if platform == "cpu" and mesh is None else ELSEWHERE
+    if platform == "cpu" and mesh is None:
+        return ONE_CPU
+    return TPU if platform == "tpu" else ELSEWHERE

@@ -4,11 +4,33 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from giraffe_jax.ops import cpu
 from giraffe_jax.ops.choose import choose
+
+
+def cast(weight: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Returns a weight of one layer in the dtype of activations.
+
+    XLA for TPUs gives a value whose readers all take bfloat16 that dtype where it is made: here at the start of the
+    step, for all layers, to be held beside the float32 ones until it ends (2 bytes a parameter). It does not where the
+    readers take bits, as they do on a TPU.
+    """
+    if weight.dtype != jnp.float32 or jnp.dtype(dtype) != jnp.bfloat16 or choose().casts == "anywhere":
+        return weight.astype(dtype)
+    return _cast(weight)
+
+
+@jax.custom_vjp
+def _cast(weight):
+    bits = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(weight, jnp.uint32))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
+
+
+_cast.defvjp(lambda weight: (_cast(weight), None), lambda _, gradient: (gradient.astype(jnp.float32),))
 
 
 def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]) -> Float[Array, "B T ..."]:
@@ -21,11 +43,11 @@ def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]
     """
     inputs, _, outputs = re.split(",|->", equation)
     read, written = inputs[2:], outputs[2:]
-    kernel = weights["kernel"].astype(x.dtype)
+    kernel = cast(weights["kernel"], x.dtype)
     out = cpu.linear(x, kernel) if choose().linear == "cpu" else jnp.einsum(equation, x, kernel)
     if "lora" not in weights:
         return out
     adapter = weights["lora"]
-    low_BTr = jnp.einsum(f"{inputs},{read}r->btr", x, adapter["a"].astype(x.dtype))
+    low_BTr = jnp.einsum(f"{inputs},{read}r->btr", x, cast(adapter["a"], x.dtype))
     low_BTr *= adapter["scale"].astype(x.dtype)
-    return out + jnp.einsum(f"btr,r{written}->{outputs}", low_BTr, adapter["b"].astype(x.dtype))
+    return out + jnp.einsum(f"btr,r{written}->{outputs}", low_BTr, cast(adapter["b"], x.dtype))

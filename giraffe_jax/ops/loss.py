@@ -114,6 +114,7 @@ def _loss_forward(chunk, z_loss, hidden, unembedding, targets, weights):
     d_matrix, (nll, norm, d_hidden) = jax.lax.scan(one, start, tuple(chunks))
     if d_matrix is not None:
         d_matrix = constrain(d_matrix.sum((0, 1)), "embed", "vocab").astype(dtype)
+        d_matrix, d_hidden = jax.lax.optimization_barrier((d_matrix, d_hidden))
     nll, norm = restore(nll), restore(norm)
     per_token = nll + z_loss * norm**2
     out = jnp.sum(weights * per_token), jnp.sum(weights * nll)

@@ -1,5 +1,6 @@
 """The gated MLP."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 from giraffe_jax import sharding
 from giraffe_jax.ops import cpu
 from giraffe_jax.ops.choose import choose
-from giraffe_jax.ops.linear import linear
+from giraffe_jax.ops.linear import cast, linear
 from giraffe_jax.sharding import constrain
 
 
@@ -24,13 +25,50 @@ def gated(x: Float[Array, "B T D"], weights: Mapping[str, Any], *axes: str | Non
     return linear("btf,fd->btd", constrain(hidden_BTF, *axes, "mlp"), weights["down"])
 
 
-def _gated_in_chunks(x: Float[Array, "B T D"], weights: Mapping[str, Any], chunk: int) -> Float[Array, "B T D"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def gated_in_chunks(x: Float[Array, "B T D"], weights: Mapping[str, Any], chunk: int) -> Float[Array, "B T D"]:
     """Returns `gated` of `chunk` tokens of each device at a time; the backward pass runs each chunk again.
 
     Each device has its own copy of the weights before the loop: they are gathered once, and their gradients are summed
     over chunks on each device, in float32, and over devices once.
     """
     chunks, restore = sharding.local_chunks(x, chunk)
-    copies = jax.tree.map(lambda w: sharding.copies(w.astype(x.dtype), x).astype(jnp.float32), weights)
-    each = jax.vmap(jax.vmap(lambda x, w: gated(x, w, None, None)))
-    return restore(jax.lax.map(jax.checkpoint(lambda part: each(part, copies)), chunks))
+    copies = _copies(x, weights)
+    return restore(jax.lax.map(lambda part: _each(part, copies), chunks))
+
+
+def _copies(x, weights):
+    """Returns the weights in the dtype of x, as [P C ...]: one copy a device."""
+    return jax.tree.map(lambda w: sharding.copies(cast(w, x.dtype), x), weights)
+
+
+def _each(x_PCbtD, weights_PC):
+    return jax.vmap(jax.vmap(lambda x, w: gated(x, w, None, None)))(x_PCbtD, weights_PC)
+
+
+def _forward(x, weights, chunk):
+    return gated_in_chunks(x, weights, chunk), (x, weights)
+
+
+def _backward(chunk, saved, gradient):
+    x, weights = saved
+    chunks, restore = sharding.local_chunks(x, chunk)
+    gradients, _ = sharding.local_chunks(gradient, chunk)
+    copies = _copies(x, weights)
+
+    def one(total, part):
+        x, gradient = part
+        _, pull = jax.vjp(_each, x, copies)
+        d_x, d_copies = pull(gradient)
+        return jax.tree.map(lambda total, d: total + d.astype(jnp.float32), total, d_copies), d_x
+
+    def float32_copies(weights):
+        return jax.tree.map(lambda w: sharding.copies(w.astype(jnp.float32), x), weights)
+
+    start = float32_copies(jax.tree.map(jnp.zeros_like, weights))
+    total, d_x = jax.lax.scan(one, start, (chunks, gradients))
+    _, of_copies = jax.vjp(float32_copies, weights)
+    return restore(d_x), *of_copies(total)
+
+
+gated_in_chunks.defvjp(_forward, _backward)

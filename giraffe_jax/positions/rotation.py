@@ -65,6 +65,8 @@ def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
     """Returns x with every plane (r, r + R) turned by its angle, computed in float32 and cast back to x's dtype."""
-    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    # Halves become float32 one by one: of whole ones the backward pass would keep a float32 copy of all heads.
+    x1, x2 = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+    turned = x1 * cos - x2 * sin, x2 * cos + x1 * sin
+    return jnp.concatenate([half.astype(x.dtype) for half in turned], axis=-1)
