@@ -102,7 +102,9 @@ def forward(
     return jnp.moveaxis(out, 1, 2)[:, :num_tokens], jnp.moveaxis(lse[:, :, 0], 1, 2)[:, :num_tokens]
 
 
-def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool = False):
+def backward(
+    q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool | pltpu.InterpretParams = False
+):
     """Returns the gradients of q, k and v, in their dtypes, and None for a bias, of which there is none.
 
     Args:
@@ -110,6 +112,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
       lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
+      interpret: as plain JAX, or with a chip's memory and copies simulated.
     """
     num_tokens, num_keys, tile, bands = q[0].shape[1], v.shape[1], tiles.backward, len(q)
     qs, ks, of_v, of_out = _by_heads(q, tile.q), _by_heads(k, tile.k), _by_heads(v, tile.k), _by_heads(d_out, tile.q)
