@@ -49,9 +49,9 @@ def test_the_kernels_and_their_gradients_are_dense_attention(name):
 
 def test_gradients_by_copies_that_end_when_they_are_waited_for():
     """Memory is not a number until it is written, a copy is done when its end is awaited, and two cores have
-    two heads each. Of three blocks of queries the first two see nothing, the last two blocks of keys, one after the other."""
-    place = place_of_rows(jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), jnp.array([32, 64]), 1), (1, 96))
-    q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 96, 4, 8))
+    two heads each. The first two blocks of queries see nothing; the last is the only one that two blocks of keys visit."""
+    place = place_of_rows(jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), jnp.array([32, 96]), 1), (1, 128))
+    q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 128, 4, 8))
     bands = (Band(low=32),)
     out, lse, want = by_definition((q,), (k,), v, d_out, place, bands)
     dot = jnp.sum(d_out * out, -1) - jnp.where(lse > MASKED, d_out.sum(-1), 0.0)
