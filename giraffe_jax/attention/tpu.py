@@ -58,6 +58,7 @@ def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
         sizes = sizes[2:]
     elif head_dim > 128:
         sizes = sizes[1:]
+    # As many keys in the backward pass: what a visit reads and writes of d_q does not grow with them.
     large = next((size for size in sizes if -tokens % size <= tokens // 8), sizes[-1])
     small = min(large, 512)
     return Tiles(Tile(small, large), Tile(small, large))
@@ -121,6 +122,7 @@ def backward(
     group, blocks = num_heads // num_kv_heads, rows // tile.q
     prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), blocks)
     specs = _of_one_key_block(visits, group, tile, width)
+    # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
     *found, d_q = pl.pallas_call(
         functools.partial(kernels.backward, visits=visits, scale=width**-0.5, precision=_precision(v)),

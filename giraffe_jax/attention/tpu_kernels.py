@@ -99,9 +99,9 @@ def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
 
 
 def backward(runs_ref, *refs, visits: Visits, scale: float, precision):
-    """Sums d_k and d_v of a block of keys in a core's own memory and d_q, of which each visit has another block, in HBM:
-    [n B N M H block], zero at first, of which a visit reads its block while it multiplies and writes it while the next
-    visit does.
+    """Sums d_k and d_v of one block of keys in the core's own memory, d_q in HBM: [n B N M H block], zeros at first.
+
+    Each visit reads its block of d_q while it multiplies, adds, and writes it while the next visit multiplies.
     """
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *more) = _split(refs, visits)
     out_refs, d_q_ref, sum_refs = more[: visits.bands + 1], more[visits.bands + 1], more[visits.bands + 2 : -4]
@@ -124,7 +124,7 @@ def backward(runs_ref, *refs, visits: Visits, scale: float, precision):
         write = pltpu.make_async_copy(write_ref, block, done.at[1])
         this, before = (b * heads + head) * d_q_ref.shape[3] + i, written_ref[0]
         written_ref[0] = this
-        pl.when(before == this)(write.wait)  # one that sees but two blocks of keys, say, is visited twice on end
+        pl.when(before == this)(write.wait)  # the end of one list of visits may be the start of the next
         read.start()
         q, k, d_out = q_refs[b][...], k_refs[b][...], d_ref[...]
         probs = jnp.exp2(_dot(k, q, 1, 1, precision) * (scale * LOG2_E) - lse_ref[...])

@@ -48,8 +48,9 @@ def test_the_kernels_and_their_gradients_are_dense_attention(name):
 
 
 def test_gradients_by_copies_that_end_when_they_are_waited_for():
-    """Memory is not a number until it is written, a copy is done when its end is awaited, and two cores have
-    two heads each. The first two blocks of queries see nothing; the last is the only one that two blocks of keys visit."""
+    """Memory is not a number until it is written, a copy is done when its end is awaited, two cores have two heads
+    each. The first two blocks of queries see nothing; the last two blocks of keys are seen by the last one alone, which
+    is visited twice on end."""
     place = place_of_rows(jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), jnp.array([32, 96]), 1), (1, 128))
     q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 128, 4, 8))
     bands = (Band(low=32),)
