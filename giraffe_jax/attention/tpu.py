@@ -227,6 +227,5 @@ def _precision(v):
 def _compiled(parallel: int, axes: int, interpret: Any, name: str) -> dict[str, Any]:
     """The order of the first axes is not kept, and chips with two cores divide them; that of the others is: they walk
     what is summed."""
-    semantics = ("parallel",) * parallel + ("arbitrary",) * (axes - parallel)
-    parameters = pltpu.CompilerParams(dimension_semantics=semantics)
+    parameters = pltpu.CompilerParams(dimension_semantics=("parallel",) * parallel + ("arbitrary",) * (axes - parallel))
     return dict(interpret=interpret, name=name) | ({} if interpret is True else dict(compiler_params=parameters))
