@@ -35,8 +35,7 @@ class Tiles(NamedTuple):
     """The tile of each kernel."""
 
     forward: Tile
-    d_q: Tile
-    d_kv: Tile
+    backward: Tile
 
 
 def missing(dtype: Any, head_dim: int) -> str | None:
@@ -59,9 +58,10 @@ def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
         sizes = sizes[2:]
     elif head_dim > 128:
         sizes = sizes[1:]
+    # As many keys in the backward pass: what a visit reads and writes of d_q does not grow with them.
     large = next((size for size in sizes if -tokens % size <= tokens // 8), sizes[-1])
     small = min(large, 512)
-    return Tiles(Tile(small, large), Tile(small, small), Tile(small, small))
+    return Tiles(Tile(small, large), Tile(small, large))
 
 
 def forward(
@@ -98,12 +98,14 @@ def forward(
             jax.ShapeDtypeStruct(qs[0].shape, v.dtype),
             jax.ShapeDtypeStruct((batch, num_heads, 1, rows), jnp.float32),
         ],
-        **_compiled(4, interpret, "attention"),
+        **_compiled(3, 4, interpret, "attention"),
     )(prefetched, *qs, *ks, v, *_ends(ends))
     return jnp.moveaxis(out, 1, 2)[:, :num_tokens], jnp.moveaxis(lse[:, :, 0], 1, 2)[:, :num_tokens]
 
 
-def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool = False):
+def backward(
+    q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool | pltpu.InterpretParams = False
+):
     """Returns the gradients of q, k and v, in their dtypes, and None for a bias, of which there is none.
 
     Args:
@@ -111,62 +113,40 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpre
       lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
+      interpret: as plain JAX, or with a chip's memory and copies simulated.
     """
-    num_tokens, num_keys, group, bands = q[0].shape[1], v.shape[1], q[0].shape[2] // v.shape[2], len(q)
-    settings: dict[str, Any] = dict(scale=q[0].shape[3] ** -0.5, precision=_precision(v))
-    d_out, dtypes = d_out.astype(v.dtype), (q[0].dtype, v.dtype)
-
-    def operands(tile: Tile):
-        of_queries = [_rows_by_heads(x, tile.q) for x in (lse * kernels.LOG2_E, dot)]
-        arrays = [*_by_heads(q, tile.q), *_by_heads(k, tile.k), _by_heads(v, tile.k), _by_heads(d_out, tile.q)]
-        return arrays, of_queries, padded(seen, tile.q)
-
-    def d_q_of(tile: Tile):
-        arrays, of_queries, ends = operands(tile)
-        (batch, num_heads, rows, width), keys = arrays[0].shape, arrays[bands].shape[2]
-        prefetched, steps, visits = _visits(runs_of_keys(ends, tile.q, tile.k), keys // tile.k)
-        specs = _of_one_query_block(visits, group, tile, width)
-        found = pl.pallas_call(
-            functools.partial(kernels.d_q, visits=visits, **settings),
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(batch, num_heads, rows // tile.q, steps),
-                in_specs=[
-                    *[specs["q"]] * bands, *specs["k"], specs["v"], specs["q"],
-                    specs["rows"], specs["rows"], specs["ends"], specs["ends"],
-                ],
-                out_specs=[specs["q"]] * bands,
-                scratch_shapes=_scratch(*[(width, tile.q)] * bands),
-            ),
-            out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, dtypes[0])] * bands,
-            **_compiled(4, interpret, "attention_d_q"),
-        )(prefetched, *arrays, *of_queries, *_ends(ends))  # fmt: skip
-        return tuple(jnp.moveaxis(x, 1, 2)[:, :num_tokens] for x in found)
-
-    def d_kv_of(tile: Tile):
-        arrays, of_queries, ends = operands(tile)
-        (batch, num_kv_heads, keys, width), rows = arrays[bands].shape, arrays[0].shape[2]
-        prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), rows // tile.q)
-        specs = _of_one_key_block(visits, group, tile, width)
-        found = pl.pallas_call(
-            functools.partial(kernels.d_kv, visits=visits, **settings),
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(batch, num_kv_heads, keys // tile.k, group, steps),
-                in_specs=[
-                    *specs["q"], *[specs["k"]] * bands, specs["k"], specs["d_out"],
-                    specs["rows"], specs["rows"], specs["ends"], specs["ends"],
-                ],
-                out_specs=[specs["k"]] * (bands + 1),
-                scratch_shapes=_scratch(*[(tile.k, width)] * (bands + 1)),
-            ),
-            out_shape=[jax.ShapeDtypeStruct(arrays[bands].shape, dtypes[1])] * (bands + 1),
-            **_compiled(5, interpret, "attention_d_kv"),
-        )(prefetched, *arrays, *of_queries, *_ends(ends))  # fmt: skip
-        *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found)
-        return tuple(d_k), d_v
-
-    return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv), None
+    num_tokens, num_keys, tile, bands = q[0].shape[1], v.shape[1], tiles.backward, len(q)
+    qs, ks, of_v, of_out = _by_heads(q, tile.q), _by_heads(k, tile.k), _by_heads(v, tile.k), _by_heads(d_out, tile.q)
+    of_queries, ends = [_rows_by_heads(x, tile.q) for x in (lse * kernels.LOG2_E, dot)], padded(seen, tile.q)
+    (batch, num_heads, rows, width), (_, num_kv_heads, keys, _) = of_out.shape, of_v.shape
+    group, blocks = num_heads // num_kv_heads, rows // tile.q
+    prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), blocks)
+    specs = _of_one_key_block(visits, group, tile, width)
+    # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
+    sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
+    *found, d_q = pl.pallas_call(
+        functools.partial(kernels.backward, visits=visits, scale=width**-0.5, precision=_precision(v)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, num_kv_heads, keys // tile.k, group, steps),
+            in_specs=[
+                *specs["q"], *[specs["k"]] * bands, specs["k"], specs["d_out"],
+                specs["rows"], specs["rows"], specs["ends"], specs["ends"], specs["d_q"],
+            ],
+            out_specs=[*[specs["k"]] * (bands + 1), specs["d_q"]],
+            scratch_shapes=[
+                *_scratch(*[(tile.k, width)] * (bands + 1), *[(width, tile.q)] * 2),
+                pltpu.SMEM((1,), jnp.int32),
+                pltpu.SemaphoreType.DMA((2,)),
+            ],
+        ),
+        out_shape=[*[jax.ShapeDtypeStruct(of_v.shape, v.dtype)] * (bands + 1), sums],
+        input_output_aliases={2 * bands + 7: bands + 1},
+        **_compiled(2, 5, interpret, "attention_backward"),
+    )(prefetched, *qs, *ks, of_v, of_out.astype(v.dtype), *of_queries, *_ends(ends), sums)  # fmt: skip
+    *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found)
+    d_q = jnp.moveaxis((d_q * width**-0.5).astype(q[0].dtype), (3, 5), (2, 3))  # [n B M block N H]
+    return tuple(d_q.reshape(bands, batch, rows, num_heads, width)[:, :, :num_tokens]), tuple(d_k), d_v, None
 
 
 def _visits(runs: Runs, blocks: int) -> tuple[Any, Any, kernels.Visits]:
@@ -209,6 +189,7 @@ def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int
         q=[of_queries(functools.partial(visits.of_band, b)) for b in bands],
         d_out=of_queries(visits.of_all),
         k=pl.BlockSpec((None, None, tile.k, width), lambda r, n, j, g, s, runs: (r, n, j, 0)),
+        d_q=pl.BlockSpec(memory_space=pl.ANY),
         rows=pl.BlockSpec(
             (None, None, 1, tile.q), lambda r, n, j, g, s, runs: (r, n * group + g, 0, visits.of_all(runs, r, j, s))
         ),
@@ -243,7 +224,8 @@ def _precision(v):
     return lax.Precision.HIGHEST if v.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
-def _compiled(axes: int, interpret: bool, name: str) -> dict[str, Any]:
-    """The last axis walks visits, before it in d_kv the heads that share keys: their order is kept, the others' not."""
-    parameters = pltpu.CompilerParams(dimension_semantics=("parallel",) * 3 + ("arbitrary",) * (axes - 3))
-    return dict(interpret=interpret, name=name) | ({} if interpret else dict(compiler_params=parameters))
+def _compiled(parallel: int, axes: int, interpret: Any, name: str) -> dict[str, Any]:
+    """The order of the first axes is not kept, and chips with two cores divide them; that of the others is: they walk
+    what is summed."""
+    parameters = pltpu.CompilerParams(dimension_semantics=("parallel",) * parallel + ("arbitrary",) * (axes - parallel))
+    return dict(interpret=interpret, name=name) | ({} if interpret is True else dict(compiler_params=parameters))

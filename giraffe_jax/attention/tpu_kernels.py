@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from giraffe_jax.attention.dense import MASKED
 
 LOG2_E = math.log2(math.e)
+NONE = -1  # no block
 
 
 class Visits(NamedTuple):
@@ -96,51 +98,46 @@ def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
         lse_ref[...] = jnp.where(total == 0, MASKED, (top_ref[...] + jnp.log2(seen)) / LOG2_E)
 
 
-def d_q(runs_ref, *refs, visits: Visits, scale: float, precision):
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, *more) = _split(refs, visits)
-    out_refs, sum_refs = more[: visits.bands], more[visits.bands :]
-    row, i, step, steps = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.num_programs(3)
+def backward(runs_ref, *refs, visits: Visits, scale: float, precision):
+    """Sums d_k and d_v of one block of keys in the core's own memory, d_q in HBM: [n B N M H block], zeros at first.
 
-    @pl.when(step == 0)
+    Each visit reads its block of d_q while it multiplies, adds, and writes it while the next visit multiplies.
+    """
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *more) = _split(refs, visits)
+    out_refs, d_q_ref, sum_refs = more[: visits.bands + 1], more[visits.bands + 1], more[visits.bands + 2 : -4]
+    read_ref, write_ref, written_ref, done = more[-4:]
+    row, kv_head, j, head, step = (pl.program_id(axis) for axis in range(5))
+    blocks, heads, steps = pl.num_programs(2), pl.num_programs(3), pl.num_programs(4)
+
+    @pl.when((j == 0) & (head == 0) & (step == 0))
     def _():
-        for ref in sum_refs:
-            ref[...] = jnp.zeros_like(ref)
-
-    def update(b: int, j, masked: bool):
-        k = k_refs[b][...]
-        probs = _probs(k, q_refs[b][...], lse_ref[...], scale, precision)
-        if masked:
-            probs = jnp.where(_mask(probs, j, low_ref[b], high_ref[b]), probs, 0.0)
-        d_logits = probs * (_dot(v_ref[...], d_ref[...], 1, 1, precision) - dot_ref[...])
-        sum_refs[b][...] += _dot(k, d_logits.astype(k.dtype), 0, 0, precision)
-
-    visits.each(runs_ref, row, i, step, update)
-
-    @pl.when(step == steps - 1)
-    def _():
-        for out_ref, ref in zip(out_refs, sum_refs, strict=True):
-            out_ref[...] = (ref[...] * scale).T.astype(out_ref.dtype)
-
-
-def d_kv(runs_ref, *refs, visits: Visits, scale: float, precision):
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, *more) = _split(refs, visits)
-    out_refs, sum_refs = more[: visits.bands + 1], more[visits.bands + 1 :]
-    row, j, head, step = (pl.program_id(axis) for axis in (0, 2, 3, 4))
-    heads, steps = pl.num_programs(3), pl.num_programs(4)
+        written_ref[0] = NONE
 
     @pl.when((head == 0) & (step == 0))
     def _():
         for ref in sum_refs:
             ref[...] = jnp.zeros_like(ref)
 
-    def update(b: int, _, masked: bool):
-        q, d_out = q_refs[b][...], d_ref[...]
-        probs = _probs(k_refs[b][...], q, lse_ref[...], scale, precision)
+    def update(b: int, i, masked: bool):
+        block = d_q_ref.at[b, row, kv_head * heads + head, i]
+        read = pltpu.make_async_copy(block, read_ref, done.at[0])
+        write = pltpu.make_async_copy(write_ref, block, done.at[1])
+        this, before = (b * heads + head) * d_q_ref.shape[3] + i, written_ref[0]
+        written_ref[0] = this
+        pl.when(before == this)(write.wait)  # the end of one list of visits may be the start of the next
+        read.start()
+        q, k, d_out = q_refs[b][...], k_refs[b][...], d_ref[...]
+        probs = jnp.exp2(_dot(k, q, 1, 1, precision) * (scale * LOG2_E) - lse_ref[...])
         if masked:
             probs = jnp.where(_mask(probs, j, low_ref[b], high_ref[b]), probs, 0.0)
         sum_refs[-1][...] += _dot(probs.astype(d_out.dtype), d_out, 1, 0, precision)
-        d_logits = probs * (_dot(v_ref[...], d_out, 1, 1, precision) - dot_ref[...])
-        sum_refs[b][...] += _dot(d_logits.astype(q.dtype), q, 1, 0, precision)
+        d_logits = (probs * (_dot(v_ref[...], d_out, 1, 1, precision) - dot_ref[...])).astype(q.dtype)
+        sum_refs[b][...] += _dot(d_logits, q, 1, 0, precision)
+        d_q = _dot(k, d_logits, 0, 0, precision)
+        read.wait()
+        pl.when((before != NONE) & (before != this))(write.wait)  # any block's copy is as long as this one's
+        write_ref[...] = read_ref[...] + d_q
+        write.start()
 
     visits.each(runs_ref, row, j, step, update)
 
@@ -148,6 +145,10 @@ def d_kv(runs_ref, *refs, visits: Visits, scale: float, precision):
     def _():
         for b, (out_ref, ref) in enumerate(zip(out_refs, sum_refs, strict=True)):
             out_ref[...] = (ref[...] * (scale if b < visits.bands else 1.0)).astype(out_ref.dtype)
+
+    @pl.when((j == blocks - 1) & (head == heads - 1) & (step == steps - 1) & (written_ref[0] != NONE))
+    def _():
+        pltpu.make_async_copy(write_ref, d_q_ref.at[0, row, kv_head, 0], done.at[1]).wait()
 
 
 def _split(refs, visits: Visits):
@@ -159,11 +160,6 @@ def _dot(a, b, axis_of_a: int, axis_of_b: int, precision):
     """Returns the product of two matrices, summed over one axis of each, in float32."""
     over = (((axis_of_a,), (axis_of_b,)), ((), ()))
     return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _probs(k, q, lse, scale: float, precision):
-    """Returns the probabilities, given the log-sum-exp to base 2, before any mask."""
-    return jnp.exp2(_dot(k, q, 1, 1, precision) * (scale * LOG2_E) - lse)
 
 
 def _mask(logits, j, low, high):

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from giraffe_jax.attention import tpu
-from giraffe_jax.attention.intervals import intervals, padded, runs_of_keys, runs_of_queries
+from giraffe_jax.attention.intervals import intervals, padded, runs_of_keys
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan.work import row_of
 from giraffe_jax.training.config import TrainConfig
 
-MATMULS = {"attention": 2, "attention_d_q": 3, "attention_d_kv": 4}  # of a block of queries with one of keys, by kernel
+MATMULS = {"attention": 2, "attention_backward": 5}  # of a block of queries with one of keys, by kernel
 
 
 def kernel_flops(
@@ -38,11 +38,7 @@ def kernel_flops(
     for name, tile in zip(MATMULS, tiles, strict=True):
         pairs = []
         for bands in layers:
-            ends = padded(intervals(place, bands), tile.q)
-            if name == "attention_d_kv":
-                runs = runs_of_queries(ends, tokens + -tokens % tile.k, tile.q, tile.k)
-            else:
-                runs = runs_of_keys(ends, tile.q, tile.k)
+            runs = runs_of_keys(padded(intervals(place, bands), tile.q), tile.q, tile.k)
             pairs.append(float(jnp.sum(runs.stop - runs.start)) * tile.q * tile.k)
         found[name] = 2 * MATMULS[name] * model.head_dim * rows * heads * float(np.mean(pairs)) / (context * calls)
     return found

@@ -64,32 +64,29 @@ def test_pairs_that_are_seen(methods, pairs):
 
 @pytest.mark.parametrize(
     ("changes", "document", "blocks"),
-    [  # of the forward kernel, 512 queries by 1,024 keys, and of the backward ones, 512 by 512
-        (dict(), None, (1 + 1 + 2 + 2, 1 + 2 + 3 + 4)),
-        (dict(), 512, (4, 4)),  # each document is a block
-        (dict(positions=(dict(name="sliding_window", window=1.0),)), None, (4, 4)),
-        (
-            dict(positions=(dict(name="self_extend", window=512, group=4),)),
-            None,
-            (4 + 1 + 1 + 2 + 1, 4 + 3 + 1 + 2 + 3),
-        ),
+    [  # 512 queries by 1,024 keys, or 256 by 256
+        (dict(), None, 1 + 1 + 2 + 2),
+        (dict(dtype="float32"), None, 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8),
+        (dict(), 512, 4),  # a block of queries sees its own document
+        (dict(positions=(dict(name="sliding_window", window=1.0),)), None, 4),
+        (dict(positions=(dict(name="self_extend", window=512, group=4),)), None, 4 + 1 + 1 + 2 + 1),
     ],
 )
 def test_the_work_of_a_tpus_kernels_is_of_the_blocks_that_they_visit(changes, document, blocks):
     run = config(rows=8, tokens=2048, accumulate=2)
     model = ModelConfig(**SHAPE | dict(num_heads=4, num_kv_heads=2, head_dim=128, dtype="bfloat16") | changes)
     found = kernel_flops(run, model, dict(data=1, fsdp=2, context=1, tensor=2), document)
-    rows_and_heads, forward, backward = 2 * 2, blocks[0] * 512 * 1024, blocks[1] * 512 * 512
-    matmuls = dict(attention=2 * forward, attention_d_q=3 * backward, attention_d_kv=4 * backward)
-    assert found == {name: 2 * 128 * rows_and_heads * count for name, count in matmuls.items()}
+    rows_and_heads, pairs = 2 * 2, blocks * (512 * 1024 if model.dtype == "bfloat16" else 256 * 256)
+    matmuls = dict(attention=2, attention_backward=5)
+    assert found == {name: 2 * 128 * rows_and_heads * count * pairs for name, count in matmuls.items()}
 
 
 @pytest.mark.parametrize(("how", "calls"), [("all-gather", 2), ("ring", 2 * 2)])
 def test_devices_that_share_a_row_share_its_kernels_work(how, calls):
-    """Of 8 x 8 blocks of 512 each of two devices visits 18 of the 36 below the diagonal, in so many calls."""
+    """Of 8 x 4 blocks of 512 by 1,024 each of two devices visits 10 of the 20 below the diagonal, in so many calls."""
     model = ModelConfig(**SHAPE | dict(num_heads=4, num_kv_heads=2, head_dim=128, dtype="bfloat16", context=how))
     found = kernel_flops(config(rows=1, tokens=4096), model, dict(data=1, fsdp=1, context=2, tensor=1))
-    assert found["attention_d_q"] * calls == 2 * 3 * 128 * 4 * 18 * 512 * 512
+    assert found["attention_backward"] * calls == 2 * 5 * 128 * 4 * 10 * 512 * 1024
 
 
 def test_the_blocks_that_attention_visits():
