@@ -112,11 +112,11 @@ def _moved(x, axis: int, back: bool):
     return jax.shard_map(here, in_specs=PartitionSpec(*spec), out_specs=PartitionSpec(*spec))(x)
 
 
-def stretches(tree):
-    """Returns a device's arrays [B T ...] as [2 B t ...]: the two runs of its tokens."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], 2, -1, *x.shape[2:]), 1, 0), tree)
+def divided(tree, parts: int):
+    """Returns a device's arrays [B T ...] as [parts B t ...]: all its tokens, or the two stretches of them."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0), tree)
 
 
 def joined(tree):
-    """Returns arrays [2 B t ...] as [B T ...]."""
+    """Returns arrays [parts B t ...] as [B T ...]."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from giraffe_jax.attention.columns import AXIS, joined, size, stretches
+from giraffe_jax.attention.columns import AXIS, divided, joined, size
 
 
 def forward(part, q, k, v, place, bands, bias):
     """Returns a device's output and log-sum-exp; arguments as in context.attend, of the device."""
     k, v, k_place = _gathered((k, v, place))
 
-    def stretch(inputs):
+    def some(inputs):
         q, q_place = inputs
         return part.forward(q, k, v, q_place, k_place, bands, bias)
 
-    out, lse = joined(lax.map(stretch, stretches((q, place))))
+    out, lse = joined(lax.map(some, divided((q, place), part.query_runs)))
     return out.astype(v.dtype), lse
 
 
@@ -27,13 +27,13 @@ def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
     own = (k, v)
     k, v, k_place = _gathered((k, v, place))
 
-    def stretch(sums, inputs):
+    def some(sums, inputs):
         q, q_place, out, lse, d_out = inputs
         d_q, *more = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
         return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, tuple(more)), d_q
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, bias))
-    (*d_keys, d_bias), d_q = lax.scan(stretch, zeros, stretches((q, place, out, lse, d_out)))
+    (*d_keys, d_bias), d_q = lax.scan(some, zeros, divided((q, place, out, lse, d_out), part.query_runs))
     d_k, d_v = _scattered(jax.tree.map(lambda g, x: g.astype(x.dtype), tuple(d_keys), own))
     return joined(d_q), d_k, d_v, d_bias
 

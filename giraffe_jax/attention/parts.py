@@ -17,12 +17,17 @@ from giraffe_jax.attention.places import Place
 class Part(Protocol):
     """A kernel; hashable."""
 
+    # 1: its queries may be both stretches of a device at once; 2: each is a call of its own, whose gradients of keys
+    # and values are summed in float32 outside it.
+    @property
+    def query_runs(self) -> int: ...
+
     def forward(self, q, k, v, q_place: Place, k_place: Place, bands, bias) -> tuple:
         """Returns the output [B T N H] and its log-sum-exp [B T N].
 
         Args:
           q, k, v, bands, bias: as in attention.attend.
-          q_place: of one stretch of the row.
+          q_place: of one stretch of the row, or of two in its order.
           k_place: of two stretches of equal length, in the row's order: all keys, or those of one device.
         """
         ...
@@ -37,6 +42,10 @@ class Blockwise(NamedTuple):
 
     block_size: int | None = None
 
+    @property
+    def query_runs(self) -> int:
+        return 2  # it reads which blocks to visit off the first and last query of each
+
     def forward(self, q, k, v, q_place, k_place, bands, bias):
         return forward(self.block_size, q, k, v, bias, (q_place, k_place), bands)
 
@@ -50,6 +59,10 @@ class Ranges(NamedTuple):
 
     tiles: ranges.Tiles | tpu.Tiles
     interpret: bool = False
+
+    @property
+    def query_runs(self) -> int:
+        return 1
 
     @property
     def _kernels(self) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from giraffe_jax.attention.columns import AXIS, joined, size, stretches
+from giraffe_jax.attention.columns import AXIS, divided, joined, size
 from giraffe_jax.attention.dense import MASKED
 
 
@@ -33,21 +33,21 @@ def merge(
 
 def forward(part, q, k, v, place, bands, bias):
     """Returns a device's output and log-sum-exp; arguments as in context.attend, of the device."""
-    queries = stretches((q, place))
+    queries = divided((q, place), part.query_runs)
 
     def step(carry, _):
         (k, v, k_place), found = carry
         sent = _on((k, v, k_place))
 
-        def stretch(inputs):
+        def some(inputs):
             (q, q_place), (out, lse) = inputs
             here, here_lse = part.forward(q, k, v, q_place, k_place, bands, bias)
             return merge([(out, lse), (here.astype(jnp.float32), here_lse)])
 
-        return (sent, lax.map(stretch, (queries, found))), None
+        return (sent, lax.map(some, (queries, found))), None
 
     out = jnp.zeros(q[0].shape, jnp.float32)
-    nothing = stretches((out, jnp.full(out.shape[:-1], MASKED)))
+    nothing = divided((out, jnp.full(out.shape[:-1], MASKED)), part.query_runs)
     (_, found), _ = lax.scan(step, ((k, v, place), nothing), length=size())
     out, lse = joined(found)
     return out.astype(v.dtype), lse
@@ -55,7 +55,7 @@ def forward(part, q, k, v, place, bands, bias):
 
 def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
     """Returns a device's gradients of q, of its own k and v, and its share of that of bias."""
-    queries = stretches((q, place, out, lse, d_out))
+    queries = divided((q, place, out, lse, d_out), part.query_runs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, bias))
 
     def step(carry, _):
@@ -63,12 +63,12 @@ def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
         # What was summed of these keys on other devices arrives while this one computes its share.
         sent, arrived = _on((k, v, k_place)), _on(d_keys)
 
-        def stretch(sums, inputs):
+        def some(sums, inputs):
             (q, q_place, out, lse, d_out), d_q = inputs
             more_q, *more = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
             return _sum(sums, tuple(more)), _sum(d_q, more_q)
 
-        (d_k, d_v, d_bias), d_q = lax.scan(stretch, (*zeros[:2], d_bias), (queries, d_q))
+        (d_k, d_v, d_bias), d_q = lax.scan(some, (*zeros[:2], d_bias), (queries, d_q))
         return (sent, _sum(arrived, (d_k, d_v)), d_bias, d_q), None
 
     d_q = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), queries[0])
