@@ -54,7 +54,7 @@ def write(folder: Path, module: str, name: str = "wavelet", text: str = METHOD) 
 
 def giraffe(*words, cwd):
     command = [sys.executable, "-m", "giraffe_jax.cli", *map(str, words)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 

@@ -14,7 +14,7 @@ from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.training.loop import losses, train
 from tests.close import close
-from tests.test_train import MODEL, settings
+from tests.training.test_train import MODEL, settings
 
 
 def saved(run):
