@@ -89,6 +89,8 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
         clear = gradient > 1e-2 * gradient.max()
         assert np.abs(leaf - paths(want)[name])[clear].max() < 1e-3 * float(metrics["lr"]), name
     assert int(state.step) == 1
+    # A step draws by the seed and its own number, whatever came before it.
+    np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(config.seed)))
 
 
 def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, tokenizer):
