@@ -1,26 +1,70 @@
-"""Draws the ladder of CONTRIBUTING.md from the package's imports: `python docs/ladder.py` writes docs/ladder.svg.
+"""The ladder of CONTRIBUTING.md, drawn from the package's imports: `python docs/ladder.py` writes docs/ladder.svg.
+
+tests/test_ladder.py checks by the same table that every import goes down.
 
 Boxes are folders and modules of giraffe_jax, higher rows above; a line is an import, the wider the more of them. Those
 of `config`, which everything imports, are left out.
 """
 
+import ast
 import collections
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+PACKAGE = ROOT / "giraffe_jax"
 
-from tests.test_ladder import LADDER, imported, modules, owner  # noqa: E402
+LADDER = [
+    {"config", "records", "provenance", "tuning", "devices"},
+    {"positions", "sharding", "tokenizer"},
+    {"ops", "data", "checkpoint"},
+    {"attention"},
+    {"model"},
+    {"inference"},
+    {"hf"},
+    {"identity"},
+    {"base"},
+    {"loading"},
+    {"training", "evals"},
+    {"report", "bench", "plan"},
+    {"lab"},
+    {"cli"},
+]
 
 WIDTH, ROW, BOX, HEIGHT = 960, 74, 116, 30
+
+
+def modules(root: Path = PACKAGE) -> list[Path]:
+    """Every module of the package but its own light `__init__`."""
+    return [file for file in sorted(root.rglob("*.py")) if file != root / "__init__.py"]
+
+
+def owner(file: Path, root: Path = PACKAGE) -> str:
+    """The package or top-level module a file belongs to: its row in the ladder is looked up by this name."""
+    return file.relative_to(root).parts[0].removesuffix(".py")
+
+
+def imported(source: str, package: tuple[str, ...]) -> list[tuple[int, str]]:
+    """(line, top-level name) of everything a source imports from giraffe_jax, inside functions too.
+
+    `package` is where the source lives, ("giraffe_jax", "hf") say, by which relative imports are resolved.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            path = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{path}.{alias.name}") for alias in node.names]
+    parts = [(line, name.split(".")) for line, name in found]
+    return [(line, name[1]) for line, name in parts if name[0] == "giraffe_jax" and len(name) > 1]
 
 
 def arrows() -> collections.Counter[tuple[str, str]]:
     """Returns how many imports go from one folder or module to another one."""
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     for file in modules():
-        package = ("giraffe_jax", *file.relative_to(ROOT / "giraffe_jax").parent.parts)
+        package = ("giraffe_jax", *file.relative_to(PACKAGE).parent.parts)
         for _, name in imported(file.read_text(encoding="utf-8"), package):
             if name not in (owner(file), "config") and any(name in row for row in LADDER):
                 found[owner(file), name] += 1

@@ -65,7 +65,7 @@ def test_the_tpu_config_trains_a_small_llama_on_eight_devices(tmp_path):
     import jax
 
     from giraffe_jax.training.loop import losses, train
-    from tests.test_cli import tiny_hf_directory
+    from tests.cli.test_cli import tiny_hf_directory
 
     source = tiny_hf_directory(tmp_path / "hf", num_layers=1, original_len=64)
     (tmp_path / "book.jsonl").write_text('{"text": "' + "all work and no play " * 200 + '"}\n')

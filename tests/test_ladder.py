@@ -9,53 +9,14 @@ import pytest
 import giraffe_jax
 
 ROOT = Path(str(giraffe_jax.__file__)).parent
+DRAWER = ROOT.parent / "docs" / "ladder.py"
 
-LADDER = [
-    {"config", "records", "provenance", "tuning", "devices"},
-    {"positions", "sharding", "tokenizer"},
-    {"ops", "data", "checkpoint"},
-    {"attention"},
-    {"model"},
-    {"inference"},
-    {"hf"},
-    {"identity"},
-    {"base"},
-    {"loading"},
-    {"training", "evals"},
-    {"report", "bench", "plan"},
-    {"lab"},
-    {"cli"},
-]
+# What is drawn and what is checked are one table and one reading of the imports.
+DRAWN = runpy.run_path(str(DRAWER))
+LADDER, modules, owner, imported = (DRAWN[name] for name in ("LADDER", "modules", "owner", "imported"))
 LEVEL = {name: level for level, row in enumerate(LADDER) for name in row}
 # What its neighbours in a row may import too.
 SHARED = {"config"}
-
-
-def modules(root: Path = ROOT) -> list[Path]:
-    """Every module of the package but its own light `__init__`."""
-    return [file for file in sorted(root.rglob("*.py")) if file != root / "__init__.py"]
-
-
-def owner(file: Path, root: Path = ROOT) -> str:
-    """The package or top-level module a file belongs to: its row in the ladder is looked up by this name."""
-    return file.relative_to(root).parts[0].removesuffix(".py")
-
-
-def imported(source: str, package: tuple[str, ...]) -> list[tuple[int, str]]:
-    """(line, top-level name) of everything a source imports from giraffe_jax, inside functions too.
-
-    `package` is where the source lives, ("giraffe_jax", "hf") say, by which relative imports are resolved.
-    """
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            path = ".".join([*base, *([node.module] if node.module else [])])
-            found += [(node.lineno, f"{path}.{alias.name}") for alias in node.names]
-    parts = [(line, name.split(".")) for line, name in found]
-    return [(line, name[1]) for line, name in parts if name[0] == "giraffe_jax" and len(name) > 1]
 
 
 def violations(file: Path, root: Path = ROOT) -> list[str]:
@@ -152,6 +113,4 @@ def test_the_ladder_sees_an_import_that_goes_up(tmp_path, where, source, allowed
 
 
 def test_the_drawing_is_of_these_imports():
-    docs = ROOT.parent / "docs"
-    drawing = runpy.run_path(str(docs / "ladder.py"))["drawing"]
-    assert (docs / "ladder.svg").read_text() == drawing(), "python docs/ladder.py draws it anew"
+    assert DRAWER.with_suffix(".svg").read_text() == DRAWN["drawing"](), "python docs/ladder.py draws it anew"

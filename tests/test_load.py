@@ -20,7 +20,7 @@ from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import place, train
 from tests.close import close
-from tests.test_train import settings
+from tests.training.test_train import settings
 
 # Large enough that a norm, which every device holds whole, is little beside an eighth.
 MODEL = ModelConfig(vocab_size=264, d_model=64, d_mlp=128, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=8)

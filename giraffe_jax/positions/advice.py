@@ -61,7 +61,7 @@ def not_finite(e: Encoding) -> tuple[str, str] | None:
         numbers, field = np.asarray(value), jax.tree_util.keystr(path).removeprefix(".")
         if not np.issubdtype(numbers.dtype, np.floating):
             continue
-        allowed = np.isfinite(numbers) | ((numbers == math.inf) & (field.split(".")[-1] in ENDLESS))
+        allowed = np.isfinite(numbers) | ((numbers == math.inf) & (field.split(".")[-1].split("[")[0] in ENDLESS))
         if not allowed.all():
             return field, f"{numbers[~allowed].flat[0]} in {np.sum(~allowed)} of {numbers.size}"
     return None

@@ -112,7 +112,7 @@ class Encoding:
     query_scale: Any = None  # [B T] or [L B T], multiplies queries
     head_scale: Any = None  # [#B #T #N], multiplies the queries of each head; N query heads
     window: Any = None  # [] or [L], keys less than so many tokens back are seen; None for all
-    chunk: Any = None  # [] or [L], keys of the same chunk of so many tokens are seen; None for all
+    chunk: Any = None  # [] or [L], keys of the same chunk of so many tokens are seen; a tuple: of each; None for all
     start: Start | None = None
     limits: Any = None  # [K - 1], longest document of all but the last choice, where K are stacked in inv_freq and gain
     key: Any = None  # PRNG key while training; None elsewhere
@@ -198,7 +198,7 @@ class Encoding:
     def _with_windows_in_bands(self) -> "Encoding":
         """Returns the encoding whose bands hold `window` and `chunk` too: masks are made of bands alone."""
         further = () if self.window is None else (Range(high=self.window),)
-        further += () if self.chunk is None else (Range(high=1.0, chunk=self.chunk),)
+        further += tuple(Range(high=1.0, chunk=chunk) for chunk in jax.tree.leaves(self.chunk))
         if not further:
             return self
         further, causal = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (further, CAUSAL))

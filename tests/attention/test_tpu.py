@@ -22,7 +22,7 @@ from giraffe_jax.positions import Band, Range
 from giraffe_jax.sharding import MeshConfig, make_mesh
 from tests.attention.test_kernels import BANDS, SEGMENTS, B, K, N, T, arrays, by_definition
 from tests.close import close
-from tests.test_choose import absent
+from tests.ops.test_choose import absent
 
 TILES = tpu.Tiles(tpu.Tile(32, 16), tpu.Tile(16, 32))
 

@@ -9,7 +9,7 @@ import pytest
 
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
-from giraffe_jax.evals import scoring
+from giraffe_jax.evals import ruler_prompts, scoring
 from giraffe_jax.evals.tasks import key_values, ruler
 from giraffe_jax.tokenizer import ByteTokenizer
 from tests.evals import made
@@ -155,7 +155,7 @@ def test_questions_stand_among_documents_of_the_same_article_first(kind, tmp_pat
         text = BYTES.decode(e.prompt)
         documents = re.split(r"\n\nDocument \d+:\n", text[: text.rindex("\n\nAnswer the question")])[1:]
         asked = search("Question: (.+) Answer:$", text)
-        assert text.startswith(ruler.QUESTION[:60]) and e.expected[0] in "".join(documents)
+        assert text.startswith(ruler_prompts.QUESTION[:60]) and e.expected[0] in "".join(documents)
         assert BYTES.decode(e.answer) == f" {e.expected[0]}" and len(set(documents)) == len(documents) > 4
         if kind == "qa_1":
             a, p = divmod(i, 5)
@@ -201,7 +201,7 @@ def test_only_compat_shuffles_all_examples_alike(compat, book, monkeypatch):
         orders.setdefault(rng.random(), set()).add(tuple(order))  # by example, whatever its size
         return "x" * size, ["a"], " a", 0.0
 
-    monkeypatch.setattr(ruler, "_frequent", spy)
+    monkeypatch.setattr(ruler_prompts, "frequent", spy)
     ruler.examples(make("fwe", book, n=5, compat=compat), ByteTokenizer(), 400)
     assert len(orders) == 5 and all(len(found) == 1 for found in orders.values())
     assert len(set.union(*orders.values())) == (1 if compat else 5)
@@ -209,7 +209,7 @@ def test_only_compat_shuffles_all_examples_alike(compat, book, monkeypatch):
 
 def test_compat_keeps_one_order_and_room_for_the_output(book):
     def order(seed, shuffle):
-        text, *_ = ruler._common(random.Random(seed), shuffle, 50, short=False)
+        text, *_ = ruler_prompts.common(random.Random(seed), shuffle, 50, short=False)
         words = re.findall(r"\d+\. (\S+)", text[text.rindex("Below is a") : text.rindex("Question:")])
         return [words.index(w) for w in words]  # which places hold the same word
 

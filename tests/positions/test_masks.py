@@ -117,6 +117,24 @@ def test_windows_are_narrowed_never_widened():
     assert float(jnp.asarray(bind(scaling, **MODEL).window)) == 8.0
 
 
+@pytest.mark.parametrize("full_every", [0, 2])
+def test_chunks_given_twice_part_tokens_at_the_starts_of_both(full_every):
+    """Of 24 and 40 tokens: at 24, 40, 48, 72, 80, 96; by a list of these places, without a quotient."""
+    methods = [dict(name="chunked", chunk_size=24.0), dict(name="chunked", chunk_size=40.0, full_every=full_every)]
+    place = place_of_rows(None, (1, 100))
+    both, first = ([0, 24, 40, 48, 72, 80, 96, 100], [0, 24, 48, 72, 96, 100])
+    for scaling in (methods, methods[::-1]):
+        e = bind(scaling, num_layers=2, **MODEL).at(np.arange(100.0)[None])
+        for layer, starts in enumerate((both, first if full_every else both)):
+            want = np.zeros((100, 100), bool)
+            for start, end in itertools.pairwise(starts):
+                want[start:end, start:end] = np.tri(end - start, dtype=bool)
+            [band] = of_layer(e.bands, layer, 2)
+            np.testing.assert_array_equal(band.holds(QUERY, KEY) & (KEY <= QUERY), want)
+            low, high = (np.asarray(x[0, 0])[:, None] for x in intervals(place, (band,)))
+            np.testing.assert_array_equal((low <= KEY) & (KEY < high), want)
+
+
 BETWEEN, APART = QUERY // 20 - KEY // 20, QUERY - KEY
 BANDS = {  # of each method, the pairs of every band by its definition
     "self_extend": (dict(window=8, group=4), [APART < 8, APART >= 8]),

@@ -16,58 +16,16 @@ pairs where a list needs more. `compat=True` keeps the first and the third as re
 
 import dataclasses
 import json
-import math
 import random
-import string
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data.packing import Length
-from giraffe_jax.evals import cases, filling, haystack, metrics, scoring
+from giraffe_jax.evals import cases, filling, haystack, metrics, ruler_prompts, scoring
+from giraffe_jax.evals.ruler_prompts import Needles, Questions
 from giraffe_jax.evals.scoring import Count, Example, Scoring, Seed, Share
-from giraffe_jax.evals.tasks.lines import ADJECTIVES, NOUNS, draw_keys
-
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-NIAH = (
-    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. I will quiz you "
-    "about the {kind} afterwards.\n{context}\nWhat are all the special magic {kind} for {query} mentioned in the "
-    "provided text? The special magic {kind} for {query} mentioned in the provided text are"
-)
-CHAIN = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: "
-    "Find all variables that are assigned the value {query} in the text above. Answer: According to the chain(s) "
-    "of variable assignment in the text above, {count} variables are assigned the value {query}, they are: "
-)
-COMMON = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
-    "appear most often.\n{context}\nQuestion: What are the 10 most common words in the above list? Answer: The top "
-    "10 words that appear most often in the list are:"
-)
-FREQUENT = (
-    "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
-    "appeared coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. "
-    "What are the three most frequently appeared words in the above coded text? Answer: According to the coded "
-    "text above, the three most frequently appeared words are:"
-)
-
-
-Shuffle = Callable[[list[Any]], None]
-
-
-class Needles(NamedTuple):
-    """Where needles hide, what their keys and values are, and how many keys, values of each and questions there are."""
-
-    haystack: Literal["noise", "text", "needles"]
-    key: Literal["words", "uuids"]
-    value: Literal["numbers", "uuids"]
-    keys: int = 1
-    values: int = 1
-    queries: int = 1
-
 
 NEEDLES = {
     "niah_single_1": Needles("noise", "words", "numbers"),
@@ -79,11 +37,6 @@ NEEDLES = {
     "niah_multivalue": Needles("text", "words", "numbers", values=4),
     "niah_multiquery": Needles("text", "words", "numbers", keys=4, queries=4),
 }
-QUESTION = (
-    "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
-    "The following are given documents.\n\n{context}\n\nAnswer the question based on the given documents. Only give me "
-    "the answer and do not output any other words.\n\nQuestion: {query} Answer:"
-)
 NEW_TOKENS = dict.fromkeys(NEEDLES, 128) | dict(vt=30, cwe=120, fwe=50, qa_1=32, qa_2=32)
 Kind = Literal[
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
@@ -175,7 +128,7 @@ def _one(
     depth: float | None,
     i: int,
     text: haystack.Haystack | None,
-    asked: "Questions | None",
+    asked: Questions | None,
 ) -> Example:
     length = fill.length
     seed = f"ruler {task.kind} {task.seed} {length} {depth} {i}"
@@ -184,130 +137,19 @@ def _one(
     def make(size: int, end: haystack.End = haystack.NOTHING) -> filling.Made:
         rng, shuffle = random.Random(seed), random.Random(order).shuffle
         if task.kind == "vt":
-            made = _chain(rng, size, task.hops, task.chains)
+            made = ruler_prompts.chain(rng, size, task.hops, task.chains)
         elif task.kind == "cwe":
-            made = _common(rng, shuffle, size, short=length < 4096)
+            made = ruler_prompts.common(rng, shuffle, size, short=length < 4096)
         elif task.kind == "fwe":
-            made = _frequent(rng, shuffle, size, words=max(length // 50, 8))
+            made = ruler_prompts.frequent(rng, shuffle, size, words=max(length // 50, 8))
         elif asked is not None:
-            made = _question(rng, shuffle, size, asked, i)
+            made = ruler_prompts.question(rng, shuffle, size, asked, i)
         else:
-            made = _needles(NEEDLES[task.kind], rng, shuffle, size, depth, text, end)
+            made = ruler_prompts.needles(NEEDLES[task.kind], rng, shuffle, size, depth, text, end)
         prompt, answers, said, where = made
         return filling.Made(prompt, said, tuple(answers), where)
 
     return fill(make)[1] if text is None else haystack.filled(fill, make)
-
-
-# Each maker returns (prompt, what the output must hold, the answer as the prompt's examples would put it, depth of the
-# first thing asked for), of a size in the units that fill it: sentences or words.
-
-
-def _needles(
-    task: Needles,
-    rng: random.Random,
-    shuffle: Shuffle,
-    size: int,
-    depth: float | None,
-    text: haystack.Haystack | None,
-    end: haystack.End,
-):
-    keys = _draw(rng, task.key, task.keys)
-    values = [_draw(rng, task.value, task.values) for _ in keys]
-    pairs = [(key, value) for key, mine in zip(keys, values, strict=True) for value in mine]
-    asked = rng.sample(range(task.keys), task.queries)
-    shuffle(pairs)
-    hay_rng = random.Random(rng.random())  # what lies around does not change what is hidden
-    if task.haystack == "needles":
-        others = zip(_draw(hay_rng, task.key, size, but=keys), _draw(hay_rng, task.value, size), strict=True)
-        hay = [NEEDLE.format(kind=task.value, key=k, value=v) for k, v in others]
-    elif text is not None:
-        hay = text.part(hay_rng.randrange(len(text.pieces)), size, end)
-    else:
-        hay = [NOISE] * size
-    shares = [depth] if depth is not None else sorted(hay_rng.random() for _ in pairs)
-    places = [round(share * len(hay)) for share in shares]
-    hidden = [NEEDLE.format(kind=task.value, key=key, value=value) for key, value in pairs]
-    if text is None:
-        hay = [f"{piece}\n" for piece in hay]
-    context = haystack.joined(hay, list(zip(places, hidden, strict=True)), " " if text else "\n")
-    queries = [keys[i] for i in asked]
-    answers = [value for i in asked for value in values[i]]
-    query = ", ".join(queries[:-1]) + ", and " + queries[-1] if len(queries) > 1 else queries[0]
-    template, kind = NIAH, str(task.value)
-    if len(answers) == 1:
-        template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
-        kind = kind[:-1]
-    first = [key for key, _ in pairs].index(queries[0])
-    where = places[first] / max(1, len(hay))
-    return template.format(kind=kind, context=context, query=query), answers, " " + ", ".join(answers), where
-
-
-def _chain(rng: random.Random, size: int, hops: int, chains: int):
-    examples = []
-    for letters, noise in ((3, 5), (5, size)):  # one solved, and the one that is asked
-        names = _different(lambda k=letters: "".join(rng.choices(string.ascii_uppercase, k=k)), chains * (hops + 1))
-        values = _different(lambda: str(rng.randint(10_000, 99_999)), chains)
-        assigned, lines = [], [NOISE] * noise
-        for c in range(chains):
-            own = names[c * (hops + 1) : (c + 1) * (hops + 1)]
-            made = [f"VAR {own[0]} = {values[c]}"] + [f"VAR {b} = VAR {a}" for a, b in zip(own, own[1:], strict=False)]
-            assigned += zip(sorted(rng.random() for _ in made), made, strict=True)
-        names, value, first = names[: hops + 1], values[0], assigned[0][0]
-        for share, assignment in sorted(assigned, reverse=True):
-            lines.insert(round(share * noise), assignment)
-        text = CHAIN.format(context="\n".join(lines), query=value, count=hops + 1)
-        examples.append((text, names, first))
-    (solved, said, _), (asked, names, where) = examples
-    return f"{solved} {' '.join(said)}\n\n\n\n{asked}", names, " ".join(names), where
-
-
-def _common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
-    def numbered(words):
-        return " ".join(f"{i}. {word}" for i, word in enumerate(words, 1))
-
-    def example(count, often, seldom):
-        words = _words(rng, count)
-        listed = words[:10] * often + words[10:] * seldom
-        shuffle(listed)
-        return COMMON.format(context=numbered(listed)), words[:10]
-
-    solved, said = example(20, 3, 1) if short else example(40, 10, 3)
-    asked, answers = example(10 + size, 6, 1) if short else example(10 + size, 30, 3)
-    return f"{solved} {numbered(said)}\n{asked}", answers, " " + numbered(answers), 0.0
-
-
-def _frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
-    coded = _different(lambda: "".join(rng.choices(string.ascii_lowercase, k=6)), words)
-    coded[0] = "..."  # the most frequent is noise
-    # Zipf's law with exponent 2, of ever more words, whose sum is pi^2 / 6.
-    total = 256 + size  # so many that the three that are asked for differ in how often they come
-    counts = [int(total * 6 / math.pi**2 / rank**2) for rank in range(1, words + 1)]
-    text = [word for word, count in zip(coded, counts, strict=True) for _ in range(count)]
-    shuffle(text)
-    return FREQUENT.format(context=" ".join(text)), coded[1:4], " " + " ".join(coded[1:4]), 0.0
-
-
-def _question(rng: random.Random, shuffle: Shuffle, size: int, asked: "Questions", i: int):
-    query, answers, own, near = asked.cases[i % len(asked.cases)]
-    # Documents of its own, then those of the same article, then any; of all that there are, so that more is never less.
-    # Where they are too few, all of them once more, as often as it takes (as released).
-    near, known = rng.sample(near, len(near)), {*own, *near}
-    count = len(asked.documents)
-    far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
-    chosen = [*own, *near, *far]
-    chosen = (chosen * -(-(len(own) + size) // len(chosen)))[: len(own) + size]
-    shuffle(chosen)
-    context = "\n\n".join(f"Document {k}:\n{asked.documents[d]}" for k, d in enumerate(chosen, 1))
-    where = min(chosen.index(d) for d in own) / max(1, len(chosen) - 1)
-    return QUESTION.format(context=context, query=query), list(answers), f" {answers[0]}", where
-
-
-class Questions(NamedTuple):
-    """Documents, and cases on them: (question, allowed answers, its documents, others of the same article)."""
-
-    documents: list[str]
-    cases: list[tuple[str, tuple[str, ...], list[int], list[int]]]
 
 
 def questions(task: Ruler) -> Questions:
@@ -351,27 +193,3 @@ def _hotpot(rows: Any) -> Questions:
             for row, own in zip(rows, texts, strict=True)
         ],
     )
-
-
-def _draw(rng: random.Random, kind: str, n: int, but: Sequence[str] = ()) -> list[str]:
-    """Returns n different words ("adjective-noun"), numbers of seven digits or UUIDs."""
-    if kind == "words":
-        most = len(ADJECTIVES) * len(NOUNS)
-        return [k for k in draw_keys(rng, min(n + len(but), most)) if k not in but][:n]
-    if kind == "numbers":
-        return _different(lambda: str(rng.randint(10**6, 10**7 - 1)), n)
-    return _different(lambda: str(uuid.UUID(int=rng.getrandbits(128), version=4)), n)
-
-
-def _different(draw: Callable[[], str], n: int) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < n:
-        found[draw()] = None
-    return list(found)
-
-
-def _words(rng: random.Random, n: int) -> list[str]:
-    """Returns n different words: of the list, then pairs of them."""
-    single = list(dict.fromkeys(ADJECTIVES + NOUNS))
-    rng.shuffle(single)
-    return single[:n] + (draw_keys(rng, n - len(single)) if n > len(single) else [])

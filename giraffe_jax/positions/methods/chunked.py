@@ -6,6 +6,8 @@ paper of its own.
 
 from typing import Annotated
 
+import jax
+
 from giraffe_jax.positions.calls import Bound, Extent
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.layers import alternate
@@ -23,11 +25,12 @@ ABOUT = dict(
 
 
 def chunked(e: Encoding, *, chunk_size: Extent = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
-    """Key j for query i where i // chunk_size == j // chunk_size.
+    """Key j for query i where i // chunk_size == j // chunk_size; given twice, where both sizes say so.
 
     Args:
       chunk_size: tokens.
       full_every: every n-th layer attends fully; 0 for none.
     """
     chunk_size = alternate(e, full_every, chunk_size, e.xp.inf)
-    return e.replace(chunk=chunk_size if e.chunk is None else e.xp.minimum(chunk_size, e.chunk))
+    # Chunks of 24 and of 40 share no single size: the starts of both part tokens.
+    return e.replace(chunk=chunk_size if e.chunk is None else (*jax.tree.leaves(e.chunk), chunk_size))

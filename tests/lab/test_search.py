@@ -20,8 +20,8 @@ from giraffe_jax.lab.tables import SearchConfig, crossover, divisors, first, mut
 from giraffe_jax.loading import load
 from giraffe_jax.positions import frequencies
 from giraffe_jax.training.loop import POSITIONS
+from tests.cli.test_cli import tiny_hf_directory
 from tests.close import close
-from tests.test_cli import tiny_hf_directory
 
 ABOUT = dict(head_dim=16, theta=10000.0, original_len=32)
 

@@ -18,7 +18,7 @@ from giraffe_jax.data.config import DataConfig
 from giraffe_jax.records import TrainLog, read_rows
 from giraffe_jax.training.loop import train
 from tests import processes
-from tests.test_train import settings
+from tests.training.test_train import settings
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -431,7 +431,7 @@ def test_an_interrupt_is_one_line_and_status_130(write, tmp_path, text, interrup
     )
     write(f"import traceback\n{WAIT}{careless}", "slow_giraffe.py")
     command = [sys.executable, "-m", "giraffe_jax.cli", "train", f"--config={write(text)}", "--workdir=w"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = processes.start(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     for number in range(1, interrupts + 1):
         while not (tmp_path / str(number)).exists() and process.poll() is None:

@@ -18,8 +18,8 @@ from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.dry import check_config
 from giraffe_jax.training.loop import train
 from giraffe_jax.training.optim import FrequencyConfig, OptimConfig
-from tests.test_cli import tiny_hf_directory
-from tests.test_train import MODEL, settings
+from tests.cli.test_cli import tiny_hf_directory
+from tests.training.test_train import MODEL, settings
 
 TEXT = dict(kind="text", path="/not/here")
 DATA = dict(sources=[TEXT], seq_len=128, batch_size=8)

@@ -2,7 +2,7 @@
 
 A case is a command in a folder of its own. Its status is 2 (1 where work failed), the first line on standard error says
 what was wrong, there is no traceback, and a refused command has made and changed no file. `python -m
-tests.test_bad_input` prints the table with seconds and memory; what is asserted depends on no machine's speed.
+tests.cli.test_bad_input` prints the table with seconds and memory; what is asserted depends on no machine's speed.
 
 A case's seconds are those of the refusal: an interpreter that has imported everything is forked for each.
 """
@@ -27,7 +27,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MINI = ROOT / "giraffe_jax" / "weights" / "giraffe-mini"
 DEADLINE = 60.0  # seconds until a case counts as hanging
 MEMORY = 500e6  # bytes that a case may need
@@ -702,7 +702,7 @@ def run_cases(names: list[str], folder: Path) -> list[dict[str, Any]]:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "GIRAFFE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     env |= {"MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false", "XLA_FLAGS": ""}
     (folder / "names.json").write_text(json.dumps(names))
-    command = [sys.executable, "-m", "tests.test_bad_input", str(folder)]
+    command = [sys.executable, "-m", "tests.cli.test_bad_input", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answers.json").read_text())

@@ -17,7 +17,7 @@ from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import losses, place, train
 from giraffe_jax.training.step import init_state, make_update, train_step
 from tests.close import close
-from tests.test_train import MODEL, batch, settings
+from tests.training.test_train import MODEL, batch, settings
 
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
 CONFIG = build(ModelConfig, MODEL)

@@ -27,6 +27,7 @@ from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import losses, place, train
 from giraffe_jax.training.optim import optimizer
+from giraffe_jax.training.program import program
 from giraffe_jax.training.step import init_state, make_update, train_step
 from tests.close import close
 
@@ -53,7 +54,9 @@ def batch(rows=4, seq_len=16):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
-    config = build(TrainConfig, settings(tokenizer))
+    """By a program of the config, whose z-loss adds to gradients and not to the loss that is told."""
+    z_loss = 0.1
+    config = build(TrainConfig, settings(tokenizer, accumulate=accumulate, z_loss=z_loss))
     model = build(ModelConfig, MODEL)
     from giraffe_jax.model import init_params
 
@@ -63,10 +66,11 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
     def loss(params):
         e = model.bind().at(data["positions"])
         hidden, _ = Llama(model).apply({"params": params}, data["tokens"], e)
-        nll = token_nll(hidden, unembedding(params), data["targets"])[0]
-        return jnp.sum(nll * data["weights"]) / data["weights"].sum()
+        nll, norm, _ = token_nll(hidden, unembedding(params), data["targets"])
+        told, moving = (jnp.sum(x * data["weights"]) / data["weights"].sum() for x in (nll, nll + z_loss * norm**2))
+        return moving, told
 
-    want_loss, grads = jax.jit(jax.value_and_grad(loss))(params)
+    (_, want_loss), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     tx = optimizer(config.optim, config.steps)
 
     @jax.jit
@@ -76,9 +80,7 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
 
     want = step(params, grads)
     state = init_state(jax.tree.map(jnp.copy, params), config)
-    state, metrics = train_step(
-        state, data, model.bind(), make_update(config.optim, config.steps), model=model, accumulate=accumulate
-    )
+    state, metrics = program(config, model, make_mesh(config.mesh)).step(state, data)
     close(metrics["loss"], want_loss)
     close(metrics["grad_norm"], optax.global_norm(grads), ulps=1024)
     for name, leaf in paths(state.params).items():
@@ -87,6 +89,8 @@ def test_a_step_is_adamw_on_the_weighted_mean_loss(accumulate, tokenizer):
         clear = gradient > 1e-2 * gradient.max()
         assert np.abs(leaf - paths(want)[name])[clear].max() < 1e-3 * float(metrics["lr"]), name
     assert int(state.step) == 1
+    # A step draws by the seed and its own number, whatever came before it.
+    np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(config.seed)))
 
 
 def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, tokenizer):

@@ -21,7 +21,7 @@ from giraffe_jax.tokenizer import (
 from giraffe_jax.tokenizer import gguf as gguf_file
 from giraffe_jax.tokenizer.to_gguf import describe
 
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
 SMOLLM2 = os.environ.get("GIRAFFE_SMOLLM2", "")
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="no shared data")
 needs_smollm2 = pytest.mark.skipif(not os.path.isfile(SMOLLM2), reason="GIRAFFE_SMOLLM2 names no file")

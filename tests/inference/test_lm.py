@@ -13,9 +13,9 @@ from giraffe_jax import hf, load
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model import Llama, logits
 from tests.close import close
-from tests.test_prefix import Begun
+from tests.tokenizer.test_prefix import Begun
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 YARN = [dict(name="yarn", factor=4.0)]
 PROMPTS = ("line apple 17\nline stone 42\nask apple", "It is a truth universally", "def main():\n", "In the beginning")
 

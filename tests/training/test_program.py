@@ -13,7 +13,7 @@ from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import place, to_global
 from giraffe_jax.training.program import batch_shapes, bytes_per_device, program, state_shapes
-from tests.test_train import MODEL, settings
+from tests.training.test_train import MODEL, settings
 
 
 def test_bytes_of_a_device_by_hand():

@@ -20,7 +20,7 @@ from giraffe_jax.training.loop import losses, train
 from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, decay_mask, learning_rate, matrices, optimizer
 from giraffe_jax.training.step import init_state, make_update, train_step
 from tests.close import close
-from tests.test_train import MODEL, batch, settings
+from tests.training.test_train import MODEL, batch, settings
 
 STEPS = 4
 RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -14,7 +14,7 @@ from giraffe_jax.sharding import paths
 from giraffe_jax.tokenizer import load_tokenizer
 from giraffe_jax.training.loop import losses, train
 from tests.close import close
-from tests.test_train import MODEL, settings
+from tests.training.test_train import MODEL, settings
 
 
 def saved(run):
@@ -44,14 +44,18 @@ def of(tokenizer, source, **changes):
     return settings(tokenizer, **dict(optim=dict(lr=1e-2, warmup_steps=0)) | changes)
 
 
-@pytest.mark.parametrize("part", [dict(), dict(lora=None, frequencies=dict(train="alone"))], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    [dict(), dict(lora=dict(rank=2, train=("norm", "embed"))), dict(lora=None, frequencies=dict(train="alone"))],
+    ids=["adapters", "adapters, norms and embedding", "frequencies"],
+)
 def test_a_checkpoint_holds_what_is_trained_and_goes_on_from_it(part, source, tmp_path, tokenizer):
     config = of(tokenizer, source, **part)
     whole = train(config, tmp_path / "whole", quiet=True)
     train(config, tmp_path / "run", quiet=True)
     held = saved(tmp_path / "run")
     assert not [path for path in held if path.endswith("kernel")]
-    assert ("embed/embedding" in held) == ("lora" in part and part["lora"] is not None)
+    assert ("embed/embedding" in held) == bool(part.get("lora"))
     with checkpoint.manager(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.delete(4)
     again = train(config, tmp_path / "run", quiet=True)

@@ -15,7 +15,7 @@ import pytest
 from giraffe_jax.cli import VERBS, catalogue, configs, evaluate, generate, main, methods, split_overrides
 from giraffe_jax.config import ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "matplotlib", "numpy")
 
 

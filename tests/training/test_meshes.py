@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from giraffe_jax.training.loop import losses
-from tests.test_train import MODEL, settings
+from tests.training.test_train import MODEL, settings
 
 pytestmark = pytest.mark.slow  # six runs, each a process with devices of its own
 

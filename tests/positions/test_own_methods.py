@@ -54,7 +54,7 @@ def write(folder: Path, module: str, name: str = "wavelet", text: str = METHOD) 
 
 def giraffe(*words, cwd):
     command = [sys.executable, "-m", "giraffe_jax.cli", *map(str, words)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
@@ -214,7 +214,7 @@ def test_a_method_that_fails_whatever_its_parameters_blames_none(tmp_path, monke
 def test_infinity_is_allowed_where_it_is_no_limit(tmp_path, monkeypatch):
     text = HEAD + "from giraffe_jax.positions.bands import Line, far, near, with_bands\n"
     text += "def f(e: Encoding):\n    return with_bands(e, near(8), far(8, Line(0.5, 4)), key_pos=Line(0.5))"
-    text += ".replace(window=float('inf'))\n"
+    text += ".replace(window=float('inf'), chunk=(float('inf'), 24.0))\n"
     monkeypatch.syspath_prepend(write(tmp_path, "no_limit", text=text))
     assert bind([dict(name="no_limit.f")], **MODEL).bands[1].high == np.inf
 

@@ -21,7 +21,7 @@ from giraffe_jax.training.loop import POSITIONS, load, losses, place, train
 from giraffe_jax.training.optim import FrequencyConfig, OptimConfig, optimizer
 from giraffe_jax.training.step import TrainState, init_state, make_update, train_step, trainable
 from tests.close import close
-from tests.test_train import MODEL, batch
+from tests.training.test_train import MODEL, batch
 
 ABOUT = dict(head_dim=8, theta=10000.0, original_len=64)
 YARN = dict(name="yarn", factor=4.0)

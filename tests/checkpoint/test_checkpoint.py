@@ -438,7 +438,7 @@ def test_one_process_calls_no_collective(run, monkeypatch):
 
 KILLED = """
 import sys
-from tests.test_checkpoint import checkpoint, state
+from tests.checkpoint.test_checkpoint import checkpoint, state
 with checkpoint.manager(sys.argv[1], keep=3) as checkpoints:
     for step in range(1, 10**6):
         checkpoint.save(checkpoints, step, state(step), {"next_step": step, "text": "é"})
