@@ -33,9 +33,7 @@ class Kernels:
         return "; ".join(f"{', '.join(names)} {_NAMES[form]}" for form, names in by_form.items() if names)
 
 
-ELSEWHERE = Kernels(
-    linear="xla", mlp="xla", norm="xla", loss="xla", remat="all", heads="at once", casts="anywhere"
-)
+ELSEWHERE = Kernels(linear="xla", mlp="xla", norm="xla", loss="xla", remat="all", heads="at once", casts="anywhere")
 ONE_CPU = dataclasses.replace(
     ELSEWHERE, linear="cpu", mlp="cpu", norm="cpu", loss="cpu", remat="matmuls", heads="in turn"
 )

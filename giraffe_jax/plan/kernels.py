@@ -20,8 +20,7 @@ def kernel_flops(
     """Returns the FLOPs of one call of each kernel on one device, the mean of the layers.
 
     Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band. Devices
-    that share a row have equal parts of these: each calls a kernel once for each of its two stretches of queries, and
-    in a ring once for each device's keys too.
+    that share a row have equal parts of these: each calls a kernel once for its queries, in a ring for each device's keys.
 
     Args:
       mesh: axes and their sizes.
@@ -32,7 +31,7 @@ def kernel_flops(
     rows = config.data.batch_size // config.accumulate / (mesh["data"] * mesh["fsdp"])
     heads = model.num_heads / mesh["tensor"]
     context = mesh["context"]
-    calls = 1 if context == 1 else 2 * (context if model.context == "ring" else 1)
+    calls = context if model.context == "ring" else 1
     tiles = tpu.tiles(model.dtype, model.head_dim, tokens if context == 1 else tokens // (2 * context))
     found = {}
     for name, tile in zip(MATMULS, tiles, strict=True):

@@ -13,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from giraffe_jax import devices
 from giraffe_jax.model import Llama, ModelConfig, init_params, unembedding
-from giraffe_jax.ops import choose, cpu
+from giraffe_jax.ops import choose, cpu, linear
 from giraffe_jax.ops.loss import next_token_loss
 from giraffe_jax.sharding import MeshConfig, make_mesh
 
@@ -92,6 +92,26 @@ def test_a_program_for_an_absent_tpu_has_no_piece_of_a_cpus(monkeypatch):
         there = scans(gradient, params)
     assert not called
     assert {7, 5} <= here and not {7, 5} & there  # rows and heads of attention, in turn on a CPU alone
+
+
+def test_a_cast_that_stays_in_its_layer_is_the_same_cast(monkeypatch):
+    """Values of all kinds, with ties between two bfloat16 numbers, and the gradient; other dtypes pass."""
+    ties = jnp.asarray([0x3F808000, 0x3F818000, 0xBF808001], jnp.uint32)
+    values = jnp.concatenate(
+        [
+            jnp.asarray([0.0, -0.0, 1e-40, 3e38, jnp.inf, -jnp.inf, jnp.nan]),
+            jax.lax.bitcast_convert_type(ties, jnp.float32),
+        ]
+    )
+    monkeypatch.setattr(choose, "ONE_CPU", dataclasses.replace(choose.ONE_CPU, casts="in the layer"))
+    found, pull = jax.vjp(lambda x: linear.cast(x, jnp.bfloat16), values)
+    assert found.dtype == jnp.bfloat16
+    bits = jax.lax.bitcast_convert_type
+    assert (bits(found, jnp.uint16) == bits(values.astype(jnp.bfloat16), jnp.uint16)).all()
+    assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: linear.cast(x, jnp.bfloat16))(values))
+    (gradient,) = pull(jnp.full(values.shape, 1.5, jnp.bfloat16))
+    assert gradient.dtype == jnp.float32 and (gradient == 1.5).all()
+    assert linear.cast(values, jnp.float32) is values
 
 
 def test_fire_works_on_as_many_queries_at_a_time_as_the_device_wants():

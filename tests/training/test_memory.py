@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,25 @@ def test_what_each_policy_keeps():
     assert kept("offload_attention") == dict(host=residual + attention, device=0)
     products = 3 * 4 * 32 * (4 * 8 + 2 * 2 * 8 + 16 + 2 * 40)  # q, k and v, what attention adds, gate and up
     assert kept("none") == dict(host=0, device=residual + attention + products)  # on one CPU, as here
+
+
+def test_devices_that_share_heads_share_what_layers_keep():
+    """Of the residual stream [L B T D], 4 rows of 32 tokens, each of 2 x 4 devices keeps 2 rows of 8 tokens, and no
+    device has more of it; of 30 tokens, which 4 does not divide, it keeps whole rows."""
+
+    def kept(tokens):
+        rows = (TOKENS[:, :tokens], TOKENS[:, 1 : tokens + 1], POSITIONS[:, :tokens])
+        mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+        model = dataclasses.replace(BASE, num_kv_heads=4, remat="full", attention="dense")
+        params = init_params(model, jax.random.key(0))
+        with jax.set_mesh(mesh):
+            params = jax.device_put(params, shardings(params, PARAM_AXES, mesh))
+            rows = (jax.device_put(x, batch_sharding(mesh)) for x in rows)
+            text = jax.jit(jax.grad(loss), static_argnums=1).lower(params, model, *rows).compile().as_text()
+        return {int(count) for count in re.findall(r"f32\[3,2,(\d+),16\]", text)}
+
+    assert kept(32) == {8}
+    assert kept(30) == {30}
 
 
 def test_moments_have_their_own_dtypes():
