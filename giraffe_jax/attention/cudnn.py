@@ -27,8 +27,12 @@ except (ImportError, AttributeError):  # a JAX that has moved them: `missing` sa
 
 
 @functools.cache
-def missing(head_dim: int) -> str | None:
-    """Returns None where this process can run the kernels on heads of this width, else what it lacks."""
+def missing(head_dim: int, capability: str) -> str | None:
+    """Returns None where the kernels can be compiled for heads of this width, else what is lacking.
+
+    Args:
+      capability: compute capability of the GPUs, such as "9.0".
+    """
     if "sliding_window_length" not in _NAMES:
         return f"jax {jax.__version__} keeps cuDNN's attention elsewhere"
     try:
@@ -37,7 +41,7 @@ def missing(head_dim: int) -> str | None:
         return f"no cuDNN ({error})"
     if version < 8904:
         return f"cuDNN {version}"
-    if not _jax.check_compute_capability("8.0"):
+    if int(capability.partition(".")[0]) < 8:
         return "a GPU older than Ampere"
     return f"heads of {head_dim}; multiples of 8" if head_dim % 8 else None
 
