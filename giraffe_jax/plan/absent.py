@@ -34,7 +34,7 @@ _OF_ALL = dict(
     registers_per_core_limit=65536, registers_per_block_limit=65536, block_dim_limit_x=2**31 - 1,
     block_dim_limit_y=65535, block_dim_limit_z=65535,
 )  # fmt: skip
-_RUNTIME, _CUDNN = (12, 8, 0), (9, 10, 0)  # CUDA and cuDNN that are compiled for: the oldest that such a card is used with
+_CUDA, _CUDNN = (12, 8, 0), (9, 10, 0)  # versions of the libraries that are compiled for; they need not be here
 
 
 def absent_chips(topology: str, slices: int = 1) -> list[Any]:
@@ -72,8 +72,8 @@ def _tpus(topology: str, kind: str, slices: int) -> list[Any]:
 def _gpus(topology: str, kind: str) -> list[Any]:
     if not any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")):
         raise ConfigError(
-            "--topology: compiling for NVIDIA GPUs needs JAX's CUDA plugin and NVIDIA's libraries (3 GB), of which the "
-            'plugin is not installed: pip install "giraffe-jax[gpu]". No GPU has to be here.'
+            "--topology: compiling for NVIDIA GPUs needs JAX's CUDA plugin, which is not installed (NVIDIA's own "
+            'libraries and a GPU need not be here): pip install "giraffe-jax[plan-gpu]".'
         )
     about = dict(target_config=target(kind), topology="1x" + topology.partition(":")[2])
     try:
@@ -96,9 +96,10 @@ def target(kind: str) -> str:
     )  # fmt: skip
     lines = [f"{key}: {value}" for key, value in numbers.items()]
     major, minor = card.capability
-    lines.append(f"cuda_compute_capability {{ major: {major} minor: {minor} }}")
-    runtime, cudnn = (".".join(map(str, version)) for version in (_RUNTIME, _CUDNN))
-    lines += [f'name: "{card.name}"', f'runtime_version: "{runtime}"', f'driver_version: "{runtime}"']
+    features = "ACCELERATED_FEATURES" if major >= 9 else "NONE"  # sm_90a, which such a card compiles for
+    lines.append(f"cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}")
+    cuda, cudnn = (".".join(map(str, version)) for version in (_CUDA, _CUDNN))
+    lines += [f'name: "{card.name}"', f'runtime_version: "{cuda}"', f'driver_version: "{cuda}"']
     lines.append(f'dnn_version: "{cudnn}"')
     version = "major: {} minor: {} patch: {}".format(*_CUDNN)
     return "\n".join([

@@ -25,8 +25,8 @@ _UNITS = dict(zip("BKMGT", (1, 2**10, 2**20, 2**30, 2**40), strict=True))
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes on each chip or GPU (of tpu7x, on each of a chip's two cores). What only a program that fits tells is
-    None where it does not."""
+    """What a step takes on each chip or GPU (of tpu7x, on each of a chip's two cores). What only a program that was
+    compiled tells is None where the compiler refused it as too big."""
 
     topology: str
     slices: int

@@ -8,7 +8,6 @@ from giraffe_jax.plan.tries import Tried
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.dry import gib
 
-
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more
 
 
