@@ -118,7 +118,7 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
         return f"{len(bands)} bands"
     if bands:
         return "a band"
-    return cudnn.missing(head_dim, devices.capability())
+    return cudnn.missing(head_dim)
 
 
 def described(model: Any, *, batch: int, tokens: int) -> str:

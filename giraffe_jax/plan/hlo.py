@@ -39,7 +39,7 @@ def count(
     text: str,
     mesh: Mapping[str, int] | None = None,
     data_trips: float = 1.0,
-    kernels: Mapping[str, float | None] = {},
+    kernels: Mapping[str, float] = {},
     node: int = 0,
 ) -> Counts:
     """Returns what a program does.
@@ -48,7 +48,7 @@ def count(
       text: of an optimised module, `compiled.as_text()`.
       mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
       data_trips: mean trips of a loop whose number of trips is not in the program.
-      kernels: FLOPs of a call of each kernel that is known, by its name; None where no branch that calls it is taken.
+      kernels: FLOPs of a call of each kernel that is known, by its name; of a conditional the branch with most is counted.
       node: devices of a node, in their order; 0 where all have one network.
     """
     walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels, node)
@@ -65,7 +65,7 @@ class _Walk:
         computations: Mapping[str, Computation],
         mesh: Mapping[str, int],
         data_trips: float,
-        kernels: Mapping[str, float | None],
+        kernels: Mapping[str, float],
         node: int,
     ):
         self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
@@ -97,8 +97,7 @@ class _Walk:
         if kind == "conditional":
             keys = "branch_computations|true_computation|false_computation"
             branches = [self.of(branch) for branch in called(self.computations, op, keys)]
-            taken = [sums for sums in branches if ("never",) not in sums] or branches
-            return max(taken, key=lambda sums: sums["flops",], default={})
+            return max(branches, key=lambda sums: sums["flops",], default={})
         if kind == "custom-call":
             return self._custom_call(op, c)
         if kind in ("fusion", "call", "async"):
@@ -113,10 +112,7 @@ class _Walk:
 
     def _custom_call(self, op: Op, c: Computation) -> Mapping:
         kernel = kernel_of(op)
-        if kernel in self.kernels:
-            known = self.kernels[kernel]
-            return {("never",): 1.0} if known is None else _flops(known, op)
-        flops = stated(op, c)
+        flops = self.kernels[kernel] if kernel in self.kernels else stated(op, c)
         if flops is not None:
             return _flops(flops, op)
         return {} if kernel is None else {("kernel", op.name): 1.0}

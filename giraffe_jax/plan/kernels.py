@@ -23,11 +23,11 @@ def known_kernels(
     mesh: Mapping[str, int],
     document: int | None = None,
     capability: str | None = None,
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """Returns the FLOPs of a call of each kernel on one device, as `hlo.count` takes them.
 
-    Where rows of one document are cuDNN's and others are the Pallas kernels', the program has both: None are those that
-    do not run.
+    Where rows of one document are cuDNN's and others are the Pallas kernels', the program has both: those that do not
+    run have 0.
 
     Args:
       attention: what the model's attention runs by, from `engine.described`.
@@ -36,11 +36,11 @@ def known_kernels(
     name = attention.split(",")[0]
     if name not in ("pallas", "cudnn"):
         return {}
-    found: dict[str, float | None] = dict(kernel_flops(config, model, mesh, document, capability=capability))
+    found = kernel_flops(config, model, mesh, document, capability=capability)
     if name == "pallas":
         return found
     one = document is None or document >= config.data.seq_len
-    return dict.fromkeys(found) if one else found | dict.fromkeys(CUDNN)
+    return dict.fromkeys(found, 0.0) if one else found | dict.fromkeys(CUDNN, 0.0)
 
 
 def kernel_flops(
