@@ -48,7 +48,7 @@ def count(
       text: of an optimised module, `compiled.as_text()`.
       mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
       data_trips: mean trips of a loop whose number of trips is not in the program.
-      kernels: FLOPs of a call of each kernel that is known, by its name; of a conditional the branch with most is counted.
+      kernels: FLOPs of a call of each kernel that is known, by its name; of branches that with most is counted.
       node: devices of a node, in their order; 0 where all have one network.
     """
     walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels, node)
