@@ -112,7 +112,8 @@ class _Walk:
 
     def _custom_call(self, op: Op, c: Computation) -> Mapping:
         kernel = kernel_of(op)
-        flops = self.kernels[kernel] if kernel in self.kernels else stated(op, c)
+        known = self.kernels.get(kernel or "")
+        flops = stated(op, c) if known is None else known
         if flops is not None:
             return _flops(flops, op)
         return {} if kernel is None else {("kernel", op.name): 1.0}
