@@ -13,6 +13,9 @@ class Target(NamedTuple):
     mesh: AbstractMesh | None = None
 
 
+_CAPABILITIES = dict(A100="8.0", H100="9.0", H200="9.0")  # of GPUs that are compiled for without being here
+
+
 def target() -> Target:
     """Returns the devices of the current mesh (jax.set_mesh, use_abstract_mesh); without one, this process's default.
 
@@ -23,3 +26,12 @@ def target() -> Target:
     platform = jax.default_backend() if device is None else device.platform
     platform = "gpu" if platform == "cuda" else platform
     return Target(platform, None if mesh.empty or mesh.size == 1 else mesh)
+
+
+def capability() -> str:
+    """Returns the compute capability, such as "9.0", of the GPUs that are traced for; of others, an H100's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    kind = "" if device is None else device.device_kind
+    known = next((number for name, number in _CAPABILITIES.items() if name in kind), None)
+    return known or getattr(jax.devices()[0], "compute_capability", _CAPABILITIES["H100"])

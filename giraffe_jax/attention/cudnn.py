@@ -5,7 +5,6 @@ remat policy cannot name them; the primitives below it do neither. They are priv
 others.
 """
 
-import functools
 import importlib
 import inspect
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from giraffe_jax import devices
 
 _jax: Any = None
 _FORWARD: Any = None
@@ -26,18 +27,18 @@ except (ImportError, AttributeError):  # a JAX that has moved them: `missing` sa
     pass
 
 
-@functools.cache
 def missing(head_dim: int) -> str | None:
-    """Returns None where this process can run the kernels on heads of this width, else what it lacks."""
+    """Returns None where the kernels can be compiled for heads of this width, else what is lacking."""
     if "sliding_window_length" not in _NAMES:
         return f"jax {jax.__version__} keeps cuDNN's attention elsewhere"
-    try:
-        version = _jax.check_cudnn_version()
-    except Exception as error:
-        return f"no cuDNN ({error})"
-    if version < 8904:
-        return f"cuDNN {version}"
-    if not _jax.check_compute_capability("8.0"):
+    if jax.default_backend() == "gpu":  # GPUs that are not here are compiled for without their cuDNN
+        try:
+            version = _jax.check_cudnn_version()
+        except Exception as error:
+            return f"no cuDNN ({error})"
+        if version < 8904:
+            return f"cuDNN {version}"
+    if int(devices.capability().partition(".")[0]) < 8:
         return "a GPU older than Ampere"
     return f"heads of {head_dim}; multiples of 8" if head_dim % 8 else None
 

@@ -257,8 +257,7 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
 def _tiles(v, table, tokens: int) -> Any:
     if devices.target().platform == "tpu":
         return tpu.tiles(v.dtype, v.shape[-1], tokens)
-    capability = getattr(jax.devices()[0], "compute_capability", "9.0")
-    return ranges.tiles(v.dtype, v.shape[-1], large=capability in ("9.0", "10.0", "10.3"), bias=table is not None)
+    return ranges.tiles(v.dtype, v.shape[-1], capability=devices.capability(), bias=table is not None)
 
 
 def _one_document(place: Place):

@@ -39,19 +39,19 @@ class Tiles(NamedTuple):
     d_kv: Tile
 
 
-def tiles(dtype: Any, head_dim: int, *, large: bool = True, bias: bool = False) -> Tiles:
+def tiles(dtype: Any, head_dim: int, *, capability: str = "9.0", bias: bool = False) -> Tiles:
     """Returns the tiles of each kernel: on an H100 the fastest that were tried (LOG.md).
 
     Args:
       dtype: of queries, keys and values.
       head_dim: their width, up to WIDEST.
-      large: whether a multiprocessor has more than 200 KiB of shared memory, as in an H100 or B200. The tiles for
-        others fit in 96 KiB; they have not been run on such a card.
+      capability: compute capability of the GPUs. Those whose multiprocessors have no more than 200 KiB of shared
+        memory, unlike an H100's or B200's, get tiles that fit in 96 KiB; they have not been run on such a card.
       bias: whether there is a table of distances, what is read of which takes shared memory too.
     """
     if jnp.dtype(dtype).itemsize > 2:  # products without matrix units are unrolled: larger tiles compile for minutes
         return Tiles(*[Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 2)] * 3)
-    if not large:
+    if capability not in ("9.0", "10.0", "10.3"):
         return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2))
     if head_dim > 64:
         return Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2) if bias else Tile(128, 128, 8, 2), Tile(64, 64, 4, 2))
@@ -202,8 +202,13 @@ def _padded(x: Any, block: int) -> Any:
     """Returns [B T N H] arrays with T a multiple of the block and H a power of two, as Triton wants them."""
     if isinstance(x, tuple):
         return tuple(_padded(each, block) for each in x)
-    width = max(16, pl.next_power_of_2(x.shape[-1]))
+    width = padded_width(x.shape[-1])
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, width - x.shape[-1])))
+
+
+def padded_width(head_dim: int) -> int:
+    """Returns the width of heads that the kernels compute with."""
+    return max(16, pl.next_power_of_2(head_dim))
 
 
 def _padded_rows(x, block: int):

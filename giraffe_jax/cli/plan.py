@@ -1,15 +1,18 @@
-"""What a training would take on TPUs that are not there: does it fit, what does a step do, how long at least, for what.
+"""What a training would take on TPUs or GPUs that are not there: does it fit, what a step does, its time, its price.
 
   pip install "giraffe-jax[plan]"
   giraffe plan --config=configs/llama2_7b_32k_tpu.py --model=llama2_7b --topology=v5p:4x4x4 --price=4.20
   giraffe plan --config=experiments/giraffe/config.py:W,T.jsonl --variant="scale 4" --model=llama_13b \\
       --topology=v5p:2x2x2
+  pip install "giraffe-jax[plan-gpu]"
+  giraffe plan --config=F --topology=h100:4x8
 
 Compiles, and does not run, the very step that `giraffe train` would run, on a mesh of all chips of the topology:
 minutes of CPU for a model of billions. Weights, tokenizer and text need not be there: of a source its config.json is
-enough, or --model names a shape. Kinds of chips: v4, v5e, v5p, v6e, tpu7x (whose two cores are a device each). Exit
-status 1: it does not fit; then up to --tries other configs are compiled, and those that fit are printed as flags to
-append. --longest looks for the longest rows that fit. Each try takes as long as the plan itself.
+enough, or --model names a shape. Kinds of chips: v4, v5e, v5p, v6e, tpu7x (whose two cores are a device each); and, by
+nodes and the GPUs of each, a100 (80 GB), h100, h200. Exit status 1: it does not fit; then up to --tries other configs
+are compiled, and those that fit are printed as flags to append. --longest looks for the longest rows that fit. Each try
+takes as long as the plan itself.
 
 Per device and step:
   peak             what the compiler allocates at once: arguments (parameters, optimizer, batch) and activations
@@ -21,7 +24,8 @@ Per device and step:
                    of loops as long as data say, those of full rows of one document or of --document
   collectives      bytes of operands, times trips, by the mesh axes along which devices exchange them
   at least ... s   the largest of three: matmuls at the bfloat16 peak, arguments and results once through memory,
-                   and bytes sent over all of a chip's links (between slices the network is slower)
+                   and bytes sent over all of a chip's links; of GPUs, those between nodes over their network
+                   (that between slices of TPUs is slower too, which is not counted)
 """
 
 import argparse
@@ -42,8 +46,8 @@ ENVIRONMENT = dict(
 def arguments(parser: argparse.ArgumentParser) -> None:
     configs.config_arguments(parser, several=False)
     configs.shape_argument(parser)
-    parser.add_argument("--topology", required=True, metavar="KIND:AxB[xC]", help="chips: v5p:4x4x4, v5e:16x16, ...")
-    slices = "so many of them, joined by the data centre's network (1)"
+    parser.add_argument("--topology", required=True, metavar="KIND:AxB[xC]", help="v5p:4x4x4, h100:4x8, ...")
+    slices = "of TPUs: so many of them, joined by the data centre's network (1)"
     parser.add_argument("--slices", type=configs.number(int, 1, high=1024), default=1, metavar="N", help=slices)
     parser.add_argument("--variant", metavar="NAME", help="of an experiment's config: the variant whose training it is")
     document = "tokens of the documents that fill a row (default: a row is one document)"

@@ -1,5 +1,6 @@
 """Public figures of chips, which rooflines are drawn from. Each line's source is in the comment above it."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -14,16 +15,18 @@ class Chip(NamedTuple):
     hbm_bandwidth: float  # bytes per second
     network: float  # bytes per second out of the device over all of its links to other chips
     per_chip: int = 1  # devices to a chip
+    between: float = math.inf  # bytes per second out of the device to other nodes; not known of TPUs' slices
 
     def a_device(self) -> "Chip":
         """Returns the share of one device in the figures of a chip."""
         n = self.per_chip
-        return Chip(self.flops / n, self.hbm_bytes // n, self.hbm_bandwidth / n, self.network / n, n)
+        share = (self.flops / n, self.hbm_bytes // n, self.hbm_bandwidth / n, self.network / n)
+        return Chip(*share, n, self.between / n)
 
 
 GIB = 2**30
 # Of whole chips. Google states links' bandwidth in both directions together; half of it leaves the chip.
-CHIPS: dict[str, Chip] = {
+TPUS: dict[str, Chip] = {
     # cloud.google.com/tpu/docs/v4; links: Jouppi et al., arXiv:2304.01433, table 4, 6 of 50 GB/s
     "v4": Chip(275e12, 32 * GIB, 1200e9, 300e9),
     # cloud.google.com/tpu/docs/v5e: 400 GB/s of links
@@ -34,23 +37,43 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9),
     # cloud.google.com/tpu/docs/tpu7x: 1,200 GB/s of links; JAX sees each of a chip's two cores
     "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, per_chip=2),
-    # nvidia.com/en-us/data-center/h100 (SXM, without sparsity): 900 GB/s of NVLink
-    "h100": Chip(989e12, 80 * 10**9, 3350e9, 450e9),
 }
-TPUS = tuple(name for name in CHIPS if name != "h100")
+# NVIDIA states NVLink's bandwidth in both directions too, and matmuls with sparsity: half of each. Memory is what CUDA
+# reports of such a card, as XLA's descriptions of them have it (openxla/xla, xla/backends/gpu/target_config/specs).
+# Between nodes: one adapter a GPU, of the DGX that the card comes in.
+GPUS: dict[str, Chip] = {
+    # nvidia.com/en-us/data-center/a100 (80 GB, SXM): 600 GB/s of NVLink; DGX A100: 200 Gb/s adapters
+    "a100": Chip(312e12, 85_100_068_864, 2039e9, 300e9, between=25e9),
+    # nvidia.com/en-us/data-center/h100 (SXM): 900 GB/s of NVLink; DGX H100: 400 Gb/s adapters
+    "h100": Chip(989e12, 84_942_979_072, 3350e9, 450e9, between=50e9),
+    # nvidia.com/en-us/data-center/h200 (SXM): 900 GB/s of NVLink; DGX H200: 400 Gb/s adapters
+    "h200": Chip(989e12, 151_397_597_184, 4800e9, 450e9, between=50e9),
+}
+CHIPS = TPUS | GPUS
 
 
 def kind_of(topology: str) -> str:
-    """Returns the kind of chip of a topology such as "v5p:2x2x2".
+    """Returns the kind of chip of a topology such as "v5p:2x2x2" or "h100:1x8".
 
     Raises:
-      ConfigError: no kind of TPU that is known, or no shape.
+      ConfigError: no kind of chip that is known, or no shape.
     """
     kind, _, shape = topology.partition(":")
-    if kind not in TPUS:
-        hint = nearest(kind, list(TPUS))
-        raise ConfigError(f"--topology: got {topology!r}; kinds are {', '.join(TPUS)}, as in v5p:2x2x2.{hint}")
-    if not re.fullmatch(r"\d{1,4}x\d{1,4}(x\d{1,4})?", shape):
+    if kind not in CHIPS:
+        hint = nearest(kind, list(CHIPS))
+        kinds = f"kinds are {', '.join(CHIPS)}, as in v5p:2x2x2 or h100:1x8"
+        raise ConfigError(f"--topology: got {topology!r}; {kinds}.{hint}")
+    size = r"[1-9]\d{0,3}"
+    if kind in GPUS and not re.fullmatch(f"{size}x([1-9]|1[0-6])", shape):
+        expected = f"expected nodes and the GPUs of each, at most 16, as in {kind}:1x8"
+        raise ConfigError(f"--topology: got {topology!r}; {expected}.")
+    if kind in TPUS and not re.fullmatch(f"{size}x{size}(x{size})?", shape):
         example = "2x4" if kind in ("v5e", "v6e") else "2x2x2"
         raise ConfigError(f"--topology: got {topology!r}; expected chips in each dimension, as in {kind}:{example}.")
     return kind
+
+
+def a_node(topology: str) -> int:
+    """Returns the GPUs of a node of a topology such as "h100:4x8"; 0 of TPUs, which have no such nodes."""
+    kind, _, shape = topology.partition(":")
+    return int(shape.split("x")[1]) if kind in GPUS else 0

@@ -1,23 +1,21 @@
 """A training's step compiled for chips that are not there, and what follows from its numbers and the chips'."""
 
 import dataclasses
-import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from giraffe_jax import sharding
+from giraffe_jax import devices, sharding
 from giraffe_jax.attention.engine import described
-from giraffe_jax.config import ConfigError
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan import hlo, work
-from giraffe_jax.plan.chips import CHIPS, Chip, kind_of
-from giraffe_jax.plan.kernels import kernel_flops
+from giraffe_jax.plan.absent import absent_chips
+from giraffe_jax.plan.chips import CHIPS, GPUS, Chip, a_node, kind_of
+from giraffe_jax.plan.kernels import known_kernels
 from giraffe_jax.training import header
 from giraffe_jax.training.config import TrainConfig, check
 from giraffe_jax.training.program import Program, bytes_per_device, program, state_shapes
@@ -27,8 +25,8 @@ _UNITS = dict(zip("BKMGT", (1, 2**10, 2**20, 2**30, 2**40), strict=True))
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes on each chip (of tpu7x, on each of a chip's two cores). What only a program that fits tells is
-    None where it does not."""
+    """What a step takes on each chip or GPU (of tpu7x, on each of a chip's two cores). What only a program that was
+    compiled tells is None where the compiler refused it as too big."""
 
     topology: str
     slices: int
@@ -51,6 +49,7 @@ class Plan:
     recomputed_flops: float | None
     collective_bytes: dict[str, dict[str, float]] | None  # kind -> mesh axes -> bytes of operands
     sent_bytes: float | None
+    between_nodes_bytes: float | None  # part of them: what leaves a node of GPUs, for each of them
     compute_seconds: float | None
     memory_seconds: float | None
     network_seconds: float | None
@@ -63,28 +62,6 @@ class Plan:
     remat: str
     data_loops: int | None
     uncounted: tuple[str, ...] | None  # kernels that do not say their FLOPs
-
-
-def absent_chips(topology: str, slices: int = 1) -> list[Any]:
-    """Returns the devices of a topology such as "v5p:4x4x4", of which none has to be here.
-
-    Raises:
-      ConfigError: libtpu is not installed, or there is no such topology.
-    """
-    kind = kind_of(topology)
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            '--topology: compiling for TPUs needs libtpu, which is not installed: pip install "giraffe-jax[plan]".'
-        )
-    more: dict[str, Any] = {} if slices == 1 else dict(num_slices=slices)
-    if kind == "v4":  # whose two cores are one device, as JAX runs it by default
-        more["chip_config_name"] = "megacore"
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"--topology: got {topology!r}, of which libtpu says: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def plan(
@@ -107,15 +84,16 @@ def plan(
     Raises:
       ConfigError: a mesh, batch or attention that cannot be on these chips; no libtpu.
     """
-    devices = absent_chips(topology, slices)
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = sharding.make_mesh(config.mesh, absent_chips(topology, slices))
     check(config, model, mesh)
     state, made = state_shapes(config, model, mesh), program(config, model, mesh)
     rows, tokens = config.data.batch_size // config.accumulate, config.data.seq_len
+    kind = kind_of(topology)
     with jax.set_mesh(mesh):
         attention = described(model, batch=rows, tokens=tokens)
+        capability = devices.capability() if kind in GPUS else None
     say(header.header(config, model, state.params, mesh, "steps", 0))
-    chip = CHIPS[kind_of(topology)]
+    chip = CHIPS[kind]
     device = chip.a_device()
     found: dict[str, Any] = dict(
         topology=topology,
@@ -132,14 +110,22 @@ def plan(
         remat=model.remat,
     )
     trips = work.data_trips(model, tokens, document) if attention.startswith("blockwise") else 1.0
-    of_kernels = kernel_flops(config, model, mesh.shape, document) if attention.startswith("pallas") else {}
-    return Plan(**found, **_compiled(made, state, device, trips, of_kernels, found["model_flops"]))
+    of_kernels = known_kernels(attention, config, model, mesh.shape, document, capability)
+
+    def done(text: str) -> hlo.Counts:
+        return hlo.count(text, dict(mesh.shape), trips, of_kernels, a_node(topology))
+
+    return Plan(**found, **_compiled(made, state, device, done, found["model_flops"]))
 
 
 def _compiled(
-    made: Program, state: Any, device: Chip, trips: float, of_kernels: Mapping[str, float], model_flops: float
+    made: Program, state: Any, device: Chip, count: Callable[[str], hlo.Counts], model_flops: float
 ) -> dict[str, Any]:
-    """Returns the fields of a Plan that the compiler has a part in."""
+    """Returns the fields of a Plan that the compiler has a part in.
+
+    Args:
+      count: of the optimised module's text.
+    """
     config, mesh = made.config, made.mesh
     began = time.monotonic()
     try:
@@ -158,10 +144,11 @@ def _compiled(
         )
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
-    done = hlo.count(compiled.as_text() or "", dict(mesh.shape), trips, of_kernels)
+    done = count(compiled.as_text() or "")
     # At least: every argument read once and every result written once.
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    compute, hbm, network = done.flops / device.flops, moved / device.hbm_bandwidth, done.sent / device.network
+    compute, hbm = done.flops / device.flops, moved / device.hbm_bandwidth
+    network = max((done.sent - done.between) / device.network, done.between / device.between)
     bound = max(compute, hbm, network)
     by_kind: dict[str, dict[str, float]] = {}
     for (kind, axes), size in sorted(done.collectives.items()):
@@ -183,6 +170,7 @@ def _compiled(
         recomputed_flops=done.recomputed,
         collective_bytes=by_kind,
         sent_bytes=done.sent,
+        between_nodes_bytes=done.between,
         compute_seconds=compute,
         memory_seconds=hbm,
         network_seconds=network,

@@ -8,6 +8,28 @@ import numpy as np
 
 def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
     """Returns (devices of a group, the mesh axes along which they differ) of a collective."""
+    total, groups = _groups(rest, mesh)
+    size = max(map(len, groups))
+    if not mesh or max(map(max, groups)) >= total:
+        return size, "?"
+    coordinates = np.stack(np.unravel_index(np.arange(total), list(mesh.values())))
+    differ = np.zeros(len(mesh), bool)
+    for group in groups:
+        differ |= np.ptp(coordinates[:, group], axis=1) > 0
+    if not differ.any():
+        return 1, ""
+    return size, "+".join(axis for axis, yes in zip(mesh, differ, strict=True) if yes)
+
+
+def nodes_of(rest: str, mesh: Mapping[str, int], node: int) -> int:
+    """Returns how many nodes the largest group of a collective spans; `node`: devices of each, 0 for one node."""
+    if node == 0:
+        return 1
+    return max(len({device // node for device in group}) for group in _groups(rest, mesh)[1])
+
+
+def _groups(rest: str, mesh: Mapping[str, int]) -> tuple[int, list[list[int]]]:
+    """Returns how many devices there are, and the groups of a collective."""
     total = int(np.prod(list(mesh.values()), dtype=np.int64)) if mesh else 0
     if (pairs := re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)) is not None:
         groups = [[int(n) for n in pair.split(",")] for pair in pairs[1].split("},{")]
@@ -21,16 +43,7 @@ def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
         groups = _mesh_groups(named[1], named[2])
     else:
         groups = [list(range(total))]
-    size = max(map(len, groups))
-    if not mesh or max(map(max, groups)) >= total:
-        return size, "?"
-    coordinates = np.stack(np.unravel_index(np.arange(total), list(mesh.values())))
-    differ = np.zeros(len(mesh), bool)
-    for group in groups:
-        differ |= np.ptp(coordinates[:, group], axis=1) > 0
-    if not differ.any():
-        return 1, ""
-    return size, "+".join(axis for axis, yes in zip(mesh, differ, strict=True) if yes)
+    return total, groups
 
 
 def _mesh_groups(axes: str, chosen: str) -> list[list[int]]:

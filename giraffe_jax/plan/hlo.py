@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from giraffe_jax.plan.groups import groups_of
+from giraffe_jax.plan.calls import kernel_of, stated
+from giraffe_jax.plan.groups import groups_of, nodes_of
 from giraffe_jax.plan.module import Computation, Op, Shape, called, parse
 from giraffe_jax.plan.trips import trips
 
@@ -29,6 +30,7 @@ class Counts:
     recomputed: float  # part of them: of what a remat policy, or XLA short of memory, runs again
     collectives: Mapping[tuple[str, str], float]  # (kind, mesh axes): bytes of operands
     sent: float  # bytes that leave the device for them, by the algorithms that send least
+    between: float  # part of them: bytes that leave the device's node
     data_loops: int  # loops that took `data_trips`
     uncounted: tuple[str, ...]  # custom calls of kernels that do not say their FLOPs
 
@@ -38,20 +40,22 @@ def count(
     mesh: Mapping[str, int] | None = None,
     data_trips: float = 1.0,
     kernels: Mapping[str, float] = {},
+    node: int = 0,
 ) -> Counts:
     """Returns what a program does.
 
     Args:
       text: of an optimised module, `compiled.as_text()`.
       mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
-      kernels: FLOPs of a call of each kernel that is known, by its name.
       data_trips: mean trips of a loop whose number of trips is not in the program.
+      kernels: FLOPs of a call of each kernel that is known, by its name; of branches that with most is counted.
+      node: devices of a node, in their order; 0 where all have one network.
     """
-    walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels)
+    walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels, node)
     found = walk.of(walk.entry)
     sums = {(key[1], key[2]): value for key, value in found.items() if key[0] == "collective"}
     uncounted = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
-    numbers = found["flops",], found["recomputed",], sums, found["sent",]
+    numbers = found["flops",], found["recomputed",], sums, found["sent",], found["between",]
     return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=uncounted)
 
 
@@ -62,8 +66,10 @@ class _Walk:
         mesh: Mapping[str, int],
         data_trips: float,
         kernels: Mapping[str, float],
+        node: int,
     ):
-        self.computations, self.mesh, self.data_trips, self.kernels = computations, mesh, data_trips, kernels
+        self.computations, self.mesh, self.data_trips = computations, mesh, data_trips
+        self.kernels, self.node = kernels, node
         self.entry = computations[""]
         self.data_loops: set[str] = set()
         self._known: dict[int, Sums] = {}
@@ -83,18 +89,18 @@ class _Walk:
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES:
             return self._collective(kind, op, c)
-        if op.kind in ("dot", "convolution"):
-            flops = _dot(op, c) if op.kind == "dot" else _convolution(op, c)
+        if kind in ("dot", "convolution"):
+            flops = _dot(op, c) if kind == "dot" else _convolution(op, c)
             return _flops(flops, op)
-        if op.kind == "while":
+        if kind == "while":
             return self._loop(op, c)
-        if op.kind == "conditional":
+        if kind == "conditional":
             keys = "branch_computations|true_computation|false_computation"
             branches = [self.of(branch) for branch in called(self.computations, op, keys)]
             return max(branches, key=lambda sums: sums["flops",], default={})
-        if op.kind == "custom-call":
-            return self._custom_call(op)
-        if op.kind in ("fusion", "call", "async-start"):
+        if kind == "custom-call":
+            return self._custom_call(op, c)
+        if kind in ("fusion", "call", "async"):
             sums: Sums = defaultdict(float)
             for inner in called(self.computations, op, "calls|to_apply|called_computations"):
                 for name, value in self.of(inner).items():
@@ -104,15 +110,13 @@ class _Walk:
             return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.rest) else sums
         return {}
 
-    def _custom_call(self, op: Op) -> Mapping:
-        estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
-        if estimate is not None:  # a Pallas kernel says what it computes
-            return _flops(float(estimate[1]), op)
-        if (known := self.kernels.get(op.name.partition(".")[0])) is not None:
-            return _flops(known, op)
-        if 'custom_call_target="tpu_custom_call"' in op.rest or "__triton" in op.rest or "__cudnn" in op.rest:
-            return {("kernel", op.name): 1.0}
-        return {}
+    def _custom_call(self, op: Op, c: Computation) -> Mapping:
+        kernel = kernel_of(op)
+        known = self.kernels.get(kernel or "")
+        flops = stated(op, c) if known is None else known
+        if flops is not None:
+            return _flops(flops, op)
+        return {} if kernel is None else {("kernel", op.name): 1.0}
 
     def _loop(self, op: Op, c: Computation) -> Mapping:
         (body,), (condition,) = called(self.computations, op, "body"), called(self.computations, op, "condition")
@@ -131,7 +135,9 @@ class _Walk:
         operands = sum(shape.bytes for name in op.operands if name in c.ops for shape in c.ops[name].shapes)
         if size == 1 or not operands:
             return {}
-        return {("collective", kind, axes): operands, ("sent",): operands * _share(kind, size)}
+        nodes = nodes_of(op.rest, self.mesh, self.node)
+        between = operands * _between(kind, nodes, size)
+        return {("collective", kind, axes): operands, ("sent",): operands * _share(kind, size), ("between",): between}
 
 
 def _share(kind: str, size: int) -> float:
@@ -143,11 +149,21 @@ def _share(kind: str, size: int) -> float:
     return (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
+def _between(kind: str, nodes: int, size: int) -> float:
+    """Returns the bytes of them that leave the device's node: each of a node's devices takes its part through its own
+    adapter, and what all of them need crosses once."""
+    if nodes == 1:
+        return 0.0
+    share = _share(kind, nodes)
+    return share * nodes / size if kind in ("all-reduce", "reduce-scatter") else share
+
+
 def _as_reduce_scatter(sums: Sums) -> Sums:
     renamed = defaultdict(float, sums)
     for key in [key for key in sums if key[:2] == ("collective", "all-reduce")]:
         renamed["collective", "reduce-scatter", key[2]] += renamed.pop(key)
         renamed["sent",] /= 2
+        renamed["between",] /= 2
     return renamed
 
 

@@ -1,30 +1,68 @@
-"""The work of attention's TPU kernels, which the compiler cannot count: the blocks that they visit are data."""
+"""The work of attention's Pallas kernels, which the compiler cannot count: the blocks that they visit are data."""
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from giraffe_jax.attention import tpu
-from giraffe_jax.attention.intervals import intervals, padded, runs_of_keys
+from giraffe_jax.attention import ranges, tpu
+from giraffe_jax.attention.intervals import intervals, padded, runs_of_keys, runs_of_queries
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan.work import row_of
 from giraffe_jax.training.config import TrainConfig
 
-MATMULS = {"attention": 2, "attention_backward": 5}  # of a block of queries with one of keys, by kernel
+# Of a block of queries with one of keys, by kernel.
+MATMULS_OF_TPU = {"attention": 2, "attention_backward": 5}
+MATMULS_OF_GPU = {"attention": 2, "attention_d_q": 3, "attention_d_kv": 4}
+CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+
+
+def known_kernels(
+    attention: str,
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mapping[str, int],
+    document: int | None = None,
+    capability: str | None = None,
+) -> dict[str, float]:
+    """Returns the FLOPs of a call of each kernel on one device, as `hlo.count` takes them.
+
+    Where rows of one document are cuDNN's and others are the Pallas kernels', the program has both: those that do not
+    run have 0.
+
+    Args:
+      attention: what the model's attention runs by, from `engine.described`.
+      mesh, document, capability: as in `kernel_flops`.
+    """
+    name = attention.split(",")[0]
+    if name not in ("pallas", "cudnn"):
+        return {}
+    found = kernel_flops(config, model, mesh, document, capability=capability)
+    if name == "pallas":
+        return found
+    one = document is None or document >= config.data.seq_len
+    return dict.fromkeys(found, 0.0) if one else found | dict.fromkeys(CUDNN, 0.0)
 
 
 def kernel_flops(
-    config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int], document: int | None = None
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mapping[str, int],
+    document: int | None = None,
+    *,
+    capability: str | None = None,
 ) -> dict[str, float]:
     """Returns the FLOPs of one call of each kernel on one device, the mean of the layers.
 
     Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band. Devices
-    that share a row have equal parts of these: each calls a kernel once for its queries, in a ring for each device's keys.
+    that share a row have equal parts of these: each calls a kernel once for all its queries, in a ring once for each
+    device's keys.
 
     Args:
       mesh: axes and their sizes.
       document: tokens of each document of a row; None is one document a row.
+      capability: of GPUs their compute capability, such as "9.0"; None is a TPU.
     """
     tokens = config.data.seq_len
     place, layers = row_of(model, tokens, document)
@@ -32,12 +70,28 @@ def kernel_flops(
     heads = model.num_heads / mesh["tensor"]
     context = mesh["context"]
     calls = context if model.context == "ring" else 1
-    tiles = tpu.tiles(model.dtype, model.head_dim, tokens if context == 1 else tokens // (2 * context))
+    if capability is None:
+        bias, width, matmuls_of = False, model.head_dim, MATMULS_OF_TPU
+        tiles = tpu.tiles(model.dtype, width, tokens if context == 1 else tokens // (2 * context))
+    else:
+        bias, width, matmuls_of = _has_bias(model, tokens), ranges.padded_width(model.head_dim), MATMULS_OF_GPU
+        tiles = ranges.tiles(model.dtype, model.head_dim, capability=capability, bias=bias)
     found = {}
-    for name, tile in zip(MATMULS, tiles, strict=True):
+    work = [(name, tile.q, tile.k, count) for (name, count), tile in zip(matmuls_of.items(), tiles, strict=True)]
+    if bias:  # whose gradient's kernel recomputes logits and their gradients, in square blocks
+        work.append(("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2))
+    for name, q, k, matmuls in work:
         pairs = []
         for bands in layers:
-            runs = runs_of_keys(padded(intervals(place, bands), tile.q), tile.q, tile.k)
-            pairs.append(float(jnp.sum(runs.stop - runs.start)) * tile.q * tile.k)
-        found[name] = 2 * MATMULS[name] * model.head_dim * rows * heads * float(np.mean(pairs)) / (context * calls)
+            ends = padded(intervals(place, bands), q)
+            if name == "attention_d_kv":
+                runs = runs_of_queries(ends, tokens + -tokens % k, q, k)
+            else:
+                runs = runs_of_keys(ends, q, k)
+            pairs.append(float(jnp.sum(runs.stop - runs.start)) * q * k)
+        found[name] = 2 * matmuls * width * rows * heads * float(np.mean(pairs)) / (context * calls)
     return found
+
+
+def _has_bias(model: ModelConfig, tokens: int) -> bool:
+    return jax.eval_shape(lambda: model.bind(tokens).at(jnp.zeros((1, 2)), key=jax.random.key(0))).bias is not None

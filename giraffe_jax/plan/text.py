@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from giraffe_jax.plan.chips import GPUS
 from giraffe_jax.plan.compiled import Plan
 from giraffe_jax.plan.tries import Tried
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.dry import gib
+
+GPU_SHARE = 0.75  # of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more
 
 
 def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
@@ -31,10 +34,11 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
         for axes, size in by_axes.items()
     ]
     lines.append(f"collectives, operands a device and step: {', '.join(moved) or 'none'}")
+    sent = f"{(plan.sent_bytes or 0) / 1e9:,.3g} GB sent"
+    sent += f", {plan.between_nodes_bytes / 1e9:,.3g} GB of it between nodes," if plan.between_nodes_bytes else ""
     lines.append(
         f"at least {plan.step_seconds_bound:.4g} s a step: matmuls {plan.compute_seconds:.4g} s at the chip's bfloat16 "
-        f"peak, arguments and results {plan.memory_seconds:.4g} s, {(plan.sent_bytes or 0) / 1e9:,.3g} GB sent "
-        f"{plan.network_seconds:.4g} s"
+        f"peak, arguments and results {plan.memory_seconds:.4g} s, {sent} {plan.network_seconds:.4g} s"
     )
     lines.append(f"at most {plan.tokens_per_second:,.0f} tokens/s a chip, MFU {plan.mfu_bound:.1%}")
     cost = "" if price is None or plan.chip_hours is None else f", ${plan.chip_hours * price:,.2f}"
@@ -53,7 +57,12 @@ def _memory(plan: Plan) -> str:
     assert plan.peak_bytes is not None
     held += f", activations {gib(plan.peak_bytes - plan.argument_bytes)}, at the peak {gib(plan.peak_bytes)} {of}"
     held += f"; {gib(plan.host_bytes)} in the host's pinned memory" if plan.host_bytes else ""
-    return held + (": fits" if plan.fits else f": does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much")
+    if not plan.fits:
+        return f"{held}: does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much"
+    share = plan.peak_bytes / plan.hbm_bytes
+    if plan.topology.partition(":")[0] in GPUS and share > GPU_SHARE:
+        held += f" (with XLA_PYTHON_CLIENT_MEM_FRACTION of {share:.2f} at least; JAX takes {GPU_SHARE})"
+    return f"{held}: fits"
 
 
 def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:

@@ -146,7 +146,7 @@ def test_a_device_has_its_share_of_a_chip():
         ("v5q:2x2", "Did you mean 'v5p'"),
         ("v5p", "as in v5p:2x2x2"),
         ("v5e:8", "as in v5e:2x4"),
-        ("h100:8", "kinds are v4"),
+        ("h100:8", "as in h100:1x8"),
     ],
 )
 def test_a_topology_that_is_none_is_refused(topology, said):

@@ -1,0 +1,62 @@
+"""Custom calls of a compiled module: the name of the kernel that is called, and the FLOPs that its text tells."""
+
+import re
+
+import numpy as np
+
+from giraffe_jax.plan.module import Computation, Op
+
+_LIBRARIES = ("__cublas", "__cudnn")
+
+
+def kernel_of(op: Op) -> str | None:
+    """Returns the name of the kernel that a custom call runs, None where it is none.
+
+    Of a Pallas kernel the name that it was given, of a library's the call's target, "__cudnn$fmhaSoftmax" say.
+    """
+    target = re.search(r'custom_call_target="([^"]*)"', op.rest)
+    if target is None:
+        return None
+    if target[1] == "tpu_custom_call":
+        return op.name.partition(".")[0]
+    if target[1] == "__gpu$xla.gpu.triton":
+        given = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', op.rest)
+        return op.name if given is None else given[1]
+    return target[1] if target[1].startswith(_LIBRARIES) or "__triton" in target[1] else None
+
+
+def stated(op: Op, c: Computation) -> float | None:
+    """Returns the FLOPs of a call of a kernel in computation `c`, by what its text says; None where it does not."""
+    estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
+    if estimate is not None:  # a Pallas kernel says what it computes
+        return float(estimate[1])
+    kernel = kernel_of(op) or ""
+    if kernel.startswith("__cublas"):
+        return _product(op, c)
+    return _attention(op, c, kernel) if kernel.startswith("__cudnn$fmha") else None
+
+
+def _product(op: Op, c: Computation) -> float | None:
+    contracted = _ints(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', op)
+    left = c.ops[op.operands[0]].shapes[0].dims
+    if not contracted or max(contracted) >= len(left):
+        return None
+    return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * np.prod([left[i] for i in contracted]))
+
+
+def _attention(op: Op, c: Computation, kernel: str) -> float | None:
+    """Returns two products forward and five backward, over the pairs that cuDNN's mask leaves."""
+    logits = _ints(r'"intermediate_tensor_shape":[^\[]*"dimensions":\s*\[([^\]]*)\]', op)
+    if len(logits) != 4:
+        return None
+    batch, heads, queries, keys = logits
+    pairs = queries * keys
+    if re.search(r'"mask_type":\s*"(PADDING_)?CAUSAL"', op.rest) and queries == keys:
+        pairs = queries * (queries + 1) // 2
+    width = c.ops[op.operands[0]].shapes[0].dims[-1]
+    return float(2 * (5 if kernel.endswith("Backward") else 2) * batch * heads * pairs * width)
+
+
+def _ints(pattern: str, op: Op) -> list[int]:
+    found = re.search(pattern, op.rest)
+    return [] if found is None else [int(n) for n in re.findall(r"\d+", found[1])]
