@@ -9,6 +9,9 @@ The peer's figures are in peer.json: peak GiB a chip, executed over model FLOPs,
 AdamW in float32, bfloat16 compute, splash attention in blocks of 512 and scanned layers. Its remat "minimal" keeps the
 outputs of matmuls, beside which stands our "none". Its two ways over `context`, all-gather and
 ring, are rows of their own, beside the same way of ours.
+
+Ours runs the MLP in chunks of 4,096 tokens (model.mlp_chunk) where a device has 32,768 of them or more and layers are
+run again. One row of the peer's stands beside our other ways to keep less, too.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from run import HERE, fill, missing, put
 from giraffe_jax import records
 
 _REMAT = {"full": "full", "minimal": "none"}
+OTHERS = ("offload", "offload_residual", "save_attention")  # remat of ours beside the peer's "full" at 32,768 tokens
 
 
 def cells() -> list[dict[str, Any]]:
@@ -32,7 +36,12 @@ def cells() -> list[dict[str, Any]]:
         name = f"{row['model']} {row['tokens']} {row['topology']} {mesh} {row['sequences']} rows {row['remat']}"
         name += f" {row['context']}" if "context" in row else ""
         asked = {key: value for key, value in row.items() if key not in figures}
-        found.append({"name": name, "asked": asked, "peer": {key: row[key] for key in figures}})
+        peer = {key: row[key] for key in figures}
+        found.append({"name": name, "asked": asked, "peer": peer})
+        if (row["model"], row["tokens"], row["mesh"], row["chips"]) == ("llama2_7b", 32768, {"fsdp": 8}, 8):
+            found += [
+                {"name": f"{name}; ours {ours}", "asked": {**asked, "ours": ours}, "peer": peer} for ours in OTHERS
+            ]
     return found
 
 
@@ -40,13 +49,17 @@ def words(cell: Mapping[str, Any]) -> list[str]:
     """Returns the flags of our plan of a row."""
     asked = cell["asked"]
     mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | asked["mesh"]
+    remat = asked.get("ours", _REMAT[asked["remat"]])
+    each = asked["tokens"] * asked["sequences"] // (mesh["data"] * mesh["fsdp"] * mesh["context"])
+    chunk = 4096 if each >= 32768 and mesh["tensor"] == 1 and remat != "none" else 0
     return [
         f"--config={HERE / 'config.py'}:{asked['model']},{asked['tokens']},{asked['chips']}",
         f"--topology={asked['topology']}",
         *[f"--config.mesh.{axis}={size}" for axis, size in mesh.items()],
         f"--config.data.batch_size={asked['sequences']}",
         "--config.accumulate=1",
-        f"--config.model.remat={_REMAT[asked['remat']]}",
+        f"--config.model.remat={remat}",
+        f"--config.model.mlp_chunk={chunk}",
         *([f"--config.model.context={asked['context']}"] if "context" in asked else []),
     ]
 

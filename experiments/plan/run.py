@@ -1,6 +1,7 @@
-"""What base configs take on slices of TPUs that nobody has to rent: a row each, and the README's table of all.
+"""What base configs take on slices of TPUs, and on a node of GPUs, that nobody has to rent: a row each, and the
+README's table of all.
 
-    pip install "giraffe-jax[plan]"
+    pip install "giraffe-jax[plan]"                      # and [plan-gpu] for the GPUs
     python experiments/plan/run.py                       # hours of CPU; goes on where it ended
     python experiments/plan/run.py --only llama2_7b      # what has these letters in its name
     python experiments/plan/run.py --table               # the table of the rows there are
@@ -20,13 +21,14 @@ from typing import Any
 from giraffe_jax import records
 
 HERE = Path(__file__).parent
-# Google's names: v5p-N counts N TensorCores, two to a chip; v5e-N and v6e-N count chips.
+# Of TPUs Google's names: v5p-N counts N TensorCores, two to a chip; v5e-N and v6e-N count chips.
 SLICES = {
     "v5e-256": ("v5e:16x16", 256),
     "v5p-16": ("v5p:2x2x2", 8),
     "v5p-64": ("v5p:2x4x4", 32),
     "v5p-128": ("v5p:4x4x4", 64),
     "v6e-256": ("v6e:16x16", 256),
+    "8 x H100": ("h100:1x8", 8),
 }
 MODELS = ("llama2_7b", "llama2_13b", "llama2_70b", "llama3_1_8b", "llama3_1_70b")
 LENGTHS = (4096, 32768, 131072)
@@ -35,8 +37,9 @@ LENGTHS = (4096, 32768, 131072)
 def cells() -> list[dict[str, Any]]:
     """Returns what is planned: name, slice, topology, chips and the argument of config.py."""
     wanted = [(model, length, name, "") for name in SLICES for model in MODELS for length in LENGTHS]
-    wanted += [("llama3_1_8b", 1_048_576, "v5p-128", ""), ("llama2_7b", 32768, "v5p-16", ",lora")]
-    wanted += [("llama3_1_8b", 131072, "v5p-16", ",lora")]
+    wanted += [("llama3_1_8b", 1_048_576, "v5p-128", "")]
+    for name in ("v5p-16", "8 x H100"):
+        wanted += [("llama2_7b", 32768, name, ",lora"), ("llama3_1_8b", 131072, name, ",lora")]
     found = []
     for model, length, where, more in wanted:
         topology, chips = SLICES[where]

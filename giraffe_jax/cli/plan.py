@@ -16,7 +16,7 @@ takes as long as the plan itself.
 
 Per device and step:
   peak             what the compiler allocates at once: arguments (parameters, optimizer, batch) and activations
-  in the host's    what remat "offload" and "offload_attention" keep there
+  in the host's    what remat "offload", "offload_residual" and "offload_attention" keep
   model FLOPs      (4 N + 2 trained) x tokens + 12 x layers x heads x head width x pairs of tokens that attention
                    sees. 6 N x tokens where all N parameters are trained; tokens^2 / 2 pairs a row, fewer with
                    --document

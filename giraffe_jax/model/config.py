@@ -40,6 +40,7 @@ REMAT: dict[str, tuple[list[str], list[str]]] = {
     "full": (["residual"], []),
     "save_attention": (["residual", "attention_out", "attention_lse"], []),
     "offload": ([], ["residual"]),
+    "offload_residual": (["attention_out", "attention_lse"], ["residual"]),
     "offload_attention": ([], ["residual", "attention_out", "attention_lse"]),
 }
 
@@ -72,10 +73,11 @@ class ModelConfig:
     # What devices that share rows (mesh.context) send each other: by "all-gather" each has all keys and values of a
     # layer; in a "ring" they go around while the last ones are multiplied, and a device holds only one device's.
     context: How = "all-gather"
-    remat: Literal["none", "full", "save_attention", "offload", "offload_attention"] = "none"
+    remat: Literal["none", "full", "save_attention", "offload", "offload_residual", "offload_attention"] = "none"
     # "none" keeps all that a layer's backward pass reads (on a single CPU: keeps matmul outputs, recomputes the rest).
     # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp
-    # too, so that all but attention is run again. The two offloads keep the same in the host's pinned memory.
+    # too, so that all but attention is run again. "offload" and "offload_attention" keep the same in the host's pinned
+    # memory; "offload_residual" the layer's input there and attention's output on the device.
     mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them
     dtype: Dtype = "float32"  # of activations
     param_dtype: Dtype = "float32"

@@ -71,16 +71,16 @@ def kernel_flops(
     context = mesh["context"]
     calls = context if model.context == "ring" else 1
     if capability is None:
-        bias, width, matmuls_of = False, model.head_dim, MATMULS_OF_TPU
+        width, matmuls_of, more = model.head_dim, MATMULS_OF_TPU, []
         tiles = tpu.tiles(model.dtype, width, tokens if context == 1 else tokens // (2 * context))
     else:
         bias, width, matmuls_of = _has_bias(model, tokens), ranges.padded_width(model.head_dim), MATMULS_OF_GPU
         tiles = ranges.tiles(model.dtype, model.head_dim, capability=capability, bias=bias)
+        # A bias's gradient has a kernel that recomputes logits and their gradients, in square blocks.
+        more = [("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2)] if bias else []
     found = {}
     work = [(name, tile.q, tile.k, count) for (name, count), tile in zip(matmuls_of.items(), tiles, strict=True)]
-    if bias:  # whose gradient's kernel recomputes logits and their gradients, in square blocks
-        work.append(("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2))
-    for name, q, k, matmuls in work:
+    for name, q, k, matmuls in [*work, *more]:
         pairs = []
         for bands in layers:
             ends = padded(intervals(place, bands), q)

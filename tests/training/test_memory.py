@@ -29,6 +29,7 @@ OPTIONS = {
     "save_attention": dict(remat="save_attention"),
     "offload": dict(remat="offload"),
     "offload_attention": dict(remat="offload_attention"),
+    "offload_residual": dict(remat="offload_residual"),
     "mlp_chunk": dict(mlp_chunk=8),
     "mlp_chunk that does not divide": dict(mlp_chunk=12, remat="full"),
 }
@@ -117,6 +118,7 @@ def test_what_each_policy_keeps():
     attention = 3 * 4 * 32 * (4 * 8 + 4)
     assert kept("save_attention") == dict(host=0, device=residual + attention)
     assert kept("offload_attention") == dict(host=residual + attention, device=0)
+    assert kept("offload_residual") == dict(host=residual, device=attention)
     products = 3 * 4 * 32 * (4 * 8 + 2 * 2 * 8 + 16 + 2 * 40)  # q, k and v, what attention adds, gate and up
     assert kept("none") == dict(host=0, device=residual + attention + products)  # on one CPU, as here
 
