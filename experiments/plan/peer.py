@@ -7,7 +7,7 @@
 
 The peer's figures are in peer.json: peak GiB a chip, executed over model FLOPs, GB of collectives a chip and step, with
 AdamW in float32, bfloat16 compute, splash attention in blocks of 512 and scanned layers. Its remat "minimal" keeps the
-outputs of matmuls, beside which stands our "none". Its two ways over `context`, all-gather and
+outputs of matmuls, beside which stands our "save_matmuls". Its two ways over `context`, all-gather and
 ring, are rows of their own, beside the same way of ours.
 
 Ours runs the MLP in chunks of 4,096 tokens (model.mlp_chunk) where a device has 32,768 of them or more and layers are
@@ -23,7 +23,7 @@ from run import HERE, fill, missing, put
 
 from giraffe_jax import records
 
-_REMAT = {"full": "full", "minimal": "none"}
+_REMAT = {"full": "full", "minimal": "save_matmuls"}
 OTHERS = ("offload", "offload_residual", "save_attention")  # remat of ours beside the peer's "full" at 32,768 tokens
 
 
@@ -51,7 +51,7 @@ def words(cell: Mapping[str, Any]) -> list[str]:
     mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | asked["mesh"]
     remat = asked.get("ours", _REMAT[asked["remat"]])
     each = asked["tokens"] * asked["sequences"] // (mesh["data"] * mesh["fsdp"] * mesh["context"])
-    chunk = 4096 if each >= 32768 and mesh["tensor"] == 1 and remat != "none" else 0
+    chunk = 4096 if each >= 32768 and mesh["tensor"] == 1 and remat != "save_matmuls" else 0
     return [
         f"--config={HERE / 'config.py'}:{asked['model']},{asked['tokens']},{asked['chips']}",
         f"--topology={asked['topology']}",

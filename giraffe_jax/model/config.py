@@ -37,6 +37,7 @@ Precision = Literal["default", "high", "highest"]
 
 # What a layer keeps for its backward pass, by the names given with checkpoint_name: (on the device, on the host).
 REMAT: dict[str, tuple[list[str], list[str]]] = {
+    "save_matmuls": (["residual", "attention_out", "attention_lse"], []),  # and the output of each matmul
     "full": (["residual"], []),
     "save_attention": (["residual", "attention_out", "attention_lse"], []),
     "offload": ([], ["residual"]),
@@ -73,8 +74,11 @@ class ModelConfig:
     # What devices that share rows (mesh.context) send each other: by "all-gather" each has all keys and values of a
     # layer; in a "ring" they go around while the last ones are multiplied, and a device holds only one device's.
     context: How = "all-gather"
-    remat: Literal["none", "full", "save_attention", "offload", "offload_residual", "offload_attention"] = "none"
-    # "none" keeps all that a layer's backward pass reads (on a single CPU: keeps matmul outputs, recomputes the rest).
+    remat: Literal[
+        "none", "save_matmuls", "full", "save_attention", "offload", "offload_residual", "offload_attention"
+    ] = "none"
+    # "none" keeps all that a layer's backward pass reads, "save_matmuls" the outputs of matmuls and of attention, from
+    # which the rest is recomputed (on a single CPU the two are one).
     # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp
     # too, so that all but attention is run again. "offload" and "offload_attention" keep the same in the host's pinned
     # memory; "offload_residual" the layer's input there and attention's output on the device.

@@ -161,23 +161,21 @@ class Block(nn.Module):
 def _remat(block: Any, how: str) -> Any:
     """Returns the layer that keeps what REMAT says for its backward pass.
 
-    On one CPU "none" keeps the outputs of matmuls and of attention; norms, rotations and sums are made again,
-    which takes no time that can be measured (LOG.md, 2026-11-26).
+    On one CPU "none" is "save_matmuls": norms, rotations and sums are made again, which takes no time that can be
+    measured (LOG.md, 2026-11-26).
     """
     policies = jax.checkpoint_policies
     if how == "none" and choose().remat == "all":
         return block
-    if how == "none":
-        attended = policies.save_only_these_names(*REMAT["save_attention"][0])
-        policy = policies.save_from_both_policies(policies.dots_saveable, attended)
-    else:
-        kept, offloaded = REMAT[how]
-        policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=kept,
-            names_which_can_be_offloaded=offloaded,
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
+    kept, offloaded = REMAT["save_matmuls" if how == "none" else how]
+    policy = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=kept,
+        names_which_can_be_offloaded=offloaded,
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    if how in ("none", "save_matmuls"):
+        policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(*kept))
     return nn.remat(block, prevent_cse=False, policy=policy)
 
 

@@ -15,7 +15,7 @@ from giraffe_jax.training.config import TrainConfig
 Changes = Mapping[str, Any]  # keys of the training's config -> values: {"model.remat": "full"}
 STEP = 1024  # tokens between the lengths that are tried
 # From most memory of the device to least.
-_REMAT = ("none", "save_attention", "offload_residual", "full", "offload_attention", "offload")
+_REMAT = ("none", "save_matmuls", "save_attention", "offload_residual", "full", "offload_attention", "offload")
 _ENOUGH = 3  # proposals
 
 

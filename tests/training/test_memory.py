@@ -26,6 +26,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 33)), jnp.int3
 POSITIONS = np.tile(np.arange(32, dtype=np.float32), (4, 1))
 OPTIONS = {
     "full": dict(remat="full"),
+    "save_matmuls": dict(remat="save_matmuls"),
     "save_attention": dict(remat="save_attention"),
     "offload": dict(remat="offload"),
     "offload_attention": dict(remat="offload_attention"),
@@ -121,6 +122,7 @@ def test_what_each_policy_keeps():
     assert kept("offload_residual") == dict(host=residual, device=attention)
     products = 3 * 4 * 32 * (4 * 8 + 2 * 2 * 8 + 16 + 2 * 40)  # q, k and v, what attention adds, gate and up
     assert kept("none") == dict(host=0, device=residual + attention + products)  # on one CPU, as here
+    assert kept("save_matmuls") == kept("none")
 
 
 def test_devices_that_share_heads_share_what_layers_keep():
