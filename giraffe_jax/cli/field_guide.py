@@ -128,4 +128,5 @@ def _on_the_page(entry: Entry) -> dict[str, Any]:
         slow = [1 + 3 * i / (planes - 1) for i in range(planes)]
         return dict(short_factor=[1.0] * planes, long_factor=slow, factor=4.0)
     tokens = {"window", "chunk_size", "local_size", "shift", "cutoff_len", "floor_scale", "threshold", "target_len"}
+    tokens |= {"trained"}
     return {k: v * (16 if k in tokens else 8 if k == "planes" else 1) for k, v in entry.example.items()}
