@@ -80,20 +80,21 @@ def test_windows_are_a_sixteenth_of_what_was_trained(name):
 
 @pytest.mark.parametrize("name", ["jet_long", "jet_long_freq"])
 def test_text_that_grows_is_read_at_each_length_as_a_whole(name):
-    """One layer, whose cached keys and values depend on no length: groups of 24 tokens become those of 3 at 49."""
+    """One layer, whose cached keys and values depend on no length. Groups are of 2 tokens up to 48, then of 3."""
     config = dataclasses.replace(CONFIG, num_layers=1)
     e = bind([dict(name=name, window=8, trained=24)], **MODEL)
     params = jax.jit(Llama(config).init)(jax.random.key(0), TOKENS[:, :2], e.at(jnp.arange(2.0)[None]))["params"]
     lm = LM(config, jax.tree.map(lambda x: 4 * x, params), None)
     tokens = jnp.concatenate([TOKENS, TOKENS[:, :4]], axis=1)
-    found, cache = prefill(lm, tokens[:, :46], np.array([46]), e, capacity=52, raw=True)
+    placed = e.at(jnp.arange(46.0)[None])  # whose length is said of each token, unlike below
+    found, cache = prefill(lm, tokens[:, :46], np.array([46]), placed, capacity=52, raw=True)
     for n in range(46, 52):
         if n > 46:
             found, cache = decode_step(lm, tokens[:, n - 1], e, cache)
         padded = jnp.pad(tokens[:, :n], ((0, 0), (0, 52 - n)))
         whole, _ = prefill(lm, padded, np.array([n]), e, capacity=52, raw=True)
         close(found, whole, ulps=256, what=n)
-    pinned = e.replace(length=np.float32(48))  # the group of two, which is another text by now
+    pinned = e.replace(length=np.float32(48))  # in groups of 2, which is another reading by now
     assert np.abs(prefill(lm, tokens[:, :52], np.array([52]), pinned, capacity=52, raw=True)[0] - found).max() > 1e-2
 
 
