@@ -36,7 +36,7 @@ def jet_long(
       window: tokens; by default 1/16 of `trained`, 2,048 of 32,768 as released.
       trained: tokens that the model was trained on; original_len by default.
     """
-    trained = e.original_len if trained is None else trained
-    first = window_of(e.replace(original_len=trained), window, 1 / 16) + 1
-    grouped = Line(group=-(-e.length // trained))  # rounded up, by a division that is exact in floats
+    as_trained = e if trained is None else e.replace(original_len=trained)
+    first = window_of(as_trained, window, 1 / 16) + 1
+    grouped = Line(group=-(-e.length // as_trained.original_len))  # rounded up, by a division that is exact in floats
     return with_bands(e, near(first), far(first, grouped, grouped))

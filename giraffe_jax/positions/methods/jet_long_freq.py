@@ -43,14 +43,13 @@ def jet_long_freq(
       trained: tokens that the model was trained on; original_len by default.
       beta_fast, beta_slow: rotations within `trained` between which the ramp rises, as in yarn.
     """
-    trained = e.original_len if trained is None else trained
-    as_trained = e.replace(original_len=trained)
-    window = window_of(as_trained, window, 1 / 16)
-    check_rising(strictly=True, window=window, trained=trained)
-    s = e.xp.maximum((e.length - window) / (trained - window), 1.0)
+    as_trained = e if trained is None else e.replace(original_len=trained)
+    full, w = as_trained.original_len, window_of(as_trained, window, 1 / 16)
+    check_rising(strictly=True, window=w, trained=full)
+    s = e.xp.maximum((e.length - w) / (full - w), 1.0)
     kept = 1 - _ramp(as_trained, beta_fast, beta_slow) * (1 - 1 / s)
-    beyond = far(window + 1, Line(kept, window * (1 - kept)), Line(kept))
-    return with_bands(e, near(window + 1), beyond).replace(gain=e.gain * magnitude(e, s) ** 0.5)
+    beyond = far(w + 1, Line(kept, w * (1 - kept)), Line(kept))
+    return with_bands(e, near(w + 1), beyond).replace(gain=e.gain * magnitude(e, s) ** 0.5)
 
 
 def _ramp(e: Encoding, beta_fast, beta_slow):
