@@ -96,7 +96,8 @@ def page_text(entries: list[Entry], folder: str) -> str:
         f"plot is of a model with {MODEL['head_dim']} features to a head, theta {MODEL['theta']:g} and trained on "
         f"{MODEL['original_len']} tokens, reading {4 * MODEL['original_len']}: the wavelength of each rotary plane, "
         "the distance at which its last token sees each earlier one (measured through attention; the slowest plane's, "
-        "where planes differ), and what multiplies its logits. Grey is plain RoPE, dotted the trained length; crosses are planes that stand still.",
+        "where planes differ), and what multiplies its logits. "
+        "Grey is plain RoPE, dotted the trained length; crosses are planes that stand still.",
     ]
     for kind, what in KINDS.items():
         members = [entry for entry in entries if entry.kind == kind]
