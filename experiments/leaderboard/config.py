@@ -63,6 +63,10 @@ def methods(trained_len: int, factor: float, planes: int, layers: int) -> dict[s
         ],
         f"mixed, yarn {f}": [method("mixed", choices=[[], [yarn]])],
         "dca": [method("dca")],
+        # Unmeasured: the paper's factors are each model's own.
+        "dpe": [method("dpe", factors=[1.0, *[2.0 * factor] * 3], window=window)],
+        "jet_long": [method("jet_long")],
+        "jet_long_freq": [method("jet_long_freq")],
         "lampe": [method("lampe", a=0.0, b=0.0)],
         "leaky_rerope": [method("leaky_rerope", window=window, factor=2 * factor)],
         "lm_infinite": [method("lm_infinite")],
@@ -71,6 +75,7 @@ def methods(trained_len: int, factor: float, planes: int, layers: int) -> dict[s
         "streaming": [method("streaming")],
         "string": [method("string", window=trained_len // 16)],
         f"ntk {2 * factor:g}, logn": [far_ntk, method("logn")],
+        f"ntk {2 * factor:g}, infoscale": [far_ntk, method("infoscale")],
         f"yarn {f}, scale": [yarn, method("scale", value=1.1)],
         f"yarn {f}, llama4_temperature": [yarn, method("llama4_temperature", floor_scale=float(trained_len))],
         f"yarn {f}, ministral_temperature": [yarn, method("ministral_temperature")],

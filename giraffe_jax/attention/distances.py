@@ -23,6 +23,7 @@ def distances(
     theta: float,
     original_len: int,
     queries: Sequence[int] | None = None,
+    plane: int = -1,
 ) -> Float[np.ndarray, "Q T"]:
     """Returns the query-key distance in tokens that each pair sees, float32; nan where it is masked.
 
@@ -36,6 +37,7 @@ def distances(
       length: tokens of the sequence.
       head_dim, theta, original_len: of the model, as methods read them.
       queries: which rows; all by default.
+      plane: which plane's distances, where planes move by different amounts; the slowest's by default.
     """
     e = positions.bind(scaling, head_dim=head_dim, theta=theta, original_len=original_len, length=length)
     keys = jnp.arange(length)[None]
@@ -45,15 +47,15 @@ def distances(
     bands = tuple(band.replace(inv_freq=None, gain=None) for band in e.bands)
     e = e.replace(inv_freq=jnp.array([slow]), gain=jnp.float32(1), start=None, bands=bands)
     e = e.replace(log_decay=None, query_scale=None, bias=None)
-    return np.asarray(_probe(e, index, keys, slow))
+    return np.asarray(_probe(e, index, keys, slow, plane))
 
 
 @jax.jit
-def _probe(e, index, keys, slow):
+def _probe(e, index, keys, slow, plane):
     length = keys.shape[1]
     ones = jnp.ones((1, length, 1, 1))
     query, key = (jnp.concatenate(pair, -1) for pair in ((ones, 0 * ones), (0 * ones, ones)))
-    tables = positions.rotations(e)
+    tables = jax.tree.map(lambda x: x[..., plane][..., None] if x.shape[-1] > 1 else x, positions.rotations(e))
     # dense divides logits by sqrt(2); a larger query makes them steeper than the weights' rounding.
     q = tuple(positions.rotate(2**0.5 * 8 * query, t.q_cos, t.q_sin)[:, index[0]] for t in tables)
     k = tuple(positions.rotate(key, t.k_cos, t.k_sin) for t in tables)

@@ -27,7 +27,12 @@ RANGES = {
     "NonNegative": "float >= 0",
     "Extent": "float > 0",
 }  # of positions/compose.py
-LISTS = {"Divisors": "list of float > 0", "Positives": "list of float > 0", "Choices": "list of lists of methods"}
+LISTS = {
+    "Divisors": "list of float > 0",
+    "Positives": "list of float > 0",
+    "Factors": "list of float >= 1",
+    "Choices": "list of lists of methods",
+}
 
 
 @dataclasses.dataclass(frozen=True)

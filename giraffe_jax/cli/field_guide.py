@@ -95,8 +95,9 @@ def page_text(entries: list[Entry], folder: str) -> str:
         f"{len(entries)} methods, written by `giraffe methods --page=docs/methods.md` from what their files say. Each "
         f"plot is of a model with {MODEL['head_dim']} features to a head, theta {MODEL['theta']:g} and trained on "
         f"{MODEL['original_len']} tokens, reading {4 * MODEL['original_len']}: the wavelength of each rotary plane, "
-        "the distance at which its last token sees each earlier one (measured through attention), and what multiplies "
-        "its logits. Grey is plain RoPE, dotted the trained length; crosses are planes that stand still.",
+        "the distance at which its last token sees each earlier one (measured through attention; the slowest plane's, "
+        "where planes differ), and what multiplies its logits. "
+        "Grey is plain RoPE, dotted the trained length; crosses are planes that stand still.",
     ]
     for kind, what in KINDS.items():
         members = [entry for entry in entries if entry.kind == kind]
@@ -128,4 +129,5 @@ def _on_the_page(entry: Entry) -> dict[str, Any]:
         slow = [1 + 3 * i / (planes - 1) for i in range(planes)]
         return dict(short_factor=[1.0] * planes, long_factor=slow, factor=4.0)
     tokens = {"window", "chunk_size", "local_size", "shift", "cutoff_len", "floor_scale", "threshold", "target_len"}
+    tokens |= {"trained"}
     return {k: v * (16 if k in tokens else 8 if k == "planes" else 1) for k, v in entry.example.items()}

@@ -147,7 +147,7 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
     from giraffe_jax import positions
 
     model = shape(call, args)
-    follows = entry.kind == "length" or (entry.kind == OWN and "length" in entry.needs)
+    follows = entry.kind == "length" or "length" in entry.needs
     length = args.length or (4 * args.original_len if follows else None)
     about: dict[str, Any] = dict(length=length or args.original_len, num_layers=LAYERS)
     e = positions.bind([call], **model, **about, where="positions")

@@ -248,12 +248,7 @@ class Llama(nn.Module):
             if cache.raw:
                 rows = jnp.arange(slots.shape[0])[:, None]
                 key_positions = cache.positions.at[rows, slots].set(encoding.positions)
-                of_keys = dict(positions=key_positions, query_scale=None)
-                if encoding.inv_freq.ndim > 2:  # of each token: a cache's row is one document, whose tokens are alike
-                    of_keys |= dict(inv_freq=encoding.inv_freq[..., :1, :])
-                if encoding.gain.ndim:
-                    of_keys |= dict(gain=encoding.gain[:, :1])
-                key_tables = positions.rotations(encoding.replace(**of_keys))
+                key_tables = positions.rotations(encoding.of_cached_keys(key_positions))
         # Methods may give each layer its own frequencies; otherwise the tables are shared, not repeated L times.
         per_layer, per_layer_keys = (t is not None and t[0].q_cos.ndim == 4 for t in (tables, key_tables))
         cached = None if cache is None else (cache.k, cache.v)
@@ -262,7 +257,9 @@ class Llama(nn.Module):
         shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
         # Tables hold these; what learns may read the positions.
-        light = encoding.replace(positions=encoding.positions if encoding.learned else None, query_scale=None)
+        bands = tuple(band.replace(q_pos=None, k_pos=None) for band in encoding.bands)
+        light = encoding.replace(bands=bands, key_pos=None, query_scale=None)
+        light = light if encoding.learned else light.replace(positions=None)
         if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
             place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))
         return layer, (*shared_tables, light, place, slots, raw), slots

@@ -17,7 +17,11 @@ from giraffe_jax.positions.encoding import Band, Encoding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """min(position // group * scale + shift, highest), with position % modulo in place of the position."""
+    """min(position // group * scale + shift, highest), with position % modulo in place of the position.
+
+    Each number is [], [R] where planes move by different amounts, or in the step [B T 1] or [B T R] where it follows
+    each document's own length. Positions are [B T 1].
+    """
 
     scale: Any = 1.0
     shift: Any = 0.0

@@ -34,6 +34,7 @@ Extent = Annotated[Number, Bound(0.0, above=True, infinite=True)]  # of a window
 NonNegative = Annotated[Number, Bound(0.0)]
 Fraction = Annotated[Number, Bound(0.0, above=True, high=1.0)]
 Positives = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
+Factors = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(1.0, many=True)]
 Choices = Annotated[Sequence[Any], Nested()]
 Divisors = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
 

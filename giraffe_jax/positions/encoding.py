@@ -41,7 +41,7 @@ class Band:
     chunk: Any = 1.0  # tokens
     keys: Any = math.inf  # only so many first tokens of a document are seen: sinks
     also: tuple[Range, ...] = ()  # further ranges that a pair has to be in: windows and chunks
-    # Positions -> positions to rotate by, pytrees (positions/bands.py: Line).
+    # Positions [B T 1] -> positions to rotate by, [B T 1] or of each plane [B T R]; pytrees (positions/bands.py: Line).
     q_pos: Any = None  # of queries; None: unchanged
     k_pos: Any = None  # of keys; None: what all bands share, Encoding.key_pos
     inv_freq: Any = None  # [R] or [L R], in place of the Encoding's
@@ -118,7 +118,7 @@ class Encoding:
     key: Any = None  # PRNG key while training; None elsewhere
     pending: tuple = ()  # calls that need positions, length or key, in order
     bands: tuple[Band, ...] = ()  # none: every earlier key, at its own position
-    key_pos: Any = None  # positions -> positions by which bands rotate keys that have no `k_pos`; None: unchanged
+    key_pos: Any = None  # as `k_pos`, of bands that have none; None: unchanged
     num_layers: int | None = dataclasses.field(default=None, metadata={"static": True})
     num_heads: int | None = dataclasses.field(default=None, metadata={"static": True})
     learned: tuple[Any, ...] = ()  # what has parameters of its own in every layer: positions/slot.py, Learned
@@ -150,7 +150,24 @@ class Encoding:
         for name, (axis, least) in _OF_TOKENS.items():
             value = getattr(self, name)
             moved[name] = move(value, axis) if value is not None and jnp.ndim(value) >= least else value
-        return self.replace(**moved)
+        return self.replace(**moved)._with_maps(lambda x: move(x, -2))
+
+    def of_cached_keys(self, positions: Any) -> "Encoding":
+        """Returns the encoding, after `at`, of a raw cache's keys at these positions, [B S]: each row is one document,
+        whose tokens are alike."""
+        e = self._with_maps(lambda x: x[:, :1]).replace(positions=positions, query_scale=None)
+        if e.inv_freq.ndim > 2:
+            e = e.replace(inv_freq=e.inv_freq[..., :1, :])
+        return e.replace(gain=e.gain[:, :1]) if e.gain.ndim else e
+
+    def _with_maps(self, change: Any) -> "Encoding":
+        """Returns the encoding with `change` made to what position maps have of each token, [B T 1] or [B T R]."""
+
+        def of(maps):
+            return jax.tree.map(lambda x: change(x) if jnp.ndim(x) == 3 else x, maps)
+
+        bands = tuple(band.replace(q_pos=of(band.q_pos), k_pos=of(band.k_pos)) for band in self.bands)
+        return self.replace(bands=bands, key_pos=of(self.key_pos))
 
     def choose(self, index) -> "Encoding":
         """Returns the encoding with one of its K stacked choices: of all tokens, or of each, index [] or [B T]."""

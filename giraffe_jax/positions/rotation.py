@@ -45,12 +45,13 @@ def _rotation(e: Encoding, band: Band) -> Rotation:
         gain = jnp.where(early_BT1, gain * e.start.gain, gain)
     tables = []
     for sign, moved in ((1.0, band.q_pos), (-1.0, k_pos)):
-        p_BT1 = (e.positions if moved is None else moved(e.positions))[..., None]
-        angle = p_BT1 * inv_freq
+        p_BTR = e.positions[..., None]  # or [B T 1], where all planes move alike
+        p_BTR = p_BTR if moved is None else moved(p_BTR)
+        angle = p_BTR * inv_freq
         scale = gain
         if e.log_decay is not None:
             # Centred, since only differences matter and exp() of a whole position would overflow early.
-            scale = scale * jnp.exp(sign * (p_BT1 - e.original_len / 2) * e.log_decay)
+            scale = scale * jnp.exp(sign * (p_BTR - e.original_len / 2) * e.log_decay)
         if e.query_scale is not None and sign > 0:
             scale = scale * e.query_scale[..., None]
         tables += [jnp.cos(angle) * scale, jnp.sin(angle) * scale]

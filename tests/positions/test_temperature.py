@@ -13,6 +13,8 @@ MODEL = dict(head_dim=8, theta=1e4, original_len=32)
 CLOSED_FORMS = [
     ("logn", {}, lambda n: max(1.0, math.log(n + 1) / math.log(32))),
     ("logn", dict(base=100.0), lambda n: max(1.0, math.log(n + 1) / math.log(100))),
+    ("infoscale", {}, lambda n: max(1.0, math.sqrt((1 - (n + 1) ** (-2 / 8)) / (1 - 32 ** (-2 / 8))))),
+    ("infoscale", dict(trained=5.0), lambda n: max(1.0, math.sqrt((1 - (n + 1) ** (-1 / 4)) / (1 - 5 ** (-1 / 4))))),
     ("llama4_temperature", dict(floor_scale=16.0), lambda n: 1 + 0.1 * math.log(1 + (n + 1) // 16)),
     ("llama4_temperature", dict(floor_scale=8.0, attn_scale=0.3), lambda n: 1 + 0.3 * math.log(1 + (n + 1) // 8)),
     ("ministral_temperature", {}, lambda n: 1 + 0.1 * math.log(1 + n // 32)),
