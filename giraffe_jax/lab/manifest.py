@@ -15,6 +15,7 @@ is put back as it was has its rows again.
 import functools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,12 @@ def finished(path: Path) -> dict[str, Name]:
         if isinstance(variant, str) and isinstance(task, str) and isinstance(length, int) and isinstance(seed, int):
             found[key] = variant, task, length, seed
     return found
+
+
+def failed(path: Path) -> Counter[str]:
+    """Returns how often each cell has failed, by its key."""
+    rows = records.read_rows(path, lambda line: None) if path.is_file() else ()
+    return Counter(row["key"] for row in rows if row.get("kind") == "failure" and isinstance(row.get("key"), str))
 
 
 def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
