@@ -5,10 +5,13 @@
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
 variant added to the config costs only itself. Where a method of your own has been edited, or a document, the weights or
 anything else that decides numbers, that is named and the cells that depend on it are measured again; --keep keeps their
-rows. --jobs=N runs N processes that divide the machine's
-cores, or its GPUs or the memory of one, and show one line of progress; one Ctrl-C ends all of them, and the same
-command goes on, with another N too. The same command started several times, on one file system, shares the work
-likewise: each process measures variants that no other one has taken, and a killed one's go to whoever comes next.
+rows.
+
+--jobs=N runs N processes that divide the machine's cores, its GPUs too, or the memory of one GPU. They show one line of
+progress, one Ctrl-C ends all of them, and the same command goes on, with another N too. The same command started
+several times, on one file system, shares the work likewise: each process measures variants that no other one has taken,
+and a killed one's go to whoever comes next.
+
 --dry-run says what is left to do and about how long this machine will take for it: it times one call of each kind, and
 writes nothing.
 """
@@ -36,9 +39,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    number = os.environ.pop("GIRAFFE_JOB", None)  # of a process that lab/jobs.py has started
-    if number is not None:
-        return _work(args, int(number))
+    job = os.environ.pop("GIRAFFE_JOB", None)  # of a process that lab/jobs.py has started
+    if job is not None:
+        return _work(args, job)
     first = _first_share(args) if args.jobs > 1 else None
     if first is not None and args.dry_run:
         os.environ.update(first.env)  # before JAX starts: what is timed is one of the jobs
@@ -69,12 +72,12 @@ def _config(args: argparse.Namespace) -> tuple[Any, str | Path]:
     return config, args.workdir or Path("runs") / name
 
 
-def _work(args: argparse.Namespace, number: int) -> int:
+def _work(args: argparse.Namespace, job: str) -> int:
     from giraffe_jax.lab import jobs
 
     jobs.end_with_starter()
     config, workdir = _config(args)
-    jobs.work(config, workdir, number, keep=args.keep)
+    jobs.work(config, workdir, job, keep=args.keep)
     return 0
 
 

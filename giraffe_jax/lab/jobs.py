@@ -33,7 +33,7 @@ from giraffe_jax.lab.shares import Share, in_words, inside, shares
 from giraffe_jax.lab.spec import ExperimentConfig, check, trainings
 from giraffe_jax.report.scores import RESULTS
 
-NUMBER = "GIRAFFE_JOB"  # in a job's environment: which one it is, from 1
+JOB = "GIRAFFE_JOB"  # in a job's environment: "which one it is, from 1:how many rows there were when jobs began"
 NOW = "\x1e"
 PROGRESS = re.compile(r"\d+(/\d+)?  ")  # as records.Progress writes it
 # The current folder is not looked in, as of the installed command; the package is found where it is here.
@@ -63,15 +63,19 @@ def run(
     """
     config, workdir = build(ExperimentConfig, config), Path(workdir)
     plan = manifest.plan(config, check(config), trainings(config), workdir, keep=keep)
-    jobs = min(jobs, len({folder(config, cell.variant, cell.seed) for cell in plan.left}))
+    models = len({folder(config, cell.variant, cell.seed) for cell in plan.left})
+    asked, jobs = jobs, min(jobs, models)
     if jobs < 2:
         return 1 if lab_run.run(config, workdir, keep=keep).failures else 0
     given = shares(jobs)
+    began = 0
     if (workdir / RESULTS).is_file():
         lab_run.mend(workdir)
+        began = sum(1 for _ in records.read_rows(workdir / RESULTS, lambda line: None))
     shown = _Shown(plan.left, workdir / RESULTS)
-    lab_run.announce(config, workdir, plan, shown.say, f", by {in_words(given)}")
-    refused = _follow(given, words, shown)
+    fewer = f" (not {asked}: {models} models are left)" if jobs < asked else ""
+    lab_run.announce(config, workdir, plan, shown.say, f", by {in_words(given)}{fewer}")
+    refused = _follow(given, words, began, shown)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the report needs no device, and others may want it
@@ -80,14 +84,17 @@ def run(
     if not (workdir / RESULTS).is_file():
         raise RuntimeError(f"{jobs} jobs have ended before they measured anything; their last lines say why.")
     outcome = lab_run.finish(workdir, shown.say)
+    if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
+        shown.say("a device's memory was too small: with a smaller --jobs each job has more of it")
     if shown.left:
         shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, goes on with them")
     return 1 if outcome.failures or shown.left else 0
 
 
-def work(config: ExperimentConfig | Any, workdir: str | Path, number: int, *, keep: bool = False) -> None:
-    """Measures as job `number` of a run; what it says is for the process that has started it."""
-    job = lab_run.Job(number, lambda what: print(f"{NOW}{what}", flush=True))
+def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, keep: bool = False) -> None:
+    """Measures as the job that JOB says; what it says is for the process that has started it."""
+    number, began = map(int, about.split(":"))
+    job = lab_run.Job(number, began, lambda what: print(f"{NOW}{what}", flush=True))
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -120,7 +127,7 @@ class _Job:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", COMMAND, str(ROOT), *words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                env={**more, **os.environ, **share.env, NUMBER: str(number)},
+                env={**more, **os.environ, **share.env},
                 process_group=0,  # a terminal's Ctrl-C comes to who started it, who tells it once
             )  # fmt: skip
 
@@ -207,7 +214,7 @@ class _Shown:
                     yield json.loads(line)
 
 
-def _follow(given: Sequence[Share], words: Sequence[str], shown: _Shown) -> list[str]:
+def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
     """Returns, once all jobs have ended, what each of those said that found the request to be wrong."""
     jobs: list[_Job] = []
     refused: list[str] = []
@@ -218,7 +225,7 @@ def _follow(given: Sequence[Share], words: Sequence[str], shown: _Shown) -> list
         stack.callback(shown.progress.close)
         told = stack.enter_context(_told_to_end())
         for number, share in enumerate(given, 1):
-            jobs.append(_Job(number, share, words, {"JAX_COMPILATION_CACHE_DIR": compiled}))
+            jobs.append(_Job(number, share, words, {JOB: f"{number}:{began}", "JAX_COMPILATION_CACHE_DIR": compiled}))
             stack.enter_context(jobs[-1].process)
             stack.callback(jobs[-1].process.kill)
             threading.Thread(target=jobs[-1].listen, args=(heard,), daemon=True).start()

@@ -32,11 +32,12 @@ class Job:
 
     Args:
       number: of this job, from 1.
+      began: how many rows there were when the jobs were started.
       now: takes what is begun.
     """
 
-    def __init__(self, number: int, now: Callable[[str], None]):
-        self.number, self.now = number, now
+    def __init__(self, number: int, began: int, now: Callable[[str], None]):
+        self.number, self.began, self.now = number, began, now
 
     def skip(self, cells: int) -> None:
         """Counted in the file of rows."""

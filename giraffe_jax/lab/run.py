@@ -145,7 +145,6 @@ def _measure(
     check_bound(config, ((cell.variant, cell.length) for cell in plan.left), base().config)
     pace = job or Pace(len(plan.left), say)
     with _rows(workdir) as rows:
-        before = manifest.failed(workdir / RESULTS)
         waiting = list(_by_model(plan.left))
         if job is not None:
             waiting.sort(key=lambda group: group[0][0].train is None)  # what takes longest first: all end together
@@ -158,7 +157,7 @@ def _measure(
                         continue
                     done = set(manifest.finished(workdir / RESULTS))  # by others, meanwhile
                     if job is not None:  # what has failed with another job is for the next run to try again
-                        done |= (manifest.failed(workdir / RESULTS) - before).keys()
+                        done |= manifest.failed(workdir / RESULTS, after=job.began)
                     todo = [cell for cell in group if cell.key not in done]
                     pace.skip(len(group) - len(todo))
                     if todo:

@@ -28,7 +28,7 @@ def get_config():
     c = ConfigDict()
     c.name, c.source = "shared", "giraffe-mini"
     c.variants = [dict(name=f"ntk {{k}}", positions=[dict(name="ntk", factor=1.0 + k)]) for k in range({variants})]
-    data = dict(seq_len=32, batch_size=2, sources=[dict(kind="synthetic", synthetic=dict(kinds=("lines",)))])
+    data = dict(seq_len=32, batch_size=8, sources=[dict(kind="synthetic", synthetic=dict(kinds=("lines",)))])
     c.variants += [dict(name="trained", train=dict(steps=2, data=data))] * {trained}
     c.tasks = [dict(name="lines", lengths=[48, 64], n=4, style="compact")]
     return c
@@ -75,8 +75,9 @@ def every(variants):
 
 
 @needs_two_cores
-def test_two_jobs_write_the_rows_and_tables_of_one_process(write, tmp_path, capfd):
-    config = write(variants=2, trained=1)
+@pytest.mark.parametrize("trained", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_jobs_write_the_rows_and_tables_of_one_process(write, tmp_path, capfd, trained):
+    config = write(variants=3 - trained, trained=trained)
     assert cli.main(["run", config, f"--workdir={tmp_path / '1'}"]) == 0
     capfd.readouterr()
     assert cli.main(["run", config, f"--workdir={tmp_path / '2'}", "--jobs=2"]) == 0
@@ -84,7 +85,8 @@ def test_two_jobs_write_the_rows_and_tables_of_one_process(write, tmp_path, capf
     one, two = (sorted(map(values, rows(tmp_path / name)), key=name_of) for name in "12")
     assert [name_of(row) for row in one] == [name_of(row) for row in two] and len(one) == 3 * 2 * 5
     for row, other in zip(one, two, strict=True):
-        assert flat(row) == pytest.approx(flat(other), rel=1e-4, abs=1e-4)
+        assert flat(row, float) == pytest.approx(flat(other, float), rel=1e-4, abs=1e-4)
+        assert flat(row, str | int | list) == flat(other, str | int | list)
     tables = [
         [line for line in (tmp_path / name / "tables.md").read_text().splitlines() if "|" in line] for name in "12"
     ]
@@ -103,11 +105,14 @@ def name_of(row):
     return row["variant"], row["length"], row.get("kind", ""), row.get("example", -1)
 
 
-def flat(row, prefix=""):
+def flat(row, kinds, prefix=""):
     found = {}
     for key, value in row.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return {key: str(value) if isinstance(value, list) else value for key, value in found.items()}
+        if isinstance(value, dict):
+            found |= flat(value, kinds, f"{prefix}{key}.")
+        elif isinstance(value, kinds):
+            found[prefix + key] = value
+    return found
 
 
 @needs_two_cores
@@ -133,6 +138,7 @@ if cell.variant.name == "ntk 0":
 
 
 @needs_two_cores
+@pytest.mark.slow
 def test_when_all_jobs_are_killed_the_command_says_so_and_another_number_goes_on(write, tmp_path, capfd):
     kill = 'if cell.length == 64 and (HERE / "kill").exists():\n    os.kill(os.getpid(), signal.SIGKILL)'
     config = write(at_a_cell=kill)
@@ -169,8 +175,8 @@ DEAF = "try:\n            time.sleep(600)\n        finally:\n            time.sl
     ("wait", "signals", "status", "word"),
     [
         (SLEEP, [signal.SIGINT], 130, "all jobs have ended, with 0 of 6 cells measured"),
-        (DEAF, [signal.SIGINT, signal.SIGINT], 130, "told to end twice"),
-        (SLEEP, [signal.SIGKILL], -signal.SIGKILL, ""),
+        pytest.param(DEAF, [signal.SIGINT, signal.SIGINT], 130, "told to end twice", marks=pytest.mark.slow),
+        pytest.param(SLEEP, [signal.SIGKILL], -signal.SIGKILL, "", marks=pytest.mark.slow),
     ],
     ids=["once", "twice", "killed"],
 )
@@ -205,6 +211,7 @@ def alive(pid):
 
 
 @needs_two_cores
+@pytest.mark.slow
 def test_what_every_job_refuses_is_said_as_one_process_says_it(write, tmp_path, capfd):
     config = write(
         "    def wrong(*args, **keys):\n        raise r.ConfigError('config.x: no')\n\n    r.measure = wrong"
