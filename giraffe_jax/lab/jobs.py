@@ -5,7 +5,7 @@ variants as any process does that is started beside others (run.py). What it wri
 NOW say what it does, lines of progress are shown in the one line that this process rewrites, the others as they are.
 What is finished is read where it is recorded, in the file of rows.
 
-A job whose starter is gone is told to end, as by SIGINT.
+A job whose starter is gone is told to end.
 """
 
 import collections
@@ -103,7 +103,7 @@ def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, kee
 
 
 def end_with_starter() -> None:
-    """Tells this process to end, as by SIGINT, when the one that has started it is gone, and standard input with it."""
+    """Tells this process to end, by SIGINT, when the one that has started it is gone, and standard input with it."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -112,7 +112,8 @@ def end_with_starter() -> None:
         nobody = os.open(os.devnull, os.O_WRONLY)  # reads what is said while it ends
         os.dup2(nobody, 1)
         os.dup2(nobody, 2)
-        os.kill(os.getpid(), signal.SIGINT)
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as after `&`
+        os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -29,7 +29,8 @@ def get_config():
     c.name, c.source = "shared", "giraffe-mini"
     c.variants = [dict(name=f"ntk {{k}}", positions=[dict(name="ntk", factor=1.0 + k)]) for k in range({variants})]
     data = dict(seq_len=32, batch_size=8, sources=[dict(kind="synthetic", synthetic=dict(kinds=("lines",)))])
-    c.variants += [dict(name="trained", train=dict(steps=2, data=data))] * {trained}
+    train = dict(steps={steps}, save_every={steps}, data=data, optim=dict(warmup_steps=0, schedule="constant"))
+    c.variants += [dict(v, name="trained " + v["name"], train=train) for v in c.variants[:{trained}]]
     c.tasks = [dict(name="lines", lengths=[48, 64], n=4, style="compact")]
     return c
 
@@ -54,9 +55,9 @@ needs_two_cores = pytest.mark.skipif(len(lab_shares._cores()) < 2, reason="two j
 
 @pytest.fixture
 def write(tmp_path):
-    def write(job="    pass", at_a_cell="", variants=3, trained=0):
+    def write(job="    pass", at_a_cell="", variants=3, trained=0, steps=2):
         job = CELLS.format(at_a_cell=at_a_cell.replace("\n", "\n        ")) if at_a_cell else job
-        (tmp_path / "config.py").write_text(CONFIG.format(variants=variants, trained=trained, job=job))
+        (tmp_path / "config.py").write_text(CONFIG.format(variants=variants, trained=trained, steps=steps, job=job))
         return str(tmp_path / "config.py")
 
     return write
@@ -195,6 +196,24 @@ def test_no_job_outlives_the_command(write, tmp_path, wait, signals, status, wor
     assert process.returncode == status and word in text and "Traceback" not in text, text
     jobs = [int(path.name.removeprefix("at-")) for path in tmp_path.glob("at-*")]
     wait_for(lambda: not any(map(alive, jobs)))
+
+
+@needs_two_cores
+@pytest.mark.slow
+def test_an_interrupt_of_the_terminal_saves_trainings_that_run_side_by_side(write, tmp_path):
+    command = [sys.executable, "-m", "giraffe_jax.cli", "run", write(variants=2, trained=2, steps=100_000)]
+    command += [f"--workdir={tmp_path / 'run'}", "--jobs=2"]
+    metrics = [tmp_path / "run" / "train" / records.slug(f"trained ntk {k}") / "metrics.jsonl" for k in (0, 1)]
+    with open(tmp_path / "said", "w") as said:
+        process = processes.start(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        wait_for(lambda: all(path.is_file() and path.stat().st_size for path in metrics), process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command's group
+        process.wait(120)
+    text = (tmp_path / "said").read_text()
+    assert process.returncode == 130 and "with 0 of 8 cells measured" in text, text
+    for path in metrics:
+        last = max(row["step"] for row in records.read_rows(path))
+        assert [int(folder.name) for folder in (path.parent / "checkpoints").glob("[0-9]*")] == [last]
 
 
 def wait_for(what, process=None):
