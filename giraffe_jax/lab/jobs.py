@@ -175,9 +175,11 @@ class _Shown:
         for row in self._rows():
             self._count(row)
         if self.left:
-            text = "  ".join(f"[{job.number}] {job.now}{job.detail}" for job in jobs)
-            width = shutil.get_terminal_size().columns - 30  # the counts before it, and the time left
-            self.progress.update(self.total - len(self.left), text[: max(width, 20)] if self.progress.tty else text)
+            width = None
+            if self.progress.tty:  # without the counts before it, and the time left
+                width = max(20, (shutil.get_terminal_size().columns - 30) // max(len(jobs), 1) - 2)
+            text = "  ".join(f"[{job.number}] {job.now}{job.detail}"[:width] for job in jobs)
+            self.progress.update(self.total - len(self.left), text)
 
     def ended(self, job: _Job, others: int) -> None:
         """Says how a job has ended before its work did."""
@@ -212,7 +214,9 @@ class _Shown:
                     return
                 self.at += len(line)
                 with contextlib.suppress(ValueError):  # what a killed job was writing
-                    yield json.loads(line)
+                    row = json.loads(line)
+                    if isinstance(row, dict):
+                        yield row
 
 
 def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
