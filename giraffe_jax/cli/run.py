@@ -5,13 +5,23 @@
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
 variant added to the config costs only itself. Where a method of your own has been edited, or a document, the weights or
 anything else that decides numbers, that is named and the cells that depend on it are measured again; --keep keeps their
-rows. The same command started several times shares the work: each process
-measures variants that no other one has taken, and a killed one's go to whoever comes next. --dry-run says what is left
-to do and about how long this machine will take for it: it times one call of each kind, and writes nothing.
+rows.
+
+--jobs=N runs N processes that divide the machine's cores, its GPUs too, or the memory of one GPU. They show one line of
+progress, one Ctrl-C ends all of them, and the same command goes on, with another N too. The same command started
+several times, on one file system, shares the work likewise: each process measures variants that no other one has taken,
+and a killed one's go to whoever comes next.
+
+--dry-run says what is left to do and about how long this machine will take for it: it times one call of each kind, and
+writes nothing.
 """
 
 import argparse
+import contextlib
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from giraffe_jax.cli import configs
 
@@ -19,6 +29,8 @@ from giraffe_jax.cli import configs
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="FILE", help="an experiment's folder or config file, FILE[:ARG]")
     configs.distributed_argument(parser)
+    jobs = "processes that share the machine and the work; each measures other variants (default 1)"
+    parser.add_argument("--jobs", type=configs.number(int, 1), default=1, metavar="N", help=jobs)
     dry = "count what is left to do, time one call of each kind, and stop"
     parser.add_argument("--dry-run", action="store_true", help=dry)
     parser.add_argument("--dry_run", action="store_true", dest="dry_run", help=argparse.SUPPRESS)
@@ -27,17 +39,62 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = configs.load(args)
-    import sys
-
-    from giraffe_jax.lab.run import run
-
-    configs.quiet(args)
-    workdir = args.workdir or Path("runs") / str(config.get("name") or Path(args.config.partition(":")[0]).stem)
+    job = os.environ.pop("GIRAFFE_JOB", None)  # of a process that lab/jobs.py has started
+    if job is not None:
+        return _work(args, job)
+    first = _first_share(args) if args.jobs > 1 else None
+    if first is not None and args.dry_run:
+        os.environ.update(first.env)  # before JAX starts: what is timed is one of the jobs
+    config, workdir = _config(args)
     if args.dry_run:
         from giraffe_jax.lab.estimate import estimate
+        from giraffe_jax.lab.shares import inside
 
-        found = estimate(config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep)
+        with contextlib.nullcontext() if first is None else inside(first):
+            found = estimate(
+                config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep, jobs=args.jobs
+            )
         print(f"{config.name}, in {workdir}: {found}")
         return 0
+    if args.jobs > 1:
+        from giraffe_jax.lab import jobs
+
+        return jobs.run(config, workdir, _words(args, workdir), args.jobs, keep=args.keep)
+    from giraffe_jax.lab.run import run
+
     return 1 if run(config, workdir, keep=args.keep).failures else 0
+
+
+def _config(args: argparse.Namespace) -> tuple[Any, str | Path]:
+    config = configs.load(args)
+    configs.quiet(args)
+    name = str(config.get("name") or Path(args.config.partition(":")[0]).stem)
+    return config, args.workdir or Path("runs") / name
+
+
+def _work(args: argparse.Namespace, job: str) -> int:
+    from giraffe_jax.lab import jobs
+
+    jobs.end_with_starter()
+    config, workdir = _config(args)
+    jobs.work(config, workdir, job, keep=args.keep)
+    return 0
+
+
+def _first_share(args: argparse.Namespace) -> Any:
+    """Returns what the first job gets of this machine, and refuses what cannot be divided before anything is read."""
+    from giraffe_jax.config import ConfigError
+    from giraffe_jax.lab.shares import shares
+
+    if args.distributed:
+        raise ConfigError(
+            f"--jobs: got {args.jobs} with --distributed, whose processes compute together what each job computes "
+            "alone. Allowed: one of the two."
+        )
+    return shares(args.jobs)[0]
+
+
+def _words(args: argparse.Namespace, workdir: str | Path) -> list[str]:
+    """Returns the command of a job, after `giraffe`."""
+    flags = ["--keep"] * args.keep + ["--debug"] * args.debug + [f"--methods={folder}" for folder in args.methods]
+    return ["run", args.config, f"--workdir={workdir}", f"--jobs={args.jobs}", *flags, *args.overrides]

@@ -8,12 +8,13 @@ times are used where they are known. Nothing is written there.
 
 import contextlib
 import dataclasses
+import heapq
 import math
 import statistics
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.inference import LM
 from giraffe_jax.lab import manifest, spec
 from giraffe_jax.lab import run as lab_run
-from giraffe_jax.lab.cells import Cell, of_training, training_of
+from giraffe_jax.lab.cells import Cell, folder, of_training, training_of
 from giraffe_jax.lab.clock import Call, Counted, _Clock, structure
 from giraffe_jax.lab.manifest import Plan
 from giraffe_jax.lab.spec import ExperimentConfig, Variant
@@ -54,11 +55,19 @@ class Estimate(NamedTuple):
     cells: int
     finished: int
     parts: list[Part]
+    models: Mapping[str, float] = {}  # seconds of each that one job measures, and trains; the rest every job does
+    jobs: int = 1
 
     @property
     def seconds(self) -> float:
-        """Of one process on this machine; parts that could not be told are not in it."""
-        return sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
+        """Of all jobs on this machine, or the one process; parts that could not be told are not in it."""
+        alone = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
+        if self.jobs == 1:
+            return alone
+        ends = [0.0] * self.jobs
+        for seconds in sorted(self.models.values(), reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds)  # the job that is free first takes the longest
+        return alone - sum(self.models.values()) + max(ends)
 
     def __str__(self) -> str:
         shown = [
@@ -71,22 +80,27 @@ class Estimate(NamedTuple):
         widths = [max((len(row[i]) for row in shown), default=0) for i in range(3)]
         for what, count, seconds, how in shown:
             lines.append(f"  {what:<{widths[0]}}  {count:<{widths[1]}}  {seconds:>{widths[2]}}  {how}".rstrip())
+        who = "One process on this machine takes"
+        if self.jobs > 1:
+            who = f"These are times of one job. {self.jobs} jobs side by side on this machine take"
         if not any(math.isnan(part.seconds) for part in self.parts):
-            return "\n".join([*lines, f"One process on this machine takes about {records.duration(self.seconds)}."])
-        known = f"One process on this machine takes about {records.duration(self.seconds)} for the rest."
+            return "\n".join([*lines, f"{who} about {records.duration(self.seconds)}."])
+        known = f"{who} about {records.duration(self.seconds)} for the rest."
         return "\n".join([*lines, f"What is marked ? cannot be told beforehand. {known}"])
 
 
 def estimate(
-    config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print, *, keep: bool = False
-) -> Estimate:
-    """Returns what is left to do of an experiment and how long one process of this machine will take for it.
+    config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print, *, keep: bool = False,
+    jobs: int = 1,
+) -> Estimate:  # fmt: skip
+    """Returns what is left to do of an experiment and how long this machine will take for it.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: as for `lab_run.run`; need not exist.
       say: takes lines of progress.
       keep: as for `lab_run.run`.
+      jobs: processes that will do it, of which this one has the share of the machine (shares.py).
 
     Raises:
       ConfigError: a wrong config, a workdir of another experiment, or several processes.
@@ -99,17 +113,18 @@ def estimate(
     plan = manifest.plan(config, tasks, spec.trainings(config), workdir, keep=keep)
     for note in plan.notes:
         say(note)
-    left, parts = plan.left, []
+    left, parts, models = plan.left, [], defaultdict(float)
     if left:
         spec.check_bound(config, ((cell.variant, cell.length) for cell in left), base().config)
-        parts += _trainings(config, plan, workdir, base, say)
-        parts += _measurements(config, left, workdir, base, say)
-    return Estimate(len(plan.cells), len(plan.cells) - len(left), parts)
+        parts += _trainings(config, plan, workdir, base, models, say)
+        parts += _measurements(config, left, workdir, base, models, say)
+    return Estimate(len(plan.cells), len(plan.cells) - len(left), parts, models, jobs)
 
 
 def _measurements(
-    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Callable[[], LM], say: Callable[[str], None]
-) -> list[Part]:
+    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Callable[[], LM], models: dict[str, float],
+    say: Callable[[str], None],
+) -> list[Part]:  # fmt: skip
     lm = _with_learned(base(), [cell.variant for cell in left])
     clock = _Clock(dataclasses.replace(lm, config=dataclasses.replace(lm.config, positions=())))
     took = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
@@ -118,6 +133,7 @@ def _measurements(
         inside = [cell for cell in left if evals.label(cell.task) == label]
         lengths = sorted({cell.length for cell in inside})
         seconds, known, failed = 0.0, 0, ""
+        took_of: dict[str, float] = defaultdict(float)
         for length in lengths:
             new = []  # cells of which nothing like them is finished
             for cell in (cell for cell in inside if cell.length == length):
@@ -125,7 +141,8 @@ def _measurements(
                 if like is None:
                     new.append(cell)
                 else:
-                    seconds, known = seconds + like, known + 1
+                    known += 1
+                    took_of[folder(config, cell.variant, cell.seed)] += like
             if not new:
                 continue
             say(f"timing {label} at {length:,} tokens")
@@ -133,12 +150,18 @@ def _measurements(
                 calls, building = _count(clock.lm, new[0], config.tokens_per_batch)
                 # Examples are built once for each seed, and kept.
                 seconds += building * len({cell.seed for cell in new})
-                seconds += sum(clock.seconds(calls, clock.bind(cell.variant, length)) for cell in new)
+                for cell in new:
+                    of_cell = clock.seconds(calls, clock.bind(cell.variant, length))
+                    took_of[folder(config, cell.variant, cell.seed)] += of_cell
             except (ConfigError, OSError):
                 raise
             except Exception as error:
                 seconds, failed = math.nan, f"{spec.message(error)}"
                 break
+        if not failed:
+            seconds += sum(took_of.values())
+            for name, its in took_of.items():
+                models[name] += its
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
         how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
         parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
@@ -176,7 +199,7 @@ def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tupl
 
 
 def _trainings(
-    config: ExperimentConfig, plan: Plan, workdir: Path, base: Any, say: Callable[[str], None]
+    config: ExperimentConfig, plan: Plan, workdir: Path, base: Any, models: dict[str, float], say: Callable[[str], None]
 ) -> list[Part]:
     """Returns a part for each kind of training: those that differ in positions' numbers, seeds and steps are one."""
     runs = {training_of(config, cell.variant, cell.seed, workdir): cell for cell in plan.left if cell.variant.train}
@@ -184,7 +207,7 @@ def _trainings(
         return []
     model = base().config
     base.cache_clear()  # training loads its own
-    kinds: dict[Hashable, list[tuple[TrainConfig, int]]] = {}
+    kinds: dict[Hashable, list[tuple[TrainConfig, int, str]]] = {}
     rates: dict[Hashable, list[float]] = {}
     for where, cell in runs.items():
         run = spec.train_config(config, cell.variant, cell.seed)
@@ -192,26 +215,26 @@ def _trainings(
         there, rate = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
             there = 0  # it will be trained anew
-        kinds.setdefault(kind, []).append((run, max(0, run.steps - there)))
+        kinds.setdefault(kind, []).append((run, max(0, run.steps - there), where.name))
         rates.setdefault(kind, []).extend(rate)
     parts = []
     for kind, members in kinds.items():
-        run, steps = members[0][0], sum(steps for _, steps in members)
+        run, steps = members[0][0], sum(steps for _, steps, _ in members)
         tokens = run.data.batch_size * run.data.seq_len
         if rates[kind]:
-            seconds, how = steps * tokens / statistics.median(rates[kind]), "at the speed of the runs that have begun"
+            start, step = 0.0, tokens / statistics.median(rates[kind])
+            how = "at the speed of the runs that have begun"
         else:
             say(f"timing {TIMED_STEPS} training steps of {run.data.batch_size} x {run.data.seq_len:,} tokens")
             start, step = _time_training(run)
-            seconds, how = (
-                len(members) * start + steps * step,
-                f"{step:.3g} s a step, and {start:.0f} s a run to load, compile and save",
-            )
+            how = f"{step:.3g} s a step, and {start:.0f} s a run to load, compile and save"
+        for _, count, name in members:
+            models[name] += start + count * step
         parts.append(
             Part(
                 "training",
                 f"{len(members)} run{'s' * (len(members) > 1)}, {steps:,} steps of {tokens:,} tokens",
-                seconds,
+                len(members) * start + steps * step,
                 how,
             )
         )

@@ -13,6 +13,7 @@ is put back as it was has its rows again.
 """
 
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -225,6 +226,12 @@ def finished(path: Path) -> dict[str, Name]:
         if isinstance(variant, str) and isinstance(task, str) and isinstance(length, int) and isinstance(seed, int):
             found[key] = variant, task, length, seed
     return found
+
+
+def failed(path: Path, after: int) -> set[str]:
+    """Returns the keys of the cells that have failed in rows after so many of the file's first ones."""
+    rows = itertools.islice(records.read_rows(path, lambda line: None), after, None)
+    return {row["key"] for row in rows if row.get("kind") == "failure" and isinstance(row.get("key"), str)}
 
 
 def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ report's files. Stopped anywhere and started again it goes on with the first cel
 one task at one length for one variant. Variants, tasks and lengths may be added to a config between two runs; where the
 content of what they name has changed (a method's code, a document, weights...) that is said, and the cells that depend
 on it are measured again. Several processes may run one experiment at once, on one file system with locks: each takes a
-variant that nobody else has.
+variant that nobody else has. jobs.py starts such processes.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 from giraffe_jax import evals, positions, records, report
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.lab import manifest
+from giraffe_jax.lab import pace as pacing
 from giraffe_jax.lab.cells import All, Cell, folder
 from giraffe_jax.lab.manifest import Plan, first_process
+from giraffe_jax.lab.pace import Job, Pace
 from giraffe_jax.lab.spec import (
     ExperimentConfig,
     Variant,
@@ -34,6 +36,8 @@ from giraffe_jax.lab.spec import (
 )
 from giraffe_jax.lab.trained import LOCKS, _prepare
 from giraffe_jax.report.scores import RESULTS, Results
+
+WAIT = 0.5  # seconds until a job looks again whether what others measure is finished, or has been left
 
 
 class Outcome(NamedTuple):
@@ -63,27 +67,42 @@ def run(
     Raises:
       ConfigError: a wrong config, or a workdir of another experiment (naming the first key that differs).
     """
-    config = build(ExperimentConfig, config)
-    tasks = check(config)
     workdir, say = Path(workdir), say or (lambda line: print(line, flush=True) if first_process() else None)
+    measure(build(ExperimentConfig, config), workdir, keep=keep, say=say)
+    return finish(workdir, say)
+
+
+def measure(
+    config: ExperimentConfig, workdir: Path, *, keep: bool, say: Callable[[str], None], job: Job | None = None
+) -> None:
+    """Measures what is not measured yet, and writes no report; as one of several jobs (`job`) it leaves to who started
+    them what is said once for all, and what others measure is waited for: it is this one's if they are killed."""
+    tasks = check(config)
     base = source_of(config)
     known, _ = manifest.identify(config, tasks, workdir)
     if not known:  # a workdir that is refused is left as it is
         check_bound(config, itertools.product(config.variants, [n for t in tasks for n in t.lengths]), base().config)
     with _in_turn(workdir):
         plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)
-        if first_process():
+        if first_process() and (job is None or job.number == 1):
             report.draw_methods(workdir, plan.manifest)
-    for note in plan.notes:
-        say(note)
-    if plan.left:
-        say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}")
+    if job is None:
+        announce(config, workdir, plan, say)
+    if plan.left and (job is None or job.number == 1):
         for line in report.too_few(tasks, lambda: base().tokenizer):
             say(f"  {line}")
         if line := beyond_reach(config, plan.left, base().config.original_len):
             say(f"  {line}")
-        _measure(config, workdir, plan, base, say)
-    return finish(workdir, say)
+    if plan.left:
+        _measure(config, workdir, plan, base, say, job)
+
+
+def announce(config: ExperimentConfig, workdir: Path, plan: Plan, say: Callable[[str], None], by: str = "") -> None:
+    """Says what has changed since the last run, and how much there is to measure."""
+    for note in plan.notes:
+        say(note)
+    if plan.left:
+        say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}{by}")
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
@@ -120,11 +139,15 @@ def source_of(config: ExperimentConfig) -> Any:
     return base
 
 
-def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None]) -> None:
+def _measure(
+    config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None], job: Job | None
+) -> None:
     check_bound(config, ((cell.variant, cell.length) for cell in plan.left), base().config)
-    pace = _Pace(len(plan.left))
+    pace = job or Pace(len(plan.left), say)
     with _rows(workdir) as rows:
         waiting = list(_by_model(plan.left))
+        if job is not None:
+            waiting.sort(key=lambda group: group[0][0].train is None)  # what takes longest first: all end together
         while waiting:
             busy = []
             for (variant, seed), group in waiting:
@@ -132,14 +155,19 @@ def _measure(config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say
                     if not mine:
                         busy.append(((variant, seed), group))
                         continue
-                    done = manifest.finished(workdir / RESULTS)  # by others, meanwhile
+                    done = set(manifest.finished(workdir / RESULTS))  # by others, meanwhile
+                    if job is not None:  # what has failed with another job is for the next run to try again
+                        done |= manifest.failed(workdir / RESULTS, after=job.began)
                     todo = [cell for cell in group if cell.key not in done]
                     pace.skip(len(group) - len(todo))
                     if todo:
                         _measure_variant(config, plan.contents, variant, seed, todo, workdir, base, rows, pace, say)
-            if len(busy) == len(waiting):
+            if len(busy) == len(waiting) and job is None:
                 say(f"  {sum(len(group) for _, group in busy)} cells are being measured by other processes")
                 break
+            if len(busy) == len(waiting):
+                pace.begin("waits for the others")
+                time.sleep(WAIT)
             waiting = busy
 
 
@@ -162,8 +190,9 @@ def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: 
 
 def _measure_variant(
     config: ExperimentConfig, contents: All, variant: Variant, seed: int, todo: list[Cell], workdir: Path, base: Any,
-    rows: Any, pace: "_Pace", say: Callable[[str], None],
+    rows: Any, pace: Pace | Job, say: Callable[[str], None],
 ) -> None:  # fmt: skip
+    pace.begin(f"{variant.name}, {'training' if variant.train is not None else 'loading'}")
     try:
         lm, encoding_for = _prepare(config, contents, variant, seed, workdir, base, say)
     except (ConfigError, OSError):
@@ -175,26 +204,8 @@ def _measure_variant(
         say(f"  {variant.name}: failed before it could be measured: {message(error)}")
         return
     for cell in todo:
-        line = _measure_cell(config, cell, lm, encoding_for, rows)
-        say(f"  {pace.step()}  {line}  {pace.left()}")
-
-
-class _Pace:
-    """Counts cells, and says how long the rest will take at the pace of those before."""
-
-    def __init__(self, cells: int):
-        self.cells, self.done, self.measured, self.began = cells, 0, 0, time.monotonic()
-
-    def skip(self, cells: int) -> None:
-        self.done += cells
-
-    def step(self) -> str:
-        self.done, self.measured = self.done + 1, self.measured + 1
-        return f"{self.done}/{self.cells}"
-
-    def left(self) -> str:
-        rest = (time.monotonic() - self.began) / self.measured * (self.cells - self.done)
-        return records.duration(rest) + " left" if self.done < self.cells else "done"
+        pace.begin(f"{cell.variant.name}, {evals.label(cell.task)}, {cell.length:,}")
+        pace.end(_measure_cell(config, cell, lm, encoding_for, rows))
 
 
 @contextlib.contextmanager
@@ -209,11 +220,16 @@ def _rows(workdir: Path) -> Iterator[records.Rows | None]:
     if not first_process():
         yield None
         return
+    mend(workdir)
+    with records.locked(workdir / LOCKS / "rows", shared=True), records.Rows(workdir / RESULTS, shared=True) as rows:
+        yield rows
+
+
+def mend(workdir: Path) -> None:
+    """Sets aside what is no row of the file of rows, unless other processes have it open."""
     with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
         if alone:
             records.Rows(workdir / RESULTS).close()
-    with records.locked(workdir / LOCKS / "rows", shared=True), records.Rows(workdir / RESULTS, shared=True) as rows:
-        yield rows
 
 
 @contextlib.contextmanager
@@ -231,8 +247,7 @@ def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path)
 def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
     from giraffe_jax.evals.run import evaluate
 
-    label, began, found = evals.label(cell.task), time.monotonic(), []
-    about = f"{cell.variant.name:<22} {label:<12} {cell.length:>7,}"
+    began, found, about = time.monotonic(), [], pacing.about(cell)
     progress = records.Progress(None, after=20.0 if first_process() else float("inf"), every=30.0)
     try:
         stream = evaluate(
@@ -247,12 +262,12 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
         raise
     except Exception as error:
         _record(rows, cell, failure=error)
-        return f"{about}  failed: {message(error)}"
+        return pacing.failed(cell, message(error))
     finally:
         progress.close()
     seconds = time.monotonic() - began
     _record(rows, cell, done={"rows": len(found), "seconds": round(seconds, 3)})
-    return f"{about}  {report.brief(found):<34} {records.duration(seconds):>6}"
+    return pacing.measured(cell, found, seconds)
 
 
 def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure: Exception | None = None) -> None:

@@ -97,7 +97,7 @@ def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path)
     lab_run.run(config(PLAIN), tmp_path, **quiet)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     nothing = estimate.estimate(config(PLAIN), tmp_path, **quiet)
-    assert nothing == (2, 2, []) and str(nothing) == "all 2 cells are measured, nothing is left to do"
+    assert nothing == (2, 2, [], {}, 1) and str(nothing) == "all 2 cells are measured, nothing is left to do"
     more = estimate.estimate(config(PLAIN, SLOWER), tmp_path, **quiet)
     assert (more.cells, more.finished, len(more.parts)) == (4, 2, 1)
     took = [row["seconds"] for row in records.read_rows(tmp_path / "results.jsonl") if row.get("kind") == "done"]

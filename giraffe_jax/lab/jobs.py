@@ -1,0 +1,286 @@
+"""`giraffe run --jobs=N`: processes that share one experiment, started, followed and ended together.
+
+Each job is the same command with a number in its environment, on its share of the machine (shares.py), and takes
+variants as any process does that is started beside others (run.py). What it writes comes here: lines that begin with
+NOW say what it does, lines of progress are shown in the one line that this process rewrites, the others as they are.
+What is finished is read where it is recorded, in the file of rows.
+
+A job whose starter is gone is told to end.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax import records
+from giraffe_jax.config import ConfigError, build
+from giraffe_jax.lab import manifest, pace
+from giraffe_jax.lab import run as lab_run
+from giraffe_jax.lab.cells import Cell, folder
+from giraffe_jax.lab.shares import Share, in_words, inside, shares
+from giraffe_jax.lab.spec import ExperimentConfig, check, trainings
+from giraffe_jax.report.scores import RESULTS
+
+JOB = "GIRAFFE_JOB"  # in a job's environment: "which one it is, from 1:how many rows there were when jobs began"
+NOW = "\x1e"
+PROGRESS = re.compile(r"\d+(/\d+)?  ")  # as records.Progress writes it
+# The current folder is not looked in, as of the installed command; the package is found where it is here.
+COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'giraffe'; from giraffe_jax.cli import main; "
+COMMAND += "sys.exit(main())"
+ROOT = Path(__file__).parents[2]
+REFUSED = 2  # the exit status of a wrong request
+
+
+def run(
+    config: ExperimentConfig | Any, workdir: str | Path, words: Sequence[str], jobs: int, *, keep: bool = False
+) -> int:
+    """Runs an experiment in several processes, writes the report and returns the exit status: 1 where cells failed or
+    are left.
+
+    Args:
+      config: ExperimentConfig or the ConfigDict of a config file.
+      workdir: as for `run.run`.
+      words: of the command that each job is, after `giraffe`.
+      jobs: how many; no more are started than there are models to measure.
+      keep: as for `run.run`.
+
+    Raises:
+      ConfigError: as `run.run` and `shares.shares`.
+      RuntimeError: all jobs have died before they measured anything.
+      KeyboardInterrupt: a SIGINT or SIGTERM has ended all jobs.
+    """
+    config, workdir = build(ExperimentConfig, config), Path(workdir)
+    plan = manifest.plan(config, check(config), trainings(config), workdir, keep=keep)
+    models = len({folder(config, cell.variant, cell.seed) for cell in plan.left})
+    asked, jobs = jobs, min(jobs, models)
+    if jobs < 2:
+        return 1 if lab_run.run(config, workdir, keep=keep).failures else 0
+    given = shares(jobs)
+    began = 0
+    if (workdir / RESULTS).is_file():
+        lab_run.mend(workdir)
+        began = sum(1 for _ in records.read_rows(workdir / RESULTS, lambda line: None))
+    shown = _Shown(plan.left, workdir / RESULTS)
+    fewer = f" (not {asked}: {models} models are left)" if jobs < asked else ""
+    lab_run.announce(config, workdir, plan, shown.say, f", by {in_words(given)}{fewer}")
+    refused = _follow(given, words, began, shown)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the report needs no device, and others may want it
+    if len(refused) == jobs:
+        raise ConfigError(refused[0])
+    if not (workdir / RESULTS).is_file():
+        raise RuntimeError(f"{jobs} jobs have ended before they measured anything; their last lines say why.")
+    outcome = lab_run.finish(workdir, shown.say)
+    if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
+        shown.say("a device's memory was too small: with a smaller --jobs each job has more of it")
+    if shown.left:
+        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, goes on with them")
+    return 1 if outcome.failures or shown.left else 0
+
+
+def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, keep: bool = False) -> None:
+    """Measures as the job that JOB says; what it says is for the process that has started it."""
+    number, began = map(int, about.split(":"))
+    job = lab_run.Job(number, began, lambda what: print(f"{NOW}{what}", flush=True))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    lab_run.measure(build(ExperimentConfig, config), Path(workdir), keep=keep, say=say, job=job)
+
+
+def end_with_starter() -> None:
+    """Tells this process to end, by SIGINT, when the one that has started it is gone, and standard input with it."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        nobody = os.open(os.devnull, os.O_WRONLY)  # reads what is said while it ends
+        os.dup2(nobody, 1)
+        os.dup2(nobody, 2)
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as after `&`
+        os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Job:
+    """A process that has been started, and what has been heard of it."""
+
+    def __init__(self, number: int, share: Share, words: Sequence[str], more: Mapping[str, str]):
+        self.number, self.now, self.detail = number, "starting", ""
+        self.last: collections.deque[str] = collections.deque(maxlen=5)
+        with inside(share):
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", COMMAND, str(ROOT), *words],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                env={**more, **os.environ, **share.env},
+                process_group=0,  # a terminal's Ctrl-C comes to who started it, who tells it once
+            )  # fmt: skip
+
+    def listen(self, heard: queue.SimpleQueue) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            heard.put((self, line.rstrip("\n")))
+        heard.put((self, None))
+
+
+class _Shown:
+    """What is shown of a run: a line of progress for all jobs, and above it what they have finished and said.
+
+    `left` are the cells, by key, that have neither been finished nor failed.
+    """
+
+    def __init__(self, cells: Sequence[Cell], rows: Path):
+        self.left, self.total = {cell.key: cell for cell in cells}, len(cells)
+        self.path, self.at = rows, rows.stat().st_size if rows.is_file() else 0
+        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.warned: set[str] = set()
+        self.progress = records.Progress(self.total, every=30.0, after=0.0 if sys.stdout.isatty() else 30.0,
+                                         file=sys.stdout)  # fmt: skip
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def hear(self, job: _Job, line: str) -> None:
+        if line.startswith(NOW):
+            job.now, job.detail = line.removeprefix(NOW), ""
+        elif PROGRESS.match(line):
+            job.detail = f" {' '.join(line.split())}"
+        elif line.strip():
+            job.last.append(line)
+            warning = line.startswith("giraffe: warning: ")
+            if warning and line not in self.warned:
+                self.warned.add(line)
+                self.say(line)
+            elif not line.startswith("giraffe: "):  # how it ends is said once it has
+                self.say(f"  [{job.number}] {line.strip()}")
+
+    def refresh(self, jobs: Sequence[_Job]) -> None:
+        """Says what has been finished since the last time, and what jobs do now."""
+        for row in self._rows():
+            self._count(row)
+        if self.left:
+            width = None
+            if self.progress.tty:  # without the counts before it, and the time left
+                width = max(20, (shutil.get_terminal_size().columns - 30) // max(len(jobs), 1) - 2)
+            text = "  ".join(f"[{job.number}] {job.now}{job.detail}"[:width] for job in jobs)
+            self.progress.update(self.total - len(self.left), text)
+
+    def ended(self, job: _Job, others: int) -> None:
+        """Says how a job has ended before its work did."""
+        code = job.process.returncode
+        how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"has ended with status {code}"
+        rest = "; the others go on with its cells" if others else ""
+        self.say(f"  [{job.number}] {how} at: {job.now}{rest}{'. Its last lines:' if job.last else ''}")
+        for line in job.last:
+            self.say(f"      {line.strip()}")
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        key, kind = row.get("key"), row.get("kind")
+        if key not in self.left:
+            return
+        if kind is None:
+            self.found.setdefault(key, []).append(dict(row))
+            return
+        cell, rows = self.left.pop(key), self.found.pop(key, [])
+        if kind == "failure":
+            line = pace.failed(cell, row["error"])
+        else:  # a job that was killed may have left some rows before these
+            line = pace.measured(cell, rows[len(rows) - row["rows"] :], row["seconds"])
+        self.say(f"  {self.total - len(self.left)}/{self.total}  {line}")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        if not self.path.is_file():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.at)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.at += len(line)
+                with contextlib.suppress(ValueError):  # what a killed job was writing
+                    row = json.loads(line)
+                    if isinstance(row, dict):
+                        yield row
+
+
+def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
+    """Returns, once all jobs have ended, what each of those said that found the request to be wrong."""
+    jobs: list[_Job] = []
+    refused: list[str] = []
+    heard: queue.SimpleQueue[tuple[_Job, str | None]] = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        # What one has compiled the others read, and nobody else: a program from elsewhere would be executed unseen.
+        compiled = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        stack.callback(shown.progress.close)
+        told = stack.enter_context(_told_to_end())
+        for number, share in enumerate(given, 1):
+            jobs.append(_Job(number, share, words, {JOB: f"{number}:{began}", "JAX_COMPILATION_CACHE_DIR": compiled}))
+            stack.enter_context(jobs[-1].process)
+            stack.callback(jobs[-1].process.kill)
+            threading.Thread(target=jobs[-1].listen, args=(heard,), daemon=True).start()
+        alive, passed_on = list(jobs), False
+        while alive:
+            if told and not passed_on:
+                passed_on = True
+                shown.say("ending all jobs, each where it can go on; the same again ends them at once")
+                for job in alive:
+                    job.process.send_signal(told[0])
+            with contextlib.suppress(queue.Empty):
+                job, line = heard.get(timeout=0.2)
+                if line is not None:
+                    shown.hear(job, line)
+                else:
+                    alive.remove(job)
+                    job.process.wait()
+                    if job.process.returncode and not told:
+                        shown.ended(job, len(alive))
+                    if job.process.returncode == REFUSED:
+                        refused.append(job.last[-1].removeprefix("giraffe: ") if job.last else "refused")
+            shown.refresh(alive)
+        if told:
+            done = shown.total - len(shown.left)
+            raise KeyboardInterrupt(
+                f"all jobs have ended, with {done} of {shown.total} cells measured; the same command, with any --jobs, "
+                "goes on from there."
+            )
+    return refused
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[list[int]]:
+    """Yields a list that SIGINT and SIGTERM add to; a second one is a KeyboardInterrupt at once."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        if told:
+            raise KeyboardInterrupt("told to end twice: all jobs are killed; the same command goes on where it can.")
+        told.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as after `&`
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""What each of several jobs on one machine gets of it: cores, and GPUs or a part of one's memory.
+
+XLA's CPU client and BLAS count the cores that a process may run on, which is set where the job is started; where the
+system knows no such thing (macOS) they are told by environment variables, which they read before JAX starts. What the
+user has set stays.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from giraffe_jax.config import ConfigError
+
+THREADS = ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+FRACTION, OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # JAX refuses both together
+ALL_JOBS = 0.9  # of a GPU's memory, for all jobs on it; the rest is the contexts', of which each has one
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class Share(NamedTuple):
+    """The cores a job may run on, and the environment variables that it starts with besides those of who starts it."""
+
+    cores: tuple[int, ...]
+    env: Mapping[str, str]
+    gpus: str  # in words; empty where there are none
+
+
+def shares(jobs: int) -> list[Share]:
+    """Returns what each job gets; cores that share caches go to the same one.
+
+    Raises:
+      ConfigError: more jobs than cores, or a TPU, which one process alone can open.
+    """
+    cores = _cores()
+    if jobs > len(cores):
+        raise ConfigError(
+            f"--jobs: got {jobs}, but this machine has {len(cores)} core{'s' * (len(cores) > 1)} for it, and each job "
+            f"takes one. Allowed: 1 to {len(cores)}."
+        )
+    if jobs > 1 and _tpu():
+        raise ConfigError(
+            f"--jobs: got {jobs}, but a TPU belongs to one process. Allowed: 1, or JAX_PLATFORMS=cpu set."
+        )
+    gpus, found = _gpus(), []
+    for i in range(jobs):
+        own = tuple(cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs])
+        env = {name: os.environ.get(name, str(len(own))) for name in THREADS}
+        its, fraction = _of_gpus(gpus, jobs, i)
+        said = ""
+        if fraction < 1:
+            old = os.environ.get(FRACTION) or os.environ.get(OLD_FRACTION)
+            fraction *= float(old) if old else ALL_JOBS
+            env |= {OLD_FRACTION if os.environ.get(OLD_FRACTION) else FRACTION: f"{fraction:.3f}"}
+            said = f"{fraction:.0%} of a GPU's memory"
+        elif its:
+            said = f"{len(its)} GPU{'s' * (len(its) > 1)}"
+        if len(gpus) > 1:
+            env |= {GPUS: ",".join(its)}
+        found.append(Share(own, env, said))
+    return found
+
+
+def in_words(given: list[Share]) -> str:
+    """Returns what jobs get: "2 jobs, 4 cores and 45% of a GPU's memory each"."""
+    fewest = min(len(share.cores) for share in given)
+    gpus = f" and {given[0].gpus}" if given[0].gpus else ""
+    return f"{len(given)} jobs, {fewest} core{'s' * (fewest > 1)}{gpus} each"
+
+
+@contextlib.contextmanager
+def inside(share: Share) -> Iterator[None]:
+    """What is started inside, threads and processes, runs on the share's cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, share.cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _cores() -> list[int]:
+    """Returns the numbers of the cores this process may use, the two threads of a core side by side."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0), key=lambda core: (*_place(core), core))
+
+
+def _place(core: int) -> tuple[int, int]:
+    topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
+    try:
+        return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text())
+    except (OSError, ValueError):
+        return 0, core
+
+
+def _platforms() -> str:
+    return os.environ.get("JAX_PLATFORMS", "").lower()
+
+
+def _gpus() -> list[str]:
+    """Returns the GPUs that JAX would use here, as CUDA_VISIBLE_DEVICES names them."""
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if (_platforms() and not {"cuda", "gpu"} & set(_platforms().split(","))) or not any(map(_installed, plugins)):
+        return []
+    if (named := os.environ.get(GPUS)) is not None:
+        return [name for name in named.split(",") if name]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def _of_gpus(gpus: list[str], jobs: int, i: int) -> tuple[list[str], float]:
+    """Returns (a job's GPUs, its part of their memory before what is kept free)."""
+    if jobs <= len(gpus):
+        return gpus[i * len(gpus) // jobs : (i + 1) * len(gpus) // jobs], 1.0
+    if not gpus:
+        return [], 1.0
+    return [gpus[i % len(gpus)]], 1 / -(-jobs // len(gpus))
+
+
+def _tpu() -> bool:
+    if _platforms():
+        return "tpu" in _platforms()
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return bool(chips) and _installed("libtpu")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
