@@ -128,7 +128,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
     of_sums = [pl.BlockSpec((None, group, 1, x.shape[2]), lambda r, n, j, g, s, runs: (r, n, 0, 0)) for x in tables]
     # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
-    settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=len(tables))
+    settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=bool(tables))
     found = pl.pallas_call(
         functools.partial(kernels.backward, visits=visits, **settings),
         grid_spec=pltpu.PrefetchScalarGridSpec(

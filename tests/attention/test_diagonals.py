@@ -24,7 +24,7 @@ def test_a_strip_on_a_block_and_back(keys, queries):
 def test_a_blocks_strip_of_a_padded_table(keys, queries):
     """Element [query key] of every block with a pair that is seen is the table's at query - key."""
     tokens = 40
-    table = jnp.arange(2 * tokens).reshape(2, tokens)
+    table = jnp.arange(2.0 * tokens).reshape(2, tokens)
     padded = diagonals.padded(table, keys, queries)
     assert np.array_equal(diagonals.unpadded(padded, keys, queries, tokens), table)
     for i in range(-(-tokens // queries)):
