@@ -103,7 +103,8 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
     if platform == "tpu":
-        return tpu.missing(dtype, head_dim)
+        table = tokens if bias is not None else 0
+        return tpu.missing(dtype, head_dim, table=table, group=num_heads // num_kv_heads)
     if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
         return f"heads of {head_dim}; at most {ranges.WIDEST}"
     if name == "pallas":

@@ -23,6 +23,7 @@ from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys
 
 WIDTHS = (64, 128, 256)  # of heads
 DTYPES = ("bfloat16", "float32")
+DISTANCES = 2**20  # 4 MiB of tables of a bias: what a v4's core, which has 16 MiB, has room for beside three bands
 
 
 class Tile(NamedTuple):
@@ -39,11 +40,22 @@ class Tiles(NamedTuple):
     backward: Tile
 
 
-def missing(dtype: Any, head_dim: int) -> str | None:
-    """Returns None where the kernels take heads of this width and dtype, else what they take."""
+def missing(dtype: Any, head_dim: int, *, table: int = 0, group: int = 1) -> str | None:
+    """Returns None where the kernels take heads of this width and dtype, else what they take.
+
+    Args:
+      dtype, head_dim: of queries, keys and values.
+      table: distances of a bias; 0 where there is none.
+      group: query heads that share a key head.
+    """
     if dtype.name not in DTYPES:
         return f"{dtype.name}; on a TPU it takes {' and '.join(DTYPES)}"
-    return None if head_dim in WIDTHS else f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+    if head_dim not in WIDTHS:
+        return f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+    most = DISTANCES // (group + 2)  # gradients of a group's tables, and two buffers of one head's table
+    if table > most:
+        return f"a bias on logits of {table:,} tokens; on a TPU it takes {most:,} with {group} heads on a key head"
+    return None
 
 
 def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
@@ -125,7 +137,11 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
     prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), blocks)
     specs = _of_one_key_block(visits, group, tile, width)
     tables, of_tables = _tables(bias, tile, lambda r, n, j, g, s, runs: n * group + g)
-    of_sums = [pl.BlockSpec((None, group, 1, x.shape[2]), lambda r, n, j, g, s, runs: (r, n, 0, 0)) for x in tables]
+    once = pl.Buffered(1)  # of whole rows there is no room for two
+    of_sums = [
+        pl.BlockSpec((None, group, 1, x.shape[2]), lambda r, n, j, g, s, runs: (r, n, 0, 0), pipeline_mode=once)
+        for x in tables
+    ]
     # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
     settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=bool(tables))
