@@ -23,7 +23,7 @@ from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys
 
 WIDTHS = (64, 128, 256)  # of heads
 DTYPES = ("bfloat16", "float32")
-DISTANCES = 2**20  # 4 MiB of tables of a bias: what a v4's core, which has 16 MiB, has room for beside three bands
+DISTANCES = 3 * 2**18  # 3 MiB of a bias's tables: what a v4's core, which has 16 MiB, has room for beside three bands
 
 
 class Tile(NamedTuple):
