@@ -85,8 +85,6 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
     num_heads, num_kv_heads, head_dim = heads
     if name not in CANDIDATES[platform] and not (name == "pallas" and INTERPRET):
         return f"made for NVIDIA GPUs{' and TPUs' if name == 'pallas' else ''}, not for {platform}"
-    if bias is not None and platform == "tpu":
-        return "a bias on logits, on a TPU"
     if bias is not None and not (name == "pallas" and getattr(bias, "by_distance", False)):
         return "a bias on logits" + (" by more than distance" if name == "pallas" else "")
     if any(band.mask is not None for band in bands):
@@ -105,7 +103,8 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
         if batch % rows or num_heads % parts or num_kv_heads % parts:
             return f"{batch} rows and {num_kv_heads} key heads do not divide over {rows} x {parts} devices"
     if platform == "tpu":
-        return tpu.missing(dtype, head_dim)
+        table = tokens if bias is not None else 0
+        return tpu.missing(dtype, head_dim, table=table, group=num_heads // num_kv_heads)
     if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
         return f"heads of {head_dim}; at most {ranges.WIDEST}"
     if name == "pallas":
@@ -225,9 +224,7 @@ def _forward_here(kernel, q, k, v, place, seen, table):
     tile = _tiles(v, table, v.shape[1]).forward
 
     def by_ranges():
-        if devices.target().platform == "tpu":
-            return tpu.forward(q, k, v, seen, tile=tile, interpret=INTERPRET)
-        return ranges.forward(q, k, v, seen, tile=tile, bias=table, interpret=INTERPRET)
+        return _pallas().forward(q, k, v, seen, tile=tile, bias=table, interpret=INTERPRET)
 
     if kernel == "pallas":
         return by_ranges()
@@ -240,9 +237,7 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
 
     def by_ranges():
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-        if devices.target().platform == "tpu":
-            return tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, interpret=INTERPRET)
-        return ranges.backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=table, interpret=INTERPRET)
+        return _pallas().backward(q, k, v, seen, lse, dot, d_out, tiles=tiles, bias=table, interpret=INTERPRET)
 
     def by_cudnn():
         d_q, d_k, d_v = cudnn.backward(q[0], k[0], v, out, lse, d_out)
@@ -252,6 +247,10 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     if table is None or devices.target().mesh is None:
         return found
     return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
+
+
+def _pallas() -> Any:
+    return tpu if devices.target().platform == "tpu" else ranges
 
 
 def _tiles(v, table, tokens: int) -> Any:

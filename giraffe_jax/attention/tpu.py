@@ -17,11 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from giraffe_jax.attention import diagonals
 from giraffe_jax.attention import tpu_kernels as kernels
 from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys, runs_of_queries
 
 WIDTHS = (64, 128, 256)  # of heads
 DTYPES = ("bfloat16", "float32")
+DISTANCES = 3 * 2**18  # 3 MiB of a bias's tables: what a v4's core, which has 16 MiB, has room for beside three bands
 
 
 class Tile(NamedTuple):
@@ -38,11 +40,22 @@ class Tiles(NamedTuple):
     backward: Tile
 
 
-def missing(dtype: Any, head_dim: int) -> str | None:
-    """Returns None where the kernels take heads of this width and dtype, else what they take."""
+def missing(dtype: Any, head_dim: int, *, table: int = 0, group: int = 1) -> str | None:
+    """Returns None where the kernels take heads of this width and dtype, else what they take.
+
+    Args:
+      dtype, head_dim: of queries, keys and values.
+      table: distances of a bias; 0 where there is none.
+      group: query heads that share a key head.
+    """
     if dtype.name not in DTYPES:
         return f"{dtype.name}; on a TPU it takes {' and '.join(DTYPES)}"
-    return None if head_dim in WIDTHS else f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+    if head_dim not in WIDTHS:
+        return f"heads of {head_dim}; on a TPU it takes 64, 128 and 256"
+    most = DISTANCES // (group + 2)  # gradients of a group's tables, and two buffers of one head's table
+    if table > most:
+        return f"a bias on logits of {table:,} tokens; on a TPU it takes {most:,} with {group} heads on a key head"
+    return None
 
 
 def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
@@ -71,6 +84,7 @@ def forward(
     seen: Interval,
     *,
     tile: Tile,
+    bias: Float[Array, "N T"] | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns attention in the dtype of v and its log-sum-exp in float32; a query that sees no key has 0 and MASKED.
@@ -79,18 +93,20 @@ def forward(
       q, k: one of each per band.
       v: values.
       seen: the keys that each query sees in each band.
+      bias: what each head adds to the logits of pairs at a distance of 0, 1, ... tokens.
     """
     num_tokens, group, bands = q[0].shape[1], q[0].shape[2] // v.shape[2], len(q)
     qs, ks, v = _by_heads(q, tile.q), _by_heads(k, tile.k), _by_heads(v, tile.k)
     (batch, num_heads, rows, width), ends = qs[0].shape, padded(seen, tile.q)
     prefetched, steps, visits = _visits(runs_of_keys(ends, tile.q, tile.k), v.shape[2] // tile.k)
     specs = _of_one_query_block(visits, group, tile, width)
+    tables, of_tables = _tables(bias, tile, lambda r, n, i, s, runs: n)
     out, lse = pl.pallas_call(
         functools.partial(kernels.forward, visits=visits, scale=width**-0.5, precision=_precision(v)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, num_heads, rows // tile.q, steps),
-            in_specs=[*[specs["q"]] * bands, *specs["k"], specs["v"], specs["ends"], specs["ends"]],
+            in_specs=[*[specs["q"]] * bands, *specs["k"], specs["v"], specs["ends"], specs["ends"], *of_tables],
             out_specs=[specs["q"], specs["rows"]],
             scratch_shapes=_scratch(*[(1, tile.q)] * 2, (width, tile.q)),
         ),
@@ -99,21 +115,19 @@ def forward(
             jax.ShapeDtypeStruct((batch, num_heads, 1, rows), jnp.float32),
         ],
         **_compiled(3, 4, interpret, "attention"),
-    )(prefetched, *qs, *ks, v, *_ends(ends))
+    )(prefetched, *qs, *ks, v, *_ends(ends), *tables)
     return jnp.moveaxis(out, 1, 2)[:, :num_tokens], jnp.moveaxis(lse[:, :, 0], 1, 2)[:, :num_tokens]
 
 
-def backward(
-    q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, interpret: bool | pltpu.InterpretParams = False
-):
-    """Returns the gradients of q, k and v, in their dtypes, and None for a bias, of which there is none.
+def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=None, interpret: Any = False):
+    """Returns the gradients of q, k and v, in their dtypes, and that of bias in float32, or None.
 
     Args:
-      q, k, v, seen: as in `forward`.
+      q, k, v, seen, bias: as in `forward`.
       lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
-      interpret: as plain JAX, or with a chip's memory and copies simulated.
+      interpret: as plain JAX (True), or with a chip's memory and copies simulated (pltpu.InterpretParams).
     """
     num_tokens, num_keys, tile, bands = q[0].shape[1], v.shape[1], tiles.backward, len(q)
     qs, ks, of_v, of_out = _by_heads(q, tile.q), _by_heads(k, tile.k), _by_heads(v, tile.k), _by_heads(d_out, tile.q)
@@ -122,31 +136,42 @@ def backward(
     group, blocks = num_heads // num_kv_heads, rows // tile.q
     prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), blocks)
     specs = _of_one_key_block(visits, group, tile, width)
+    tables, of_tables = _tables(bias, tile, lambda r, n, j, g, s, runs: n * group + g)
+    once = pl.Buffered(1)  # of whole rows there is no room for two
+    of_sums = [
+        pl.BlockSpec((None, group, 1, x.shape[2]), lambda r, n, j, g, s, runs: (r, n, 0, 0), pipeline_mode=once)
+        for x in tables
+    ]
     # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
-    *found, d_q = pl.pallas_call(
-        functools.partial(kernels.backward, visits=visits, scale=width**-0.5, precision=_precision(v)),
+    settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=bool(tables))
+    found = pl.pallas_call(
+        functools.partial(kernels.backward, visits=visits, **settings),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, num_kv_heads, keys // tile.k, group, steps),
             in_specs=[
                 *specs["q"], *[specs["k"]] * bands, specs["k"], specs["d_out"],
-                specs["rows"], specs["rows"], specs["ends"], specs["ends"], specs["d_q"],
+                specs["rows"], specs["rows"], specs["ends"], specs["ends"], specs["d_q"], *of_tables,
             ],
-            out_specs=[*[specs["k"]] * (bands + 1), specs["d_q"]],
+            out_specs=[*[specs["k"]] * (bands + 1), specs["d_q"], *of_sums],
             scratch_shapes=[
                 *_scratch(*[(tile.k, width)] * (bands + 1), *[(width, tile.q)] * 2),
                 pltpu.SMEM((1,), jnp.int32),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
-        out_shape=[*[jax.ShapeDtypeStruct(of_v.shape, v.dtype)] * (bands + 1), sums],
+        out_shape=[
+            *[jax.ShapeDtypeStruct(of_v.shape, v.dtype)] * (bands + 1), sums,
+            *[jax.ShapeDtypeStruct((batch, *x.shape), jnp.float32) for x in tables],
+        ],
         input_output_aliases={2 * bands + 7: bands + 1},
         **_compiled(2, 5, interpret, "attention_backward"),
-    )(prefetched, *qs, *ks, of_v, of_out.astype(v.dtype), *of_queries, *_ends(ends), sums)  # fmt: skip
-    *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found)
-    d_q = jnp.moveaxis((d_q * width**-0.5).astype(q[0].dtype), (3, 5), (2, 3))  # [n B M block N H]
-    return tuple(d_q.reshape(bands, batch, rows, num_heads, width)[:, :, :num_tokens]), tuple(d_k), d_v, None
+    )(prefetched, *qs, *ks, of_v, of_out.astype(v.dtype), *of_queries, *_ends(ends), sums, *tables)  # fmt: skip
+    *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found[: bands + 1])
+    d_bias = None if bias is None else diagonals.unpadded(found[-1].sum(0), tile.k, tile.q, bias.shape[1])
+    d_q = jnp.moveaxis((found[bands + 1] * width**-0.5).astype(q[0].dtype), (3, 5), (2, 3))  # [n B M block N H]
+    return tuple(d_q.reshape(bands, batch, rows, num_heads, width)[:, :, :num_tokens]), tuple(d_k), d_v, d_bias
 
 
 def _visits(runs: Runs, blocks: int) -> tuple[Any, Any, kernels.Visits]:
@@ -197,6 +222,14 @@ def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int
             (visits.bands, None, 1, tile.q), lambda r, n, j, g, s, runs: (0, r, 0, visits.of_all(runs, r, j, s))
         ),
     )
+
+
+def _tables(bias, tile: Tile, head) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Returns the operand and block of a table of distances, to base 2, where there is one; `head` is of a step."""
+    if bias is None:
+        return (), ()
+    table = diagonals.padded(bias.astype(jnp.float32) * kernels.LOG2_E, tile.k, tile.q)
+    return (table,), (pl.BlockSpec((None, 1, table.shape[2]), lambda *step: (head(*step), 0, 0)),)
 
 
 def _by_heads(x: Any, block: int) -> Any:

@@ -5,7 +5,8 @@ that a vector unit spreads over sublanes, and sums over keys need no exchange be
 
 A block's steps are its visits to the blocks of its runs, one band after the other, in one list; steps beyond the last
 visit are another block's and do nothing here. A kernel's refs are the runs, its operands (one of q and of k per band,
-v, what it needs of the queries, the intervals' ends), its results, and what it keeps from step to step.
+v, what it needs of the queries, the intervals' ends, maybe a head's table of distances), its results, and what it keeps
+from step to step.
 """
 
 import math
@@ -16,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from giraffe_jax.attention import diagonals
 from giraffe_jax.attention.dense import MASKED
 
 LOG2_E = math.log2(math.e)
@@ -65,7 +67,9 @@ class Visits(NamedTuple):
 
 
 def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
-    q_refs, k_refs, (v_ref, low_ref, high_ref, out_ref, lse_ref, top_ref, total_ref, sum_ref) = _split(refs, visits)
+    q_refs, k_refs, (v_ref, low_ref, high_ref, *table_ref, out_ref, lse_ref, top_ref, total_ref, sum_ref) = _split(
+        refs, visits
+    )
     row, i, step, steps = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.num_programs(3)
 
     @pl.when(step == 0)
@@ -76,6 +80,7 @@ def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
 
     def update(b: int, j, masked: bool):
         logits = _dot(k_refs[b][...], q_refs[b][...], 1, 1, precision) * (scale * LOG2_E)
+        logits = _biased(logits, table_ref, i, j)
         if masked:
             mask = _mask(logits, j, low_ref[b], high_ref[b])
             logits = jnp.where(mask, logits, MASKED)
@@ -98,20 +103,24 @@ def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
         lse_ref[...] = jnp.where(total == 0, MASKED, (top_ref[...] + jnp.log2(seen)) / LOG2_E)
 
 
-def backward(runs_ref, *refs, visits: Visits, scale: float, precision):
+def backward(runs_ref, *refs, visits: Visits, scale: float, precision, biased: bool):
     """Sums d_k and d_v of one block of keys in the core's own memory, d_q in HBM: [n B N M H block], zeros at first.
+    The gradient of a table stays in the core's memory for all blocks of keys: of the heads that share them.
 
     Each visit reads its block of d_q while it multiplies, adds, and writes it while the next visit multiplies.
     """
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *more) = _split(refs, visits)
-    out_refs, d_q_ref, sum_refs = more[: visits.bands + 1], more[visits.bands + 1], more[visits.bands + 2 : -4]
-    read_ref, write_ref, written_ref, done = more[-4:]
+    table_ref, more = more[:biased], more[biased:]
+    out_refs, d_q_ref, more = more[: visits.bands + 1], more[visits.bands + 1], more[visits.bands + 2 :]
+    d_table_ref, sum_refs, (read_ref, write_ref, written_ref, done) = more[:biased], more[biased:-4], more[-4:]
     row, kv_head, j, head, step = (pl.program_id(axis) for axis in range(5))
     blocks, heads, steps = pl.num_programs(2), pl.num_programs(3), pl.num_programs(4)
 
     @pl.when((j == 0) & (head == 0) & (step == 0))
     def _():
         written_ref[0] = NONE
+        for ref in d_table_ref:
+            ref[...] = jnp.zeros_like(ref)
 
     @pl.when((head == 0) & (step == 0))
     def _():
@@ -127,11 +136,15 @@ def backward(runs_ref, *refs, visits: Visits, scale: float, precision):
         pl.when(before == this)(write.wait)  # the end of one list of visits may be the start of the next
         read.start()
         q, k, d_out = q_refs[b][...], k_refs[b][...], d_ref[...]
-        probs = jnp.exp2(_dot(k, q, 1, 1, precision) * (scale * LOG2_E) - lse_ref[...])
+        logits = _biased(_dot(k, q, 1, 1, precision) * (scale * LOG2_E), table_ref, i, j)
+        probs = jnp.exp2(logits - lse_ref[...])
         if masked:
             probs = jnp.where(_mask(probs, j, low_ref[b], high_ref[b]), probs, 0.0)
         sum_refs[-1][...] += _dot(probs.astype(d_out.dtype), d_out, 1, 0, precision)
-        d_logits = (probs * (_dot(v_ref[...], d_out, 1, 1, precision) - dot_ref[...])).astype(q.dtype)
+        d_logits = probs * (_dot(v_ref[...], d_out, 1, 1, precision) - dot_ref[...])
+        for ref in d_table_ref:
+            ref[head, :, diagonals.strip(i, j, *d_logits.shape)] += diagonals.gathered(d_logits)
+        d_logits = d_logits.astype(q.dtype)
         sum_refs[b][...] += _dot(d_logits, q, 1, 0, precision)
         d_q = _dot(k, d_logits, 0, 0, precision)
         read.wait()
@@ -160,6 +173,13 @@ def _dot(a, b, axis_of_a: int, axis_of_b: int, precision):
     """Returns the product of two matrices, summed over one axis of each, in float32."""
     over = (((axis_of_a,), (axis_of_b,)), ((), ()))
     return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _biased(logits, table_ref, i, j):
+    """Returns the logits of block i of queries and block j of keys plus their bias, where there is a table."""
+    for ref in table_ref:
+        logits += diagonals.spread(ref[:, diagonals.strip(i, j, *logits.shape)], *logits.shape)
+    return logits
 
 
 def _mask(logits, j, low, high):

@@ -2,8 +2,8 @@
 
 A term is a frozen dataclass `term(params, i, j, num_heads) -> [#B N T S]`. One that learns also has a `name` and
 `init(key, num_heads)`, its parameters in one layer; `params` is None where it has none, or none yet. A term of i - j
-alone says `by_distance = True`: a GPU's kernel reads it from a table of distances. Others are added block by block in
-plain JAX.
+alone says `by_distance = True`: kernels of GPUs and TPUs read it from a table of distances. Others are added block
+by block in plain JAX.
 """
 
 import dataclasses

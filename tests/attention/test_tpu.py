@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
-from giraffe_jax import devices
+from giraffe_jax import devices, positions
 from giraffe_jax.attention import attend_rows, choose, dense, engine, place_of_rows, tpu
 from giraffe_jax.attention.dense import MASKED
 from giraffe_jax.attention.intervals import intervals
@@ -25,15 +25,16 @@ from tests.close import close
 from tests.ops.test_choose import absent
 
 TILES = tpu.Tiles(tpu.Tile(32, 16), tpu.Tile(16, 32))
+TABLE = jax.random.normal(jax.random.key(9), (N, T))
 
 
 @jax.jit
-def by_kernel(q, k, v, d_out, place, bands):
+def by_kernel(q, k, v, d_out, place, bands, bias=None):
     """Returns (output, log-sum-exp, gradients); what comes back for the log-sum-exp is the sum of d_out."""
     seen = intervals(place, bands)
-    out, lse = tpu.forward(q, k, v, seen, tile=TILES.forward, interpret=True)
+    out, lse = tpu.forward(q, k, v, seen, tile=TILES.forward, bias=bias, interpret=True)
     dot = jnp.sum((d_out * out).astype(jnp.float32), -1) - jnp.where(lse > MASKED, d_out.sum(-1), 0.0)
-    return out, lse, tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=TILES, interpret=True)
+    return out, lse, tpu.backward(q, k, v, seen, lse, dot, d_out, tiles=TILES, bias=bias, interpret=True)
 
 
 @pytest.mark.parametrize("name", BANDS)
@@ -47,6 +48,16 @@ def test_the_kernels_and_their_gradients_are_dense_attention(name):
         close(got, expected, 256)
 
 
+@pytest.mark.parametrize("name", BANDS)
+def test_a_bias_by_distance_and_its_gradient_are_dense_attention(name):
+    bands, place = BANDS[name], place_of_rows(SEGMENTS, (B, T))
+    inputs = (*arrays(len(bands) or 1), place, bands, TABLE)
+    found, want = by_kernel(*inputs), by_definition(*inputs)
+    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        close(got, expected, 256)
+    assert jnp.all(found[2][3][:, 60:] == 0)  # the longest document has 60 tokens
+
+
 def test_gradients_by_copies_that_end_when_they_are_waited_for():
     """Memory is not a number until it is written, a copy is done when its end is awaited, two cores have two heads
     each. The first two blocks of queries see nothing; the last two blocks of keys are seen by the last one alone, which
@@ -54,30 +65,34 @@ def test_gradients_by_copies_that_end_when_they_are_waited_for():
     place = place_of_rows(jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), jnp.array([32, 96]), 1), (1, 128))
     q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 128, 4, 8))
     bands = (Band(low=32),)
-    out, lse, want = by_definition((q,), (k,), v, d_out, place, bands)
+    table = jax.random.normal(jax.random.key(1), (4, 128))
+    out, lse, want = by_definition((q,), (k,), v, d_out, place, bands, table)
     dot = jnp.sum(d_out * out, -1) - jnp.where(lse > MASKED, d_out.sum(-1), 0.0)
     simulated = pltpu.InterpretParams(num_cores_or_threads=2)
     run = jax.jit(functools.partial(tpu.backward, tiles=tpu.Tiles(TILES.forward, TILES.forward), interpret=simulated))
-    found = run((q,), (k,), v, intervals(place, bands), lse, dot, d_out)
+    found = run((q,), (k,), v, intervals(place, bands), lse, dot, d_out, bias=table)
     assert jnp.all(found[0][0][:, :64] == 0) and jnp.any(found[0][0][:, 64:] != 0)
     for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         close(got, expected, 256)
 
 
+@pytest.mark.parametrize("bias", [None, TABLE], ids=["", "bias"])
 @pytest.mark.parametrize("also", [(Range(high=9.0),), (Range(high=9.0), Range(high=1.0, chunk=14.0))])
-def test_windows_and_chunks(also):
-    inputs = (*arrays(1), place_of_rows(None, (B, T)), (Band(also=also),))
+def test_windows_and_chunks(also, bias):
+    inputs = (*arrays(1), place_of_rows(None, (B, T)), (Band(also=also),), bias)
     found, want = by_kernel(*inputs), by_definition(*inputs)
-    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=False):
+    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         close(got, expected, 256)
 
 
-def test_sixteen_bit_floats_lose_what_their_rounding_loses():
+@pytest.mark.parametrize("bias", [None, TABLE], ids=["", "bias"])
+def test_sixteen_bit_floats_lose_what_their_rounding_loses(bias):
     bands, place = BANDS["near, far"], place_of_rows(SEGMENTS, (B, T))
     inputs = arrays(2, "bfloat16")
-    out, _, gradients = by_kernel(*inputs, place, bands)
-    want, _, expected = by_definition(*jax.tree.map(lambda x: x.astype("float32"), inputs), place, bands)
-    assert out.dtype == "bfloat16" and {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("bfloat16")}
+    out, _, gradients = by_kernel(*inputs, place, bands, bias)
+    want, _, expected = by_definition(*jax.tree.map(lambda x: x.astype("float32"), inputs), place, bands, bias)
+    assert out.dtype == "bfloat16" and {x.dtype for x in jax.tree.leaves(gradients[:3])} == {jnp.dtype("bfloat16")}
+    assert bias is None or gradients[3].dtype == "float32"
     for got, exact in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((want, expected)), strict=True):
         # Probabilities and the gradients of logits are rounded to 8 bits before they are multiplied.
         assert np.linalg.norm(got.astype("float32") - exact) < 2**-7 * np.linalg.norm(exact)
@@ -113,9 +128,14 @@ def test_what_is_chosen_and_why():
         for change in ({}, dict(bands=BANDS["sinks"]), dict(dtype="float32"), dict(heads=(4, 2, 256))):
             assert choose("auto", **SHAPE | change) == ("pallas", ())
         assert choose("auto", **SHAPE | dict(tokens=64)).name == "dense"
-        assert (
-            str(choose("auto", bias=lambda i, j, n: 0.0, **SHAPE)) == "blockwise (pallas: a bias on logits, on a TPU)"
+        assert choose("auto", bias=bias_of("t5"), **SHAPE) == ("pallas", ())
+        long = dict(tokens=200_000, heads=(4, 2, 64))
+        assert choose("auto", **SHAPE | long) == ("pallas", ())
+        assert choose("auto", bias=bias_of("t5"), **SHAPE | long).passed == (
+            "pallas: a bias on logits of 200,000 tokens; on a TPU it takes 196,608 with 2 heads on a key head",
         )
+        by_more = choose("auto", bias=bias_of("fire"), **SHAPE)
+        assert str(by_more) == "blockwise (pallas: a bias on logits by more than distance)"
         assert choose("auto", **SHAPE | dict(heads=(4, 2, 96))).passed == (
             "pallas: heads of 96; on a TPU it takes 64, 128 and 256",
         )
@@ -127,22 +147,36 @@ def test_what_is_chosen_and_why():
         assert choose("auto", **SHAPE) == ("pallas", ())
     with absent("tpu", context=2):
         assert choose("auto", **SHAPE) == ("pallas", ())
+        assert choose("auto", bias=bias_of("t5"), **SHAPE).passed == (
+            "pallas: a bias on logits of a row on several devices (mesh.context)",
+        )
         assert "do not divide into 4 stretches" in choose("auto", **SHAPE | dict(tokens=SHAPE["tokens"] + 2)).passed[0]
 
 
-def test_rows_and_heads_on_a_mesh(monkeypatch):
-    """Four devices: rows over fsdp, heads over tensor; output and gradients are dense attention's."""
+def bias_of(*names: str) -> Any:
+    """Returns the bias of these methods in one layer; what learns is drawn, so that no two heads have the same."""
+    e = positions.bind([dict(name=name) for name in names], head_dim=64, theta=1e4, original_len=T, num_layers=1)
+    e = positions.with_learned(e.at(jnp.arange(T)[None] * 1.0), lambda item: item.init(jax.random.key(2), N))
+    return jax.tree.map(lambda x: jax.random.uniform(jax.random.key(x.size), x.shape, minval=0.2), e.bias)
+
+
+@pytest.mark.parametrize("names", [(), ("alibi",), ("kerple",), ("t5", "alibi")], ids="-".join)
+def test_rows_and_heads_on_a_mesh(names, monkeypatch):
+    """Four devices: rows over fsdp, heads over tensor; output and gradients, of a bias too, are dense attention's."""
     monkeypatch.setattr(engine, "INTERPRET", True)
+    monkeypatch.setattr(engine, "_tiles", lambda *_: TILES)
     monkeypatch.setattr(devices, "target", lambda real=devices.target: real()._replace(platform="tpu"))
     keys, place = jax.random.split(jax.random.key(0), 4), place_of_rows(SEGMENTS, (B, T))
     q, k, v, d_out = (jax.random.normal(key, (B, T, n, 64)) for key, n in zip(keys, (N, K, K, N), strict=True))
+    bias = bias_of(*names) if names else None
 
     def loss(run):
-        return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.vdot(run(q, k, v), d_out), (0, 1, 2)))(q, k, v)
+        by_parts = jax.value_and_grad(lambda q, k, v, bias: jnp.vdot(run(q, k, v, bias), d_out), (0, 1, 2, 3))
+        return jax.jit(by_parts)(q, k, v, bias)
 
-    want = loss(lambda q, k, v: dense((q,), (k,), v, q_place=place, k_place=place)[0])
+    want = loss(lambda q, k, v, bias: dense((q,), (k,), v, q_place=place, k_place=place, bias=bias)[0])
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])):
-        found = loss(lambda q, k, v: attend_rows((q,), (k,), v, place=place, implementation="pallas"))
+        found = loss(lambda q, k, v, bias: attend_rows((q,), (k,), v, place=place, bias=bias, implementation="pallas"))
     for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         close(got, expected, 256)
 
@@ -154,19 +188,19 @@ def test_a_loss_and_its_gradient_compile_for_absent_chips(topology, monkeypatch)
     for name, value in dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1").items():
         monkeypatch.setenv(name, value)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), topologies.get_topology_desc(topology, platform="tpu").devices)
-    bands, batch = BANDS["near, far"], ("data", "fsdp")
+    bands, batch, bias = BANDS["near, far"], ("data", "fsdp"), bias_of("kerple")
 
     def of(*shape, dtype: Any = jnp.bfloat16, spec=PartitionSpec(batch, None, "tensor")):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    def loss(q, k, v, segments):
-        out = attend_rows(q, k, v, place=place_of_rows(segments, segments.shape), bands=bands)
+    def loss(q, k, v, bias, segments):
+        out = attend_rows(q, k, v, place=place_of_rows(segments, segments.shape), bands=bands, bias=bias)
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     q, k = of(2, 256, 4, 128), of(2, 256, 2, 128)
     segments = of(2, 256, dtype=jnp.int32, spec=PartitionSpec(batch))
     with jax.set_mesh(mesh):
-        gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-        text = gradient.lower((q, q), (k, k), k, segments).compile().as_text() or ""
+        gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+        text = gradient.lower((q, q), (k, k), k, jax.eval_shape(lambda: bias), segments).compile().as_text() or ""
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert not re.search("all-gather|all-to-all|collective-permute", text)
