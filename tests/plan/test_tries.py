@@ -209,7 +209,7 @@ def test_a_try_is_the_command_with_its_flags(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.endswith("it fits with, best first:\n  --config.model.remat=full\n")
     assert all("--config.seed=3" in words and "--topology=v5e:2x2" in words and "--tries=0" in words for words in asked)
-    assert len(asked) == 2  # save_attention alone, then full
+    assert len(asked) == 3  # save_matmuls alone, then save_attention, then full
 
 
 @pytest.fixture
