@@ -24,17 +24,13 @@ from giraffe_jax.data.source import Tokens
 
 @dataclass(frozen=True)
 class SkipConfig:
-    """Rows of stretches that lie apart; combine with a frequency method of factor target_len / seq_len.
+    """Rows of stretches that lie apart; combine with a frequency method of factor target_len / seq_len."""
 
-    target_len: length to train for, in tokens; a multiple of seq_len for cream.
-    reach: pose's second stretch comes from the first `reach` windows of a document.
-    sigma: of cream's Gaussian.
-    """
-
-    kind: Literal["pose", "cream"]
-    target_len: Length
+    kind: Literal["pose", "cream"]  # Which method places the stretches.
+    target_len: Length  # Length to train for, in tokens. For "cream" a multiple of seq_len.
+    # Windows of a document, from its start, in which the second stretch of "pose" may begin.
     reach: Annotated[int, Bound(1)] = 5
-    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0
+    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0  # Of the Gaussian of "cream".
 
 
 class Stretches(NamedTuple):
