@@ -13,6 +13,7 @@ The first author's code was read too (J-shang/LongRoPE, evolution/). Where the t
 - The paper does not say how crossovers are made: here planes that both parents search are exchanged.
 - Nor does it say which grid divisors lie on, here `step` for all planes, or which gain tables are searched with, here
   LongRoPE's unless the config has one.
+- The paper's needle stands at the beginning of a book; in synthetic documents the place of what is asked is drawn.
 """
 
 import dataclasses
