@@ -8,7 +8,7 @@ import bisect
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from giraffe_jax.config import Bound
 
@@ -77,11 +77,18 @@ def _document(ends: np.ndarray, order: np.ndarray, seq_len: int) -> Plan:
     return Plan(spans[:, 0], spans[:, 1], spans[:, 2], first.astype(np.int64))
 
 
-def window(plan_: Plan, index: int, tokens: Int[np.ndarray, " n"], seq_len: int) -> dict[str, np.ndarray]:
+def window(
+    plan_: Plan,
+    index: int,
+    tokens: Int[np.ndarray, " n"],
+    seq_len: int,
+    answers: Bool[np.ndarray, " n"] | None = None,
+) -> dict[str, np.ndarray]:
     """Window `index` as a row: tokens, targets, segments int32 and weights, positions float32, all [seq_len].
 
     Positions restart and segments (1, 2, ...) count up with each span; padding has segment 0. A target is the next
-    token of the same document, even where the window ends before it; where the document ends the weight is 0.
+    token of the same document, even where the window ends before it; where the document ends the weight is 0. With
+    `answers`, the weight is 1 only where the target is one.
     """
     row = empty_row(seq_len)
     at = 0
@@ -91,11 +98,18 @@ def window(plan_: Plan, index: int, tokens: Int[np.ndarray, " n"], seq_len: int)
         known = min(size, stop - start - 1)  # tokens of the span that have a successor in their document
         row["tokens"][here] = tokens[start : start + size]
         row["targets"][at : at + known] = tokens[start + 1 : start + 1 + known]
-        row["weights"][at : at + known] = 1
+        row["weights"][at : at + known] = 1 if answers is None else answers[start + 1 : start + 1 + known]
         row["positions"][here] = np.arange(size)
         row["segments"][here] = segment
         at += size
     return row
+
+
+def across_documents(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The row as one segment, whose positions are places in the row; padding, tokens and loss stay what they are."""
+    real = row["segments"] > 0
+    positions = np.where(real, np.arange(len(real)), 0).astype(np.float32)
+    return row | {"segments": real.astype(np.int32), "positions": positions}
 
 
 def empty_row(seq_len: int) -> dict[str, np.ndarray]:
