@@ -25,7 +25,7 @@ REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
 
 
 class Document(NamedTuple):
-    """One document: where it came from, and its text; of a conversation also the characters [start, stop) of answers."""
+    """One document: where it came from, its text, and the characters [start, stop) of a conversation's answers."""
 
     id: str
     text: str

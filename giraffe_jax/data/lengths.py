@@ -63,7 +63,7 @@ def check(source: SourceConfig, where: str) -> None:
         raise ConfigError(f"{where}.max_tokens: got {source.max_tokens}, less than min_tokens {source.min_tokens}")
     if source.long_times > 1 and source.long_tokens is None:
         raise ConfigError(
-            f"{where}.long_times: got {source.long_times}; it needs long_tokens, from which a text is long"
+            f"{where}.long_times: got {source.long_times}; it needs long_tokens, from which on a document is long"
         )
 
 

@@ -25,7 +25,13 @@ import numpy as np
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import conversations
 from giraffe_jax.data.files import (
-    Document, FileKind, content_fingerprint, file_states, not_read, read_file, source_files,
+    Document,
+    FileKind,
+    content_fingerprint,
+    file_states,
+    not_read,
+    read_file,
+    source_files,
 )  # fmt: skip
 from giraffe_jax.data.reading import is_packed
 from giraffe_jax.records import Progress
