@@ -247,6 +247,7 @@ def _write_cache(
     """
     progress, read = Progress(None, after=3.0), 0
     ends, firsts, total, empty = array("q"), array("q"), 0, True
+    added = len(tokenizer.prefix) + (tokenizer.eos_id is not None)  # to each text
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context((directory / TOKENS).open("wb"))
         answers: Any = None
@@ -257,7 +258,7 @@ def _write_cache(
             encoded = _encoded(tokenizer, [document for _, document in batch])
             for (file, document), (ids, marked) in zip(batch, encoded, strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
-                empty = empty and not document.text
+                empty = empty and len(ids) <= (added if document.answers is None else 0)
                 if ids:
                     stream.write(np.asarray(ids, np.int32).tobytes())
                     if document.answers is not None:

@@ -17,9 +17,7 @@ from giraffe_jax.tokenizer.directory import CONFIG, TEMPLATE
 ASSISTANT = "assistant"
 LARGEST = 2**20  # characters of a template
 STEPS = 10_000  # turns of loops and calls of macros, for each message; the longest range as well
-WIDEST = (
-    64  # characters written for each that went in (template, messages and tools), and as many times LARGEST at most
-)
+WIDEST = 64  # characters written, at most, for each that went in: template, messages and tools
 
 
 class Rendered(NamedTuple):
@@ -87,7 +85,7 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Mapping[str, Any]], tools: Any, prompt: bool) -> str:
         self._spans, self._written = [], 0
         self._steps = STEPS * (len(messages) + 1)
-        most = WIDEST * min(LARGEST, self._size + len(json.dumps([*messages, tools], default=str)))
+        most = WIDEST * (self._size + len(json.dumps([*messages, tools], default=str)))
         blocks: list[str] = []
         try:
             given = dict(messages=list(messages), tools=tools, documents=None, add_generation_prompt=prompt)
