@@ -1,7 +1,7 @@
 """Documents -> windows of a fixed length: which stretch of which document stands where.
 
 A plan is a list of spans of one long token array, grouped into windows. Both ways of packing make plans and nothing
-else; `window` turns a window of either into arrays. Every token of every document is in exactly one window.
+else; `window` turns a window of either into arrays. Every token of each document read is in exactly one window.
 """
 
 import bisect
@@ -32,8 +32,9 @@ class Plan(NamedTuple):
         return len(self.first) - 1
 
 
-def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " documents"], seq_len: int, how: Packing) -> Plan:
-    """The windows of `seq_len` tokens that hold the documents (ending at `ends`) in the given order.
+def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " read"], seq_len: int, how: Packing) -> Plan:
+    """Windows of `seq_len` tokens that hold documents (ending at `ends`) in the given order, which may lack some of them
+    and have others several times.
 
     concat: documents end to end, cut every `seq_len` tokens wherever that falls; only the last window has padding.
     document: a document is cut only where it is longer than a window, and its pieces stand where they fit best.

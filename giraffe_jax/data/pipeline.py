@@ -160,9 +160,7 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
             raise ConfigError(f"{where}.weight: got {source.weight}; it takes a number above 0")
         lengths.check(source, where)
         if source.conversations and source.kind not in ("jsonl", "parquet"):
-            raise ConfigError(
-                f"{where}.conversations: only read of kinds 'jsonl' and 'parquet', this is {source.kind!r}"
-            )
+            raise ConfigError(f"{where}.conversations: only read by kinds 'jsonl', 'parquet'; this is {source.kind!r}")
         if source.kind == "synthetic":
             _check_synthetic(config, source, where)
         elif source.synthetic is not None:

@@ -83,6 +83,16 @@ def test_an_extension_that_would_see_nothing_new_is_told(tmp_path, sizes, keys, 
         assert re.search(warning, rest), rest
 
 
+def test_rows_across_documents_reach_as_far_as_the_row(tmp_path):
+    """Documents of 64 tokens in rows of 100: 36 of 100 tokens are beyond, where masked ones have none."""
+    said = said_of(tmp_path, [63] * 25, 100, across_documents=True)
+    assert said == (
+        "data: longest document 64 tokens; in the first batch rows run across documents, "
+        "36% of its tokens at positions beyond the trained 64"
+    )
+    assert "warning: no token is at a position" in said_of(tmp_path, [63] * 25, 100)
+
+
 def test_positions_that_a_method_draws_are_not_counted(tmp_path):
     said = said_of(tmp_path, [63] * 9, 256, scaling=(dict(name="randomize", max_len=256),))
     assert said.endswith("documents a row, positions are drawn by randomize")
