@@ -46,10 +46,9 @@ def described(tokens: Tokens, source: SourceConfig, where: str) -> list[str]:
             f"{source.long_times:,} times in an epoch: {100 * held / total:.3g}% of its {total:,} tokens"
         )
     if tokens.answers is not None:
-        said.append(
-            f"{where}: the loss is on answers alone, {np.count_nonzero(tokens.answers):,} of {sizes.sum():,} tokens of "
-            f"{len(sizes):,} conversations"
-        )
+        chats = "1 conversation" if len(sizes) == 1 else f"{len(sizes):,} conversations"
+        on = f"{np.count_nonzero(tokens.answers):,} of {sizes.sum():,} tokens of {chats}"
+        said.append(f"{where}: the loss is on answers alone, {on}")
     return said
 
 

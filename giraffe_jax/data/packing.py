@@ -33,8 +33,8 @@ class Plan(NamedTuple):
 
 
 def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " read"], seq_len: int, how: Packing) -> Plan:
-    """Windows of `seq_len` tokens that hold documents (ending at `ends`) in the given order, which may lack some of them
-    and have others several times.
+    """The windows of `seq_len` tokens that hold documents (ending at `ends`) in the given order, which may lack some
+    of them and have others several times.
 
     concat: documents end to end, cut every `seq_len` tokens wherever that falls; only the last window has padding.
     document: a document is cut only where it is longer than a window, and its pieces stand where they fit best.

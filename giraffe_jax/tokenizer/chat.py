@@ -147,7 +147,9 @@ def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], w
         import jinja2
         from jinja2 import ext, nodes, sandbox
     except ImportError as e:
-        raise ConfigError(f'{where}: chat templates take jinja2, which is not installed: pip install "jinja2>=3.1.6"') from e
+        raise ConfigError(
+            f'{where}: a chat template takes jinja2, which is not here: pip install "jinja2>=3.1.6"'
+        ) from e
     found = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
     if found < (3, 1, 6):  # from where its sandbox has no known hole
         raise ConfigError(f'{where}: jinja2 {jinja2.__version__} is too old: pip install -U "jinja2>=3.1.6"')
