@@ -53,7 +53,7 @@ class SourceConfig:
     min_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
     long_tokens: Tokens | None = None
-    long_times: Annotated[int, Bound(1, high=1000)] = 1
+    long_times: Annotated[int, Bound(1, high=1000)] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def of_epoch(tokens: Tokens, source: SourceConfig, where: str) -> Int[np.ndarray
             f"{where}: no document has {_asked(source)} tokens; those of {source.path} have {tokens.sizes.min():,} to "
             f"{tokens.longest:,}"
         )
-    return np.concatenate([kept, np.tile(_long(tokens, source, kept), source.long_times - 1)])
+    return np.concatenate([kept, np.tile(_long(tokens, source, kept), (source.long_times or 1) - 1)])
 
 
 def described(tokens: Tokens, source: SourceConfig, where: str) -> list[str]:
@@ -37,7 +37,7 @@ def described(tokens: Tokens, source: SourceConfig, where: str) -> list[str]:
             f"{where}: documents of {_asked(source)} tokens; {np.sum(~within):,} of {len(sizes):,} documents are left "
             f"out, with {sizes[~within].sum():,} of {sizes.sum():,} tokens"
         )
-    if source.long_tokens is not None:
+    if source.long_tokens is not None and source.long_times is not None:
         long = _long(tokens, source, kept)
         once, held = int(sizes[kept].sum()), source.long_times * int(sizes[long].sum())
         total = once + held - int(sizes[long].sum())
@@ -60,10 +60,9 @@ def check(source: SourceConfig, where: str) -> None:
                 raise ConfigError(f"{where}.{key}: not read by kind 'synthetic', whose keys min_len and max_len say it")
     if source.min_tokens and source.max_tokens and source.min_tokens > source.max_tokens:
         raise ConfigError(f"{where}.max_tokens: got {source.max_tokens}, less than min_tokens {source.min_tokens}")
-    if source.long_times > 1 and source.long_tokens is None:
-        raise ConfigError(
-            f"{where}.long_times: got {source.long_times}; it needs long_tokens, from which on a document is long"
-        )
+    if (source.long_tokens is None) != (source.long_times is None):
+        given, lacks = ("long_tokens", "long_times") if source.long_times is None else ("long_times", "long_tokens")
+        raise ConfigError(f"{where}.{given}: got {getattr(source, given)}, but no {lacks}; the two go together")
 
 
 def _within(tokens: Tokens, source: SourceConfig) -> np.ndarray:

@@ -25,7 +25,9 @@ from giraffe_jax.tokenizer import chat
 
 FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 DESCRIBED = 4  # rows, in a message
-LATER = dict(conversations=False, min_tokens=None, max_tokens=None, long_tokens=None, long_times=1)  # keys of a source
+LATER = dict(
+    conversations=False, min_tokens=None, max_tokens=None, long_tokens=None, long_times=None
+)  # keys of a source
 
 
 class Mixture:

@@ -9,9 +9,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from giraffe_jax.config import ConfigError, build
+from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data import DataConfig, make_pipeline
 from giraffe_jax.tokenizer import ByteTokenizer
+from giraffe_jax.training.workdir import differences
 
 # sha256 of 40 batches and the fingerprint, of the code before it had these keys.
 BEFORE = {
@@ -121,7 +122,8 @@ def test_skipping_rows_draw_anew_for_each_time(path):
         (dict(min_tokens=1000), r"data\.sources\[0\]: no document has 1,000 or more tokens; those of .* have 3 to \d+"),
         (dict(max_tokens=2), "no document has 1 to 2 tokens"),
         (dict(min_tokens=9, max_tokens=8), r"data\.sources\[0\]\.max_tokens: got 8, less than min_tokens 9"),
-        (dict(long_times=2), r"long_times: got 2; it needs long_tokens"),
+        (dict(long_times=2), r"long_times: got 2, but no long_tokens; the two go together"),
+        (dict(long_tokens=2), r"long_tokens: got 2, but no long_times"),
         (dict(long_tokens=9, long_times=0), "long_times: must be"),
         (dict(min_tokens=0), "min_tokens: must be"),
         (dict(kind="synthetic", path="", max_tokens=9), r"max_tokens: not read by kind 'synthetic'.*max_len"),
@@ -161,3 +163,15 @@ def test_processes_share_rows_across_documents(path):
     whole = make_pipeline(config, ByteTokenizer()).batch(3)
     parts = [make_pipeline(dataclasses.replace(config), ByteTokenizer(), process=(i, 2)).batch(3) for i in range(2)]
     assert all(np.array_equal(np.concatenate([part[k] for part in parts]), whole[k]) for k in whole)
+
+
+def test_a_run_of_before_the_keys_goes_on(path):
+    """Its config.json does not have them: nothing has changed, while a key that is set has."""
+    before = to_dict(pipeline_of(path).config)
+    new = json.loads(json.dumps(before))
+    del before["across_documents"]
+    for key in ("conversations", "min_tokens", "max_tokens", "long_tokens", "long_times"):
+        del before["sources"][0][key]
+    assert differences(before, new) == {}
+    new["sources"][0]["conversations"] = True
+    assert differences(before, new) == {"sources[0].conversations": (None, True)}
