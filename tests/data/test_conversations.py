@@ -111,7 +111,7 @@ def test_the_cache_keeps_where_answers_stand(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:-1])
     good = np.array(first.tokens)
     repaired, _ = load_tokens("jsonl", path, tokenizer, str(cache), conversations=True)
-    assert repaired.answers.size == good.size and np.array_equal(repaired.tokens, good)
+    assert repaired.answers is not None and repaired.answers.size == good.size and np.array_equal(repaired.tokens, good)
     other = bytes_and_specials(LLAMA3)
     changed, _ = load_tokens("jsonl", path, other, str(cache), conversations=True)
     assert not np.array_equal(changed.tokens, good), "another template, the same files and vocabulary"

@@ -109,7 +109,7 @@ def test_skipping_rows_draw_anew_for_each_time(path):
     long = [text for text in TEXTS if len(text) + 1 >= 50]
     rows = len(TEXTS) + 3 * len(long)
     pipeline = pipeline_of(path, source, seq_len=16, batch_size=1, skip=dict(kind="pose", target_len=256))
-    found = Counter(re.match(r"document (\d+)", pipeline.describe(step))[1] for step in range(rows))
+    found = Counter(re.findall(r"^document (\d+)", pipeline.describe(step))[0] for step in range(rows))
     assert found == Counter({str(i + 1): 4 if text in long else 1 for i, text in enumerate(TEXTS)})
     number = str(TEXTS.index(long[0]) + 1)
     drawn = [s for s in range(rows) if re.match(rf"document {number} ", pipeline.describe(s))]
