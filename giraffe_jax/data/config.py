@@ -10,6 +10,7 @@ from giraffe_jax.data.synthetic import KINDS, Kind
 
 MOST = 2**31 - 1  # tokens of a batch
 Weight = Annotated[float, Bound(0.0)]
+Tokens = Annotated[int, Bound(1)]  # of a document
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,25 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One part of the mixture; `weight` is its share of the rows (any unit). Only synthetic documents have no path."""
+    """One part of the mixture; `weight` is its share of the rows (any unit). Only synthetic documents have no path.
+
+    conversations: each line of jsonl, or row of parquet, holds a conversation (data/conversations.py) in place of a
+      text. The tokenizer's chat template writes it out, and the loss is on the assistant's tokens alone.
+    min_tokens, max_tokens: documents with fewer or more tokens are left out; both ends are kept. Tokens that begin and
+      end a document count.
+    long_tokens, long_times: a document of at least long_tokens tokens comes long_times times in each epoch, any other
+      once (data/lengths.py).
+    """
 
     kind: Literal["tfds", "text", "jsonl", "parquet", "synthetic"]
     path: str = ""
     weight: Annotated[float, Bound(0.0, above=True)] = 1.0
     synthetic: SyntheticConfig | None = None
+    conversations: bool = False
+    min_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+    long_tokens: Tokens | None = None
+    long_times: Annotated[int, Bound(1, high=1000)] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,10 @@ class DataConfig:
     `sources` is one mixture for all steps; `stages` in its place are one after the other, which stage a step belongs to
     being a function of the step alone. With `skip` a row of text is one document's stretches that lie apart
     (data/skip.py) instead of a packed window.
+
+    A token attends to its own document alone, and positions count from the document's start. With `across_documents`
+    both run on over all documents of a row, as where documents are joined without a mask: its segments are all 1 and
+    its positions 0, 1, ... seq_len - 1. The loss is the same: the last token of a document has no target.
     """
 
     seq_len: Length
@@ -68,6 +86,7 @@ class DataConfig:
     stages: tuple[StageConfig, ...] = ()
     seed: Annotated[int, Bound(0)] = 0
     packing: Packing = "concat"
+    across_documents: bool = False
     skip: SkipConfig | None = None
     cache_dir: str = ""
     prefetch: Annotated[int, Bound(1, high=1024)] = 4  # batches made ahead of time
