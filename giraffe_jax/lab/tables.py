@@ -41,32 +41,35 @@ Table = tuple[int, ...]  # steps above a divisor of 1, one number per plane, or 
 class SearchConfig:
     """One search. The defaults are those of LongRoPE's released code for Llama."""
 
-    source: str  # weights: see TrainConfig.source
-    factor: Annotated[float, Bound(1.0, above=True, high=1e6)]  # extension of the context that is searched for
-    data: DataConfig  # documents of the objective; needles: synthetic, with drawn_weight and text_weight 0
-    recipe: Literal["longrope", "longrope2"] = (
-        "longrope"  # what is searched: all planes, or those from a critical one up
-    )
-    batches: Count = 1  # of data that each table is measured on, the same for all
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    tokenizer: str = ""  # path; "" takes the source's
-    starts: tuple[
-        tuple[Mapping[str, Any], ...], ...
-    ] = ()  # lists of methods; () is linear, ntk and yarn with `factor`; longrope2 has its own
-    # Of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len)).
+    source: str  # Weights, as TrainConfig.source names them.
+    factor: Annotated[float, Bound(1.0, above=True, high=1e6)]  # Extension of the context that is searched for.
+    data: DataConfig  # Documents of the objective. For needles: synthetic ones with drawn_weight and text_weight 0.
+    # "longrope" searches the divisors of all planes; "longrope2" those from a critical plane up, which is searched
+    # too.
+    recipe: Literal["longrope", "longrope2"] = "longrope"
+    batches: Count = 1  # Batches that each table is measured on, the same for all.
+    # Keys of ModelConfig that differ from the source's.
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: str = ""  # File or directory of a tokenizer. "" takes the source's.
+    # Lists of position methods that the first tables are. () is linear, ntk and yarn with `factor`. longrope2 makes
+    # its own.
+    starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    # Of all tables. None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len)).
     gain: Annotated[float, Bound(0.0, above=True)] | None = None
-    generations: Annotated[int, Bound(0)] = 40  # after the first population; may be raised in a workdir that is done
-    population: Count = 64  # first one
-    parents: Annotated[int, Bound(2)] = 32
-    mutations: Annotated[int, Bound(0, high=2**16)] = 16
-    crossovers: Annotated[int, Bound(0, high=2**16)] = 16
+    # Generations after the first population. May be raised in a workdir that is done.
+    generations: Annotated[int, Bound(0)] = 40
+    population: Count = 64  # Tables of the first population.
+    parents: Annotated[int, Bound(2)] = 32  # Best tables of all generations, from which the next one is made.
+    mutations: Annotated[int, Bound(0, high=2**16)] = 16  # Children of a generation that are made by mutation.
+    crossovers: Annotated[int, Bound(0, high=2**16)] = 16  # Children of a generation that are made by crossover.
     # That a plane mutates, or is taken from the second parent.
     probability: Annotated[float, Bound(0.0, above=True, high=1.0)] = 0.3
-    step: Annotated[float, Bound(1e-9)] = 0.01  # of the grid that divisors lie on, in nine digits
-    tables_at_once: Count = 1  # of a generation in one forward pass: more where memory is left and matrices are small
-    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
-    mesh: MeshConfig = MeshConfig()
-    seed: Annotated[int, Bound(0)] = 0
+    step: Annotated[float, Bound(1e-9)] = 0.01  # Spacing of the grid of divisors.
+    # Tables of a generation in one forward pass. More is faster where memory is left and matrices are small.
+    tables_at_once: Count = 1
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # Tokens of a row whose logits are in memory at once.
+    mesh: MeshConfig = MeshConfig()  # How devices share the work.
+    seed: Annotated[int, Bound(0)] = 0  # Of the first population, mutations and crossovers.
 
     def __post_init__(self):
         check_fields(self, "config")
