@@ -239,7 +239,8 @@ def shown(table: Table, score: Estimate) -> Estimate:
     """A score as the table has it: of a mean loss the perplexity."""
     if table.metric.kind != "perplexity":
         return score
-    return Estimate(*(math.exp(min(x, 700.0)) for x in score[:3]), score.n)
+    value, low, high = (math.exp(min(x, 700.0)) for x in score[:3])
+    return Estimate(value, low, high, score.n)
 
 
 def rank_text(found: dict[str, crossed.Ranked], variant: str) -> str:

@@ -88,6 +88,7 @@ def test_equal_variants_share_a_rank_in_every_resample():
     ranks = {name: tuple(x.rank)[:3] for name, x in crossed.ranked(scores).items()}
     assert ranks == {"best": (1, 1, 1), "same": (2, 2, 2), "again": (2, 2, 2), "turned": (2, 2, 2), "worst": (5, 5, 5)}
     assert crossed.ranked(scores)["best"].score[:3] == (1.0, 1.0, 1.0)
+    assert 0.1 + 0.2 > 0.3 and crossed.places(np.array([[0.1 + 0.2, 0.3, 0.2]])).tolist() == [[1, 1, 3]]
 
 
 def test_rank_intervals_hold_the_true_rank():
