@@ -21,6 +21,7 @@ from giraffe_jax.data.source import token_cache
 from giraffe_jax.hf.load import find_base, locate
 from giraffe_jax.hf.peft_config import BASE_CONFIG, CONFIG, WEIGHTS
 from giraffe_jax.records import digest
+from giraffe_jax.tokenizer.directory import TEMPLATE
 
 Contents = dict[str, str]  # "document books/a.txt" -> 16 hex digits
 
@@ -104,7 +105,17 @@ def of_training(config: Any, known: Mapping[str, str]) -> Contents:
             found[name] = known.get(name, ABSENT)
     if config.tokenizer:
         found |= {f"training's {name}": value for name, value in of_tokenizer(Path(config.tokenizer)).items()}
+    if any(source.conversations for source in (*config.data.sources, *stages)):
+        found |= _of_template(config)
     return found | {"format of training rows": str(FORMAT)}
+
+
+def _of_template(config: Any) -> Contents:
+    """Returns the file of the chat template that conversations are written by; others are in the tokenizer's files."""
+    where, _ = checkpoint.split_source(config.source or "")
+    named = [Path(config.tokenizer)] if config.tokenizer else [Path(where) / TOKENIZER, Path(where)]
+    files = [(path if path.is_dir() else path.parent) / TEMPLATE for path in named]
+    return {f"training's tokenizer {TEMPLATE}": of_file(file) for file in files if file.is_file()}
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

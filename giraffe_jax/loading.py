@@ -36,7 +36,7 @@ def load(
     """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
 
     Args:
-      source: where; a workdir may name a checkpoint, "runs/a@1000" or "runs/a@best" (of the smallest eval_loss), and is
+      source: where; a workdir may name a checkpoint, `runs/a@1000` or `runs/a@best` (of the smallest eval_loss), and is
         read from the newest undamaged one otherwise. Adapters are merged into their kernels.
       base: of a source that is an adapter of PEFT: the Hugging Face directory of its base, where the adapter's config
         does not name one that is here; of a run that trained adapters or frequencies alone, the source that it was

@@ -37,10 +37,10 @@ RULES: dict[str, Any] = {
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1: whatever is left."""
 
-    data: int = 1
-    fsdp: int = -1
-    context: int = 1  # devices that share the tokens of each row
-    tensor: int = 1
+    data: int = 1  # Devices among which the rows of a batch are divided, with a copy of the weights on each.
+    fsdp: int = -1  # Devices among which rows, weights and optimizer state are divided.
+    context: int = 1  # Devices that share the tokens of each row.
+    tensor: int = 1  # Devices that share heads, MLP and vocabulary and, between layers, tokens.
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:

@@ -1,6 +1,7 @@
 """The Giraffe paper's grid (arXiv:2308.10882): which change of positions to train with, and at which scale to read.
 
     giraffe run experiments/giraffe                                                      # on giraffe-mini, as it ships
+    giraffe run experiments/giraffe/config.py:mini,runs/bases/base-4 --workdir=runs/giraffe_4    # on another base
     giraffe run experiments/giraffe/config.py:/data/Llama-13b-hf,/data/redpajama/train.jsonl   # as published
 
 At full size the argument is the weights, 7B or 13B, then the text (prepare.py makes it): Llama 1 (trained on 2,048
@@ -141,9 +142,9 @@ def get_config(about: str = MINI) -> ConfigDict:
     c.question = (
         "Which change of positions is worth training with, and does reading at another scale than trained help?"
     )
-    if source in (MINI, "pairs", "instruct"):
-        c.title += ", on giraffe-mini"
-        c.source = source if source == MINI else rest
+    if source in (MINI, "mini", "pairs", "instruct"):
+        c.source = MINI if source == MINI else rest or MINI
+        c.title += ", on giraffe-mini" + f", base {Path(rest).name}" * (source == "mini" and bool(rest))
         c.original_len = MINI_LEN
         c.seeds = (0, 1, 2)
         c.tasks = mini_tasks()

@@ -1,10 +1,13 @@
 """The leaderboard: every method of the catalogue on the same weights, texts and questions.
 
     giraffe run experiments/leaderboard                                                    # on giraffe-mini
+    giraffe run experiments/leaderboard/config.py:mini,runs/bases/base-4,leading --workdir=runs/leaderboard_4
     giraffe run experiments/leaderboard/config.py:smollm2,mini_data/heldout --workdir=runs/leaderboard_smollm2
 
 giraffe-mini, trained on 256 tokens, is read at up to 2,048: as it is, and after 100 steps with the method, each of
-four rows of 1,024 tokens; the longest length is beyond these too. SmolLM2-135M (8,192 tokens) repeats a passage of
+four rows of 1,024 tokens, half of them retrieval documents or all of them text; the longest length is beyond these
+too. `mini,BASE` is the same on another base (experiments/mini/bases.py), and `mini,BASE,leading` measures those methods
+alone that led on the first one, plain RoPE and the Giraffe paper's. SmolLM2-135M (8,192 tokens) repeats a passage of
 512 tokens after 8,192 and 12,288 tokens with every method that needs no training (its loss by position is
 experiments/smollm2_16k's); the second part of the argument are long texts. Each method is taken at the factor that
 the longest length asks for, and once where it is known to need twice that (ntk). Start the same command in two
@@ -18,9 +21,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from giraffe_jax.config import ConfigError
+
 STDLIB = Path(sysconfig.get_path("stdlib"))
 HELDOUT = ("argparse.py", "heapq.py", "json/decoder.py", "subprocess.py", "unittest/case.py", "html/parser.py")
 MINI = "giraffe-mini"
+# What leads on giraffe-mini, of seed 1, in turn as it is and after training: further bases need not measure all.
+# `table.py runs/saved --leading=20`, runs/saved being results.jsonl.xz as README.md unpacks it.
+LEADING = (
+    "dynamic_yarn", "rerope", "yarn 8, llama4_temperature", "dca", "yarn 8, ministral_temperature", "lampe",
+    "yarn 8, scale", "yarn 8", "mixed, yarn 8", "yarn 8, ssmax", "yarn 8, nope_layers", "mrrope 8", "leaky_rerope",
+    "self_extend", "yarn 8, resonance", "ntk 16, logn", "mrrope uniform 8", "part_ntk 8", "llama3 8", "ntk 16",
+)  # fmt: skip
+SAME_IN_PAPER = ("plain", "power", "truncate", "xpos")  # trained_with of experiments/giraffe has these too
+ALL, SUBSET = "all", "leading"
 
 
 def method(name: str, **numbers: Any) -> dict[str, Any]:
@@ -103,35 +117,52 @@ ONLY_IN_TRAINING = {"pose", "cream", "randomize", "s2"}
 LEARNED = {"ssmax", "fire", "kerple", "t5"}  # parameters of their own, which untrained weights lack
 
 
+def papers(trained_len: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns what experiments/giraffe trains with, the paper's methods and combinations, that `methods` has not."""
+    four, randomize = method("linear", factor=4.0), method("randomize")
+    return {
+        "linear 4": [four],
+        "linear 16": [method("linear", factor=16.0)],
+        "linear 4, randomize": [four, randomize],
+        "linear 4, truncate": [four, method("truncate", cutoff_len=float(trained_len))],
+        "power, randomize": [method("power", exponent=0.5), randomize],
+    }
+
+
 def needs_no_training(name: str) -> bool:
     return importlib.import_module(f"giraffe_jax.positions.methods.{name}").ABOUT["training_free"]
 
 
-def training(length: int) -> ConfigDict:
-    """Returns the same small budget for every method: half of the rows ask questions, half are text."""
+def training(length: int, questions: bool = True) -> ConfigDict:
+    """Returns the same small budget for every method: half of the rows ask questions, half are text; or all text."""
     c = ConfigDict()
     c.steps = c.save_every = 100
     c.keep = 1
     kinds = ("lines", "lines", "records", "copy", "passkey")
     text = dict(kind="text", path=str(STDLIB / "email" / "*.py"))
-    sources = [dict(kind="synthetic", synthetic=dict(kinds=kinds, lengths=(length // 2, length))), text]
-    c.data = dict(seq_len=length, batch_size=4096 // length, sources=sources)
+    asking = dict(kind="synthetic", synthetic=dict(kinds=kinds, lengths=(length // 2, length)))
+    c.data = dict(seq_len=length, batch_size=4096 // length, sources=[asking, text] if questions else [text])
     c.optim = dict(lr=1e-3, schedule="linear", warmup_steps=10, final_lr=1e-5)
     return c
 
 
-def mini() -> ConfigDict:
+def mini(source: str = MINI, subset: str = ALL) -> ConfigDict:
     trained_len, factor = 256, 8
     lengths = [trained_len, 2 * trained_len, 4 * trained_len, 8 * trained_len]
-    c = ConfigDict(dict(source=MINI, original_len=trained_len, tokens_per_batch=8192))
-    c.title = "The leaderboard, on giraffe-mini"
+    c = ConfigDict(dict(source=source, original_len=trained_len, tokens_per_batch=8192))
+    c.title = "The leaderboard, on giraffe-mini" + f", base {Path(source).name}" * (source != MINI)
     c.variants = []
-    for name, positions in methods(trained_len, float(factor), planes=16, layers=2).items():
+    of_paper = papers(trained_len)
+    for name, positions in (methods(trained_len, float(factor), planes=16, layers=2) | of_paper).items():
+        if subset == SUBSET and name not in (*LEADING, *SAME_IN_PAPER, *of_paper):
+            continue
         used = {p["name"] for p in positions}
         if not used & (ONLY_IN_TRAINING | LEARNED):
             c.variants.append(dict(name=name, positions=positions))
         length = trained_len * (2 if used & {"pose", "cream"} else factor // 2)
-        c.variants.append(dict(name=f"{name} + training", positions=positions, train=training(length)))
+        for kind, questions in (("training", True), ("training on text", False)):
+            train = training(length, questions)
+            c.variants.append(dict(name=f"{name} + {kind}", positions=positions, train=train))
     documents = [str(STDLIB / name) for name in HELDOUT]
     c.tasks = [
         dict(name="lines", lengths=lengths, n=100, style="compact"),
@@ -154,9 +185,18 @@ def smollm2(documents: str) -> ConfigDict:
     return c
 
 
-def get_config(about: str = MINI) -> ConfigDict:
-    model, _, documents = about.partition(",")
-    c = mini() if model == MINI else smollm2(documents or "mini_data/heldout")
+def get_config(about: str = "mini") -> ConfigDict:
+    model, *rest = about.split(",")
+    first, subset = [*rest, "", ""][:2]
+    if model == "smollm2" and len(rest) < 2:
+        c = smollm2(first or "mini_data/heldout")
+    elif model == "mini" and len(rest) < 3 and subset in ("", ALL, SUBSET):
+        c = mini(first or MINI, subset or ALL)
+    else:
+        raise ConfigError(
+            f"config.py:{about}: after the colon stands mini, `mini,BASE` with a base's workdir, `mini,BASE,{SUBSET}` "
+            f"for what led alone (or {ALL}), or `smollm2,TEXTS`."
+        )
     c.name = "leaderboard"
     c.question = "Which of all the methods carries a model furthest, as it is and after the same small training?"
     return c

@@ -1,10 +1,13 @@
 """Learned and searched frequencies against the best that were made by hand, at 4 and 8 times the trained length.
 
-    giraffe search --config=experiments/learned/config.py:needles,4 --workdir=runs/searched-needles-4
-    giraffe run experiments/learned
+    python experiments/learned/all.py
 
-The first line is how each searched_*.json beside this file was made (needles and text, 4 and 8; copy its
-positions.json); the second one measures everything. README.md says how long that takes and what came out.
+makes the tables searched_*.json beside this file and measures everything; README.md says how long that takes and what
+came out. A part of it alone, a search of `needles`, `text` or `longrope2` at 4 or 8 times, or the experiment with the
+tables that are there (a table that is not, and what is trained from it, is left out):
+
+    giraffe search --config=experiments/learned/config.py:longrope2,8 --workdir=runs/searched-longrope2-8
+    giraffe run experiments/learned
 """
 
 import json
@@ -17,14 +20,26 @@ from ml_collections import ConfigDict
 HERE = Path(__file__).parent
 TRAINED_LEN = 256
 STDLIB = Path(sysconfig.get_path("stdlib"))
-READ = str(STDLIB / "email" / "*.py")  # by searches and trainings
-HELDOUT = ("argparse.py", "heapq.py", "json/decoder.py", "subprocess.py", "asyncio/streams.py")  # by the evaluation
-TOKENS = 2048  # to a step of training, and of the objective of a search
+READ = str(STDLIB / "xml" / "*" / "*.py")  # by searches and trainings
+# By the evaluation. The model was trained on neither these nor READ, see experiments/mini/prepare.py.
+HELDOUT = (
+    "argparse.py", "asyncio/streams.py", "dbm/dumb.py", "heapq.py", "html/parser.py", "json/decoder.py",
+    "subprocess.py", "tomllib/_parser.py", "unittest/case.py", "unittest/loader.py", "unittest/mock.py",
+    "unittest/runner.py", "unittest/suite.py", "venv/__init__.py", "xmlrpc/client.py", "zoneinfo/_zoneinfo.py",
+)  # fmt: skip
+TOKENS = 2048  # to a step of training, and to a batch of the objective of a search
+BATCHES = 4  # of the objective, for each table
+FACTORS = (4, 8)
+KINDS = (
+    "needles",
+    "text",
+    "longrope2",
+)  # what is searched: LongRoPE's recipe on two objectives, LongRoPE2's on needles
 
 FACTOR_METHODS = ("linear", "ntk", "yarn")
 BY_HAND = {
     "plain": [],
-    **{f"{name} {factor}": [dict(name=name, factor=float(factor))] for name in FACTOR_METHODS for factor in (4, 8)},
+    **{f"{name} {factor}": [dict(name=name, factor=float(factor))] for name in FACTOR_METHODS for factor in FACTORS},
     "ntk 16": [dict(name="ntk", factor=16.0)],
     "power": [dict(name="power", exponent=0.5)],
     "truncate": [dict(name="truncate", cutoff_len=float(TRAINED_LEN))],
@@ -33,15 +48,21 @@ BY_HAND = {
 
 
 def sources(kind: str, length: int) -> list[dict[str, Any]]:
-    """Returns what is read: documents whose answers alone count ("needles"), text, or both, three to one ("both")."""
-    needles = dict(kinds=("lines", "passkey"), min_len=length // 2, drawn_weight=0.0, text_weight=0.0)
-    both = dict(kinds=("lines", "passkey"), min_len=128, answer_weight=4.0)
-    text = dict(kind="text", path=READ, weight=0.25)
-    return {
-        "needles": [dict(kind="synthetic", synthetic=needles)],
-        "text": [text],
-        "both": [dict(kind="synthetic", synthetic=both, weight=0.75), text],
-    }[kind]
+    """Returns what is read: documents whose answers alone count ("needles"), text, or for "training" short and long
+    documents and text, one to two to one."""
+
+    def synthetic(weight: float, **about: Any) -> dict[str, Any]:
+        return dict(kind="synthetic", weight=weight, synthetic=dict(kinds=("lines", "passkey"), **about))
+
+    def text(weight: float) -> dict[str, Any]:
+        return dict(kind="text", path=READ, weight=weight)
+
+    if kind == "needles":
+        return [synthetic(1.0, min_len=length // 2, drawn_weight=0.0, text_weight=0.0)]
+    if kind == "text":
+        return [text(1.0)]
+    short = synthetic(0.25, min_len=TRAINED_LEN // 2, max_len=TRAINED_LEN, answer_weight=4.0)
+    return [short, synthetic(0.5, min_len=2 * TRAINED_LEN, answer_weight=4.0), text(0.25)]
 
 
 def data(kind: str, factor: int) -> dict[str, Any]:
@@ -50,27 +71,34 @@ def data(kind: str, factor: int) -> dict[str, Any]:
 
 
 def search(kind: str, factor: int) -> ConfigDict:
-    """Returns a search of 8 generations, each table of it measured on 2,048 tokens."""
-    c = ConfigDict(dict(source="giraffe-mini", factor=float(factor), data=data(kind, factor), generations=8))
-    c.model = dict(original_len=TRAINED_LEN)
+    """Returns a search of 8 generations, each table of it measured on 8,192 tokens."""
+    read, recipe = ("needles", "longrope2") if kind == "longrope2" else (kind, "longrope")
+    c = ConfigDict(dict(source="giraffe-mini", factor=float(factor), data=data(read, factor), generations=8))
+    c.recipe, c.batches, c.model = recipe, BATCHES, dict(original_len=TRAINED_LEN)
     return c
 
 
 def training(factor: int, frequencies: dict | None = None) -> dict[str, Any]:
-    """Returns 40 steps at `factor` times the trained length, as the quick start does, with half of its batch."""
+    """Returns 40 steps at `factor` times the trained length; all variants read the same documents."""
     optim = dict(lr=1e-3, schedule="linear", warmup_steps=10, final_lr=1e-5)
     if frequencies and frequencies["train"] == "alone":
         optim |= dict(lr=3e-2, final_lr=1e-3)
-    return dict(steps=40, save_every=40, keep=1, data=data("both", factor), optim=optim, frequencies=frequencies)
+    return dict(steps=40, save_every=40, keep=1, data=data("training", factor), optim=optim, frequencies=frequencies)
 
 
 def variants() -> list[dict[str, Any]]:
     found = [dict(name=name, positions=positions) for name, positions in BY_HAND.items()]
-    for factor in (4, 8):
-        for kind in ("needles", "text"):
-            file = HERE / f"searched_{kind}_{factor}.json"
-            if file.is_file():
-                found.append(dict(name=f"searched {factor}, {kind}", positions=json.loads(file.read_text())))
+    for factor in FACTORS:
+        files = {kind: HERE / f"searched_{kind}_{factor}.json" for kind in KINDS}
+        tables = {kind: json.loads(file.read_text()) for kind, file in files.items() if file.is_file()}
+        found += [dict(name=f"searched {factor}, {kind}", positions=table) for kind, table in tables.items()]
+        if "longrope2" in tables:
+            name, table = f"searched {factor}, longrope2", tables["longrope2"]
+            mixed = [dict(name="mixed", choices=[[], table])]
+            found += [
+                dict(name=f"{name} + training", positions=table, train=training(factor)),
+                dict(name=f"{name} + mixed training", positions=mixed, train=training(factor)),
+            ]
         for start in (f"yarn {factor}", f"ntk {2 * factor}"):
             about: dict[str, Any] = dict(positions=BY_HAND[start])
             alone, beside = dict(train="alone"), dict(train="with_weights", lr=3e-2)
@@ -83,25 +111,28 @@ def variants() -> list[dict[str, Any]]:
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Returns the experiment; the config of a search with `needles,4`, `text,8` ..."""
+    """Returns the experiment; the config of a search with `needles,4`, `text,8`, `longrope2,8` ..."""
     if argument:
-        kind, _, factor = argument.partition(",")
-        return search(kind, int(factor))
+        known = {f"{kind},{factor}": (kind, factor) for kind in KINDS for factor in FACTORS}
+        if argument not in known:
+            raise ValueError(f"experiments/learned/config.py:{argument}: searches are {' '.join(known)}.")
+        return search(*known[argument])
     c = ConfigDict()
     c.name = "learned"
     c.title = "Learned and searched frequencies against those made by hand"
     c.question = (
         "Does a table of frequencies that was learned by gradient, or searched by evolution, carry a Llama trained on "
-        "256 tokens further than the formulas do, at 1,024 and at 2,048 tokens?"
+        "256 tokens further than the formulas do, at 1,024 and at 2,048 tokens? What is left at 256?"
     )
     c.source = "giraffe-mini"
     c.original_len = TRAINED_LEN
     c.variants = variants()
-    lengths = (4 * TRAINED_LEN, 8 * TRAINED_LEN)
+    c.seeds = (0, 1, 2)
+    lengths = (TRAINED_LEN, *(factor * TRAINED_LEN for factor in FACTORS))
     documents = [str(STDLIB / name) for name in HELDOUT]
     c.tasks = [
-        dict(name="perplexity", lengths=lengths, documents=documents, protocol="strided", n=5),
-        dict(name="lines", lengths=lengths, n=25, style="compact", seed=1),
+        dict(name="perplexity", lengths=lengths, documents=documents, protocol="strided", n=len(HELDOUT)),
+        dict(name="lines", lengths=lengths, n=100, style="compact", seed=1),
     ]
     c.tokens_per_batch = 8192
     return c

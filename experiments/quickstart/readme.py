@@ -1,10 +1,10 @@
-"""Puts the quick start's figures into the top-level README: its tables, and the pictures that it shows.
+"""Puts the quick start's figures where they are shown: its tables into README.md beside this file, plots into docs.
 
     giraffe run experiments/quickstart
     python experiments/quickstart/readme.py runs/quickstart
 
-Copies results.csv and two plots of the run to docs/quickstart/ and writes the README's tables anew from them, so that
-what the README shows is what the command made (tests/experiments/test_quickstart_readme.py holds them together).
+Copies results.csv and two plots of the run to docs/quickstart/ and writes the page's tables anew from them, so that
+what is shown is what the command made (tests/experiments/test_quickstart_readme.py holds them together).
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for source, target in COPIED.items():
         DOCS.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.workdir / source, DOCS / target)
-    readme = ROOT / "README.md"
+    readme = Path(__file__).with_name("README.md")
     records.write_atomically(readme, with_tables(readme.read_text(encoding="utf-8"), tables()))
 
 

@@ -24,6 +24,7 @@ DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 VERBS = {
     "methods": "the catalogue of position methods; with a name, one of them drawn and explained",
+    "keys": "every key that a config may have: type, range, default, meaning",
     "train": "train a model; the same command again continues where it stopped",
     "plan": "does a training fit TPUs that are not there: memory, FLOPs, collectives, time and cost of its step",
     "evaluate": "measure one model on tasks x lengths",

@@ -18,7 +18,8 @@ def config_arguments(parser: argparse.ArgumentParser, several: bool = True) -> N
         "--config",
         required=True,
         metavar="FILE[:ARG]",
-        help="a Python file with get_config(), or the folder of a config.py; ARG is passed to get_config",
+        help="a Python file with get_config(), the folder of a config.py, or the name of one that "
+        "ships (quickstart); ARG is passed to get_config",
     )
     distributed_argument(parser, several)
 
@@ -33,16 +34,13 @@ def shape(args: argparse.Namespace) -> Any:
     """Returns the ModelConfig's keys of the shape that --model names, or None.
 
     Raises:
-      ConfigError: no such shape, or no configs/models.py here; it is not part of the installed package.
+      ConfigError: no such shape.
     """
     from giraffe_jax.config import ConfigError, nearest
 
     if args.model is None:
         return None
-    try:
-        models = importlib.import_module("configs.models")
-    except ImportError:
-        raise ConfigError("--model: no configs/models.py here or in the config's project, which has shapes.") from None
+    models = importlib.import_module("configs.models")
     of_module = {name: value for name, value in vars(models).items() if not name.startswith("_") and name != "llama"}
     known = [name for name, value in of_module.items() if getattr(value, "__module__", "") == models.__name__]
     if args.model not in known:
@@ -168,10 +166,33 @@ def read(args: argparse.Namespace) -> Any:
     """Returns the config that a command's flags stand for."""
     from giraffe_jax import config
 
-    for root in reversed(import_roots(args.config)):
+    path = found(args.config)
+    for root in reversed(import_roots(path)):
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))
-    return config.load(args.config, args.overrides)
+    return config.load(path, args.overrides)
+
+
+def shipped() -> Path:
+    """Returns the folder of the configs/ and experiments/ that ship with the package: inside it where it was installed
+    from a wheel, else the clone."""
+    package = Path(__file__).parents[1]
+    return package / "shipped" if (package / "shipped").is_dir() else package.parent
+
+
+def found(path: str) -> str:
+    """Returns FILE[:ARG] as it was typed where there is such a file; else a config that ships and is called so, if any.
+
+    `quickstart` is experiments/quickstart, and `longlora` configs/longlora.py.
+    """
+    name, colon, argument = path.partition(":")
+    if not name.strip() or os.path.lexists(name):
+        return path
+    for place in (shipped(), shipped() / "experiments", shipped() / "configs"):
+        for file in (place / name, place / f"{name}.py"):
+            if file.is_file() or (file / "config.py").is_file():
+                return f"{file}{colon}{argument}"
+    return path
 
 
 def quiet(args: argparse.Namespace) -> None:
@@ -192,7 +213,7 @@ def quiet(args: argparse.Namespace) -> None:
 
 
 def import_roots(path: str) -> list[Path]:
-    """Returns the folders that a config file may import from: here, its own, and the project it is in.
+    """Returns the folders that a config file may import from: here, its own, the project it is in, and what ships.
 
     So `from configs import models`, and methods named by a dotted path or in a file beside the config, work from
     wherever the command is typed.
@@ -200,4 +221,4 @@ def import_roots(path: str) -> list[Path]:
     file = Path(path.partition(":")[0]).absolute()
     own = file if file.is_dir() else file.parent
     project = [folder for folder in (own, *own.parents) if (folder / "pyproject.toml").is_file()][:1]
-    return list(dict.fromkeys([Path.cwd(), own, *project]))
+    return list(dict.fromkeys([Path.cwd(), own, *project, shipped()]))

@@ -1,6 +1,7 @@
 """Run an experiment: measure every variant on every task at every length, then write the report.
 
   giraffe run experiments/quickstart --workdir=runs/quickstart
+  giraffe run quickstart                                          # the same, from anywhere
 
 What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
 variant added to the config costs only itself. Where a method of your own has been edited, or a document, the weights or
@@ -27,7 +28,11 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="FILE", help="an experiment's folder or config file, FILE[:ARG]")
+    parser.add_argument(
+        "config",
+        metavar="FILE",
+        help="an experiment's folder or config file, FILE[:ARG], or the name of one that ships: quickstart",
+    )
     configs.distributed_argument(parser)
     jobs = "processes that share the machine and the work; each measures other variants (default 1)"
     parser.add_argument("--jobs", type=configs.number(int, 1), default=1, metavar="N", help=jobs)

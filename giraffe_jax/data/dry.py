@@ -2,16 +2,19 @@
 
 from typing import Any
 
-from giraffe_jax.data import pipeline
+from giraffe_jax.data import lengths, pipeline
+from giraffe_jax.data.config import SourceConfig
 from giraffe_jax.data.files import source_files
 from giraffe_jax.data.pipeline import DataConfig, SyntheticConfig, SyntheticRows
+from giraffe_jax.data.source import load_tokens
+from giraffe_jax.tokenizer import chat
 
 
 def dry_run(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
     """Returns what is not here and so was not checked, a line each.
 
     Args:
-      tokenizer: None where it is not here; synthetic documents are made by it.
+      tokenizer: None where it is not here; synthetic documents are made by it, and it has conversations' template.
       where: the config's own key, "data" say.
 
     Raises:
@@ -19,10 +22,9 @@ def dry_run(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
     """
     pipeline._check(config, (0, 1))
     missing = []
-    named = [(f"{where}.sources[{i}]", source) for i, source in enumerate(config.sources)]
-    for number, stage in enumerate(config.stages):
-        named += [(f"{where}.stages[{number}].sources[{i}]", source) for i, source in enumerate(stage.sources)]
-    for name, source in named:
+    for name, source in _named(config, where):
+        if source.conversations and tokenizer is not None:
+            chat.template_of(tokenizer, name)
         if source.kind != "synthetic":
             try:
                 source_files(source.kind, source.path, name)
@@ -31,3 +33,32 @@ def dry_run(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
         elif tokenizer is not None:
             SyntheticRows(source.synthetic or SyntheticConfig(), tokenizer, config.seq_len, (config.seed, 0))
     return missing
+
+
+def described(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
+    """Returns what a run would say of its sources' lengths and conversations, a line each, for those that are here.
+
+    Their documents are read for it and their tokens kept in the cache, where the run finds them. Other sources are not
+    read.
+    """
+    said = []
+    for name, source in _named(config, where):
+        asked = any(getattr(source, key) != value for key, value in pipeline.LATER.items())
+        if source.kind == "synthetic" or not asked:
+            continue
+        try:
+            tokens, _ = load_tokens(
+                source.kind, source.path, tokenizer, config.cache_dir, name, conversations=source.conversations
+            )
+        except FileNotFoundError:  # `dry_run` says so
+            continue
+        lengths.of_epoch(tokens, source, name)
+        said += lengths.described(tokens, source, name)
+    return said
+
+
+def _named(config: DataConfig, where: str) -> list[tuple[str, SourceConfig]]:
+    named = [(f"{where}.sources[{i}]", source) for i, source in enumerate(config.sources)]
+    for number, stage in enumerate(config.stages):
+        named += [(f"{where}.stages[{number}].sources[{i}]", source) for i, source in enumerate(stage.sources)]
+    return named

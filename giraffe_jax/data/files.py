@@ -25,10 +25,11 @@ REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
 
 
 class Document(NamedTuple):
-    """One document: where it came from, and its text."""
+    """One document: where it came from, its text, and the characters [start, stop) of a conversation's answers."""
 
     id: str
     text: str
+    answers: tuple[tuple[int, int], ...] | None = None
 
 
 def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
@@ -75,7 +76,7 @@ def read_file(kind: FileKind, file: Path, where: str = "source") -> Iterator[Doc
     if kind == "jsonl":
         yield from _json_lines(file, where)
     elif kind == "parquet":
-        yield from _parquet_rows(file, where)
+        yield from _parquet_texts(file, where)
     else:
         yield Document(file.name, reading.read_text(file, where))
 
@@ -195,24 +196,33 @@ def json_rows(file: Path, where: str, most: int | None = None) -> Iterator[tuple
         yield number, row
 
 
-def _parquet_rows(file: Path, where: str) -> Iterator[Document]:
+def _parquet_texts(file: Path, where: str) -> Iterator[Document]:
+    for number, row in parquet_rows(file, (TEXT_FIELD,), where):
+        if not isinstance(text := row[TEXT_FIELD], str):
+            is_ = reading.in_words(text)
+            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {is_} in row {number + 1} of {file}; it takes a string")
+        yield Document(f"{file.name}:{number}", text)
+
+
+def parquet_rows(file: Path, columns: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number from 0, and those of the columns that a file has, of each of its rows.
+
+    Raises ConfigError, naming the file, where it is damaged or has none of the columns.
+    """
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as e:
         raise ConfigError(f"{where}: reading {file} takes pyarrow, which is not installed: pip install pyarrow") from e
     with _naming(file, where, pyarrow.ArrowException), parquet.ParquetFile(file) as table:
-        if TEXT_FIELD not in table.schema_arrow.names:
-            raise ConfigError(f"{where}: {file} has no column {TEXT_FIELD!r}; it has {table.schema_arrow.names}")
+        names = table.schema_arrow.names
+        found = [name for name in columns if name in names]
+        if not found:
+            raise ConfigError(f"{where}: {file} has no column {' or '.join(map(repr, columns))}; it has {names}")
         number = 0
-        for batch in table.iter_batches(columns=[TEXT_FIELD]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    is_ = reading.in_words(text)
-                    raise ConfigError(
-                        f"{where}: {TEXT_FIELD!r} is {is_} in row {number + 1} of {file}; it takes a string"
-                    )
-                yield Document(f"{file.name}:{number}", text)
+        for batch in table.iter_batches(columns=found):
+            for row in batch.to_pylist():
+                yield number, row
                 number += 1
 
 

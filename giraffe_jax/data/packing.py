@@ -1,14 +1,14 @@
 """Documents -> windows of a fixed length: which stretch of which document stands where.
 
 A plan is a list of spans of one long token array, grouped into windows. Both ways of packing make plans and nothing
-else; `window` turns a window of either into arrays. Every token of every document is in exactly one window.
+else; `window` turns a window of either into arrays. Every token of each document read is in exactly one window.
 """
 
 import bisect
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from giraffe_jax.config import Bound
 
@@ -32,8 +32,9 @@ class Plan(NamedTuple):
         return len(self.first) - 1
 
 
-def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " documents"], seq_len: int, how: Packing) -> Plan:
-    """The windows of `seq_len` tokens that hold the documents (ending at `ends`) in the given order.
+def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " read"], seq_len: int, how: Packing) -> Plan:
+    """The windows of `seq_len` tokens that hold documents (ending at `ends`) in the given order, which may lack some
+    of them and have others several times.
 
     concat: documents end to end, cut every `seq_len` tokens wherever that falls; only the last window has padding.
     document: a document is cut only where it is longer than a window, and its pieces stand where they fit best.
@@ -77,11 +78,18 @@ def _document(ends: np.ndarray, order: np.ndarray, seq_len: int) -> Plan:
     return Plan(spans[:, 0], spans[:, 1], spans[:, 2], first.astype(np.int64))
 
 
-def window(plan_: Plan, index: int, tokens: Int[np.ndarray, " n"], seq_len: int) -> dict[str, np.ndarray]:
+def window(
+    plan_: Plan,
+    index: int,
+    tokens: Int[np.ndarray, " n"],
+    seq_len: int,
+    answers: Bool[np.ndarray, " n"] | None = None,
+) -> dict[str, np.ndarray]:
     """Window `index` as a row: tokens, targets, segments int32 and weights, positions float32, all [seq_len].
 
     Positions restart and segments (1, 2, ...) count up with each span; padding has segment 0. A target is the next
-    token of the same document, even where the window ends before it; where the document ends the weight is 0.
+    token of the same document, even where the window ends before it; where the document ends the weight is 0. With
+    `answers`, the weight is 1 only where the target is one.
     """
     row = empty_row(seq_len)
     at = 0
@@ -91,11 +99,18 @@ def window(plan_: Plan, index: int, tokens: Int[np.ndarray, " n"], seq_len: int)
         known = min(size, stop - start - 1)  # tokens of the span that have a successor in their document
         row["tokens"][here] = tokens[start : start + size]
         row["targets"][at : at + known] = tokens[start + 1 : start + 1 + known]
-        row["weights"][at : at + known] = 1
+        row["weights"][at : at + known] = 1 if answers is None else answers[start + 1 : start + 1 + known]
         row["positions"][here] = np.arange(size)
         row["segments"][here] = segment
         at += size
     return row
+
+
+def across_documents(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The row as one segment, whose positions are places in the row; padding, tokens and loss stay what they are."""
+    real = row["segments"] > 0
+    positions = np.where(real, np.arange(len(real)), 0).astype(np.float32)
+    return row | {"segments": real.astype(np.int32), "positions": positions}
 
 
 def empty_row(seq_len: int) -> dict[str, np.ndarray]:

@@ -15,13 +15,19 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax.config import ConfigError
+from giraffe_jax.data import lengths
 from giraffe_jax.data.config import DataConfig, SourceConfig, StageConfig, SyntheticConfig
+from giraffe_jax.data.packing import across_documents
 from giraffe_jax.data.rows import ENDLESS, Batch, SyntheticRows, TextRows
 from giraffe_jax.data.skip import SkipConfig, SkipRows
 from giraffe_jax.data.source import load_tokens
+from giraffe_jax.tokenizer import chat
 
 FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
 DESCRIBED = 4  # rows, in a message
+LATER = dict(
+    conversations=False, min_tokens=None, max_tokens=None, long_tokens=None, long_times=None
+)  # keys of a source
 
 
 class Mixture:
@@ -51,10 +57,15 @@ class Pipeline:
     """The batches of a config. `fingerprint` changes whenever the batches would: config, tokenizer or files."""
 
     def __init__(
-        self, config: DataConfig, stages: Sequence[tuple[int, Mixture]], fingerprint: str, process: tuple[int, int]
+        self,
+        config: DataConfig,
+        stages: Sequence[tuple[int, Mixture]],
+        fingerprint: str,
+        process: tuple[int, int],
+        notes: tuple[str, ...] = (),
     ):
-        """stages: the first step of each, and its rows."""
-        self.config, self.fingerprint = config, fingerprint
+        """stages: the first step of each, and its rows. notes: what there is to say of the sources, a line each."""
+        self.config, self.fingerprint, self.notes = config, fingerprint, notes
         self._stages = stages
         self.longest = max(mixture.longest for _, mixture in stages)  # tokens of a document, whole
         index, processes = process
@@ -68,6 +79,8 @@ class Pipeline:
         """
         mixture, start = self._at(step)
         found = [mixture.row(start + row, step) for row in (self.rows if rows is None else rows)]
+        if self.config.across_documents:
+            found = [across_documents(row) for row in found]
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     def describe(self, step: int) -> str:
@@ -98,6 +111,7 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
     """
     _check(config, process)
     stages, contents, first = [], [], 0
+    notes: list[str] = []
     for number, stage in enumerate(config.stages or (StageConfig(config.sources),)):
         where = f"data.stages[{number}].sources" if config.stages else "data.sources"
         rows: list[Any] = []
@@ -106,16 +120,21 @@ def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] =
             if source.kind == "synthetic":
                 rows.append(SyntheticRows(source.synthetic or SyntheticConfig(), tokenizer, config.seq_len, seed))
                 continue
-            tokens, content = load_tokens(source.kind, source.path, tokenizer, config.cache_dir, f"{where}[{i}]")
+            name = f"{where}[{i}]"
+            tokens, content = load_tokens(
+                source.kind, source.path, tokenizer, config.cache_dir, name, conversations=source.conversations
+            )
             contents.append(content)
+            documents = lengths.of_epoch(tokens, source, name)
+            notes += lengths.described(tokens, source, name)
             if config.skip is not None:
-                rows.append(SkipRows(tokens, config.seq_len, config.skip, seed))
+                rows.append(SkipRows(tokens, documents, config.seq_len, config.skip, seed))
             else:
-                rows.append(TextRows(tokens, config.seq_len, config.packing, seed))
+                rows.append(TextRows(tokens, documents, config.seq_len, config.packing, seed))
         names = [f"{where}[{i}]" + (f" ({s.path})" if s.path else "") for i, s in enumerate(stage.sources)]
         stages.append((first, Mixture(rows, [source.weight for source in stage.sources], names)))
         first = stage.until or 0
-    return Pipeline(config, stages, _fingerprint(config, tokenizer, contents), process)
+    return Pipeline(config, stages, _fingerprint(config, tokenizer, contents), process, tuple(notes))
 
 
 def _check(config: DataConfig, process: tuple[int, int]) -> None:
@@ -141,6 +160,9 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     for where, source in named:
         if not (math.isfinite(source.weight) and source.weight > 0):
             raise ConfigError(f"{where}.weight: got {source.weight}; it takes a number above 0")
+        lengths.check(source, where)
+        if source.conversations and source.kind not in ("jsonl", "parquet"):
+            raise ConfigError(f"{where}.conversations: only read by kinds 'jsonl', 'parquet'; this is {source.kind!r}")
         if source.kind == "synthetic":
             _check_synthetic(config, source, where)
         elif source.synthetic is not None:
@@ -149,9 +171,16 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
             raise ConfigError(f"{where}.path: missing; {source.kind!r} needs a file, a directory or a glob pattern")
 
 
+def _without(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values but for those that are what a config without the key has: it makes the same rows as before the key."""
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
 def _check_skip(config: DataConfig, skip: SkipConfig) -> None:
     if config.packing != "concat":
         raise ConfigError(f"data.packing: got {config.packing!r}, but with data.skip a row holds one document")
+    if config.across_documents:
+        raise ConfigError("data.across_documents: got True, but with data.skip a row holds one document")
     factor, rest = divmod(skip.target_len, config.seq_len)
     if factor < 1 or (skip.kind == "cream" and (factor < 2 or rest)):
         allowed = "2, 3, ... times" if skip.kind == "cream" else "at least"
@@ -183,9 +212,14 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
 def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) -> str:
     """sha256 of all that decides the batches. Paths do not: the same files elsewhere are the same data."""
     made: Mapping[str, Any] = asdict(config)
-    decides = {k: v for k, v in made.items() if k not in ("cache_dir", "prefetch") and (k, v) != ("skip", None)}
-    for source in (*decides["sources"], *(source for stage in decides["stages"] for source in stage["sources"])):
-        source.pop("path")
+    decides = _without(made, {"skip": None, "across_documents": False})
+    decides = {k: v for k, v in decides.items() if k not in ("cache_dir", "prefetch")}
+    for part in (decides, *decides["stages"]):
+        part["sources"] = [_without(source, LATER) for source in part["sources"]]
+        for source in part["sources"]:
+            source.pop("path")
     decides_too = [tokenizer.fingerprint, tokenizer.eos_id, *tokenizer.prefix]
+    if any(source.conversations for source in (*config.sources, *(s for t in config.stages for s in t.sources))):
+        decides_too.append(chat.template_of(tokenizer, "data").fingerprint)
     text = json.dumps([FORMAT, decides, contents, *decides_too], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

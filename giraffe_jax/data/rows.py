@@ -22,18 +22,19 @@ class TextRows:
     Concatenation also joins the documents in a new order in each epoch; whole documents are packed the same way in all.
     """
 
-    def __init__(self, tokens: Tokens, seq_len: int, how: Packing, seed: tuple[int, ...]):
-        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
+    def __init__(self, tokens: Tokens, documents: np.ndarray, seq_len: int, how: Packing, seed: tuple[int, ...]):
+        """documents: which an epoch has, by number; one that is there twice is read twice."""
+        self.tokens, self.documents, self.seq_len, self.seed = tokens, documents, seq_len, seed
         self.how: Packing = how
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
         self.num_windows = self._plan(0).num_windows  # however the documents are ordered
-        self.longest = tokens.longest
+        self.longest = int(tokens.sizes[documents].max())
 
     def row(self, index: int, step: int) -> Batch:
         epoch, at = divmod(index, self.num_windows)
         plan_ = self._plan(epoch if self.how == "concat" else 0)
-        return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len)
+        return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len, self.tokens.answers)
 
     def describe(self, index: int) -> str:
         epoch, at = divmod(index, self.num_windows)
@@ -43,8 +44,8 @@ class TextRows:
         return self.tokens.describe(list(dict.fromkeys(found.tolist())))
 
     def _make_plan(self, epoch: int) -> Plan:
-        order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
-        return plan(self.tokens.ends, order, self.seq_len, self.how)
+        order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.documents))
+        return plan(self.tokens.ends, self.documents[order], self.seq_len, self.how)
 
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((*self.seed, epoch, 1)).permutation(self.num_windows)

@@ -24,17 +24,13 @@ from giraffe_jax.data.source import Tokens
 
 @dataclass(frozen=True)
 class SkipConfig:
-    """Rows of stretches that lie apart; combine with a frequency method of factor target_len / seq_len.
+    """Rows of stretches that lie apart; combine with a frequency method of factor target_len / seq_len."""
 
-    target_len: length to train for, in tokens; a multiple of seq_len for cream.
-    reach: pose's second stretch comes from the first `reach` windows of a document.
-    sigma: of cream's Gaussian.
-    """
-
-    kind: Literal["pose", "cream"]
-    target_len: Length
+    kind: Literal["pose", "cream"]  # Which method places the stretches.
+    target_len: Length  # Length to train for, in tokens. For "cream" a multiple of seq_len.
+    # Windows of a document, from its start, in which the second stretch of "pose" may begin.
     reach: Annotated[int, Bound(1)] = 5
-    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0
+    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0  # Of the Gaussian of "cream".
 
 
 class Stretches(NamedTuple):
@@ -78,36 +74,46 @@ def cream(rng: np.random.Generator, size: int, seq_len: int, config: SkipConfig)
 class SkipRows:
     """The rows of a source's documents, epoch after epoch; row i is a function of the seed and i alone."""
 
-    def __init__(self, tokens: Tokens, seq_len: int, config: SkipConfig, seed: tuple[int, ...]):
-        self.tokens, self.seq_len, self.config, self.seed = tokens, seq_len, config, seed
-        self.longest = tokens.longest
+    def __init__(self, tokens: Tokens, documents: np.ndarray, seq_len: int, config: SkipConfig, seed: tuple[int, ...]):
+        """documents: which an epoch has, by number; one that is there twice is read twice, each time anew."""
+        self.tokens, self.documents, self.seq_len, self.config, self.seed = tokens, documents, seq_len, config, seed
+        self.longest = int(tokens.sizes[documents].max())
         self.starts = np.concatenate([[0], tokens.ends[:-1]])
         self._order: Callable[[int], np.ndarray] = lru_cache(maxsize=2)(self._make_order)
 
     def row(self, index: int, step: int) -> dict[str, np.ndarray]:
-        epoch, at = divmod(index, len(self.tokens.ends))
-        document = int(self._order(epoch)[at])
+        epoch, at = divmod(index, len(self.documents))
+        place = int(self._order(epoch)[at])  # in `documents`: of a document that is there twice, each has its own draw
+        document = int(self.documents[place])
         start, stop = int(self.starts[document]), int(self.tokens.ends[document])
         draw = pose if self.config.kind == "pose" else cream
-        rng = np.random.default_rng((*self.seed, epoch, 2, document))
+        rng = np.random.default_rng((*self.seed, epoch, 2, place))
         stretches = draw(rng, stop - start, self.seq_len, self.config)
-        return skipped_row(self.tokens.tokens[start:stop], stretches, self.seq_len)
+        answers = None if self.tokens.answers is None else self.tokens.answers[start:stop]
+        return skipped_row(self.tokens.tokens[start:stop], stretches, self.seq_len, answers)
 
     def describe(self, index: int) -> str:
-        epoch, at = divmod(index, len(self.tokens.ends))
-        return self.tokens.describe([int(self._order(epoch)[at])])
+        epoch, at = divmod(index, len(self.documents))
+        return self.tokens.describe([int(self.documents[self._order(epoch)[at]])])
 
     def _make_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.tokens.ends))
+        return np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.documents))
 
 
-def skipped_row(document: np.ndarray, stretches: Stretches, seq_len: int) -> dict[str, np.ndarray]:
-    """Returns a row of the document's stretches; the target of each token is its successor in the document."""
+def skipped_row(
+    document: np.ndarray, stretches: Stretches, seq_len: int, answers: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Returns a row of the document's stretches; the target of each token is its successor in the document.
+
+    answers: bool, which of the document's tokens the loss is on; None: on all.
+    """
     found, n = empty_row(seq_len), len(stretches.index)
     follows = stretches.index + 1
     found["tokens"][:n] = document[stretches.index]
     found["targets"][:n] = np.where(follows < len(document), document[np.minimum(follows, len(document) - 1)], 0)
     found["weights"][:n] = follows < len(document)
+    if answers is not None:
+        found["weights"][:n] *= answers[np.minimum(follows, len(document) - 1)]
     found["positions"][:n] = stretches.positions
     found["segments"][:n] = 1
     return found

@@ -23,15 +23,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from giraffe_jax.config import ConfigError
-from giraffe_jax.data.files import FileKind, content_fingerprint, file_states, not_read, read_file, source_files
+from giraffe_jax.data import conversations
+from giraffe_jax.data.files import (
+    Document,
+    FileKind,
+    content_fingerprint,
+    file_states,
+    not_read,
+    read_file,
+    source_files,
+)  # fmt: skip
 from giraffe_jax.data.reading import is_packed
 from giraffe_jax.records import Progress
 from giraffe_jax.tokenizer import encode_batch
+from giraffe_jax.tokenizer.chat import ChatTemplate, answer_tokens, template_of
 
 CACHE_FORMAT = 2
+CHAT_FORMAT = 1  # of conversations alone
 BATCH_CHARACTERS = 1 << 22  # tokenised at a time, by all cores
 NAMED = 4  # documents, in a message
-TOKENS, ENDS, FIRSTS = "tokens.int32", "ends.npy", "firsts.npy"
+TOKENS, ENDS, FIRSTS, ANSWERS = "tokens.int32", "ends.npy", "firsts.npy", "answers.bool"
 
 
 class Tokens(NamedTuple):
@@ -39,17 +50,24 @@ class Tokens(NamedTuple):
 
     files: their names; firsts int64 [files]: the first document of each. A file without documents shares its number
     with the next one.
+    answers: bool [N], of conversations: the tokens that the loss is on. None: on all.
     """
 
     tokens: np.ndarray
     ends: np.ndarray
     files: tuple[str, ...] = ()
     firsts: np.ndarray = np.zeros(0, np.int64)
+    answers: np.ndarray | None = None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each document, int64."""
+        return np.diff(self.ends, prepend=0)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
-        return int(np.diff(self.ends, prepend=0).max())
+        return int(self.sizes.max())
 
     def describe(self, documents: Sequence[int]) -> str:
         """`documents 3 (a.txt), 9 (2 of b.jsonl) and 7 more`: the first few, counted from 1 in the order read."""
@@ -66,23 +84,31 @@ class Tokens(NamedTuple):
 
 
 def load_tokens(
-    kind: FileKind, path: str, tokenizer: Any, cache_dir: str = "", where: str = "source"
+    kind: FileKind,
+    path: str,
+    tokenizer: Any,
+    cache_dir: str = "",
+    where: str = "source",
+    *,
+    conversations: bool = False,
 ) -> tuple[Tokens, str]:
     """The tokens of a source, a memory map, and the fingerprint of its content; made where the cache lacks them.
 
     Every document begins as texts of the model do (`tokenizer.prefix`) and is followed by the tokenizer's end token
-    where it has one; documents without tokens are left out. cache_dir: "" is `token_cache()`, and where that cannot be
+    where it has one; documents without tokens are left out. Of `conversations` the tokens are those of what the
+    tokenizer's chat template writes, and nothing else. cache_dir: "" is `token_cache()`, and where that cannot be
     written the tokens are made for this process alone, with a warning.
 
     Raises FileNotFoundError and ConfigError, naming `where` and the path, for a source that is not there, cannot be
     read, has no tokens or changes meanwhile; OSError where a cache_dir that was asked for cannot be written.
     """
     source_files(kind, path, where)  # a source that is not there is no fault of the cache
+    template = template_of(tokenizer, where) if conversations else None
     if left := not_read(kind, path, where):
         warnings.warn(f"{where}: {left}", stacklevel=2)
     try:
         cache = Path(cache_dir).expanduser() if cache_dir else token_cache()
-        return _cached(cache, kind, path, tokenizer, where)
+        return _cached(cache, kind, path, tokenizer, where, template)
     except OSError as e:
         if cache_dir:
             raise
@@ -93,7 +119,7 @@ def load_tokens(
         )
     # The memory map outlives the name of its file: the kernel frees the space when this process ends.
     with tempfile.TemporaryDirectory(prefix="giraffe-tokens-", ignore_cleanup_errors=True) as folder:
-        return _cached(Path(folder), kind, path, tokenizer, where)
+        return _cached(Path(folder), kind, path, tokenizer, where, template)
 
 
 def token_cache() -> Path:
@@ -109,8 +135,12 @@ def token_cache() -> Path:
         raise OSError(str(e)) from e
 
 
-def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) -> tuple[Tokens, str]:
+def _cached(
+    cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str, template: ChatTemplate | None
+) -> tuple[Tokens, str]:
     decides = [CACHE_FORMAT, tokenizer.fingerprint, tokenizer.eos_id, *tokenizer.prefix]
+    if template is not None:
+        decides += ["conversations", CHAT_FORMAT, template.fingerprint]
     task = _sha256([kind, os.path.abspath(Path(path).expanduser()), *decides])
     with _lock(cache / "locks" / task[:3]) as alone:
         files = source_files(kind, path, where)
@@ -119,7 +149,7 @@ def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) 
         before = file_states(files)
         content = content_fingerprint(kind, path, where, memory=cache / "digests")
         directory = cache / _sha256([content, *decides])[:32]
-        if (tokens := _read_cache(directory, names)) is not None:
+        if (tokens := _read_cache(directory, names, template is not None)) is not None:
             return tokens, content
         cache.mkdir(parents=True, exist_ok=True)
         mine = f".writing-{task[:32]}-{socket.gethostname()}-"
@@ -130,13 +160,14 @@ def _cached(cache: Path, kind: FileKind, path: str, tokenizer: Any, where: str) 
         try:
             # How far it is cannot be said of packed files: their sizes are not those of what they hold.
             size = 0 if any(is_packed(file) for file in files) else sum(file.stat().st_size for file in files)
-            _write_cache(_documents(kind, path, files, where), len(names), tokenizer, aside, f"{where}: {path}", size)
+            documents = _documents(kind, path, files, where, template)
+            _write_cache(documents, len(names), tokenizer, aside, f"{where}: {path}", size)
             if file_states(source_files(kind, path, where)) != before:
                 raise ConfigError(f"{where}: files of {path} changed while they were read; start again")
-            _put(aside, directory, names)
+            _put(aside, directory, names, template is not None)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        if (tokens := _read_cache(directory, names)) is None:
+        if (tokens := _read_cache(directory, names, template is not None)) is None:
             raise OSError(f"{directory}: the token cache just written cannot be read back")
         return tokens, content
 
@@ -167,22 +198,27 @@ def _lock(file: Path) -> Iterator[bool]:
         yield alone
 
 
-def _documents(kind: FileKind, path: str, files: Sequence[Path], where: str) -> Iterator[tuple[int, str]]:
-    """(number of its file, text) of every document, in the order of the files."""
+def _documents(
+    kind: FileKind, path: str, files: Sequence[Path], where: str, template: ChatTemplate | None
+) -> Iterator[tuple[int, Document]]:
+    """(number of its file, document) of every document, in the order of the files."""
     if kind == "tfds":
         from giraffe_jax.data.builder import open_documents  # TFDS takes seconds to import; most runs need none
 
-        yield from ((0, text) for _, text in open_documents(path, where))
+        yield from ((0, Document(*document)) for document in open_documents(path, where))
         return
     for number, file in enumerate(files):
-        yield from ((number, document.text) for document in read_file(kind, file, where))
+        found = read_file(kind, file, where)
+        if template is not None:
+            found = conversations.read_file(kind, file, template, where)
+        yield from ((number, document) for document in found)
 
 
-def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def _batches(documents: Iterable[tuple[int, Document]]) -> Iterator[list[tuple[int, Document]]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += len(document[1]) + 1
+        size += len(document[1].text) + 1
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -190,26 +226,44 @@ def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, s
         yield batch
 
 
+def _encoded(tokenizer: Any, batch: Sequence[Document]) -> list[tuple[list[int], list[bool]]]:
+    """The tokens of each document with its begin and end, [] of one without, and which tokens of a conversation are
+    answers."""
+    texts = [document.text for document in batch]
+    if any(document.answers is not None for document in batch):
+        found = zip(tokenizer.encode_offsets(texts), batch, strict=True)
+        return [(ids, answer_tokens(offsets, document.answers or ())) for (ids, offsets), document in found]
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    encoded = encode_batch(tokenizer, texts)
+    return [([*(tokenizer.prefix if ids or eos else ()), *ids, *eos], []) for ids in encoded]
+
+
 def _write_cache(
-    documents: Iterable[tuple[int, str]], num_files: int, tokenizer: Any, directory: Path, what: str, size: int
+    documents: Iterable[tuple[int, Document]], num_files: int, tokenizer: Any, directory: Path, what: str, size: int
 ) -> None:
     """Holds no more in memory than a batch and a document, and 8 bytes for each document's end.
 
     `size` is that of the files in bytes, to say how far it is; 0 where that is not known.
     """
     progress, read = Progress(None, after=3.0), 0
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ends, firsts, total, empty = array("q"), array("q"), 0, True
-    with (directory / TOKENS).open("wb") as stream:
+    added = len(tokenizer.prefix) + (tokenizer.eos_id is not None)  # to each text
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context((directory / TOKENS).open("wb"))
+        answers: Any = None
         for batch in _batches(documents):
-            read += sum(len(text) for _, text in batch)
+            read += sum(len(document.text) for _, document in batch)
             share = f": about {min(99, 100 * read // size)}% of its files" if size else ""
             progress.update(total, f"tokens of {what}{share}")
-            for (file, _), ids in zip(batch, encode_batch(tokenizer, [text for _, text in batch]), strict=True):
+            encoded = _encoded(tokenizer, [document for _, document in batch])
+            for (file, document), (ids, marked) in zip(batch, encoded, strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
-                empty = empty and not ids
-                if ids := [*(tokenizer.prefix if ids or eos else ()), *ids, *eos]:
+                empty = empty and len(ids) <= (added if document.answers is None else 0)
+                if ids:
                     stream.write(np.asarray(ids, np.int32).tobytes())
+                    if document.answers is not None:
+                        answers = answers or stack.enter_context((directory / ANSWERS).open("wb"))
+                        answers.write(np.asarray(marked, bool).tobytes())
                     total += len(ids)
                     ends.append(total)
     progress.close()
@@ -220,23 +274,25 @@ def _write_cache(
     np.save(directory / FIRSTS, np.asarray(firsts, np.int64))
 
 
-def _read_cache(directory: Path, names: tuple[str, ...]) -> Tokens | None:
+def _read_cache(directory: Path, names: tuple[str, ...], chat: bool) -> Tokens | None:
     """The cached arrays; None where there are none or they are damaged (they are then made again)."""
     try:
         tokens = np.memmap(directory / TOKENS, np.int32, mode="r")
+        answers = np.memmap(directory / ANSWERS, bool, mode="r") if chat else None
         ends, firsts = np.load(directory / ENDS), np.load(directory / FIRSTS)
     except (FileNotFoundError, ValueError, EOFError):
         return None
     sizes = ends.ndim == firsts.ndim == 1 and ends.size and firsts.size == len(names)
     whole = sizes and ends.dtype == firsts.dtype == np.int64 and ends[-1] == tokens.size
-    return Tokens(tokens, ends, names, firsts) if whole else None
+    whole = whole and (answers is None or answers.size == tokens.size)
+    return Tokens(tokens, ends, names, firsts, answers) if whole else None
 
 
-def _put(aside: Path, directory: Path, names: tuple[str, ...]) -> None:
-    if directory.exists() and _read_cache(directory, names) is None:
+def _put(aside: Path, directory: Path, names: tuple[str, ...], chat: bool) -> None:
+    if directory.exists() and _read_cache(directory, names, chat) is None:
         shutil.rmtree(directory)
     try:
         aside.rename(directory)
     except OSError:
-        if _read_cache(directory, names) is None:  # otherwise another process was faster, with the same content
+        if _read_cache(directory, names, chat) is None:  # otherwise another process was faster, with the same content
             raise

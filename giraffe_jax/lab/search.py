@@ -3,12 +3,14 @@
 Ding et al., "LongRoPE", arXiv:2402.13753, algorithm 1, with the numbers of its released code (microsoft/LongRoPE,
 evolution/): divisors on a grid between 1 and 1.25 times the extension, never falling from one plane to the next slower
 one; a population that starts from position interpolation, NTK and YaRN; the best tables are parents of mutations and
-crossovers. The objective is the mean loss on `data`, over the tokens that have weight there: all of a text, or with
-synthetic documents of which only the answers count, the needle-driven perplexity of LongRoPE2 (arXiv:2502.20082).
+crossovers. With recipe="longrope2" (Shang et al., arXiv:2502.20082) planes from a critical one up are searched, and
+which plane that is; lab/tables.py says how. The objective is the mean loss on `data`, over the tokens that have weight
+there: all of a text, or with synthetic documents of which only the answers count, LongRoPE2's needle-driven perplexity.
 
 All tables of a generation are evaluated by one compiled program, the same for the whole search: they are its
 arguments. A search is a pure function of its config. Its workdir: config.json, search.jsonl (a row per generation, from
-which the same command goes on) and positions.json, the best entry so far.
+which the same command goes on; longrope2's have `critical`, the critical plane of each table) and positions.json, the
+best entry so far.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from jaxtyping import Array, Float
 from giraffe_jax import sharding
 from giraffe_jax.config import ConfigError, build, to_dict
 from giraffe_jax.data.pipeline import make_pipeline
-from giraffe_jax.lab.tables import SearchConfig, Table, divisors, first, gain, offspring, plain
+from giraffe_jax.lab.tables import SearchConfig, Table, critical, divisors, first, gain, offspring, plain, table_of
 from giraffe_jax.loading import load
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import Encoding, longrope_entry
@@ -68,8 +70,9 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
     pipeline = make_pipeline(config.data, loaded.tokenizer, process)
     if config.data.batch_size % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):
         raise ConfigError(f"mesh: data x fsdp does not divide data.batch_size {config.data.batch_size}.")
-    about = {k: v for k, v in to_dict(config).items() if k != "generations"}
-    about |= {DATA: pipeline.fingerprint}
+    about = {k: v for k, v in to_dict(config).items() if k != "generations"} | {DATA: pipeline.fingerprint}
+    if config.recipe == "longrope":
+        del about["recipe"]  # so that workdirs from before there were recipes go on
     if claim(workdir, about, loaded.tokenizer):
         write_config(workdir, about)
 
@@ -132,7 +135,8 @@ def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, qu
     generations: list[dict[Table, float]] = []  # tables and losses that each added
     if (workdir / ROWS).is_file():
         for row in read_rows(workdir / ROWS):
-            tables = [tuple(round((x - 1) / config.step) for x in xs) for xs in row["divisors"]]
+            planes = row.get("critical", [0] * len(row["divisors"]))
+            tables = [table_of(xs, c, config) for xs, c in zip(row["divisors"], planes, strict=True)]
             losses = [math.inf if x is None else x for x in row["nll"]]
             generations.append(dict(zip(tables, losses, strict=True)))
     rows = Rows(workdir / ROWS) if write else None
@@ -146,13 +150,16 @@ def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, qu
         table, loss = _best_one(generations)
         if rows is not None:
             row = {"generation": number, "best": loss, "best_divisors": divisors(table, config).tolist()}
+            if config.recipe == "longrope2":
+                row |= {"best_critical": critical(table), "critical": [critical(t) for t in generations[-1]]}
             row |= {"tables": len(tables), "seconds": round(time.perf_counter() - began, 3)}
             row["nll"] = list(generations[-1].values())
             rows.append(row | {"divisors": [divisors(t, config).tolist() for t in generations[-1]]})
             rows.sync()
             write_atomically(workdir / POSITIONS, json.dumps([_entry(table, config, model)]) + "\n")
         if progress is not None:
-            progress.update(number + 1, f"best perplexity {math.exp(min(loss, 700.0)):.4g}")
+            said = f", critical plane {critical(table)}" if config.recipe == "longrope2" else ""
+            progress.update(number + 1, f"best perplexity {math.exp(min(loss, 700.0)):.4g}{said}")
     for log in (rows, progress):
         if log is not None:
             log.close()

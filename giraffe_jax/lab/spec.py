@@ -14,11 +14,13 @@ EMPTY: Mapping[str, Any] = {}
 class Variant:
     """One way to read positions, measured as it is or after training with it."""
 
-    name: str
-    positions: tuple[Mapping[str, Any], ...] = ()  # in training, and in evaluation unless eval_positions says otherwise
+    name: str  # What tables and plots call it. Names must differ.
+    # Position methods: of training, and of evaluation unless eval_positions says otherwise.
+    positions: tuple[Mapping[str, Any], ...] = ()
+    # Position methods of evaluation, where they differ from those of training.
     eval_positions: tuple[Mapping[str, Any], ...] | None = None
-    # TrainConfig without source, model and positions; None measures the source. Variants with the same positions and
-    # training are one run, measured at each one's eval_positions.
+    # Keys of TrainConfig without source, model and positions. None measures the source as it is. Variants with the
+    # same positions and training share one run, and each is measured with its own eval_positions.
     train: Mapping[str, Any] | None = None
 
 
@@ -26,18 +28,21 @@ class Variant:
 class ExperimentConfig:
     """What is asked, of which weights, with which variants, by which tasks."""
 
-    name: str
-    source: str  # Hugging Face directory, GGUF file, workdir of a training run, or a packaged model's name
-    variants: tuple[Variant, ...]
-    tasks: tuple[Mapping[str, Any], ...]  # dict(name="passkey", lengths=[...], ...), see giraffe_jax.evals
-    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
-    title: str = ""
-    question: str = ""
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    # Trained length of the source in tokens, where its config does not say it.
+    name: str  # Of the experiment, and of its default workdir, runs/NAME.
+    source: str  # Weights, as TrainConfig.source names them.
+    variants: tuple[Variant, ...]  # What is compared.
+    tasks: tuple[Mapping[str, Any], ...]  # What is measured: [dict(name="passkey", lengths=[512, 1024]), ...].
+    # Directory of the base model, where the source is an adapter of PEFT that names no directory that is here.
+    base: str | None = None
+    title: str = ""  # Heading of the report.
+    question: str = ""  # What the experiment asks, as the report's first paragraph.
+    # Keys of ModelConfig that differ from the source's.
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Length that the source was trained on, in tokens, where its config does not say so.
     original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = None
-    tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # in one forward pass of the evaluation
-    # Added to the seeds of training and of tasks that draw their examples.
+    tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # Tokens of one forward pass of the evaluation.
+    # Each variant is trained, and each task that draws its examples is asked, once for each seed. A seed is added to
+    # the training's and the task's own.
     seeds: tuple[Annotated[int, Bound(0)], ...] = (0,)
 
     def __post_init__(self):

@@ -1,9 +1,25 @@
-"""Tables of divisors that a search tries: the first ones, mutations, crossovers, and the entry that each makes."""
+"""Tables of divisors that a search tries: the first ones, mutations and crossovers.
+
+Recipe "longrope" searches all planes. "longrope2" (Shang et al., arXiv:2502.20082, algorithms 1 and 2) searches those
+from a critical plane c up, between 1 and 2 times the extension. Planes below c get NTK's divisors for the base that
+gives plane c its own one: divisor_i = divisor_c^(i / c). Which plane is critical is searched too: each candidate is in
+the first population, a child has the c of its (first) parent, and the loss selects.
+
+The first author's code was read too (J-shang/LongRoPE, evolution/). Where the two leave a choice or differ:
+
+- Algorithm 1 takes the base of all first tables from the first candidate, so that divisors would fall at c; here it
+  follows from c, as in algorithm 2 and in the code.
+- The code is given one critical plane, and its mutations leave NTK's line below it; here they do not, as in the paper.
+- The paper does not say how crossovers are made: here planes that both parents search are exchanged.
+- Nor does it say which grid divisors lie on, here `step` for all planes, or which gain tables are searched with, here
+  LongRoPE's unless the config has one.
+- The paper's needle stands at the beginning of a book; in synthetic documents the place of what is asked is drawn.
+"""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -17,34 +33,43 @@ from giraffe_jax.sharding import MeshConfig
 TRIES = 20  # at a child that is new and monotone, before one that is only monotone is taken
 
 Count = Annotated[int, Bound(1, high=2**16)]  # of what is in memory at once
-Table = tuple[int, ...]  # steps above a divisor of 1, one number per plane
+NTK = -1  # in a table, at the planes below the critical one
+Table = tuple[int, ...]  # steps above a divisor of 1, one number per plane, or NTK
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """One search. The defaults are those of LongRoPE's released code for Llama."""
 
-    source: str  # weights: see TrainConfig.source
-    factor: Annotated[float, Bound(1.0, above=True, high=1e6)]  # extension of the context that is searched for
-    data: DataConfig  # documents of the objective; needles: synthetic, with drawn_weight and text_weight 0
-    batches: Count = 1  # of data that each table is measured on, the same for all
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what differs from the source's ModelConfig
-    tokenizer: str = ""  # path; "" takes the source's
-    starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()  # lists of methods; () is linear, ntk and yarn with `factor`
-    # Of all tables; None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len)).
+    source: str  # Weights, as TrainConfig.source names them.
+    factor: Annotated[float, Bound(1.0, above=True, high=1e6)]  # Extension of the context that is searched for.
+    data: DataConfig  # Documents of the objective. For needles: synthetic ones with drawn_weight and text_weight 0.
+    # "longrope" searches the divisors of all planes; "longrope2" those from a critical plane up, which is searched
+    # too.
+    recipe: Literal["longrope", "longrope2"] = "longrope"
+    batches: Count = 1  # Batches that each table is measured on, the same for all.
+    # Keys of ModelConfig that differ from the source's.
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: str = ""  # File or directory of a tokenizer. "" takes the source's.
+    # Lists of position methods that the first tables are. () is linear, ntk and yarn with `factor`. longrope2 makes
+    # its own.
+    starts: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    # Of all tables. None is LongRoPE's sqrt(1 + ln(factor) / ln(original_len)).
     gain: Annotated[float, Bound(0.0, above=True)] | None = None
-    generations: Annotated[int, Bound(0)] = 40  # after the first population; may be raised in a workdir that is done
-    population: Count = 64  # first one
-    parents: Annotated[int, Bound(2)] = 32
-    mutations: Annotated[int, Bound(0, high=2**16)] = 16
-    crossovers: Annotated[int, Bound(0, high=2**16)] = 16
+    # Generations after the first population. May be raised in a workdir that is done.
+    generations: Annotated[int, Bound(0)] = 40
+    population: Count = 64  # Tables of the first population.
+    parents: Annotated[int, Bound(2)] = 32  # Best tables of all generations, from which the next one is made.
+    mutations: Annotated[int, Bound(0, high=2**16)] = 16  # Children of a generation that are made by mutation.
+    crossovers: Annotated[int, Bound(0, high=2**16)] = 16  # Children of a generation that are made by crossover.
     # That a plane mutates, or is taken from the second parent.
     probability: Annotated[float, Bound(0.0, above=True, high=1.0)] = 0.3
-    step: Annotated[float, Bound(1e-9)] = 0.01  # of the grid that divisors lie on, in nine digits
-    tables_at_once: Count = 1  # of a generation in one forward pass: more where memory is left and matrices are small
-    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
-    mesh: MeshConfig = MeshConfig()
-    seed: Annotated[int, Bound(0)] = 0
+    step: Annotated[float, Bound(1e-9)] = 0.01  # Spacing of the grid of divisors.
+    # Tables of a generation in one forward pass. More is faster where memory is left and matrices are small.
+    tables_at_once: Count = 1
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # Tokens of a row whose logits are in memory at once.
+    mesh: MeshConfig = MeshConfig()  # How devices share the work.
+    seed: Annotated[int, Bound(0)] = 0  # Of the first population, mutations and crossovers.
 
     def __post_init__(self):
         check_fields(self, "config")
@@ -55,6 +80,16 @@ class SearchConfig:
             )
         for i, start in enumerate(self.starts):
             check(start, f"config.starts[{i}]")
+        if self.starts and self.recipe == "longrope2":
+            raise ConfigError(
+                "config.starts: longrope2 makes its own first tables, one for each critical plane; leave starts out, "
+                'or set recipe="longrope".'
+            )
+        if self.bottom > self.top:
+            raise ConfigError(
+                f"config.step: no divisor from {self.factor:g} to {2 * self.factor:g} is 1 plus a multiple of "
+                f"{self.step:g}; longrope2 searches there. Take a smaller step."
+            )
         if "positions" in self.model:
             raise ConfigError("config.model.positions: are what is searched; `starts` lists where from.")
 
@@ -63,13 +98,28 @@ class SearchConfig:
         return self.mutations + self.crossovers
 
     @property
+    def bottom(self) -> int:
+        """Steps of the least divisor that is searched: 1, or with longrope2 the factor."""
+        return math.ceil((self.factor - 1) / self.step - 1e-9) if self.recipe == "longrope2" else 0
+
+    @property
     def top(self) -> int:
-        """Steps of the largest divisor, 1.25 times the factor."""
-        return math.floor((1.25 * self.factor - 1) / self.step + 1e-9)
+        """Steps of the largest divisor: 1.25 times the factor, with longrope2 twice."""
+        most = 2 if self.recipe == "longrope2" else 1.25
+        return math.floor((most * self.factor - 1) / self.step + 1e-9)
 
 
 def first(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) -> list[Table]:
     """Returns the first population: the starts on the grid, then their mutations in turn."""
+    starts = _critical_starts(rng, config, model) if config.recipe == "longrope2" else _starts(config, model)
+    tables = dict.fromkeys(starts)
+    for i in range(config.population - len(starts)):
+        tables[mutation(rng, starts[i % len(starts)], tables, config)] = None
+    return list(tables)[: config.population]
+
+
+def _starts(config: SearchConfig, model: ModelConfig) -> list[Table]:
+    """Returns the tables of config.starts, or of PI, NTK and YaRN, without repeats."""
     default = tuple((dict(name=name, factor=config.factor),) for name in ("linear", "ntk", "yarn"))
     about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
     tables: dict[Table, None] = {}
@@ -78,10 +128,24 @@ def first(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) ->
         divisor = plain(model) / np.maximum(inv_freq, 1e-30)
         steps = np.clip(np.rint((divisor - 1) / config.step), 0, config.top).astype(int)
         tables[tuple(np.maximum.accumulate(steps).tolist())] = None
-    starts = list(tables)
-    for i in range(config.population - len(starts)):
-        tables[mutation(rng, starts[i % len(starts)], tables, config)] = None
-    return list(tables)[: config.population]
+    return list(tables)
+
+
+def _critical_starts(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) -> list[Table]:
+    """Returns a table for each critical plane, whose planes from there on have one divisor, drawn at random."""
+    planes = model.head_dim // 2
+    draws = [(c, int(rng.integers(config.bottom, config.top + 1))) for c in critical_planes(model)]
+    return [(NTK,) * c + (steps,) * (planes - c) for c, steps in draws]
+
+
+def critical_planes(model: ModelConfig) -> range:
+    """Returns LongRoPE2's candidates: from the first plane of less than 10 periods in original_len to the first of less
+    than one, the theoretical critical plane; where all have more, the last plane alone."""
+    last = model.head_dim // 2 - 1
+    reach = (model.original_len / (2 * math.pi * periods) for periods in (10, 1))
+    ends = (math.ceil(model.head_dim / 2 * math.log(x, model.theta)) for x in reach)
+    low, high = (min(max(end, 0), last) for end in ends)
+    return range(low, high + 1)
 
 
 def offspring(
@@ -101,13 +165,14 @@ def offspring(
 
 
 def mutation(rng: np.random.Generator, table: Table, seen: Mapping[Table, Any], config: SearchConfig) -> Table:
-    """Returns the table with each plane drawn anew with the config's probability, between its two neighbours."""
+    """Returns the table with each plane that is searched drawn anew with the config's probability, between its two
+    neighbours."""
     child = table
     for _ in range(TRIES):
         new = list(table)
-        for i in range(len(new)):
+        for i in range(critical(table), len(new)):
             if rng.uniform() < config.probability:
-                low = new[i - 1] if i else 0
+                low = max(new[i - 1], config.bottom) if i else config.bottom
                 high = new[i + 1] if i + 1 < len(new) else config.top
                 new[i] = int(rng.integers(low, high + 1))
         child = tuple(new)
@@ -119,19 +184,33 @@ def mutation(rng: np.random.Generator, table: Table, seen: Mapping[Table, Any], 
 def crossover(
     rng: np.random.Generator, table: Table, other: Table, seen: Mapping[Table, Any], config: SearchConfig
 ) -> Table:
-    """Returns the table with each plane taken from another with the config's probability, where that is monotone and
-    new; a mutation of it where no try is."""
+    """Returns the table with each plane that both search taken from the other with the config's probability, where that
+    is monotone and new; a mutation of it where no try is."""
+    both = np.arange(len(table)) >= max(critical(table), critical(other))
     for _ in range(TRIES):
-        take = rng.uniform(size=len(table)) < config.probability
+        take = both & (rng.uniform(size=len(table)) < config.probability)
         child = tuple(np.where(take, other, table).tolist())
         if child not in seen and all(a <= b for a, b in zip(child, child[1:], strict=False)):
             return child
     return mutation(rng, table, seen, config)
 
 
+def critical(table: Table) -> int:
+    """Returns the index of a table's critical plane, which is how many planes are NTK's; 0 where all are searched."""
+    return table.count(NTK)
+
+
 def divisors(table: Table, config: SearchConfig) -> Float[np.ndarray, "R"]:
     """Returns a table's divisors."""
-    return np.round(1 + config.step * np.asarray(table, np.float64), 9)
+    found, c = 1 + config.step * np.asarray(table, np.float64), critical(table)
+    if c:
+        found[:c] = found[c] ** (np.arange(c) / c)
+    return np.round(found, 9)
+
+
+def table_of(divisors: Sequence[float], c: int, config: SearchConfig) -> Table:
+    """Returns the table that has these divisors, of which the first `c` are NTK's."""
+    return (NTK,) * c + tuple(round((x - 1) / config.step) for x in divisors[c:])
 
 
 def plain(model: ModelConfig) -> Float[np.ndarray, "R"]:

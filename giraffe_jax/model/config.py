@@ -54,39 +54,40 @@ _FLOAT32 = float(np.finfo(np.float32).max)
 class ModelConfig:
     """Shape and numerics of a Llama, and how it reads positions."""
 
-    vocab_size: int
-    d_model: int
-    d_mlp: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    theta: float = 10000.0  # RoPE base
-    original_len: int = 2048  # pretraining context, tokens
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = False
-    qk_norm: bool = False  # normalise queries and keys of each head before they are rotated
-    positions: tuple[Mapping[str, Any], ...] = ()  # context-extension methods, applied left to right
-    # "auto" takes the fastest that can do it (cudnn or pallas on a GPU, pallas on a TPU); a name that cannot is refused
-    # with the reason.
+    vocab_size: int  # Tokens of the vocabulary.
+    d_model: int  # Width of the residual stream.
+    d_mlp: int  # Width of the MLP.
+    num_layers: int  # Layers.
+    num_heads: int  # Query heads.
+    num_kv_heads: int  # Key and value heads; divides num_heads.
+    head_dim: int  # Width of a head, twice the number of its rotary planes.
+    theta: float = 10000.0  # RoPE base.
+    original_len: int = 2048  # Length the model was pretrained on, in tokens. Position methods extend from there.
+    norm_eps: float = 1e-5  # Added to the mean square in RMSNorm.
+    tie_embeddings: bool = False  # The unembedding is the embedding's transpose.
+    qk_norm: bool = False  # Normalises queries and keys of each head before they are rotated.
+    # Position methods, applied left to right: [dict(name="yarn", factor=4.0)]. () is plain RoPE.
+    positions: tuple[Mapping[str, Any], ...] = ()
+    # "auto" takes the fastest implementation that can compute the config on this device (cudnn or pallas on a GPU,
+    # pallas on a TPU). One that is named and cannot is refused with the reason.
     attention: Implementation = "auto"
-    block_size: int | None = None  # tokens of a block of keys of blockwise attention; None leaves it to the backend
-    # What devices that share rows (mesh.context) send each other: by "all-gather" each has all keys and values of a
-    # layer; in a "ring" they go around while the last ones are multiplied, and a device holds only one device's.
+    block_size: int | None = None  # Keys of a block of blockwise attention, in tokens. None lets the backend choose.
+    # How devices that share rows (mesh.context) exchange keys and values. By "all-gather" each has all keys and values
+    # of a layer; in a "ring" they are sent around during the matmuls, so a device holds one device's share.
     context: How = "all-gather"
+    # What a layer keeps for its backward pass; the rest is recomputed. "none" keeps all. "save_matmuls" keeps outputs
+    # of matmuls and of attention (on a single CPU the same as "none"). "full" keeps the layer's input only;
+    # "save_attention" keeps attention's output and log-sum-exp too, so attention is not recomputed. "offload" and
+    # "offload_attention" keep the same two sets in the host's pinned memory, "offload_residual" the input there and
+    # attention's output on the device.
     remat: Literal[
         "none", "save_matmuls", "full", "save_attention", "offload", "offload_residual", "offload_attention"
     ] = "none"
-    # "none" keeps all that a layer's backward pass reads, "save_matmuls" the outputs of matmuls and of attention, from
-    # which the rest is recomputed (on a single CPU the two are one).
-    # "full" keeps the layer's input and runs the layer again; "save_attention" keeps attention's output and log-sum-exp
-    # too, so that all but attention is run again. "offload" and "offload_attention" keep the same in the host's pinned
-    # memory; "offload_residual" the layer's input there and attention's output on the device.
-    mlp_chunk: int = 0  # tokens of a row on one device that are in the MLP at once; 0 is all of them
-    dtype: Dtype = "float32"  # of activations
-    param_dtype: Dtype = "float32"
-    # Of matmuls, as jax.lax.Precision names it. None is "highest" where dtype is float32 (by default a GPU rounds the
-    # inputs of a float32 matmul to TF32, a TPU to bfloat16), and "default" where dtype is bfloat16.
+    mlp_chunk: int = 0  # Tokens of a row, on one device, that are in the MLP at once. 0 is all of them.
+    dtype: Dtype = "float32"  # Of activations.
+    param_dtype: Dtype = "float32"  # Of weights. What is trained must be float32.
+    # Precision of matmuls, as jax.lax.Precision names it. None is "highest" where dtype is float32 (by default a GPU
+    # would round inputs to TF32 and a TPU to bfloat16), and "default" where dtype is bfloat16.
     matmul_precision: Precision | None = None
 
     def __post_init__(self):

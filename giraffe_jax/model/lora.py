@@ -27,11 +27,12 @@ Part = Literal["norm", "embed", "lm_head"]
 class LoraConfig:
     """Which projections get adapters, and what else is trained. The defaults are LongLoRA's; LoRA alone is train=()."""
 
-    rank: Annotated[int, Bound(1, high=2**16)] = 8
-    alpha: Annotated[float, Bound(0.0, above=True)] = 16.0  # adapters count alpha / rank
-    targets: tuple[Target, ...] = ("q", "k", "v", "o")
-    train: tuple[Part, ...] = ("norm", "embed")  # "embed" is the unembedding too where they are tied
-    # Learning rate of B over that of all else that is trained; LoRA+ takes 16.
+    rank: Annotated[int, Bound(1, high=2**16)] = 8  # Rank of each adapter.
+    alpha: Annotated[float, Bound(0.0, above=True)] = 16.0  # Adapters are multiplied by alpha / rank.
+    targets: tuple[Target, ...] = ("q", "k", "v", "o")  # Projections that get an adapter.
+    # What is trained besides adapters. "embed" includes the unembedding where the two are tied.
+    train: tuple[Part, ...] = ("norm", "embed")
+    # Learning rate of B over that of all else that is trained. LoRA+ takes 16.
     lr_ratio: Annotated[float, Bound(0.0, above=True)] = 1.0
 
     def __post_init__(self):

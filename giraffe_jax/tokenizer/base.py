@@ -137,6 +137,10 @@ class JsonTokenizer:
         """What `encode` gives for each, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
         return [found.ids for found in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The ids of each text as `encode_batch` gives them, and the characters [start, stop) that each stands for."""
+        return [(found.ids, found.offsets) for found in self._tok.encode_batch(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Any) -> str:
         return self._tok.decode([i for i in map(int, ids) if 0 <= i < self.vocab_size], skip_special_tokens=False)
 

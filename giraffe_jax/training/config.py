@@ -22,25 +22,35 @@ MOST = 2**31 - 1  # steps are counted in int32
 class TrainConfig:
     """One training run. `source` or a full `model` says what is trained; everything else has a default but the data."""
 
-    data: DataConfig
-    steps: Annotated[int, Bound(1, high=MOST)]
-    source: str = ""  # weights to start from, see loading.load: a directory, "runs/a@1000"...; "" starts anew
-    base: str | None = None  # the base's directory, of a source that is an adapter of PEFT and does not name one here
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # ModelConfig, or what differs from the source's
-    tokenizer: str = ""  # path; "" takes the source's
-    optim: OptimConfig = OptimConfig()
-    lora: LoraConfig | None = None  # low-rank adapters on a frozen source, or its own; None trains all parameters
-    frequencies: FrequencyConfig | None = None  # learn the frequencies of model.positions too, or nothing else
-    mesh: MeshConfig = MeshConfig()
-    accumulate: Annotated[int, Bound(1)] = 1  # micro-batches to a step
+    data: DataConfig  # What is read: one mixture of sources, or a curriculum of them.
+    steps: Annotated[int, Bound(1, high=MOST)]  # Optimizer steps of the whole run.
+    # Weights to start from: a Hugging Face directory, a .gguf file, a packaged model's name, a workdir, or one of its
+    # checkpoints ("runs/a@1000", "runs/a@best"). "" trains from random weights; then `model` must be complete.
+    source: str = ""
+    # Directory of the base model, where the source is an adapter of PEFT that names no directory that is here.
+    base: str | None = None
+    # Keys of ModelConfig: all of them without a source, else those that differ from the source's.
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: str = ""  # File or directory of a tokenizer. "" takes the source's.
+    optim: OptimConfig = OptimConfig()  # Optimizer and learning rate.
+    lora: LoraConfig | None = None  # Low-rank adapters on a frozen source. None trains all weights.
+    # Trains the rotary frequencies too, or nothing else. None keeps them as the position methods made them.
+    frequencies: FrequencyConfig | None = None
+    mesh: MeshConfig = MeshConfig()  # How devices share the work.
+    # Micro-batches of a step: batch_size / accumulate rows are in memory at once.
+    accumulate: Annotated[int, Bound(1)] = 1
+    # Weight of the squared log-sum-exp of the logits in the loss (PaLM's z-loss). 0 leaves it out.
     z_loss: Annotated[float, Bound(0.0)] = 0.0
-    loss_chunk: Annotated[int, Bound(1)] = 1024  # tokens of a row whose logits exist at once
+    loss_chunk: Annotated[int, Bound(1)] = 1024  # Tokens of a row whose logits are in memory at once.
+    # Of initial weights, adapters and randomised positions. data.seed is that of the order of the data.
     seed: Annotated[int, Bound(0, high=MOST)] = 0
-    save_every: Annotated[int, Bound(1)] = 500  # steps; the last step is always saved
-    keep: Annotated[int, Bound(1)] = 2  # latest checkpoints kept
-    eval_data: DataConfig | None = None  # held-out data for eval_loss, by which the best checkpoint is kept too
-    eval_every: Annotated[int, Bound(1)] = 500
-    eval_batches: Annotated[int, Bound(1)] = 8
+    save_every: Annotated[int, Bound(1)] = 500  # Steps between checkpoints. The last step is always saved.
+    # Checkpoints that are kept, the latest ones. The best by eval_loss is kept beside them.
+    keep: Annotated[int, Bound(1)] = 2
+    # Held-out data. Without it no eval_loss is measured, and there is no best checkpoint.
+    eval_data: DataConfig | None = None
+    eval_every: Annotated[int, Bound(1)] = 500  # Steps between measurements of eval_loss.
+    eval_batches: Annotated[int, Bound(1)] = 8  # Batches of eval_data that a measurement reads, always the same ones.
 
     def __post_init__(self):
         check_fields(self, "config")

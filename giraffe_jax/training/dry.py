@@ -1,6 +1,7 @@
 """A training's config checked without its weights, tokenizer and text: every key, and the memory that it takes.
 
-Of a source its config.json alone is read. Nothing is written.
+Of a source its config.json alone is read. Nothing is written but the cached tokens of sources that choose
+documents by their length, or hold conversations: what they come to is said.
 """
 
 import dataclasses
@@ -116,6 +117,12 @@ def dry_run(
     check(config, model, mesh)
     state = state_shapes(config, model, mesh)
     say(header.header(config, model, state.params, mesh, workdir or "steps", 0))
+    path = _tokenizer(config)
+    if path is not None and Path(path).exists():
+        tokenizer = load_tokenizer(path)
+        for name, data in (("data", config.data), ("eval_data", config.eval_data)):
+            for line in [] if data is None else dry.described(data, tokenizer, name):
+                say(line)
     for line in missing:
         say(f"not checked: {line}")
     parameters, optimizer = bytes_per_device(state.params), bytes_per_device(state.opt_state)

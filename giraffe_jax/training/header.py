@@ -45,7 +45,8 @@ def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str
         "attention": kernels,
         "mesh": " ".join(f"{axis}={size}" for axis, size in mesh.shape.items()) + f", {mesh.size} x {devices}",
         "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
-        + (f", in {config.accumulate} parts" if config.accumulate > 1 else ""),
+        + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
+        + ("; attention and positions run on across the documents of a row" if config.data.across_documents else ""),
         str(workdir): left,
     }
     said = [f"{name}: {text}" for name, text in lines.items()]
@@ -72,14 +73,16 @@ def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, mod
     """
     real = batch["segments"] > 0
     held = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
+    packed = "rows run across documents" if data.across_documents else f"{held:.3g} documents a row"
     beyond = float(np.mean(batch["positions"][real] >= model.original_len)) if real.any() else 0.0
     share = "<0.1%" if 0 < beyond < 0.0005 else f"{100 * beyond:.3g}%"
     drawn = next((str(p["name"]) for p in model.positions if p["name"] in DRAWN), None)
     where = f"positions are drawn by {drawn}"
     if drawn is None:
         where = f"{share} of its tokens at positions beyond the trained {model.original_len:,}"
-    said = f"data: longest document {longest:,} tokens; in the first batch {held:.3g} documents a row, {where}"
+    said = f"data: longest document {longest:,} tokens; in the first batch {packed}, {where}"
     furthest = min(longest, data.seq_len) if data.skip is None else data.skip.target_len
+    furthest = data.seq_len if data.across_documents else furthest
     extends = data.seq_len > model.original_len or largest_factor(model.positions) > 1
     extends = extends or bool(model.positions and not anew)
     if drawn is not None or not extends or furthest > model.original_len:

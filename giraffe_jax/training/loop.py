@@ -203,6 +203,8 @@ def _loop(
     with _told_to_end(log) as told:
         for step, batch in zip(range(first, config.steps), pipeline.iterate(first), strict=False):
             if step == first:
+                for note in pipeline.notes:
+                    log.say(note)
                 log.say(header.of_data(batch, pipeline.longest, config.data, loaded.config, not config.source))
                 if text := header.padding(batch, config.data):
                     log.say(text)

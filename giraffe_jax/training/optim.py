@@ -31,19 +31,21 @@ class OptimConfig:
     from scratch in far fewer steps; norms and embeddings stay with AdamW, with Nesterov momentum.
     """
 
-    lr: Rate = 2e-5  # peak learning rate
-    muon_lr: Rate | None = None  # peak learning rate of kernels under Muon; follows the same schedule
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up, down to final_lr at the last step
-    # Steps of that descent, at the peak until then; None is all after the warm-up.
+    lr: Rate = 2e-5  # Peak learning rate.
+    # Peak learning rate of kernels under Muon, which follows the same schedule. None trains all by AdamW.
+    muon_lr: Rate | None = None
+    # Learning rate after the warm-up: constant, or down to final_lr at the last step.
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # Length of that descent in steps; until it begins the rate is at its peak. None is all after the warm-up.
     decay_steps: Annotated[int, Bound(1)] | None = None
-    warmup_steps: Annotated[int, Bound(0)] = 20
-    final_lr: NonNegative = 0.0
-    b1: Decay = 0.9
-    b2: Decay = 0.95
-    eps: NonNegative = 1e-8
-    weight_decay: NonNegative = 0.0  # of matrices; norms and embeddings are never decayed
-    clip: Rate | None = 1.0  # largest global norm of the gradient
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of first moments; second moments are float32 always
+    warmup_steps: Annotated[int, Bound(0)] = 20  # Steps in which the learning rate rises linearly from 0 to its peak.
+    final_lr: NonNegative = 0.0  # Learning rate at the last step, with schedule "cosine" or "linear".
+    b1: Decay = 0.9  # Decay of first moments.
+    b2: Decay = 0.95  # Decay of second moments.
+    eps: NonNegative = 1e-8  # Added to the root of second moments.
+    weight_decay: NonNegative = 0.0  # Of matrices. Norms and embeddings are never decayed.
+    clip: Rate | None = 1.0  # Largest global norm of the gradient. None does not clip.
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # Of first moments. Second moments are always float32.
 
     def __post_init__(self):
         check_fields(self, "optim")
@@ -60,9 +62,12 @@ class FrequencyConfig:
     log_ratio starts at 0, [head_dim / 2], one table for all layers. No weights move with "alone".
     """
 
+    # "alone" freezes all weights; "with_weights" trains frequencies beside them.
     train: Literal["alone", "with_weights"]
-    lr: Rate | None = None  # peak rate of log_ratio with weights; follows their schedule; None takes optim.lr
-    regularise: NonNegative = 0.0  # adds regularise * mean(log_ratio^2) to the loss: how hard to hold on to the start
+    # Peak learning rate of log_ratio beside weights, whose schedule it follows. None takes optim.lr.
+    lr: Rate | None = None
+    # Adds regularise * mean(log_ratio^2) to the loss, which holds frequencies near where they start.
+    regularise: NonNegative = 0.0
 
     def __post_init__(self):
         check_fields(self, "frequencies")

@@ -135,7 +135,7 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (was, now) in enumerate(zip(old, new, strict=True)):
             found |= differences(was, now, f"{where}[{i}]")
-    elif old != new:
+    elif old != new and not (old is None and new is False):  # a switch that is off, and not there before it was a key
         found[where] = old, new
     return found
 

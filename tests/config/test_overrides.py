@@ -358,13 +358,24 @@ def test_import_roots_are_here_the_config_s_folder_and_its_project(tmp_path, mon
     (project / "pyproject.toml").touch()
     (folder / "config.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    here = [tmp_path, folder, project]
+    here = [tmp_path, folder, project, configs.shipped()]
     assert configs.import_roots("project/a/b/config.py:x") == here
     assert configs.import_roots("project/a/b") == here
     monkeypatch.chdir(folder)
-    assert configs.import_roots("config.py") == [folder, project]
+    assert configs.import_roots("config.py") == [folder, project, configs.shipped()]
     monkeypatch.chdir(project)
-    assert configs.import_roots(str(folder)) == [project, folder]
+    assert configs.import_roots(str(folder)) == [project, folder, configs.shipped()]
+
+
+def test_what_ships_is_found_by_its_name_where_nothing_here_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = configs.shipped()
+    assert configs.found("quickstart") == str(place / "experiments" / "quickstart")
+    assert configs.found("experiments/quickstart:x:y") == f"{place / 'experiments' / 'quickstart'}:x:y"
+    assert configs.found("longlora") == str(place / "configs" / "longlora.py")
+    assert configs.found("nothing:x") == "nothing:x" and configs.found("") == ""
+    (tmp_path / "quickstart").mkdir()
+    assert configs.found("quickstart") == "quickstart"
 
 
 def test_a_method_beside_the_config_is_found(write, tmp_path, monkeypatch, capsys):

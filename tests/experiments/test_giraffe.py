@@ -3,6 +3,7 @@ statistics are those of independent formulas."""
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import jax
@@ -20,8 +21,10 @@ from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training.program import program, state_shapes
 
 HERE = Path(__file__).parent.parent.parent / "experiments" / "giraffe"
+sys.path.insert(0, str(HERE))  # as of a script that is run: compare.py imports what stands beside it
 STUDY, COMPARE, PREPARE, PAIRS = (runpy.run_path(str(HERE / f"{name}.py")) for name in
                                   ("config", "compare", "prepare", "other_pairs"))  # fmt: skip
+sys.path.remove(str(HERE))
 FULL = {
     "Llama-7b-hf": (models.llama_7b, 6_738_415_616, 2048),
     "Llama-13b-hf": (models.llama_13b, 13_015_864_320, 2048),
@@ -157,16 +160,22 @@ def test_rank_correlation_and_its_chance_are_scipys():
     assert np.isnan(COMPARE["spearman"](np.ones(3), np.arange(3.0)))
 
 
-def test_a_difference_of_seeds_and_questions_has_the_interval_of_its_spread():
-    """Values whose variance is all between questions: the interval is the normal one of their mean."""
+def test_a_difference_of_bases_and_questions_has_the_interval_of_its_spread():
+    """Values whose variance is all between questions, or all between bases: the interval is Student's of their mean."""
     rng = np.random.default_rng(1)
-    value = rng.normal(size=400)
-    mine = np.broadcast_to(value, (3, 2, 400))
-    low, high = COMPARE["interval"](lambda r: COMPARE["difference"](mine, 0 * mine, r))[1:]
-    half = 1.96 * value.std() / 20
-    assert (high - low) / 2 == pytest.approx(half, rel=0.1) and (low + high) / 2 == pytest.approx(
-        value.mean(), abs=0.02
-    )
+    by_question, by_base = rng.normal(size=400), rng.normal(size=12)
+    runs = [(base, seed) for base in range(12) for seed in (0, 1)]
+    zero = {run: np.zeros((2, 400)) for run in [*runs, (12, 0)]}  # of one base more
+    for mine, value, t in (
+        ({run: np.broadcast_to(by_question, (2, 400)) for run in runs}, by_question, 1.966),
+        ({run: np.full((2, 400), by_base[run[0]]) for run in runs}, by_base, 2.201),
+    ):
+        found, low, high = COMPARE["difference"](mine, zero)
+        assert found == pytest.approx(value.mean())
+        half = t * value.std(ddof=1) / np.sqrt(len(value))
+        assert (high - low) / 2 == pytest.approx(half, rel=0.1) and (low + high) / 2 == pytest.approx(
+            found, abs=half / 5
+        )
 
 
 def test_what_a_workdir_measured_is_saved_and_read_again(tmp_path):
@@ -187,13 +196,75 @@ def test_what_a_workdir_measured_is_saved_and_read_again(tmp_path):
     variants = [dict(name="v", positions=[], train={}), dict(name="w", positions=[])]
     (tmp_path / "run" / "experiment.json").write_text(json.dumps(dict(config=dict(seeds=[0, 1], variants=variants))))
     (tmp_path / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = COMPARE["of_workdir"](tmp_path / "run")
-    assert list(dict.fromkeys(name for name, *_ in found)) == ["v", "w"]
+    found = COMPARE["of_all"]([str(tmp_path / "run")])
+    assert list(dict.fromkeys(name for _, name, *_ in found)) == ["v", "w"]
     COMPARE["save"](tmp_path / "saved.csv", found)
     again = COMPARE["read_saved"](tmp_path / "saved.csv")
     assert again.keys() == found.keys() and all(np.array_equal(again[key], found[key]) for key in found)
-    assert again["v", 0, "lines", 64].tolist() == [1, 1, 0, 0] and again["v", 1, "training", 0] == [3.25]
-    assert again["v", 0, "perplexity", 32].tolist() == [1.5, 3.25]
+    mini = "giraffe-mini"
+    assert again[mini, "v", 0, "lines", 64].tolist() == [1, 1, 0, 0] and again[mini, "v", 1, "training", 0] == [3.25]
+    assert again[mini, "v", 0, "perplexity", 32].tolist() == [1.5, 3.25]
     right, losses = COMPARE["by_variant"](again, [32, 64])
-    assert right["v"].mean(-1).tolist() == [[0.5, 0.5], [0.75, 0.75]]
-    assert {n: x.tolist() for n, x in losses["v"].items()} == {32: [[1.5, 3.25]]}
+    shares = {run: x.mean(-1).tolist() for run, x in right["v"].items()}
+    assert shares == {(mini, 0): [0.5, 0.5], (mini, 1): [0.75, 0.75]}
+    assert {n: {run: x.tolist() for run, x in own.items()} for n, own in losses["v"].items()} == {
+        32: {(mini, 0): [[1.5, 3.25]]}
+    }
+    # Untrained, the texts are read once, for both seeds; read at another scale, trained ones are trained ones.
+    untrained = {key: x for key, x in again.items() if key[3] != "training"}
+    assert list(COMPARE["by_variant"](untrained, [32, 64])[1]["v"][32]) == [(mini, 0), (mini, 1)]
+    scaled = {(base, "v -> 2", *rest): x for (base, name, *rest), x in untrained.items() if name == "v"} | again
+    assert list(COMPARE["by_variant"](scaled, [32, 64])[1]["v -> 2"][32]) == [(mini, 0)]
+    with pytest.raises(SystemExit, match=r"'v' of base giraffe-mini and seed 0 is in an earlier argument too.*BASE="):
+        COMPARE["of_all"]([str(tmp_path / "run"), str(tmp_path / "saved.csv")])
+    both = COMPARE["of_all"]([str(tmp_path / "run"), f"base-4={tmp_path / 'run'}"])
+    assert {base for base, *_ in both} == {mini, "base-4"} and len(both) == 2 * len(found)
+
+
+def test_a_saved_file_without_bases_is_of_the_packaged_one(tmp_path):
+    (tmp_path / "old.csv").write_text("variant,seed,what,length,values\nv,2,lines,311,101\n")
+    found = COMPARE["read_saved"](tmp_path / "old.csv")
+    assert {key: x.tolist() for key, x in found.items()} == {("giraffe-mini", "v", 2, "lines", 311): [1, 0, 1]}
+    assert len(COMPARE["read_saved"](HERE / "results.csv")) == len((HERE / "results.csv").read_text().splitlines()) - 1
+
+
+def test_several_bases_are_one_table_with_ranks_and_the_papers_order(tmp_path, capsys):
+    """Three bases that differ by 0, 5 and 10 points in all methods alike, and answer the paper's runs in its order, the
+    first two excepted: the correlation is 1 - 6 x 2 / (9 x 80), ranks are certain, what one base has is marked."""
+    published = COMPARE["read_published"]()
+    config = STUDY["grid"](256, STUDY["mini_training"]())
+    names = [v["name"] for v in config if v["name"] in published]
+    names.sort(key=lambda name: published[name].mean())
+    names[:2] = names[1::-1]
+    lengths = STUDY["lengths_of"](256)
+    words, rng = [], np.random.default_rng(0)
+    for base in range(3):
+        hard = np.stack([rng.permutation(100) for _ in lengths])  # of the same questions, other ones are hard
+        made = {}
+        for i, name in enumerate([*names, *(["as it is"] if base == 0 else [])]):
+            for at, length in enumerate(lengths):
+                made[f"base-{base}", name, 0, "lines", length] = (hard[at] < 8 * i + 5 * base).astype(float)
+                made[f"base-{base}", name, 0, "perplexity", length] = np.linspace(3, 4, 6) - 0.1 * i
+        COMPARE["save"](tmp_path / f"{base}.csv", made)
+        words.append(str(tmp_path / f"{base}.csv"))
+    COMPARE["main"]([*words, "--save", str(tmp_path / "all.csv")])
+    said = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): [x.strip() for x in line.split("|")[2:-1]] for line in said.splitlines()
+            if line.startswith("| ") and line.count("|") == 15}  # fmt: skip
+    for i, name in enumerate(names):
+        assert rows[name][-4] == f"{8 * i + 5:.0f}" + f" ({100 * published[name].mean():.0f})"
+        assert rows[name][-2:] == [str(9 - i), f"{9 - i} to {9 - i}"]
+    assert rows["as it is (1 of 3 bases)"][-4:] == ["72", "", "", ""]
+    assert "3 bases: base-0, base-1, base-2." in said
+    correlation = said.split("mean accuracies: ")[1]
+    assert correlation.startswith("0.98 (0.") and float(correlation[6:10]) > 0.7
+    COMPARE["main"]([str(tmp_path / "all.csv")])
+    assert capsys.readouterr().out == said
+
+
+def test_the_grid_is_the_same_on_another_base():
+    here, there = STUDY["get_config"](), STUDY["get_config"]("mini,runs/bases/base-4")
+    assert there.source == "runs/bases/base-4" and there.title.endswith("base base-4") and here.source == "giraffe-mini"
+    assert STUDY["get_config"]("mini").to_dict() == here.to_dict()
+    there.source, there.title = here.source, here.title
+    assert there.to_dict() == here.to_dict()

@@ -19,7 +19,7 @@ def script():
 
 
 def test_the_readme_has_the_tables_of_the_results_beside_its_pictures(script):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "experiments/quickstart/README.md").read_text(encoding="utf-8")
     assert script.with_tables(readme, script.tables()) == readme
     with open(ROOT / "docs/quickstart/results.csv", encoding="utf-8", newline="") as file:
         [row] = [

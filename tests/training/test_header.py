@@ -20,6 +20,7 @@ from giraffe_jax.model import ModelConfig
 from giraffe_jax.tokenizer import ByteTokenizer
 from giraffe_jax.training import header
 from giraffe_jax.training.optim import OptimConfig
+from tests.tokenizer.test_chat import SMOLLM2, bytes_and_specials
 
 SHAPE = dict(vocab_size=258, d_model=16, d_mlp=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16)
 YARN = (dict(name="yarn", factor=4.0),)
@@ -83,9 +84,50 @@ def test_an_extension_that_would_see_nothing_new_is_told(tmp_path, sizes, keys, 
         assert re.search(warning, rest), rest
 
 
+def test_rows_across_documents_reach_as_far_as_the_row(tmp_path):
+    """Documents of 64 tokens in rows of 100: 36 of 100 tokens are beyond, where masked ones have none."""
+    said = said_of(tmp_path, [63] * 25, 100, across_documents=True)
+    assert said == (
+        "data: longest document 64 tokens; in the first batch rows run across documents, "
+        "36% of its tokens at positions beyond the trained 64"
+    )
+    assert "warning: no token is at a position" in said_of(tmp_path, [63] * 25, 100)
+
+
 def test_positions_that_a_method_draws_are_not_counted(tmp_path):
     said = said_of(tmp_path, [63] * 9, 256, scaling=(dict(name="randomize", max_len=256),))
     assert said.endswith("documents a row, positions are drawn by randomize")
+
+
+def test_what_lengths_and_conversations_come_to_is_said_by_a_dry_run_and_by_the_run(tmp_path, capsys):
+    """Of four texts of 9, 19, 29 and 39 bytes, each with its end, two are long enough and one is long."""
+    for name, content in bytes_and_specials(SMOLLM2).files().items():
+        (tmp_path / name).write_bytes(content)
+    texts = [json.dumps({"text": "x" * size}) for size in (9, 19, 29, 39)]
+    (tmp_path / "t.jsonl").write_text("\n".join(texts))
+    chat = [dict(role="user", content="a"), dict(role="assistant", content="bc")]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": chat}))
+    lengths = dict(kind="jsonl", path=str(tmp_path / "t.jsonl"), min_tokens=30, long_tokens=40, long_times=3)
+    chats = dict(kind="jsonl", path=str(tmp_path / "c.jsonl"), conversations=True)
+    data = dict(seq_len=64, batch_size=8, sources=[lengths, chats], across_documents=True)
+    values = dict(model=SHAPE | dict(vocab_size=270, original_len=64), data=data, steps=1, tokenizer=str(tmp_path))
+    (tmp_path / "config.py").write_text(f"def get_config():\n    return {values!r}\n")
+    words = ["train", f"--config={tmp_path / 'config.py'}"]
+    assert main([*words, "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert main([*words, f"--workdir={tmp_path / 'run'}"]) == 0
+    template = "".join(f"<|im_start|>{role}\n" for role in ("system", "user", "assistant"))
+    rest = "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\na<|im_end|>\nbc<|im_end|>\n"
+    total = len(re.sub(r"<\|\w+\|>", "#", template + rest))
+    for said in (dry, capsys.readouterr().err):
+        for line in (
+            "data.sources[0]: documents of 30 or more tokens; 2 of 4 documents are left out, with 30 of 100 tokens",
+            "data.sources[0]: 1 of 2 documents have 40 tokens or more and come 3 times in an epoch: 80% of its "
+            "150 tokens",
+            f"data.sources[1]: the loss is on answers alone, 3 of {total} tokens of 1 conversation",
+            "batch: 8 x 64 = 512 tokens a step; attention and positions run on across the documents of a row",
+        ):
+            assert line in said.splitlines(), (line, said)
 
 
 @pytest.mark.parametrize(("warmup_steps", "steps", "told"), [(20, 6, True), (6, 6, True), (5, 6, False), (0, 1, False)])

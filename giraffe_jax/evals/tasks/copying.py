@@ -40,11 +40,11 @@ class Copying:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    kind: Literal["random", "text"] = "random"
+    kind: Literal["random", "text"] = "random"  # What is repeated: "random" tokens, or a passage of "text".
     n: Count = 50
-    documents: tuple[str, ...] = ()  # text files or folders that passages of "text" are of
-    passage: Count = 64  # tokens repeated in "text"; in "random" it is half of the length
-    lead: Count = 4  # tokens of the repeat that are not scored
+    documents: tuple[str, ...] = ()  # Text files or folders that passages of "text" are taken from.
+    passage: Count = 64  # Tokens that "text" repeats. "random" repeats half of the length.
+    lead: Count = 4  # Tokens of the repeat, at its start, that are not scored.
     seed: Seed = 0
     name: Literal["copying"] = "copying"
     label: str | None = None

@@ -46,10 +46,10 @@ class GiraffeQA:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    kind: Literal["free_form", "altered_numeric"]
-    files: tuple[str, ...] = ()  # published cases
-    questions: tuple[str, ...] = ()  # JSON lines of {"document", "question", "answer"}, to build cases from
-    n: Count = 60  # six of each question
+    kind: Literal["free_form", "altered_numeric"]  # FreeFormQA, or AlteredNumericQA.
+    files: tuple[str, ...] = ()  # Published cases.
+    questions: tuple[str, ...] = ()  # JSON lines of {"document", "question", "answer"} to build cases from.
+    n: Count = 60  # Examples of each length: six of each question.
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True
     new_tokens: Length = 50  # generated at most, as published

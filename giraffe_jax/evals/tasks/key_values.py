@@ -27,11 +27,12 @@ class KeyValues:
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
-    depths: tuple[Share, ...] | None = None  # None: the pair asked for is drawn; of files, it is where it is
-    files: tuple[str, ...] = ()  # published cases: JSON lines, also gzipped
+    # Where the pair that is asked for stands, from 0 to 1. None draws it; in published files it is where it is.
+    depths: tuple[Share, ...] | None = None
+    files: tuple[str, ...] = ()  # Published cases: JSON lines, also gzipped.
     scoring: tuple[Scoring, ...] = ("teacher",)
-    cue: bool = True  # end with the quote that opens the value
-    new_tokens: Length = 100  # generated at most; prompt and answer alone fill the length
+    cue: bool = True  # The prompt ends with the quote that opens the value.
+    new_tokens: Length = 100  # Most tokens that are generated. Prompt and answer alone fill the length.
     seed: Seed = 0
     name: Literal["key_values"] = "key_values"
     label: str | None = None

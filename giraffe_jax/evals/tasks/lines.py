@@ -81,12 +81,15 @@ class Lines:
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
-    depths: tuple[Share, ...] | None = None  # None: the line asked for is drawn
+    # Where the line that is asked for stands, from 0 (first) to 1 (last). None draws it.
+    depths: tuple[Share, ...] | None = None
+    # "longchat" is the published prompt; "compact" a shorter one for small models.
     style: Literal["longchat", "compact"] = "longchat"
-    files: tuple[str, ...] = ()  # published cases, asked as they are
+    files: tuple[str, ...] = ()  # Published cases, asked as they are.
     scoring: tuple[Scoring, ...] = ("teacher",)
-    cue: bool = True  # longchat: end with the start of the answer
-    new_tokens: Length = 16  # generated at most; prompt and answer alone fill the length. Giraffe: 35, LongEval: 100
+    cue: bool = True  # With style "longchat": the prompt ends with the start of the answer.
+    # Most tokens that are generated. Prompt and answer alone fill the length. Giraffe generates 35, LongEval 100.
+    new_tokens: Length = 16
     seed: Seed = 0
     name: Literal["lines"] = "lines"
     label: str | None = None

@@ -37,13 +37,14 @@ class LongPPL:
 
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
-    evaluator: str | None = None  # a source as `load` takes it; required, see below
-    window: Annotated[int, Bound(1)] = 4096  # evaluator's tokens, the least that a short context has
-    stride: Annotated[int, Bound(1)] = 1024  # evaluator's tokens that one short pass scores
-    alpha: float = 2.0  # nats that a key token gains, at least
-    beta: float = -2.0  # log-probability of a key token, at least
-    n: Count | None = 16  # None: every document
+    documents: tuple[str, ...]  # Text files, or folders whose .txt, .md and .py files are read, however deep.
+    # Model that chooses the key tokens, named as TrainConfig.source names weights. Required.
+    evaluator: str | None = None
+    window: Annotated[int, Bound(1)] = 4096  # Least context of a short pass, in the evaluator's tokens.
+    stride: Annotated[int, Bound(1)] = 1024  # Tokens that one short pass scores, the evaluator's.
+    alpha: float = 2.0  # Least gain of a key token by the long context, in nats.
+    beta: float = -2.0  # Least log-probability of a key token with the long context.
+    n: Count | None = 16  # Documents. None is all of them.
     name: Literal["longppl"] = "longppl"
     label: str | None = None
 

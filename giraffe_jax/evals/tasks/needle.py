@@ -32,10 +32,10 @@ class Needle:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    documents: tuple[str, ...]  # text files or folders that the book is made of
-    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all text, 1: after it
+    documents: tuple[str, ...]  # Text files or folders that the haystack is made of.
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Where the needle stands: 0 before all text, 1 after it.
     n: Count = 10
-    distractors: int = 0
+    distractors: int = 0  # Further needles, of other cities, that are not asked for.
     scoring: tuple[Scoring, ...] = ("teacher",)
     new_tokens: Length = 16  # generated at most
     seed: Seed = 0

@@ -34,11 +34,13 @@ class Passkey:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: before all filler, 1: right before the question
+    # Where the key stands: 0 before all filler, 1 right before the question.
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     n: Count = 20
+    # "landmark" is the published prompt; "compact" a shorter one for small models.
     style: Literal["landmark", "compact"] = "landmark"
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: Length = 10  # generated at most; prompt and answer alone are what fills the length
+    new_tokens: Length = 10  # Most tokens that are generated. Prompt and answer alone fill the length.
     seed: Seed = 0
     name: Literal["passkey"] = "passkey"
     label: str | None = None

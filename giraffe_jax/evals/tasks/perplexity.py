@@ -35,13 +35,18 @@ class Perplexity:
 
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    documents: tuple[str, ...]  # text files, or directories whose .txt, .md and .py files are taken, however deep
+    documents: tuple[str, ...]  # Text files, or folders whose .txt, .md and .py files are read, however deep.
+    # Which windows are scored: "aligned" the same last tokens at every length, "strided" a moving window, "truncated"
+    # the start of each document, "chunked" windows side by side.
     protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"
-    stride: Annotated[int, Bound(1)] | None = None  # None: an eighth of the length; aligned: of the shortest length
-    n: Count | None = 16  # None: every window of every document
-    bos: Literal["window", "document"] = "window"  # where the begin token goes, if the model's texts begin with one
+    # Tokens from one window to the next. None is an eighth of the length; aligned, of the shortest length.
+    stride: Annotated[int, Bound(1)] | None = None
+    n: Count | None = 16  # Windows, one of each document in turn. None is all windows of all documents.
+    # Where the begin token goes, if the model's texts begin with one: before each window, or each document.
+    bos: Literal["window", "document"] = "window"
+    # Bins of context length for which the summed loss is kept, which is the loss-by-position curve.
     bins: Annotated[int, Bound(1, high=2**16)] = 16
-    bin_spacing: Literal["log", "uniform"] = "log"
+    bin_spacing: Literal["log", "uniform"] = "log"  # Whether these bins are equally wide, or grow by equal factors.
     name: Literal["perplexity"] = "perplexity"
     label: str | None = None
 

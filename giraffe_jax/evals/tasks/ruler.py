@@ -63,15 +63,18 @@ class Ruler:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    kind: Kind
+    kind: Kind  # Which of RULER's 13 tasks.
     n: Count = 50
-    depths: tuple[Share, ...] | None = None  # of the needle, in tasks of one; None: drawn
-    documents: tuple[str, ...] = ()  # what "text" haystacks are made of: files, folders; of qa_1 and qa_2 the questions
+    # Where the needle stands, in tasks of one needle, from 0 to 1. None draws it.
+    depths: tuple[Share, ...] | None = None
+    # What "text" haystacks are made of: files and folders. Of qa_1 and qa_2 the file of questions.
+    documents: tuple[str, ...] = ()
     scoring: tuple[Scoring, ...] = ("generate",)
-    new_tokens: Length | None = None  # generated at most; None: as published (128, 30, 120, 50, 32)
-    hops: Count = 4  # of vt's chains
-    chains: Count = 1  # of vt; one is asked for
-    compat: bool = False  # orders and room as released, see above
+    new_tokens: Length | None = None  # Most tokens that are generated. None is as published: 128, 30, 120, 50 or 32.
+    hops: Count = 4  # Hops of a chain of "vt".
+    chains: Count = 1  # Chains of "vt", of which one is asked for.
+    # Orders and lengths exactly as the released code has them; the task's file says how they differ.
+    compat: bool = False
     seed: Seed = 0
     name: Literal["ruler"] = "ruler"
     label: str | None = None

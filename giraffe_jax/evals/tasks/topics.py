@@ -36,8 +36,8 @@ class Topics:
 
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    files: tuple[str, ...] = ()  # published cases
-    conversations: tuple[str, ...] = ()  # JSON lines of {"topic", "conversation"}, to build cases from
+    files: tuple[str, ...] = ()  # Published cases.
+    conversations: tuple[str, ...] = ()  # JSON lines of {"topic", "conversation"} to build cases from.
     n: Count = 50
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True

@@ -2,7 +2,8 @@
 
 Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", arXiv:2402.13753; microsoft/LongRoPE,
 rope/longrope.py with its "Dynamic" and "Mixed" variants (read); `longrope` of transformers (Phi-3). The lists switch
-when the sequence outgrows original_len, so a cache that grows across it must hold raw keys.
+when the sequence outgrows original_len, so a cache that grows across it must hold raw keys. `giraffe search` finds
+the divisors, as LongRoPE does or with recipe="longrope2" as its successor (Shang et al., arXiv:2502.20082).
 """
 
 from typing import Annotated, Literal

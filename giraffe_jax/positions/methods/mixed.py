@@ -1,7 +1,9 @@
 """Mixed windows: short sequences keep the frequencies they were trained with, long ones get others, in one batch.
 
 Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains so: sequences up to
-original_len with plain RoPE and a mask between documents, longer ones rescaled; inference goes by the length.
+original_len with plain RoPE and a mask between documents, longer ones rescaled; inference goes by the length. There
+long documents are joined to one sequence without a mask, which has one length; here each document has a mask and its
+own. `giraffe search` with recipe="longrope2" finds the divisors of the long ones.
 """
 
 from typing import Any

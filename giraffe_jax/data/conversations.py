@@ -1,0 +1,66 @@
+"""Conversations in JSON lines or Parquet: a row's messages, written out by the tokenizer's chat template.
+
+A row has `messages`, each with `role` and `content`, or `conversations`, each with `from` and `value` (ShareGPT's).
+`tools` of a row goes to the template too. Nothing is added to what the template writes: it has its own tokens for where
+a conversation begins and ends.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.data import reading
+from giraffe_jax.data.files import Document, FileKind, json_rows, parquet_rows
+from giraffe_jax.tokenizer.chat import ASSISTANT, ChatTemplate
+
+FIELDS = ("messages", "conversations")
+TOOLS = "tools"
+ROLES = {"human": "user", "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bard": ASSISTANT}  # ShareGPT's names
+KNOWN = ("system", "developer", "user", ASSISTANT, "tool", "function", "ipython")
+
+
+def read_file(kind: FileKind, file: Path, template: ChatTemplate, where: str = "source") -> Iterator[Document]:
+    """The conversations of a file in order, each with where its answers stand.
+
+    Raises ConfigError naming file and line for a row that holds no conversation, or that the template refuses.
+    """
+    rows = json_rows(file, where) if kind == "jsonl" else parquet_rows(file, (*FIELDS, TOOLS), where)
+    for number, row in rows:
+        here = f"{where}: {file}:{number}"
+        try:
+            text, answers = template.render(messages_of(row, here), row.get(TOOLS))
+        except ConfigError as e:
+            raise e if str(e).startswith(here) else ConfigError(f"{here}: {e}") from e
+        yield Document(f"{file.name}:{number}", text, answers)
+
+
+def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The messages of a row as templates take them: `role`, `content` and whatever else they have that is not null.
+
+    Raises ConfigError, naming `where`, for what is no conversation.
+    """
+    field = next((name for name in FIELDS if row.get(name) is not None), None)
+    if field is None:
+        raise ConfigError(f"{where} has neither 'messages' nor 'conversations'; it has {sorted(row)}")
+    given = row[field]
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"{where}: {field!r} is {reading.in_words(given)}; it takes a list of messages, one at least")
+    return [_message(message, f"{where}: {field}[{i}]") for i, message in enumerate(given)]
+
+
+def _message(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} is {reading.in_words(given)}; a message is an object with role and content")
+    message = {key: value for key, value in given.items() if value is not None}  # as parquet has absent keys
+    role, content = message.pop("role", message.pop("from", None)), message.pop("content", message.pop("value", None))
+    role = ROLES.get(role, role) if isinstance(role, str) else role
+    if role not in KNOWN:
+        raise ConfigError(
+            f"{where}: the role is {role!r}; known are {', '.join((*KNOWN, *ROLES))}.{nearest(str(role), list(KNOWN))}"
+        )
+    if content is None and message:  # calls of tools come without words
+        return {"role": role, **message}
+    if not isinstance(content, str):
+        raise ConfigError(f"{where}: the content is {reading.in_words(content)}; it takes a string")
+    return {"role": role, "content": content, **message}
