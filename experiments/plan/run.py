@@ -86,8 +86,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Returns rows as Markdown."""
     lines = [
         "| model, tokens | slice | chips | mesh | rows a step, parts | fits | peak or needed GiB of GiB "
-        "| executed / model | seconds a step, at least | tokens/s a chip, at most | attention | compiled in s |",
-        "|" + "---|" * 12,
+        "| executed / model | seconds a step, at least | tokens/s a chip, at most | attention |",
+        "|" + "---|" * 11,
     ]
     for row in rows:
         model, length, _, *lora = row["about"].split(",")
@@ -104,7 +104,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
                 else "| | "
             )
             + (f"| {row['tokens_per_second']:,.0f} " if known else "| ")
-            + f"| {row['attention'].split(',')[0]} | {row['compile_seconds']:.0f} |"
+            + f"| {row['attention'].split(',')[0]} |"
         )
     return "\n".join(lines)
 

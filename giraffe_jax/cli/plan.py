@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
 
     config, model, missing = check_config(values, configs.shape(args))
     say = (lambda text: None) if args.json else print
+    found = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
     for line in missing:
         say(f"not checked: {line}")
-    found = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
     say(plan.text(found, config, args.price))
     row = dataclasses.asdict(found)
     if args.price is not None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from giraffe_jax import checkpoint, sharding
+from giraffe_jax import checkpoint, hf, sharding
 from giraffe_jax.config import ConfigError, build
 from giraffe_jax.data import dry
 from giraffe_jax.loading import TOKENIZER, read_model
@@ -90,8 +90,12 @@ def _tokenizer(config: TrainConfig) -> str | None:
     beside = Path(where) / TOKENIZER
     if beside.is_dir():
         return str(beside)
-    there = [name for name in ("tokenizer.json", "tokenizer.model") if (Path(where) / name).is_file()]
-    return where if there else None
+    try:
+        place = hf.locate(where)  # of a packaged model its directory
+    except (FileNotFoundError, ConfigError):
+        return None
+    there = place.is_file() or any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return str(place) if there else None
 
 
 def dry_run(

@@ -57,6 +57,12 @@ def test_it_says_what_a_run_would_be_and_writes_nothing(tmp_path, capsys):
     assert not [p for p in written_since if p[0] != str(tmp_path)]
 
 
+def test_a_packaged_model_has_its_tokenizer():
+    data = dict(sources=[dict(kind="synthetic")], seq_len=128, batch_size=8)
+    checked = check_config(dict(source="giraffe-mini", steps=1, data=data))
+    assert not [line for line in checked.missing if "tokenizer" in line]
+
+
 def test_memory_is_of_arguments_by_hand(tmp_path, capsys):
     """300 Ki float32 and their two moments: 1.2 and 2.3 MiB."""
     path = config_file(tmp_path, VALUES | dict(model=MODEL | dict(vocab_size=9600), mesh=dict(fsdp=1)))
