@@ -1,0 +1,56 @@
+"""The how-to pages: their code runs, and what they say of the code is so."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+
+from giraffe_jax import evals, load
+from giraffe_jax.model.config import REMAT
+from giraffe_jax.positions import frequencies
+from giraffe_jax.sharding import AXES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def code(page: str, number: int = 0) -> str:
+    """Returns the n-th Python block of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)[number]
+
+
+def test_the_own_task_asks_what_it_says(monkeypatch):
+    module = types.ModuleType("giraffe_jax.evals.tasks.echo")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code("own_task.md"), module.__dict__)
+    names = evals.names()
+    monkeypatch.setattr(evals, "names", lambda: [*names, "echo"])
+    task = evals.build(dict(name="echo", lengths=[96], n=5))
+    lm = load("giraffe-mini")
+    rows = list(module.rows(task, lm, 96, lm.config.bind(96), tokens_per_batch=512))
+    assert len(rows) == 5 and all("teacher" in row["metrics"] for row in rows)
+    for example in module.examples(task, lm.tokenizer, 96):
+        prompt = lm.tokenizer.decode(example.prompt)
+        assert re.match(r"\d{3}\.( The grass is green\.)+ The number was", prompt)
+        assert prompt.startswith(f"{example.expected}.") and 80 < len(example.prompt) + len(example.answer) <= 96
+
+
+def test_the_own_method_is_what_its_docstring_says(tmp_path, monkeypatch):
+    (tmp_path / "halfway_of_docs.py").write_text(code("encoding.md"))
+    monkeypatch.syspath_prepend(tmp_path)
+    llama = dict(head_dim=64, theta=1e4, original_len=2048)
+    ours, _ = frequencies([dict(name="halfway_of_docs.halfway", sharp=2.0)], **llama)
+    plain, _ = frequencies([], **llama)
+    np.testing.assert_allclose(ours / plain, 1 - (np.arange(32) / 31) ** 2 / 2, rtol=1e-6)
+
+
+def test_memorys_table_has_every_remat_policy_but_one():
+    """ "offload_attention" is in the config reference."""
+    said = re.findall(r'^ +\| `"(\w+)"` \|', (DOCS / "memory.md").read_text(encoding="utf-8"), re.M)
+    assert set(said) == {"none", *REMAT} - {"offload_attention"}
+
+
+def test_meshes_table_has_every_axis():
+    page = (DOCS / "meshes.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.M)) == AXES
