@@ -1,4 +1,5 @@
 """Evaluation tasks, one file each in tasks/: a config names a task by its file, and sets the fields of its `Task`.
+Your own is a file beside the config, named by the dotted path of its dataclass (own.py).
 
 A task module has `Task` (a frozen dataclass whose first field is `name`), `METRICS` (what its rows may hold, see
 `evals.metrics`) and `rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples
@@ -24,7 +25,11 @@ def names() -> list[str]:
 
 
 def module(name: str) -> Any:
-    """Returns the module of a task."""
+    """Returns the module of a task, of an own one by the dotted path of its dataclass."""
+    if "." in name:
+        from giraffe_jax.evals import own
+
+        return own.find(name, "name")[0]
     return importlib.import_module(f"{__name__}.tasks.{name}")
 
 
@@ -46,11 +51,17 @@ def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         return values
     name = getattr(values, "get", lambda key: None)("name")
-    if name not in names():
+    if isinstance(name, str) and "." in name:
+        from giraffe_jax.evals import own
+
+        cls = own.find(name, f"{where}.name")[1]
+    elif name in names():
+        cls = module(name).Task
+    else:
         nearest = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise config.ConfigError(f"{where}.name: got {name!r}; the tasks are {', '.join(names())}.{hint}")
-    task = config.build(module(name).Task, values, f"{where} ({name})")
+    task = config.build(cls, values, f"{where} ({name})")
     if not task.lengths or min(task.lengths) < 2:
         raise config.ConfigError(f"{where}.lengths: got {task.lengths}; expected token counts of 2 or more.")
     return task

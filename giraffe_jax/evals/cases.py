@@ -13,6 +13,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.data import reading
 from giraffe_jax.data.files import json_rows
 from giraffe_jax.evals.scoring import NAMED, Example
+from giraffe_jax.positions import code
 
 KINDS = dict(zip(NAMED, ("document", "case file", "questions", "conversations"), strict=True))
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -36,6 +37,8 @@ def contents(task: Any) -> dict[str, str]:
     from giraffe_jax import identity
 
     found = {f"version of the code of {task.name}": str(task.VERSION)}
+    if "." in task.name:  # an own one, whose code may be edited without a new version
+        found |= {f"code {path}": code.digest(text) for path, text in code.texts(type(task).__module__).items()}
     for key, kind in KINDS.items():
         named = getattr(task, key, ())
         paths = [path for _, path in documents(named, f"{task.name}.{key}")] if named else []

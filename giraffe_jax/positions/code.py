@@ -38,7 +38,7 @@ def sources(scaling: Any) -> dict[str, str]:
         if module.startswith(CATALOGUE) or module not in sys.modules:
             continue
         if _file(module) is not None:
-            found |= _texts(module)
+            found |= texts(module)
         elif text := _typed(name if callable(name) else getattr(sys.modules[module], attribute, None)):
             found[f"{module}.{re.sub(r'[^0-9A-Za-z_]+', '_', attribute)}.py"] = text
     return dict(sorted(found.items()))
@@ -77,7 +77,7 @@ def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _texts(module: str) -> dict[str, str]:
+def texts(module: str) -> dict[str, str]:
     """Returns the texts that a module which is loaded consists of, by their paths from where it is imported."""
     start = _file(module)
     assert start is not None

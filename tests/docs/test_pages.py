@@ -1,9 +1,8 @@
 """The how-to pages: their code runs, and what they say of the code is so."""
 
 import re
-import sys
-import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -20,14 +19,13 @@ def code(page: str, number: int = 0) -> str:
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)[number]
 
 
-def test_the_own_task_asks_what_it_says(monkeypatch):
-    module = types.ModuleType("giraffe_jax.evals.tasks.echo")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(code("own_task.md"), module.__dict__)
-    names = evals.names()
-    monkeypatch.setattr(evals, "names", lambda: [*names, "echo"])
-    task = evals.build(dict(name="echo", lengths=[96], n=5))
-    lm = load("giraffe-mini")
+def test_the_own_task_asks_what_it_says(tmp_path, monkeypatch):
+    (tmp_path / "echo_of_docs.py").write_text(code("own_task.md").replace("echo.Echo", "echo_of_docs.Echo"))
+    monkeypatch.syspath_prepend(tmp_path)
+    table = SimpleNamespace()
+    exec(code("own_task.md", 1), {"c": table})
+    task = evals.build(table.tasks[0] | dict(name="echo_of_docs.Echo", lengths=[96], n=5))
+    module, lm = evals.module(task.name), load("giraffe-mini")
     rows = list(module.rows(task, lm, 96, lm.config.bind(96), tokens_per_batch=512))
     assert len(rows) == 5 and all("teacher" in row["metrics"] for row in rows)
     for example in module.examples(task, lm.tokenizer, 96):
