@@ -208,7 +208,7 @@ def _thousands(tokens: int) -> str:
 def task_name(task: str) -> str:
     """How a task is called in headings."""
     names = {"lines": "Line retrieval", "passkey": "Passkey retrieval", "perplexity": "Perplexity"}
-    return names.get(task, task.replace("_", " ").capitalize())
+    return names.get(task, task.rpartition(".")[2].replace("_", " ").capitalize())
 
 
 def number(value: float, share: bool = False) -> str:

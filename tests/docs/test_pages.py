@@ -1,12 +1,17 @@
 """The how-to pages: their code runs, and what they say of the code is so."""
 
+import ast
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from giraffe_jax import evals, load
+from giraffe_jax.cli.keys import sections
+from giraffe_jax.config import build
+from giraffe_jax.data import DataConfig
 from giraffe_jax.model.config import REMAT
 from giraffe_jax.positions import frequencies
 from giraffe_jax.sharding import AXES
@@ -52,3 +57,20 @@ def test_memorys_table_has_every_remat_policy_but_one():
 def test_meshes_table_has_every_axis():
     page = (DOCS / "meshes.md").read_text(encoding="utf-8")
     assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.M)) == AXES
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_all_code_is_python_and_keys_of_a_config_are_keys(page):
+    """`c.data = dict(...)` builds a DataConfig, and other keys that are set are those of a config."""
+    text = page.read_text(encoding="utf-8")
+    known = {key.name.replace("[i]", "") for _, _, found in sections() for key in found}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                name = ast.unparse(node.targets[0])
+                assert not name.startswith("c.") or name.removeprefix("c.") in known, f"{page.name}: {name}"
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "c.data":
+                build(DataConfig, eval(ast.unparse(node.value)))
+    for name in re.findall(r"`c\.([a-z_.]+)(?: = [^`]+)?`", text):
+        assert name in known or name == "lora", f"{page.name}: c.{name}"
