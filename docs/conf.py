@@ -15,7 +15,9 @@ from giraffe_jax import cli
 
 os.environ["COLUMNS"] = "100"  # of --help
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = ("quickstart", "leaderboard", "giraffe", "learned", "mini", "smollm2_16k", "smollm2_64k", "evaluation", "plan")
+EXPERIMENTS = (
+    "quickstart", "leaderboard", "giraffe", "learned", "mini", "smollm2_16k", "smollm2_64k", "evaluation", "plan",
+)  # fmt: skip
 # Pages whose text is a file of the repository that is not in docs/, and the other way round.
 ELSEWHERE = {
     "contributing": "CONTRIBUTING.md",
