@@ -65,7 +65,7 @@ def with_learned(e: Encoding, make: Callable[[Any], Any]) -> Encoding:
 
 
 def scale_heads(e: Encoding, scale: Any) -> Encoding:
-    """Returns the encoding with logits multiplied by `scale`, [#B #T #N] (per query and head), and by earlier scales."""
+    """Returns the encoding with logits multiplied by `scale`, [#B #T #N] per query and head, and by earlier scales."""
     return e.replace(head_scale=scale if e.head_scale is None else e.head_scale * scale)
 
 

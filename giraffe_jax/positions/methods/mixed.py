@@ -1,9 +1,9 @@
 """Mixed windows: short sequences keep the frequencies they were trained with, long ones get others, in one batch.
 
-Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains so: sequences up to
-original_len with plain RoPE and a mask between documents, longer ones rescaled; inference goes by the length. There
-long documents are joined to one sequence without a mask, which has one length; here each document has a mask and its
-own. `giraffe search` with recipe="longrope2" finds the divisors of the long ones.
+Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains this way: sequences
+up to original_len with plain RoPE and a mask between documents, longer ones rescaled; at inference the length decides.
+There documents joined to a long sequence see each other and count as one length; here each document is masked from the
+others and has its own length. `giraffe search` with recipe="longrope2" finds the divisors of the long ones.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> E
     at a length) or a batch names its rows' choices: Encoding.at(positions, choice=[B]).
 
     Args:
-      choices: K lists of methods of frequencies.
+      choices: K lists of methods that change frequencies and gain only.
       up_to: K - 1 lengths, rising, in tokens; [original_len] by default.
     """
     if e.xp is not np:
