@@ -115,8 +115,8 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
         if axes is None or len(axes) != len(leaf.shape):
-            has = "which the table of axes does not have" if axes is None else f"whose axes are {', '.join(axes)}"
-            raise ConfigError(f"mesh: nothing says where to place {name} {tuple(leaf.shape)}, {has}.")
+            why = "it is not in the table" if axes is None else f"the table gives it axes {', '.join(axes)}"
+            raise ConfigError(f"mesh: no logical axes for parameter {name} of shape {tuple(leaf.shape)}: {why}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
             over = mesh_axes(axis)
             if size % math.prod(mesh.shape[a] for a in over):
@@ -144,7 +144,10 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     mine = [i for i, row in enumerate(held) if any(d.process_index == jax.process_index() for d in row)]
     count = len(held) // len(mine)
     if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or len(held) % len(mine):
-        raise ConfigError(f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of the batch.")
+        raise ConfigError(
+            f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of a batch's rows; they must "
+            "be consecutive, and as many in each process."
+        )
     return mine[0] // len(mine), count
 
 

@@ -69,7 +69,9 @@ def choose(
     if implementation != "auto":
         reason = unsupported(implementation, **about)
         if reason is not None:
-            raise ConfigError(f'model.attention: "{implementation}" cannot: {reason}. "auto" takes one that can.')
+            raise ConfigError(
+                f'model.attention: "{implementation}" does not work here: {reason}. "auto" takes one that does.'
+            )
         return Kernel(implementation)
     passed = []
     for name in CANDIDATES[devices.target().platform]:

@@ -260,7 +260,10 @@ class Llama(nn.Module):
         tables, key_tables, slots = positions.rotations(encoding), None, None
         if cache is not None:
             if positions.needs_raw_keys(encoding) and not cache.raw:
-                raise ConfigError("several bands rotate a key in several ways: they need Cache.init(..., raw=True).")
+                raise ConfigError(
+                    "cache: several bands rotate a key in several ways, or its rotation follows the length; it must hold "
+                    "unrotated keys: Cache.init(..., raw=True)."
+                )
             slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])
             if cache.raw:
                 rows = jnp.arange(slots.shape[0])[:, None]

@@ -88,7 +88,7 @@ def blame(function: Callable, e: Encoding, arguments: Mapping[str, Any]) -> tupl
     if not causes:
         return "", ""
     values = " and ".join(f"{name} = {arguments[name]!r}" for name in causes)
-    advice = f", with {values}. A declared range refuses such a value by itself: {causes[0]}: {RANGES}"
+    advice = f", with {values}. Declare a range to reject such values: {causes[0]}: {RANGES}"
     return f".{causes[0]}" if len(causes) == 1 else "", advice
 
 

@@ -79,15 +79,15 @@ def check_form(function: Any, where: str, name: str = "") -> Callable:
     """
     name = name or getattr(function, "__qualname__", repr(function))
     if not inspect.isfunction(function):
-        raise ConfigError(f"{where}: {name} is no method but {type(function).__name__}; one is written {FORM}.")
+        raise ConfigError(f"{where}: {name} is not a method but a {type(function).__name__}; write {FORM}.")
     parameters = list(inspect.signature(function).parameters.values())
     first = parameters[0].annotation if parameters else None
     if isinstance(first, str):
         first = function.__globals__.get(first)
     if first is not Encoding:
         raise ConfigError(
-            f"{where}: {place(function)}: {name} is no method: the first parameter of one is annotated Encoding, as in "
-            f"{FORM}."
+            f"{where}: {place(function)}: {name} is not a method: its first parameter must be annotated Encoding, as "
+            f"in {FORM}."
         )
     for parameter in parameters[1:]:
         if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -176,7 +176,7 @@ def _cure(error: Exception, function: Callable, e: Encoding) -> str:
     if missing:
         what = ", ".join(f"e.{name}" for name in missing)
         declared = tuple(dict.fromkeys([*needs, *missing]))
-        return f" It reads {what}, known inside the step alone: the file must declare NEEDS = {declared!r}."
+        return f" It reads {what}, known only inside the step: the file must declare NEEDS = {declared!r}."
     if "Tracer" in type(error).__name__ or "Tracer" in str(error):
         return " Inside the step numbers are traced: compute with e.xp instead of numpy, and without `if` on them."
     return ""

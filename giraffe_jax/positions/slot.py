@@ -92,7 +92,7 @@ def checked(e: Encoding) -> Encoding:
         tree = jax.tree.structure(item)
         if jax.tree_util.all_leaves([item]) or tree != jax.tree.structure(copy.copy(item)):
             raise Mistake(
-                f"{kind} ({name!r}) is no pytree that equals its copies; write @jax.tree_util.register_static and "
+                f"{kind} ({name!r}) is not a pytree equal to its copies; write @jax.tree_util.register_static and "
                 "@dataclasses.dataclass(frozen=True) above it."
             )
         seen.append(name)
@@ -130,7 +130,7 @@ def _try_in_a_layer(e: Encoding) -> Any:
     if e.bias is not None:  # once it has all parameters
         rows, tokens = positions.shape
         i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, 3), jnp.int32)
-        what = f"with what {', '.join(item.name for item in items)} learned, bias(i, j, num_heads) is"
+        what = f"with parameters of {', '.join(item.name for item in items)}, bias(i, j, num_heads) is"
         _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), what, "B N T S")
     return ()
 
@@ -145,7 +145,7 @@ def _check_params(params: Any, what: str) -> None:
         if not all(isinstance(key, str) for key in keys):
             raise Mistake(f"{what}: init returned {jax.tree_util.keystr(path)}; dicts with texts as keys are expected.")
         if reserved := [key for key in keys if key in RESERVED]:
-            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, as matrices and adapters are; rename it.")
+            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, kept for matrices and adapters.")
         if not jnp.issubdtype(getattr(leaf, "dtype", None) or type(leaf), jnp.floating) or not hasattr(leaf, "shape"):
             got = getattr(leaf, "dtype", type(leaf).__name__)
             raise Mistake(f"{what}: init returned {'/'.join(map(str, keys))} of {got}; arrays of floats are expected.")

@@ -51,11 +51,11 @@ def _fixed(e: Encoding, calls: Any, shortest: float, longest: float, where: str)
     """Returns the encoding of one choice, which must be the same at all lengths that it serves."""
     names = ", ".join(call.function.__name__ for call in calls)
     if any(set(call.needs) & {"positions", "key"} for call in calls):
-        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+        raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
     made, other = (apply(e.replace(length=np.float64(n)), calls, where) for n in (longest, shortest))
     if not (np.array_equal(made.inv_freq, other.inv_freq) and made.gain == other.gain):
-        raise ValueError(f"a choice has the same frequencies at every length; {names} has not.")
+        raise ValueError(f"a choice must have the same frequencies at every length; those of {names} differ.")
     rest = made.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
     if jax.tree.structure(rest) != jax.tree.structure(e) or not jax.tree.all(jax.tree.map(np.array_equal, rest, e)):
-        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+        raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
     return made
