@@ -115,8 +115,8 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
         if axes is None or len(axes) != len(leaf.shape):
-            why = "it is not in the table" if axes is None else f"the table gives it axes {', '.join(axes)}"
-            raise ConfigError(f"mesh: no logical axes for parameter {name} of shape {tuple(leaf.shape)}: {why}.")
+            why = "it is not in the table" if axes is None else f"the table has axes {', '.join(axes)}"
+            raise ConfigError(f"mesh: no logical axes fit {name} of shape {tuple(leaf.shape)}: {why}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
             over = mesh_axes(axis)
             if size % math.prod(mesh.shape[a] for a in over):

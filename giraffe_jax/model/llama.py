@@ -261,7 +261,7 @@ class Llama(nn.Module):
         if cache is not None:
             if positions.needs_raw_keys(encoding) and not cache.raw:
                 raise ConfigError(
-                    "cache: several bands rotate a key in several ways, or its rotation follows the length; it must hold "
+                    "cache: several bands rotate a key in several ways, or its rotation follows the length; it needs "
                     "unrotated keys: Cache.init(..., raw=True)."
                 )
             slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])

@@ -109,7 +109,7 @@ MISTAKES = {
         "def f(e: Encoding, factor: float) -> Encoding:\n    return e\n",
         r"m\d+\.py:2: parameter factor: float of m\d+\.f is positional; .* put a \* after the first",
     ),
-    "no annotation": ("def f(e, *, factor):\n    return e\n", r"the first parameter of one is annotated Encoding"),
+    "no annotation": ("def f(e, *, factor):\n    return e\n", r"its first parameter must be annotated Encoding"),
     "unknown need": ("NEEDS = ('lenght',)\ndef f(e: Encoding):\n    return e\n", r"NEEDS has 'lenght'.*mean 'length'"),
     "no function": ("def g(e: Encoding):\n    return e\n", r"has no function 'f'; it has g\."),
     "division by zero": ("def f(e: Encoding):\n    return 1 / 0\n", r"m\d+\.py:3: ZeroDivisionError: division by zero"),
