@@ -28,7 +28,7 @@ RULES: dict[str, Any] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": "context",
-    "residual_tokens": ("context", "tensor"),  # between layers, where all heads of a token are together
+    "residual_tokens": ("context", "tensor"),  # between layers, where tensor has no heads to divide
     "features": None,
 }
 

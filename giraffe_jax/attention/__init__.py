@@ -34,8 +34,8 @@ def attend(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns causal grouped-query attention, and the log-sum-exp of its logits.
 
-    Query head n reads key head n // (N / K). A query that sees no key gets output 0 and log-sum-exp MASKED. By the
-    log-sum-exp `merge` combines attention over disjoint sets of keys.
+    Query head n reads key head n // (N / K). A query that sees no key gets output 0 and log-sum-exp MASKED. `merge`
+    needs the log-sum-exp to combine attention over disjoint sets of keys.
 
     Args:
       q, k: rotated queries and keys, one of each per band.

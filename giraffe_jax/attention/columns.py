@@ -92,8 +92,10 @@ def columns_of(*, batch: int, tokens: int, heads: tuple[int, int]) -> Columns:
 
 
 def _moved(x, axis: int, back: bool):
-    """Returns x in zig-zag order, or from there in the row's (`back`), by one ppermute each of the even and of the odd
-    stretches: in the row's order device i holds stretches 2 i and 2 i + 1."""
+    """Returns x permuted to zig-zag order or, with `back`, to the row's own.
+
+    In the row's order device i holds stretches 2 i and 2 i + 1, so even and odd stretches take one ppermute each.
+    """
     axis, parts = axis % x.ndim, size()
     spec: list[Any] = [None] * x.ndim
     spec[axis], spec[axis - 1] = AXIS, sharding.RULES["batch"] if x.shape[axis - 1] > 1 else None

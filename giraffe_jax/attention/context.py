@@ -47,7 +47,7 @@ def _attend_forward(how, part, q, k, v, place, bands, bias):
     out, lse = _forward(how, part, q, k, v, place, bands, bias)
     out = checkpoint_name(out, ATTENTION_OUT)
     lse = checkpoint_name(lse, ATTENTION_LSE)
-    return out, (q, k, v, place, bands, bias, out, lse)  # k, v: of this device; exchanged again when needed
+    return out, (q, k, v, place, bands, bias, out, lse)  # k and v of this device: to be exchanged again
 
 
 def _attend_backward(how, part, saved, d_out):

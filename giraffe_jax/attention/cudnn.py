@@ -1,8 +1,8 @@
 """Causal attention by cuDNN: one band, every key up to the query's, 16-bit floats.
 
 `jax.nn.dot_product_attention` rounds the log-sum-exp to the queries' dtype and gives its residuals no names, so that a
-remat policy cannot keep them; with the primitives below it neither is so. They are private: `missing` says if a JAX
-does not have them.
+remat policy cannot keep them. The primitives that it calls do neither. They are private: `missing` says if a version of
+JAX does not have them.
 """
 
 import importlib

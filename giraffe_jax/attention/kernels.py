@@ -2,8 +2,8 @@
 
 Blocks are [queries keys], except in `d_kv`, which sums rows of keys: there they are [keys queries]. Logits and biases
 are in base 2, since GPUs have an instruction for exp2. A kernel's refs are its operands, then its results. The operands
-are one q and one k per band, v, in backward passes d_out, log-sum-exp and dot of the queries, the ends of the intervals
-and their runs of blocks, and maybe a table of biases.
+are one q and one k per band, v, the queries' d_out, log-sum-exp and dot (backward only), the ends of the intervals,
+their runs of blocks, and maybe a table of biases.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Attention over intervals as Pallas kernels for TPUs: any number of bands, one softmax.
 
 As in `ranges`, which blocks are visited is read from intervals, which are traced, and a mask is evaluated only in
-blocks that an interval cuts. Here a grid runs over the visits: the runs of blocks are prefetched scalars, from which
-index maps tell the block to copy to a core's memory next, and the grid is as long as the longest list of visits.
+blocks that an interval cuts. Here a grid runs over the visits: the runs of blocks are prefetched scalars, by which
+index maps choose the block to copy to a core's memory next, and the grid is as long as the longest list of visits.
 
 Compiled for v4, v5e, v5p, v6e and tpu7x without such chips, and run by Pallas' interpreter; not run on a TPU yet.
 """
