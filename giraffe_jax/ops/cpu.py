@@ -106,7 +106,7 @@ def _gated_backward(saved, g):
 
 
 def _in_chunks(function, *arrays):
-    """Returns function(*arrays) of arrays [M ...], computed MLP_CHUNK rows at a time if M divides into them."""
+    """Returns the function of arrays [M ...], computed MLP_CHUNK rows at a time if M divides into them."""
     rows = arrays[0].shape[0]
     if rows <= MLP_CHUNK or rows % MLP_CHUNK:
         return function(*arrays)

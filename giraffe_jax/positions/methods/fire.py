@@ -34,7 +34,7 @@ def fire(
     c: Annotated[float, Bound(0.0, above=True)] = 0.1,
     threshold: Annotated[float, Bound(0.0, above=True)] = 512.0,
 ) -> Encoding:
-    """Logits plus f_h(psi(D) / psi(max(i, L))), psi(x) = log(|c x| + 1) and f a ReLU network of one hidden layer.
+    """Logits plus f_h(psi(D) / psi(max(i, L))), psi(x) = log(abs(c x) + 1) and f a ReLU network of one hidden layer.
 
     Args:
       width: units of the hidden layer.
