@@ -18,7 +18,7 @@ AXES = ("data", "fsdp", "context", "tensor")
 RULES: dict[str, Any] = {
     # parameters
     "vocab": "tensor",
-    "embed": ("fsdp", "context"),  # context shares tokens; parameters are spread over it too, gathered where used
+    "embed": ("fsdp", "context"),  # context divides tokens; parameters are sharded over it too, and gathered for use
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -28,14 +28,14 @@ RULES: dict[str, Any] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": "context",
-    "residual_tokens": ("context", "tensor"),  # between layers, where all heads of a token are together
+    "residual_tokens": ("context", "tensor"),  # between layers, where tensor has no heads to divide
     "features": None,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: whatever is left."""
+    """Devices along each mesh axis; one of them may be -1: all devices that are left."""
 
     data: int = 1  # Devices among which the rows of a batch are divided, with a copy of the weights on each.
     fsdp: int = -1  # Devices among which rows, weights and optimizer state are divided.
@@ -44,7 +44,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of all devices, axes data, fsdp, context, tensor.
+    """Returns the mesh of all devices, with axes data, fsdp, context, tensor.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices.
@@ -66,7 +66,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
 
 
 def _over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> Mesh:
-    """Returns a mesh whose slices, between which the network is slow, lie along data, or else along fsdp."""
+    """Returns a mesh in which TPU slices, between which the network is slow, lie along data, or else along fsdp."""
     across = next((i for i, axis in enumerate(AXES[:2]) if sizes[i] % slices == 0), None)
     if across is None:
         raise ConfigError(f"mesh: {slices} slices divide neither data={sizes[0]} nor fsdp={sizes[1]}.")
@@ -77,7 +77,7 @@ def _over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> M
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:
-    """Returns the mesh axes that a logical axis is spread over, by RULES."""
+    """Returns the mesh axes that a logical axis is sharded over, by RULES."""
     rule = RULES[axis]
     return () if rule is None else rule if isinstance(rule, tuple) else (rule,)
 
@@ -93,7 +93,7 @@ def paths(tree: Any) -> dict[str, Any]:
 
 
 def _name(path) -> str:
-    """Returns a path through dicts, dataclasses and tuples as a checkpoint names it."""
+    """Returns the name in checkpoints of a path through dicts, dataclasses and tuples."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
@@ -106,7 +106,7 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
       mesh: where to place them.
 
     Raises:
-      ConfigError: a parameter that the table does not know, or a dimension that its mesh axis does not divide; named.
+      ConfigError: a parameter is not in the table, or its mesh axes do not divide a dimension; names both.
     """
 
     def place(path, leaf):
@@ -115,8 +115,8 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
         if axes is None or len(axes) != len(leaf.shape):
-            has = "which the table of axes does not have" if axes is None else f"whose axes are {', '.join(axes)}"
-            raise ConfigError(f"mesh: nothing says where to place {name} {tuple(leaf.shape)}, {has}.")
+            why = "it is not in the table" if axes is None else f"the table has axes {', '.join(axes)}"
+            raise ConfigError(f"mesh: no logical axes fit {name} of shape {tuple(leaf.shape)}: {why}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
             over = mesh_axes(axis)
             if size % math.prod(mesh.shape[a] for a in over):
@@ -138,18 +138,21 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     Processes that hold other tokens of the same rows, or other parts of the vocabulary, have the same part.
 
     Raises:
-      ConfigError: a mesh whose order of devices gives this process rows that are no such part.
+      ConfigError: by the mesh's order of devices, this process's rows are not such a part.
     """
     held = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     mine = [i for i, row in enumerate(held) if any(d.process_index == jax.process_index() for d in row)]
     count = len(held) // len(mine)
     if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or len(held) % len(mine):
-        raise ConfigError(f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of the batch.")
+        raise ConfigError(
+            f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of a batch's rows; they must "
+            "be consecutive, and as many in each process."
+        )
     return mine[0] // len(mine), count
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Returns x with its sharding fixed by logical axes under the current mesh; x itself where there is none."""
+    """Returns x with its sharding constrained by logical axes on the current mesh; without a mesh, x itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -157,20 +160,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def of_residual(x: jax.Array) -> jax.Array:
-    """Returns the residual stream [B T D] spread over all devices that share its rows; over tensor too, whose devices
-    would each keep a whole copy for the backward pass (arXiv:2205.05198)."""
+    """Returns the residual stream [B T D] with its tokens sharded over all devices that share its rows.
+
+    Those along tensor too, as in sequence parallelism (arXiv:2205.05198): otherwise each would keep a whole copy for
+    the backward pass.
+    """
     return constrain(x, "batch", "residual_tokens" if _parts("residual_tokens", x.shape[1]) > 1 else "tokens", None)
 
 
 def _parts(axis: str, size: int) -> int:
-    """Returns into how many parts the current mesh splits an axis of `size`; 1 where it does not divide it."""
+    """Returns into how many parts the current mesh divides an axis of `size`; 1 if it does not divide evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
     return 1 if size % count else count
 
 
 def _spread(x: jax.Array, first: int) -> jax.Array:
-    """Returns x with axes `first` and `first + 1` over the mesh as batch and tokens are, the others left to XLA."""
+    """Returns x with axes `first` and `first + 1` sharded as batch and tokens are; the other axes are left to XLA."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -183,8 +189,8 @@ def _spread(x: jax.Array, first: int) -> jax.Array:
 def local_chunks(x: jax.Array, chunk: int) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """Returns x [B T ...] as [n P C b t ...] with t <= chunk, and the function that puts such an array together again.
 
-    P and C are the mesh's parts of batch and tokens: chunk i holds t tokens of each device's rows, so that a loop over
-    chunks moves no tokens between devices.
+    P and C are the parts that the mesh divides rows and tokens into: each of the n chunks holds t tokens of each
+    device's rows, so that a loop over chunks moves no tokens between devices.
     """
     rows, tokens = x.shape[:2]
     P, C = _parts("batch", rows), _parts("tokens", tokens)
@@ -209,7 +215,7 @@ def local_chunks(x: jax.Array, chunk: int) -> tuple[jax.Array, Callable[[jax.Arr
 def copies(weight: jax.Array, x: jax.Array) -> jax.Array:
     """Returns weight as [P C ...], a copy for each part of x [B T ...]: whole on each device, but for the tensor axis.
 
-    What a loop reads from copies is gathered once, before it; the gradient is summed over devices once, after it.
+    For loops: gathers the weight once before the loop, and sums its gradient over devices once after it.
     """
     shape = (_parts("batch", x.shape[0]), _parts("tokens", x.shape[1]), *weight.shape)
     return _spread(jnp.broadcast_to(weight, shape), 0)

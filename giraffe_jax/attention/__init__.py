@@ -1,6 +1,6 @@
-"""Attention: `attend_rows` of whole rows by the fastest kernel there is, `attend` of any queries to any keys.
+"""Attention: `attend_rows` over whole rows, by the fastest kernel available; `attend` of any queries to any keys.
 
-Positions are already in the rotated queries and keys.
+Queries and keys are passed in already rotated.
 """
 
 from typing import Any, Literal
@@ -32,19 +32,21 @@ def attend(
     implementation: Literal["auto", "dense", "blockwise"] = "auto",
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Returns causal attention with grouped heads, and the log-sum-exp of its logits, by which `merge` joins it to
-    attention over other keys. Query head n reads key head n // (N / K). A query that sees no key has 0 and MASKED.
+    """Returns causal grouped-query attention, and the log-sum-exp of its logits.
+
+    Query head n reads key head n // (N / K). A query that sees no key gets output 0 and log-sum-exp MASKED. `merge`
+    needs the log-sum-exp to combine attention over disjoint sets of keys.
 
     Args:
       q, k: rotated queries and keys, one of each per band.
       v: values.
       q_place, k_place: index, segment and document start of each query and key; a query sees the keys of its segment
         with an index up to its own. They may be different tokens, in any order.
-      bands: which of q and k hold for a pair, by the indices in their documents, with the limits of one layer; none:
-        one, for every pair.
+      bands: which of q and k apply to a pair, by its indices in the document, with the limits of one layer; empty: one
+        q and k for all pairs.
       bias: additive logit bias of positions.Encoding, or None.
       implementation: "dense" (the reference), "blockwise" (O(T) memory), or "auto": dense for few queries.
-      block_size: tokens of a block of keys in "blockwise"; None leaves it to the backend.
+      block_size: tokens of a block of keys in "blockwise"; None is 256.
     """
     about: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias)
     if implementation == "blockwise" or (implementation == "auto" and q[0].shape[1] > DENSE_UP_TO):

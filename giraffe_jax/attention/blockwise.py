@@ -3,9 +3,9 @@
 Rabe and Staats, arXiv:2112.05682; Dao et al. (FlashAttention), arXiv:2205.14135. The backward pass is written by hand:
 it keeps only the output and the log-sum-exp, and recomputes each block's probabilities.
 
-Which blocks are visited, and how they are cut and masked, is in walk.py; the bands of a query meet in one online
-softmax. Queries and keys may be different tokens: what is known of each token is data (`Place`), which is what
-attention over several devices needs.
+Which blocks are visited, and how they are cut and masked, is in walk.py; the bands of a query share one online softmax.
+Queries and keys may be different tokens, and where they are is traced (`Place`), as attention over several devices
+needs.
 """
 
 import functools
@@ -22,7 +22,7 @@ from giraffe_jax.attention.places import Place
 from giraffe_jax.attention.walk import from_key_blocks, from_query_blocks, make_walk, to_query_blocks
 from giraffe_jax.positions import Band
 
-ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"  # what a remat policy may keep, by name
+ATTENTION_OUT, ATTENTION_LSE = "attention_out", "attention_lse"  # names for remat policies
 
 
 def blockwise(
@@ -36,7 +36,7 @@ def blockwise(
     bias=None,
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Returns what `dense` does, never holding more than one block of logits."""
+    """Returns the same as `dense`, but never holds more than one block of logits."""
     found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands)
     return found
 
@@ -68,7 +68,7 @@ def forward(block_size, q, k, v, bias, places, bands):
     """Returns (out [B T N H], log-sum-exp [B T N]) in float32; a query that sees no key has 0 and MASKED.
 
     Args:
-      block_size: tokens of a block of keys; None takes BLOCK.
+      block_size: tokens of a block of keys; None takes walk.BLOCK.
       q, k, v, bias, bands: as in `attend`.
       places: (q_place, k_place).
     """
@@ -97,10 +97,10 @@ def forward(block_size, q, k, v, bias, places, bands):
 
 
 def backward(block_size, q, k, v, bias, places, bands, out, lse, d_out, d_lse):
-    """Returns the gradients of q, k, v and bias in float32, given those of `out` and `lse`, which may have seen more
-    keys than these."""
+    """Returns the gradients of q, k, v and bias in float32, given those of `out` and `lse`, which may be of attention
+    over more keys than `k`."""
     walk = make_walk(block_size, q, k, v, bias, places, bands)
-    # A logit's gradient is its probability times (d_out . value - dot): what lse's gradient adds is the same for all.
+    # A logit's gradient is its probability times (d_out . value - dot); the gradient of lse enters through dot alone.
     dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
     cut = functools.partial(to_query_blocks, num_kv_heads=v.shape[2], block=walk.block)
     d_outs, lses, dots = cut(d_out.astype(v.dtype)), cut(lse), cut(dot)

@@ -1,7 +1,8 @@
 """The order of tokens on devices that share rows: zig-zag (Llama Team, arXiv:2407.21783, section 3.3.2).
 
-Of 2 C stretches of a row, device i of C has i and 2 C - 1 - i, so that under causality all have as much to do. A model
-asks for its `Columns`, moves its inputs once, and moves its last hidden states back; nothing between knows.
+A row is cut into 2 C stretches, and device i of C holds stretches i and 2 C - 1 - i, so that causal attention is the
+same work for each. A model asks for its `Columns`, permutes its inputs once and permutes its last hidden states back;
+the layers in between do not depend on the order.
 """
 
 import dataclasses
@@ -20,19 +21,19 @@ AXIS = "context"
 
 
 class Zigzag(Place):
-    """The places of columns in zig-zag order: each device's tokens are two stretches of the row, of equal length."""
+    """Places of tokens in zig-zag order: each device's tokens are two stretches of the row, of equal length."""
 
     __slots__ = ()
 
 
 def size() -> int:
-    """Returns over how many devices the current mesh spreads the tokens of a row."""
+    """Returns how many devices of the current mesh share the tokens of a row."""
     mesh = devices.target().mesh
     return 1 if mesh is None else mesh.shape.get(AXIS, 1)
 
 
 def undivided(*, batch: int, tokens: int, heads: tuple[int, int]) -> str | None:
-    """Returns None where the devices of a row share the work of its attention, else why not.
+    """Returns None if the devices that share a row also share the work of its attention, else why they do not.
 
     Args:
       batch, tokens: rows and their tokens.
@@ -50,7 +51,7 @@ def undivided(*, batch: int, tokens: int, heads: tuple[int, int]) -> str | None:
 
 
 def whole(*, batch: int, heads: tuple[int, int]) -> bool:
-    """Returns whether each of several devices has whole rows and heads of such a batch."""
+    """Returns whether there are several devices and each holds whole rows and heads of such a batch."""
     mesh = devices.target().mesh
     if mesh is None or size() > 1:
         return False
@@ -68,7 +69,7 @@ def described(kernel: str, how: str, *, batch: int, tokens: int, heads: tuple[in
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The order in which a forward pass has the tokens of its rows."""
+    """The order of tokens in the rows of a forward pass: zig-zag, or the row's own."""
 
     zigzag: bool = False
 
@@ -81,7 +82,7 @@ class Columns:
         return _moved(x, axis, back=False) if self.zigzag and x.shape[axis] > 1 else x
 
     def restore(self, x: Any, axis: int = 1) -> Any:
-        """Returns an array in this order in the row's own."""
+        """Returns an array that is in this order, back in the row's own order."""
         return _moved(x, axis, back=True) if self.zigzag else x
 
 
@@ -91,7 +92,10 @@ def columns_of(*, batch: int, tokens: int, heads: tuple[int, int]) -> Columns:
 
 
 def _moved(x, axis: int, back: bool):
-    """A device holds stretches 2 i and 2 i + 1 in the row's order, so even and odd ones are one permutation each."""
+    """Returns x permuted to zig-zag order or, with `back`, to the row's own.
+
+    In the row's order device i holds stretches 2 i and 2 i + 1, so even and odd stretches take one ppermute each.
+    """
     axis, parts = axis % x.ndim, size()
     spec: list[Any] = [None] * x.ndim
     spec[axis], spec[axis - 1] = AXIS, sharding.RULES["batch"] if x.shape[axis - 1] > 1 else None
@@ -99,7 +103,7 @@ def _moved(x, axis: int, back: bool):
     routes = [[(i, owner[2 * i + odd])[:: -1 if back else 1] for i in range(parts)] for odd in (0, 1)]
 
     def here(x):
-        is_odd = lax.axis_index(AXIS) % 2 == 1  # device i's first stretch is i
+        is_odd = lax.axis_index(AXIS) % 2 == 1  # in zig-zag order device i's first stretch is i
 
         def ordered(a, b):
             return jnp.where(is_odd, b, a), jnp.where(is_odd, a, b)
@@ -113,7 +117,7 @@ def _moved(x, axis: int, back: bool):
 
 
 def divided(tree, parts: int):
-    """Returns a device's arrays [B T ...] as [parts B t ...]: all its tokens, or the two stretches of them."""
+    """Returns a device's arrays [B T ...] as [parts B t ...]: one part of all its tokens, or its two stretches."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0), tree)
 
 

@@ -1,8 +1,7 @@
-"""Attention of rows whose tokens are spread over the mesh axis `context`: each device attends from its own queries.
+"""Attention of rows whose tokens are sharded over the mesh axis `context`: each device computes its own queries.
 
 Keys and values are sent between the devices of a row, by an all-gather (gather.py) or around a ring (ring.py), and each
-device runs the kernel that one device would run on its part of the queries (parts.py). Columns are in the order of
-columns.py.
+device runs on its queries the kernel that a single device would run (parts.py). Tokens are in the order of columns.py.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ def attend(how: How | None, part: Part, q: tuple, k: tuple, v, *, place: Place, 
     """Returns causal attention of whole rows to themselves: [B T N H].
 
     Args:
-      how: what is sent between devices that share rows, None where each has its rows whole.
+      how: how devices that share rows exchange keys and values; None if each holds whole rows.
       part: the kernel.
       q, k, v, bands, bias: as in attention.attend.
       place: from `Columns.place`; in zig-zag order where devices share rows.
@@ -48,7 +47,7 @@ def _attend_forward(how, part, q, k, v, place, bands, bias):
     out, lse = _forward(how, part, q, k, v, place, bands, bias)
     out = checkpoint_name(out, ATTENTION_OUT)
     lse = checkpoint_name(lse, ATTENTION_LSE)
-    return out, (q, k, v, place, bands, bias, out, lse)  # keys and values are this device's: sent once more
+    return out, (q, k, v, place, bands, bias, out, lse)  # k and v of this device: to be exchanged again
 
 
 def _attend_backward(how, part, saved, d_out):
@@ -65,7 +64,7 @@ def _forward(how, part, *inputs):
 
 
 def _over_devices(function, q, k, v, place, bands, bias, *more):
-    """Returns the function of each device's rows, tokens and heads; `more` as in engine._over_devices."""
+    """Runs the function on each device's rows, tokens and heads; `more` as in engine._over_devices."""
     tokens = PartitionSpec(sharding.RULES["batch"], AXIS)
     heads, whole = PartitionSpec(*tokens, "tensor"), PartitionSpec()
     specs = (heads, heads, heads, tokens, whole, whole, *[heads] * len(more))
@@ -82,7 +81,7 @@ def _backward_here(how, part, q, k, v, place, bands, bias, out, lse, d_out):
     of_heads = _of_heads(bias, q[0].shape[2])
     d_q, d_k, d_v, d_bias = _MODULES[how].backward(part, q, k, v, place, bands, of_heads, out, lse, d_out)
     d_bias = d_bias.bias if isinstance(d_bias, _OfHeads) else d_bias
-    d_bias = None if bias is None else lax.psum(d_bias, sharding.AXES)  # a bias is of all rows
+    d_bias = None if bias is None else lax.psum(d_bias, sharding.AXES)  # all rows share the bias
     cast = functools.partial(jax.tree.map, lambda g, x: g.astype(x.dtype))
     return cast(d_q, q), cast(d_k, k), cast(d_v, v), cast(d_bias, bias)
 
@@ -90,7 +89,7 @@ def _backward_here(how, part, q, k, v, place, bands, bias, out, lse, d_out):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("bias",), meta_fields=("total",))
 @dataclasses.dataclass(frozen=True)
 class _OfHeads:
-    """A bias on the logits of a device's heads, of `total`."""
+    """A bias of `total` heads, restricted to this device's heads."""
 
     bias: Any
     total: int

@@ -1,8 +1,8 @@
 """Causal attention by cuDNN: one band, every key up to the query's, 16-bit floats.
 
-`jax.nn.dot_product_attention` rounds the log-sum-exp to the queries' dtype and keeps its residuals to itself, so that a
-remat policy cannot name them; the primitives below it do neither. They are private: `missing` says where a JAX has
-others.
+`jax.nn.dot_product_attention` rounds the log-sum-exp to the queries' dtype and gives its residuals no names, so that a
+remat policy cannot keep them. The primitives that it calls do neither. They are private: `missing` says if a version of
+JAX does not have them.
 """
 
 import importlib
@@ -28,10 +28,10 @@ except (ImportError, AttributeError):  # a JAX that has moved them: `missing` sa
 
 
 def missing(head_dim: int) -> str | None:
-    """Returns None where the kernels can be compiled for heads of this width, else what is lacking."""
+    """Returns None if the kernels can be compiled for heads of this width, else what is missing."""
     if "sliding_window_length" not in _NAMES:
         return f"jax {jax.__version__} keeps cuDNN's attention elsewhere"
-    if jax.default_backend() == "gpu":  # GPUs that are not here are compiled for without their cuDNN
+    if jax.default_backend() == "gpu":  # the cuDNN of absent GPUs cannot be checked
         try:
             version = _jax.check_cudnn_version()
         except Exception as error:
@@ -52,7 +52,7 @@ def forward(
 
 
 def backward(q, k, v, out, lse, d_out):
-    """Returns the gradients of q, k and v, given the output's; `lse` has none."""
+    """Returns the gradients of q, k and v, given that of the output; `lse` is taken to have no gradient."""
     found = _BACKWARD.bind(
         q, k, v, *_nothing(q.dtype), jnp.moveaxis(lse, 2, 1), out, d_out.astype(q.dtype), **_settings(q)
     )
@@ -60,7 +60,7 @@ def backward(q, k, v, out, lse, d_out):
 
 
 def _nothing(dtype) -> tuple:
-    """Bias, lengths, offsets and pages, of which there are none; a primitive's operands are arrays all the same."""
+    """Returns empty arrays in place of bias, lengths, offsets and pages, which the primitives take as operands."""
     return (jnp.zeros(0, dtype),) * 7
 
 

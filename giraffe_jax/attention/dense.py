@@ -40,7 +40,7 @@ def dense(
         logits_BKGTS += jnp.broadcast_to(bias_BNTS, shape).reshape(logits_BKGTS.shape)
     covered_B11TS = covered_BTS[:, None, None]
     logits_BKGTS = jnp.where(covered_B11TS, logits_BKGTS, MASKED)
-    # A query that sees nothing has zeros, not a mean of what it must not see.
+    # A query that sees no key gets zeros; softmax alone would give it the mean of the masked values.
     probs_BKGTS = jnp.where(covered_B11TS, jax.nn.softmax(logits_BKGTS, axis=-1), 0.0)
     out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", probs_BKGTS.astype(v.dtype), v, preferred_element_type=jnp.float32)
     seen_B11T = covered_BTS.any(-1)[:, None, None]

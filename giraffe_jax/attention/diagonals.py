@@ -1,7 +1,7 @@
-"""A table of distances on a block of logits, and the sums of a block by distance, where nothing gathers: on a TPU.
+"""Expands a table by distance to a block of logits, and sums a block by distance, without gathers, which TPUs lack.
 
-In a block [keys queries] the pairs of a diagonal are as far apart. So each row of it is a strip of the table, one place
-further to the right than in the row before, and the sums by distance come of moving rows back.
+In a block [keys queries] all pairs on a diagonal have the same distance. So each row is a strip of the table, shifted
+right by one place from row to row; shifting the rows back and adding them gives the sums by distance.
 """
 
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-LANES = 128  # of a vector register; a block's part of as many columns moves at no cost
+LANES = 128  # of a vector register; slices of a block at multiples of it cost nothing
 
 
 def padded(table: Float[Array, "N T"], keys: int, queries: int) -> Float[Array, "N 1 P"]:
-    """Returns a table of T distances, whole blocks of queries, with room before distance 0 for what is masked."""
+    """Returns a table of T distances, padded to whole blocks of queries and, for masked pairs, before distance 0."""
     return jnp.pad(table, ((0, 0), (keys + queries, -table.shape[1] % queries)))[:, None]
 
 
 def unpadded(table: Float[Array, "N 1 P"], keys: int, queries: int, tokens: int) -> Float[Array, "N T"]:
-    """Returns the distances that `padded` was given."""
+    """Returns the table that `padded` was given."""
     return table[:, 0, keys + queries :][:, :tokens]
 
 
 def strip(i, j, keys: int, queries: int):
-    """Returns where a padded table has what block i of queries and block j of keys are apart.
+    """Returns the slice of a padded table that holds the distances between block i of queries and block j of keys.
 
-    Element `keys` of these is the distance of the first query from the first key.
+    Its element `keys` is for the distance of the first query from the first key.
     """
     return pl.ds(pl.multiple_of((i + 1) * queries - j * keys, _size(keys, queries)), keys + queries)
 

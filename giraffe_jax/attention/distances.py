@@ -1,4 +1,4 @@
-"""Effective distances, measured: what distance each pair of tokens is given by the attention that models run."""
+"""Effective distances: what distance each pair of tokens gets, measured through the attention that models run."""
 
 from collections.abc import Sequence
 
@@ -29,15 +29,15 @@ def distances(
 
     The methods' positions and bands are kept and their frequencies replaced by one slow plane, so that a head of two
     features shows positions alone: a query (1, 0) and a key (0, 1) have the logit sin(distance * frequency). Logits
-    are read off the attention weights, which is what makes this a probe of the real path; the pair of a token with
-    itself, at distance 0, is where each row's unknown normaliser is read. Precise to some 1e-5 of `length`.
+    are recovered from the attention weights, so that the code that models run is what is measured; each row's softmax
+    normaliser comes from the pair of a token with itself, at distance 0. Precise to about 1e-5 of `length`.
 
     Args:
       scaling: the config's list of methods.
       length: tokens of the sequence.
       head_dim, theta, original_len: of the model, as methods read them.
-      queries: which rows; all by default.
-      plane: which plane's distances, where planes move by different amounts; the slowest's by default.
+      queries: indices of the queries, one row of the result each; all by default.
+      plane: the rotary plane to measure, if they move by different amounts; the slowest by default.
     """
     e = positions.bind(scaling, head_dim=head_dim, theta=theta, original_len=original_len, length=length)
     keys = jnp.arange(length)[None]

@@ -1,6 +1,7 @@
-"""Attention of whole rows to themselves, by the fastest kernel that can do it: `choose` says which, and why.
+"""Attention of whole rows to themselves, by the fastest kernel that supports it: `choose` says which, and why.
 
-All kernels meet in one custom_vjp, which keeps the output and the log-sum-exp under the names that remat policies know.
+cuDNN and Pallas share one custom_vjp, which keeps the output and the log-sum-exp under the names that remat policies
+know.
 """
 
 import functools
@@ -25,12 +26,12 @@ from giraffe_jax.positions import Band
 
 Implementation = Literal["auto", "dense", "blockwise", "cudnn", "pallas"]
 
-DENSE_UP_TO = 128  # queries; fewer are no block worth walking
+DENSE_UP_TO = 128  # queries; with so few, all logits are one block
 CANDIDATES: dict[str, tuple[str, ...]] = dict(cpu=(), gpu=("cudnn", "pallas"), tpu=("pallas",))  # what "auto" tries
 
 
 class Kernel(NamedTuple):
-    """A choice: the implementation's name, and for each that came before it in `auto` why it was passed over."""
+    """The name of the chosen implementation, and why `auto` passed over each one that it tried before."""
 
     name: str
     passed: tuple[str, ...] = ()
@@ -52,14 +53,14 @@ def choose(
     """Returns the implementation of attention over whole rows for the devices that are traced for.
 
     Args:
-      implementation: one by name, or "auto": the first that can of dense (few tokens), cudnn, pallas and blockwise.
-      tokens, batch: of a row, and rows.
+      implementation: a name, or "auto": the first of dense (few tokens), cudnn, pallas and blockwise that is supported.
+      tokens, batch: tokens of a row, and rows.
       heads: query heads, key heads and their width.
       dtype: of queries, keys and values.
       bands, bias: as in `attend`.
 
     Raises:
-      ConfigError: an implementation that was asked for by name cannot do it; says why.
+      ConfigError: the implementation was asked for by name and does not support this; says why.
     """
     about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads)
     about |= dict(dtype=jnp.dtype(dtype), bands=bands, bias=bias)
@@ -68,7 +69,9 @@ def choose(
     if implementation != "auto":
         reason = unsupported(implementation, **about)
         if reason is not None:
-            raise ConfigError(f'model.attention: "{implementation}" cannot: {reason}. "auto" takes one that can.')
+            raise ConfigError(
+                f'model.attention: "{implementation}" does not work here: {reason}. "auto" takes one that does.'
+            )
         return Kernel(implementation)
     passed = []
     for name in CANDIDATES[devices.target().platform]:
@@ -80,7 +83,7 @@ def choose(
 
 
 def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias) -> str | None:
-    """Returns None where a kernel can do it, else the reason."""
+    """Returns None if a kernel supports these arguments of `choose`, else the reason."""
     platform, mesh = devices.target()
     num_heads, num_kv_heads, head_dim = heads
     if name not in CANDIDATES[platform] and not (name == "pallas" and INTERPRET):
@@ -105,7 +108,7 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
     if platform == "tpu":
         table = tokens if bias is not None else 0
         return tpu.missing(dtype, head_dim, table=table, group=num_heads // num_kv_heads)
-    if head_dim > ranges.WIDEST:  # of cuDNN too: its packed rows are the Pallas kernel's
+    if head_dim > ranges.WIDEST:  # for cuDNN too: packed rows run by the Pallas kernel
         return f"heads of {head_dim}; at most {ranges.WIDEST}"
     if name == "pallas":
         return None
@@ -121,7 +124,7 @@ def unsupported(name: str, *, batch: int, tokens: int, heads, dtype, bands, bias
 
 
 def described(model: Any, *, batch: int, tokens: int) -> str:
-    """Returns what a model's attention over rows runs by, such as "pallas, 2 bands (cudnn: 2 bands)".
+    """Returns which kernel computes a model's attention over rows, such as "pallas, 2 bands (cudnn: 2 bands)".
 
     Args:
       model: a ModelConfig.
@@ -156,9 +159,8 @@ def attend_rows(
     """Returns causal attention of whole rows to themselves; arguments as in `attend`.
 
     Args:
-      how: what devices send each other where they share rows (mesh.context).
-      place: from `place_of_rows`: every token of the rows, in order, where each run of equal segments is a document; or
-        that in a model's order of columns, from `Columns.place`.
+      how: how devices that share rows (mesh.context) exchange keys and values.
+      place: of every token of the rows: from `place_of_rows`, or in a model's order of columns from `Columns.place`.
 
     Raises:
       ConfigError: see `choose`.
@@ -175,7 +177,7 @@ def attend_rows(
         return context.attend(how, part, q, k, v, place=place, bands=bands, bias=bias)
     if kernel == "blockwise" and columns.whole(batch=batch, heads=(num_heads, v.shape[2])):
         return context.attend(None, parts.Blockwise(block_size), q, k, v, place=place, bands=bands, bias=bias)
-    if columns.size() > 1:  # whose compiler has each device compute all queries
+    if columns.size() > 1:  # the work is not divided: each device of a row computes all queries and needs all keys
         k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
         about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
@@ -186,7 +188,7 @@ def attend_rows(
 
 
 def _table(bias, tokens: int, num_heads: int) -> Float[Array, "N T"] | None:
-    """Returns what a bias by distance adds at each distance."""
+    """Returns a bias by distance as a table of what it adds at each distance."""
     if bias is None:
         return None
     distances = jnp.arange(tokens, dtype=jnp.int32)[None, None, :, None]
@@ -228,7 +230,7 @@ def _forward_here(kernel, q, k, v, place, seen, table):
 
     if kernel == "pallas":
         return by_ranges()
-    # cuDNN's causal kernel is the faster one, and knows no documents.
+    # cuDNN's causal kernel is the faster one, but cannot mask between documents.
     return lax.cond(_one_document(place), lambda: cudnn.forward(q[0], k[0], v), by_ranges)
 
 
@@ -246,7 +248,7 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
     found = by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
     if table is None or devices.target().mesh is None:
         return found
-    return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # a table is of all rows
+    return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # all rows share the table
 
 
 def _pallas() -> Any:
@@ -264,9 +266,10 @@ def _one_document(place: Place):
 
 
 def _over_devices(function, q, k, v, place: Place, seen: Interval, table, *more):
-    """Returns the function of each device's rows and heads: a kernel is opaque to the compiler that shards the rest.
+    """Runs the function on each device's rows and heads: the compiler shards everything else, but not a kernel.
 
-    `more`: the output, the log-sum-exp and the output's gradient, of which come gradients, of the table too.
+    `more` is empty in the forward pass. In the backward pass it is the output, the log-sum-exp and the output's
+    gradient, and the function returns the gradients of q, k, v and the table.
     """
     mesh = devices.target().mesh
     if mesh is None:

@@ -1,6 +1,6 @@
-"""Attention of a device's queries to all keys of their rows, which are gathered from the devices that share them.
+"""Attention of a device's queries to all keys of their rows, by an all-gather from the devices that share the rows.
 
-The gradients of keys and values, of all tokens on each device, are summed by a reduce-scatter.
+In the backward pass each device has gradients for the keys and values of all tokens; a reduce-scatter sums them.
 """
 
 import jax
@@ -11,7 +11,7 @@ from giraffe_jax.attention.columns import AXIS, divided, joined, size
 
 
 def forward(part, q, k, v, place, bands, bias):
-    """Returns a device's output and log-sum-exp; arguments as in context.attend, of the device."""
+    """Returns this device's output and log-sum-exp; the arguments are its shards of those of context.attend."""
     k, v, k_place = _gathered((k, v, place))
 
     def some(inputs):
@@ -23,7 +23,7 @@ def forward(part, q, k, v, place, bands, bias):
 
 
 def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
-    """Returns a device's gradients of q, of its own k and v, and its share of that of bias."""
+    """Returns this device's gradients of q and of its own k and v, and its part of the bias's gradient."""
     own = (k, v)
     k, v, k_place = _gathered((k, v, place))
 
@@ -39,7 +39,7 @@ def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
 
 
 def _gathered(tree):
-    """Returns a device's arrays [B T ...] as those of all tokens, in the row's order."""
+    """Returns a device's arrays [B t ...] gathered to those of all tokens, [B T ...], in the row's order."""
 
     def one(x):
         each = lax.all_gather(x, AXIS, axis=1).reshape(x.shape[0], size(), 2, -1, *x.shape[2:])
@@ -50,7 +50,7 @@ def _gathered(tree):
 
 
 def _scattered(tree):
-    """Returns the sums over devices of arrays of all tokens, of each device its own: the transpose of `_gathered`."""
+    """Returns this device's tokens of the sums over devices of arrays of all tokens: the transpose of `_gathered`."""
 
     def one(x):
         halves = x.reshape(x.shape[0], 2, size(), -1, *x.shape[2:])

@@ -1,8 +1,8 @@
-"""Intervals: the keys that each query sees in a band, as one run of indices in the row.
+"""Intervals: the keys that each query sees in a band, as one contiguous run of indices in the row.
 
-Causality, documents and the ranges of bands all cut a row's keys to a run, and along a row neither end of it ever
-goes back. So a block of queries sees one run of blocks of keys and a block of keys is seen by one run of blocks of
-queries, whatever the method: that is all a kernel has to know to skip what is not seen.
+The causal mask, documents and the ranges of bands each leave a query a contiguous run of keys, and from query to query
+neither end of the run ever decreases. So, whatever the method, a block of queries sees one run of key blocks, and a
+block of keys is seen by one run of query blocks: that is all a kernel has to know to skip what is masked.
 """
 
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ class Interval(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Runs of blocks, int32 [n B M]: [start, stop) holds a pair that is seen; [full_start, full_stop), part of it or
-    empty, only such pairs."""
+    """Runs of blocks, int32 [n B M]. Blocks in [start, stop) may hold pairs that are seen; those in
+    [full_start, full_stop), a part of that run or empty, hold only such pairs and need no mask."""
 
     start: Any
     stop: Any
@@ -33,7 +33,7 @@ class Runs(NamedTuple):
 
 
 def intervals(place: Place, bands: tuple[Band, ...]) -> Interval:
-    """Returns what the queries of whole rows see of these rows' keys, in each band.
+    """Returns the keys that each query of whole rows sees, in each band.
 
     Args:
       place: of the rows' tokens, from `place_of_rows`: each run of equal segments is a document.
@@ -57,8 +57,7 @@ def intervals(place: Place, bands: tuple[Band, ...]) -> Interval:
 
 
 def padded(seen: Interval, block: int) -> Interval:
-    """Returns the intervals of a multiple of `block` queries; those that are added see nothing, where the last one's
-    interval ends."""
+    """Returns the intervals, padded to a multiple of `block` queries by empty ones at the end of the last interval."""
     low, high = seen
     ends = jnp.broadcast_to(high[..., -1:], (*high.shape[:-1], -high.shape[-1] % block))
     return Interval(jnp.concatenate([low, ends], -1), jnp.concatenate([high, ends], -1))
@@ -72,7 +71,7 @@ def runs_of_keys(seen: Interval, q_block: int, k_block: int) -> Runs:
 
 
 def runs_of_queries(seen: Interval, num_keys: int, q_block: int, k_block: int) -> Runs:
-    """Returns the blocks of queries that see each block of keys; both numbers of tokens are multiples of theirs."""
+    """Returns the blocks of queries that see each block of keys; queries and keys divide into their blocks."""
     first = jnp.arange(0, num_keys, k_block, dtype=jnp.int32)
 
     def count(ends, of, side):  # queries whose interval ends (or begins) before a key

@@ -1,8 +1,9 @@
 """The bodies of `ranges`' kernels: what one program reads and writes.
 
-Blocks are [queries keys] but in `d_kv`, where they are [keys queries]: what it sums are rows of keys. Logits and biases
-are to base 2, for which a GPU has an instruction. A kernel's refs are its operands, then its results: one of q and of k
-per band, v, what the kernel needs of the queries, the intervals' ends and their runs of blocks, and maybe a table.
+Blocks are [queries keys], except in `d_kv`, which sums rows of keys: there they are [keys queries]. Logits and biases
+are in base 2, since GPUs have an instruction for exp2. A kernel's refs are its operands, then its results. The operands
+are one q and one k per band, v, the queries' d_out, log-sum-exp and dot (backward only), the ends of the intervals,
+their runs of blocks, and maybe a table of biases.
 """
 
 import functools
@@ -18,6 +19,7 @@ LOG2_E = math.log2(math.e)
 
 
 def forward(*refs, bands: int, block: int, scale: float, precision):
+    """Writes the output and the log-sum-exp of one block of queries of one head."""
     q_refs, k_refs, (v_ref, low_ref, high_ref, runs_ref, *table_ref, out_ref, lse_ref) = _split(refs, bands)
     rows, width = out_ref.shape
     first = pl.program_id(0) * rows
@@ -48,6 +50,7 @@ def forward(*refs, bands: int, block: int, scale: float, precision):
 
 
 def d_q(*refs, bands: int, block: int, scale: float, precision):
+    """Writes the gradients of one block of queries of one head, one per band."""
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *more) = _split(refs, bands)
     table_ref, out_refs = more[:-bands], more[-bands:]
     d_out, lse, dot = d_ref[...], lse_ref[...], dot_ref[...]
@@ -73,6 +76,7 @@ def d_q(*refs, bands: int, block: int, scale: float, precision):
 
 
 def d_kv(*refs, bands: int, block: int, group: int, scale: float, precision):
+    """Writes the gradients of one block of keys, one per band, and of its values, summed over a key head's queries."""
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *more) = _split(refs, bands)
     table_ref, out_refs = more[: -bands - 1], more[-bands - 1 :]
     v = v_ref[...]
@@ -102,7 +106,7 @@ def d_kv(*refs, bands: int, block: int, group: int, scale: float, precision):
 
 
 def d_bias(*refs, bands: int, block: int, scale: float, precision):
-    """Writes the gradients of a head's logits, summed over all blocks of pairs that are as far apart: [block block]."""
+    """Writes the gradient of a head's logits, [block block], summed over all block pairs that are equally far apart."""
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, table_ref, out_ref) = _split(
         refs, bands
     )

@@ -1,6 +1,6 @@
 """Kernels on one device of several that share rows: some of a row's queries, and some or all of its keys.
 
-A device's tokens are two stretches of the row, in order. Of any such keys a query sees one run, as it does of all.
+A device's tokens are two stretches of the row, in order. Of such keys a query still sees one contiguous run.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -15,12 +15,13 @@ from giraffe_jax.attention.places import Place
 
 @runtime_checkable
 class Part(Protocol):
-    """A kernel; hashable."""
+    """A kernel; hashable, since it is static in jit."""
 
-    # 1: its queries may be both stretches of a device at once; 2: each is a call of its own, whose gradients of keys
-    # and values are summed in float32 outside it.
     @property
-    def query_runs(self) -> int: ...
+    def query_runs(self) -> int:
+        """1 if one call may have both stretches of a device as queries; 2 if each needs a call of its own, whose
+        gradients of keys and values the caller sums in float32."""
+        ...
 
     def forward(self, q, k, v, q_place: Place, k_place: Place, bands, bias) -> tuple:
         """Returns the output [B T N H] and its log-sum-exp [B T N].
@@ -33,7 +34,7 @@ class Part(Protocol):
         ...
 
     def backward(self, q, k, v, q_place: Place, k_place: Place, bands, bias, out, lse, d_out) -> tuple:
-        """Returns the gradients of q, k, v and bias; `out` and `lse` may be of more keys than these."""
+        """Returns the gradients of q, k, v and bias; `out` and `lse` may be of attention over more keys than these."""
         ...
 
 
@@ -44,24 +45,28 @@ class Blockwise(NamedTuple):
 
     @property
     def query_runs(self) -> int:
-        return 2  # it reads which blocks to visit off the first and last query of each
+        """See `Part`. A block with queries of two stretches would visit all keys between them."""
+        return 2
 
     def forward(self, q, k, v, q_place, k_place, bands, bias):
+        """See `Part`."""
         return forward(self.block_size, q, k, v, bias, (q_place, k_place), bands)
 
     def backward(self, q, k, v, q_place, k_place, bands, bias, out, lse, d_out):
+        """See `Part`."""
         places = (q_place, k_place)
         return backward(self.block_size, q, k, v, bias, places, bands, out, lse, d_out, jnp.zeros_like(lse))
 
 
 class Ranges(NamedTuple):
-    """The Pallas kernels for GPUs and TPUs; biases count from the first of their queries, so here they have none."""
+    """The Pallas kernels for GPUs and TPUs, without biases: they would count distances from a device's first query."""
 
     tiles: ranges.Tiles | tpu.Tiles
     interpret: bool = False
 
     @property
     def query_runs(self) -> int:
+        """See `Part`."""
         return 1
 
     @property
@@ -69,11 +74,13 @@ class Ranges(NamedTuple):
         return tpu if isinstance(self.tiles, tpu.Tiles) else ranges
 
     def forward(self, q, k, v, q_place, k_place, bands, bias):
+        """See `Part`; `bias` is ignored."""
         del bias
         seen = _among(intervals(q_place, bands), k_place)
         return self._kernels.forward(q, k, v, seen, tile=self.tiles.forward, interpret=self.interpret)
 
     def backward(self, q, k, v, q_place, k_place, bands, bias, out, lse, d_out):
+        """See `Part`; `bias` is ignored."""
         del bias
         seen = _among(intervals(q_place, bands), k_place)
         dot = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
@@ -81,7 +88,7 @@ class Ranges(NamedTuple):
 
 
 def _among(seen: Interval, k_place: Place) -> Interval:
-    """Returns the same intervals, of the row's keys, as intervals of the keys that are here."""
+    """Returns intervals of the row's keys as intervals of the keys that are on this device."""
     length: Any = k_place.index.shape[1] // 2
     first, second = k_place.index[:1, :1], k_place.index[:1, length : length + 1]
     return Interval(*(jnp.clip(x - first, 0, length) + jnp.clip(x - second, 0, length) for x in seen))

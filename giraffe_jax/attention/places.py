@@ -1,4 +1,4 @@
-"""Places: what attention knows of each token. Causality and documents come from here, never from array positions."""
+"""Places: what attention knows of each token. Causal and document masks are made from it, never from array indices."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
 
 def place_of_rows(segments: Int[Array, "B T"] | None, shape: tuple[int, int]) -> Place:
-    """Returns the place of every token of whole rows; each run of equal segments is a document, None one a row."""
+    """Returns the place of every token of whole rows. Each run of equal segments is a document; None: one per row."""
     index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
     if segments is None:
         return Place(index, jnp.ones_like(index), jnp.zeros_like(index))

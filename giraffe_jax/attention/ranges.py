@@ -1,9 +1,9 @@
 """Attention over intervals as a Pallas kernel for NVIDIA GPUs, by way of Triton: any number of bands, one softmax.
 
-The kernels are FlashAttention's (Dao, arXiv:2307.08691) with three differences: the bands of a query meet in one online
-softmax; which blocks are visited is read from intervals, whose numbers are data, and a mask is evaluated only in blocks
-that an interval cuts; and a bias on logits is read from a table of distances, whose gradient is summed tile by tile
-along diagonals, in a fixed order.
+The kernels are FlashAttention's (Dao, arXiv:2307.08691) with three differences: the bands of a query share one online
+softmax; which blocks are visited is read from intervals, which are traced, and a mask is evaluated only in blocks that
+an interval cuts; and a bias on logits is read from a table by distance, whose gradient is summed tile by tile along
+diagonals, in a fixed order.
 """
 
 import functools
@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 from giraffe_jax.attention import kernels
 from giraffe_jax.attention.intervals import Interval, padded, runs_of_keys, runs_of_queries
 
-WIDEST = 128  # head; wider ones have no tiles that were run
+WIDEST = 128  # width of heads; for wider ones no tiles have been tried
 
 
 class Tile(NamedTuple):
-    """Tokens of a block of queries and of one of keys, warps that share it, and blocks that are loaded ahead."""
+    """Tokens of a block of queries and of a block of keys, warps of a program, and blocks that are loaded ahead."""
 
     q: int
     k: int
@@ -47,9 +47,9 @@ def tiles(dtype: Any, head_dim: int, *, capability: str = "9.0", bias: bool = Fa
       head_dim: their width, up to WIDEST.
       capability: compute capability of the GPUs. Those whose multiprocessors have no more than 200 KiB of shared
         memory, unlike an H100's or B200's, get tiles that fit in 96 KiB; they have not been run on such a card.
-      bias: whether there is a table of distances, what is read of which takes shared memory too.
+      bias: whether there is a table of biases, since what is read of it takes shared memory too.
     """
-    if jnp.dtype(dtype).itemsize > 2:  # products without matrix units are unrolled: larger tiles compile for minutes
+    if jnp.dtype(dtype).itemsize > 2:  # matmuls without tensor cores are unrolled: larger tiles compile for minutes
         return Tiles(*[Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 2)] * 3)
     if capability not in ("9.0", "10.0", "10.3"):
         return Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2))
@@ -108,7 +108,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
 
     Args:
       q, k, v, seen, bias: as in `forward`.
-      lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
+      lse: log-sum-exp of the logits over all keys that the queries see, also those that are not in k, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
     """
@@ -216,7 +216,7 @@ def _padded_rows(x, block: int):
 
 
 def _tables(bias, rows: int, group: int = 1):
-    """Returns the operands and specifications of a table of distances, to base 2, for `group` heads a program."""
+    """Returns the operand and BlockSpec of a table of biases, in base 2, for programs of `group` heads; () without."""
     if bias is None:
         return (), ()
     table = jnp.pad(bias.astype(jnp.float32) * kernels.LOG2_E, ((0, 0), (0, rows - bias.shape[1])))
@@ -224,7 +224,7 @@ def _tables(bias, rows: int, group: int = 1):
 
 
 def _by_distance(tiles: Float[Array, "N M L L"]) -> Float[Array, "N D"]:
-    """Returns the sums over pairs at each distance: tile m holds those at m L + (row - column)."""
+    """Returns the sums over pairs at each distance: an element of tile m is at distance m L + row - column."""
     length = tiles.shape[-1]
     rows = jnp.pad(tiles[..., ::-1], ((0, 0), (0, 0), (0, 0), (0, length)))
     # Row r moves r to the right, so that a diagonal is a column.

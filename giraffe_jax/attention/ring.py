@@ -1,8 +1,8 @@
 """Ring attention: keys and values go around the devices that share a row, and no device ever holds all of them.
 
 Liu, Zaharia and Abbeel, "Ring Attention with Blockwise Transformers for Near-Infinite Context", arXiv:2310.01889, with
-columns in zig-zag order. What comes next is sent before what is here is multiplied, so that a compiler may do both at
-once. In the backward pass the gradients of keys and values follow these around, and end where they belong.
+columns in zig-zag order. Keys and values are sent on before attention to them is computed, so that the compiler may do
+both at once. In the backward pass their gradients travel around with them, and end on the device that they belong to.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from giraffe_jax.attention.dense import MASKED
 def merge(
     parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Returns the attention over all keys from that over disjoint parts of them: (out, log-sum-exp) of each."""
+    """Returns attention over all keys, given (out, log-sum-exp) of attention over disjoint parts of them."""
     lses = jnp.stack([lse for _, lse in parts])
     top = lses.max(0)
-    # Parts that saw nothing weigh nothing, also where no part saw anything.
+    # A part whose keys are all masked gets weight 0, even if that is so of every part.
     weights = jnp.where(lses > MASKED, jnp.exp(lses - top), 0.0)
     total = weights.sum(0)
     seen = jnp.where(total > 0, total, 1.0)
@@ -32,7 +32,7 @@ def merge(
 
 
 def forward(part, q, k, v, place, bands, bias):
-    """Returns a device's output and log-sum-exp; arguments as in context.attend, of the device."""
+    """Returns this device's output and log-sum-exp; the arguments are its shards of those of context.attend."""
     queries = divided((q, place), part.query_runs)
 
     def step(carry, _):
@@ -54,13 +54,13 @@ def forward(part, q, k, v, place, bands, bias):
 
 
 def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
-    """Returns a device's gradients of q, of its own k and v, and its share of that of bias."""
+    """Returns this device's gradients of q and of its own k and v, and its part of the bias's gradient."""
     queries = divided((q, place, out, lse, d_out), part.query_runs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, bias))
 
     def step(carry, _):
         (k, v, k_place), d_keys, d_bias, d_q = carry
-        # What was summed of these keys on other devices arrives while this one computes its share.
+        # The gradients of these keys that other devices have summed arrive while this one computes its part.
         sent, arrived = _on((k, v, k_place)), _on(d_keys)
 
         def some(sums, inputs):
@@ -78,7 +78,7 @@ def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
 
 
 def _on(tree):
-    """Returns what the device before this one had."""
+    """Sends arrays to the next device of the ring; returns those of the device before."""
     parts = size()
     return jax.tree.map(lambda x: lax.ppermute(x, AXIS, [(i, (i + 1) % parts) for i in range(parts)]), tree)
 

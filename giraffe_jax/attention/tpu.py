@@ -1,8 +1,8 @@
 """Attention over intervals as Pallas kernels for TPUs: any number of bands, one softmax.
 
-As in `ranges`, which blocks are visited is read from intervals, whose numbers are data, and a mask is evaluated only in
-blocks that an interval cuts. Here a grid walks the visits: the runs of blocks are prefetched scalars, by which index
-maps name the block that is copied to a core's memory next, and the grid is as long as the longest list of visits.
+As in `ranges`, which blocks are visited is read from intervals, which are traced, and a mask is evaluated only in
+blocks that an interval cuts. Here a grid runs over the visits: the runs of blocks are prefetched scalars, by which
+index maps choose the block to copy to a core's memory next, and the grid is as long as the longest list of visits.
 
 Compiled for v4, v5e, v5p, v6e and tpu7x without such chips, and run by Pallas' interpreter; not run on a TPU yet.
 """
@@ -23,7 +23,7 @@ from giraffe_jax.attention.intervals import Interval, Runs, padded, runs_of_keys
 
 WIDTHS = (64, 128, 256)  # of heads
 DTYPES = ("bfloat16", "float32")
-DISTANCES = 3 * 2**18  # 3 MiB of a bias's tables: what a v4's core, which has 16 MiB, has room for beside three bands
+DISTANCES = 3 * 2**18  # in tables of biases, 3 MiB: what fits beside three bands into the 16 MiB of a v4's core
 
 
 class Tile(NamedTuple):
@@ -41,11 +41,11 @@ class Tiles(NamedTuple):
 
 
 def missing(dtype: Any, head_dim: int, *, table: int = 0, group: int = 1) -> str | None:
-    """Returns None where the kernels take heads of this width and dtype, else what they take.
+    """Returns None if the kernels take heads of this width and dtype, else what they take.
 
     Args:
       dtype, head_dim: of queries, keys and values.
-      table: distances of a bias; 0 where there is none.
+      table: distances in the table of a bias; 0 without one.
       group: query heads that share a key head.
     """
     if dtype.name not in DTYPES:
@@ -59,7 +59,7 @@ def missing(dtype: Any, head_dim: int, *, table: int = 0, group: int = 1) -> str
 
 
 def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
-    """Returns the tiles of each kernel: chosen by what the kernels' memory holds, not timed.
+    """Returns the tiles of each kernel: chosen to fit the core's memory, not timed.
 
     Args:
       dtype: of queries, keys and values.
@@ -67,11 +67,11 @@ def tiles(dtype: Any, head_dim: int, tokens: int) -> Tiles:
       tokens: of a row; it is padded to whole blocks, which shrink where more than an eighth would be padding.
     """
     sizes = (1024, 512, 256, 128)
-    if jnp.dtype(dtype).itemsize > 2:  # products of float32 are six of bfloat16, all unrolled
+    if jnp.dtype(dtype).itemsize > 2:  # a float32 matmul is six of bfloat16, all unrolled
         sizes = sizes[2:]
     elif head_dim > 128:
         sizes = sizes[1:]
-    # As many keys in the backward pass: what a visit reads and writes of d_q does not grow with them.
+    # Also in the backward pass many keys a block: what a visit reads and writes of d_q does not grow with them.
     large = next((size for size in sizes if -tokens % size <= tokens // 8), sizes[-1])
     small = min(large, 512)
     return Tiles(Tile(small, large), Tile(small, large))
@@ -124,7 +124,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
 
     Args:
       q, k, v, seen, bias: as in `forward`.
-      lse: log-sum-exp of the logits over all keys that the queries see, be they among these or not, [B T N].
+      lse: log-sum-exp of the logits over all keys that the queries see, also those that are not in k, [B T N].
       dot: sum of d_out * out over a head's width, less the gradient of lse, [B T N].
       d_out: gradient of the output, [B T N H].
       interpret: as plain JAX (True), or with a chip's memory and copies simulated (pltpu.InterpretParams).
@@ -137,12 +137,12 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
     prefetched, steps, visits = _visits(runs_of_queries(ends, keys, tile.q, tile.k), blocks)
     specs = _of_one_key_block(visits, group, tile, width)
     tables, of_tables = _tables(bias, tile, lambda r, n, j, g, s, runs: n * group + g)
-    once = pl.Buffered(1)  # of whole rows there is no room for two
+    once = pl.Buffered(1)  # one buffer: there is no room for two of a whole row
     of_sums = [
         pl.BlockSpec((None, group, 1, x.shape[2]), lambda r, n, j, g, s, runs: (r, n, 0, 0), pipeline_mode=once)
         for x in tables
     ]
-    # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. A block lies in one piece.
+    # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. Its blocks are contiguous.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
     settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=bool(tables))
     found = pl.pallas_call(
@@ -178,17 +178,17 @@ def _visits(runs: Runs, blocks: int) -> tuple[Any, Any, kernels.Visits]:
     """Returns the runs as the kernels read them, the steps of the longest list of visits, and their static shape.
 
     Args:
-      runs: of each block of a grid.
-      blocks: that there are to visit.
+      runs: one for each block of the grid.
+      blocks: number of blocks that may be visited.
     """
     count = runs.stop - runs.start
-    start = jnp.minimum(runs.start, blocks - 1)  # an empty run may start behind the last block; one block is loaded
+    start = jnp.minimum(runs.start, blocks - 1)  # an empty run may start after the last block, but its start is loaded
     flat = jnp.stack([start, count, runs.full_start, runs.full_stop]).reshape(-1)  # a scalar core pads what is not 1D
     return flat, jnp.maximum(count.sum(0).max(), 1), kernels.Visits(*count.shape)
 
 
 def _of_one_query_block(visits: kernels.Visits, group: int, tile: Tile, width: int) -> dict[str, Any]:
-    """Returns the blocks of a grid (row, query head, block of queries, visit)."""
+    """Returns the BlockSpecs of a grid (row, query head, block of queries, visit)."""
     bands, wide = range(visits.bands), (None, None, tile.k, width)
 
     def of_keys(block):
@@ -204,7 +204,7 @@ def _of_one_query_block(visits: kernels.Visits, group: int, tile: Tile, width: i
 
 
 def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int) -> dict[str, Any]:
-    """Returns the blocks of a grid (row, key head, block of keys, query head of its group, visit)."""
+    """Returns the BlockSpecs of a grid (row, key head, block of keys, query head of its group, visit)."""
     bands, wide = range(visits.bands), (None, None, tile.q, width)
 
     def of_queries(block):
@@ -225,7 +225,7 @@ def _of_one_key_block(visits: kernels.Visits, group: int, tile: Tile, width: int
 
 
 def _tables(bias, tile: Tile, head) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Returns the operand and block of a table of distances, to base 2, where there is one; `head` is of a step."""
+    """Returns the operand and BlockSpec of a table of biases, in base 2, for the `head` of a grid step; () without."""
     if bias is None:
         return (), ()
     table = diagonals.padded(bias.astype(jnp.float32) * kernels.LOG2_E, tile.k, tile.q)
@@ -253,12 +253,12 @@ def _scratch(*shapes: tuple[int, int]) -> list[Any]:
 
 
 def _precision(v):
-    """float32 stays float32, which a TPU would round to bfloat16; of bfloat16 there is nothing more to ask."""
+    """Returns full precision for float32, which a TPU would round to bfloat16, and the default for bfloat16."""
     return lax.Precision.HIGHEST if v.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _compiled(parallel: int, axes: int, interpret: Any, name: str) -> dict[str, Any]:
-    """The order of the first axes is not kept, and chips with two cores divide them; that of the others is: they walk
-    what is summed."""
+    """The first `parallel` axes may run in any order and on both cores of a chip; the others, over which the kernels
+    sum, run in order."""
     parameters = pltpu.CompilerParams(dimension_semantics=("parallel",) * parallel + ("arbitrary",) * (axes - parallel))
     return dict(interpret=interpret, name=name) | ({} if interpret is True else dict(compiler_params=parameters))

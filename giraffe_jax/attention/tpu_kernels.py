@@ -1,12 +1,12 @@
-"""The bodies of `tpu`'s kernels: what one step of a grid reads, adds to what the steps before it left, and writes.
+"""The bodies of `tpu`'s kernels: what one step of a grid reads, adds to the sums of the steps before it, and writes.
 
-Logits lie [keys queries] in all of them, so that what belongs to a query (its interval, log-sum-exp and so on) is a row
-that a vector unit spreads over sublanes, and sums over keys need no exchange between lanes. They are to base 2.
+Logits are [keys queries] in all of them, so that what belongs to a query (its interval, log-sum-exp and so on) is a row
+that the vector unit broadcasts over sublanes, and sums over keys need no exchange between lanes. They are in base 2.
 
-A block's steps are its visits to the blocks of its runs, one band after the other, in one list; steps beyond the last
-visit are another block's and do nothing here. A kernel's refs are the runs, its operands (one of q and of k per band,
-v, what it needs of the queries, the intervals' ends, maybe a head's table of distances), its results, and what it keeps
-from step to step.
+A block's steps are its visits to the blocks of its runs, one band after the other. The grid has as many steps as the
+block with the most visits needs; in the steps after a block's last visit nothing is done. A kernel's refs are the runs,
+its operands (one q and one k per band, v, what it needs of the queries, the intervals' ends, maybe a head's table of
+biases), its results, and its scratch memory.
 """
 
 import math
@@ -25,8 +25,8 @@ NONE = -1  # no block
 
 
 class Visits(NamedTuple):
-    """How to read runs of n bands, flattened from int32 [4 n B M]: the first block, how many there are, and the first
-    and last + 1 of those that are seen whole."""
+    """How to read runs of n bands, flattened from int32 [4 n B M]: the first block, the number of blocks, and start and
+    stop of those that need no mask."""
 
     bands: int
     batch: int
@@ -67,6 +67,7 @@ class Visits(NamedTuple):
 
 
 def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
+    """Sums over one block of queries' visits; the last step writes its output and log-sum-exp."""
     q_refs, k_refs, (v_ref, low_ref, high_ref, *table_ref, out_ref, lse_ref, top_ref, total_ref, sum_ref) = _split(
         refs, visits
     )
@@ -105,9 +106,9 @@ def forward(runs_ref, *refs, visits: Visits, scale: float, precision):
 
 def backward(runs_ref, *refs, visits: Visits, scale: float, precision, biased: bool):
     """Sums d_k and d_v of one block of keys in the core's own memory, d_q in HBM: [n B N M H block], zeros at first.
-    The gradient of a table stays in the core's memory for all blocks of keys: of the heads that share them.
 
-    Each visit reads its block of d_q while it multiplies, adds, and writes it while the next visit multiplies.
+    The gradients of the tables of a key head's queries stay in the core's memory for all blocks of keys. Each visit
+    reads its block of d_q during its matmuls, adds to it, and writes it during the matmuls of the next visit.
     """
     q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *more) = _split(refs, visits)
     table_ref, more = more[:biased], more[biased:]
@@ -133,7 +134,7 @@ def backward(runs_ref, *refs, visits: Visits, scale: float, precision, biased: b
         write = pltpu.make_async_copy(write_ref, block, done.at[1])
         this, before = (b * heads + head) * d_q_ref.shape[3] + i, written_ref[0]
         written_ref[0] = this
-        pl.when(before == this)(write.wait)  # the end of one list of visits may be the start of the next
+        pl.when(before == this)(write.wait)  # one block's last visit may be the next one's first
         read.start()
         q, k, d_out = q_refs[b][...], k_refs[b][...], d_ref[...]
         logits = _biased(_dot(k, q, 1, 1, precision) * (scale * LOG2_E), table_ref, i, j)
@@ -148,7 +149,7 @@ def backward(runs_ref, *refs, visits: Visits, scale: float, precision, biased: b
         sum_refs[b][...] += _dot(d_logits, q, 1, 0, precision)
         d_q = _dot(k, d_logits, 0, 0, precision)
         read.wait()
-        pl.when((before != NONE) & (before != this))(write.wait)  # any block's copy is as long as this one's
+        pl.when((before != NONE) & (before != this))(write.wait)  # for the block before, whose copy is as long
         write_ref[...] = read_ref[...] + d_q
         write.start()
 

@@ -1,9 +1,9 @@
 """The walk of blockwise attention: rows in blocks, which blocks of keys a block of queries visits, and their masks.
 
-Queries and keys are walked head by head, so that a block's logits are one matrix product of two plain matrices: the
-rows are the block's tokens times the query heads that share a key head. Each band runs over the key blocks that
-interval arithmetic on the corners of blocks does not prove empty, and only where it does not prove a block full is a
-mask evaluated.
+Each key head is computed on its own, so that a block's logits are one matmul of two matrices, whose rows are the
+block's tokens times the query heads that share the key head. From the smallest and largest indices in blocks, interval
+arithmetic finds the key blocks that are masked as a whole, which a band skips, and those without any masked pair, for
+which it evaluates no mask.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from giraffe_jax.ops.choose import choose
 from giraffe_jax.positions import CAUSAL, Band, Range
 from giraffe_jax.positions.encoding import whole
 
-BLOCK, MOST = 256, 1024  # tokens of a block of keys where the caller names none, and most of a block of queries
+BLOCK, MOST = 256, 1024  # tokens of a block of keys by default, and of a block of queries at most
 ROWS = 1536  # rows, tokens x heads, of a block of queries: measured on a CPU (LOG.md, 2026-11-26)
 
 # Blocks of queries are matrices: [B K M rows H] for M blocks whose rows are tokens x the G heads that share a key head,
@@ -53,9 +53,9 @@ def from_key_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Marks(NamedTuple):
-    """What masks compare, [B M block] each. A pair is seen where the query's index is not less than the key's, the
-    segments are equal, and in each range low <= query's chunk - key's chunk < high; and the key's `within` is below
-    the band's `keys`."""
+    """What masks compare, [B M block] each. A pair is seen if the query's index is not less than the key's, the
+    segments are equal, in each range low <= query's chunk - key's chunk < high, and the key's `within` is below the
+    band's `keys`."""
 
     index: Any
     segment: Any
@@ -64,8 +64,8 @@ class Marks(NamedTuple):
 
 
 def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> Marks:
-    """Returns the marks of each block's tokens; what is padded is nobody's: no key is below its index and none is of
-    its segment. Chunks are counted here, once: a division for each pair would cost more than its products."""
+    """Returns the marks of each block's tokens. Padding gets the given index and segment, by which it is masked. Chunks
+    are computed here, once: a division for each pair would cost more than its part of the matmuls."""
     padding = ((0, 0), (0, -place.index.shape[1] % block))
 
     def cut(x):
@@ -74,13 +74,13 @@ def _marks(place: Place, ranges, block: int, *, index: int, segment: int) -> Mar
     def pad(x, value):
         return cut(jnp.pad(x, padding, constant_values=value))
 
-    within = jnp.pad(place.within, padding, mode="edge")  # which leaves the block's corners where they are
+    within = jnp.pad(place.within, padding, mode="edge")  # smallest and largest values stay
     chunks = tuple(tuple(cut(within // r.chunk) for r in band) for band in ranges)
     return Marks(pad(place.index, index), pad(place.segment, segment), cut(within), chunks)
 
 
 class Walk(NamedTuple):
-    """Everything in blocks, and which blocks of keys each block of queries has to visit."""
+    """Queries, keys and values in blocks, and which blocks of keys each block of queries has to visit."""
 
     bands: tuple[Band, ...]
     ranges: tuple[tuple[Range, ...], ...]  # of each band, in whole numbers
@@ -89,21 +89,22 @@ class Walk(NamedTuple):
     v: jax.Array
     bias: Any
     marks: tuple[Marks, Marks]  # of queries and of keys
-    visits: tuple  # [bands, B, M] each: first and last visited block of keys, first and last full block of these
+    visits: tuple  # [bands, B, M] each: start and stop of the visited key blocks, and of those without a mask
     block: int  # tokens of a block of queries
 
     @property
     def query_blocks(self):
+        """Indices of the blocks of queries, [M]."""
         return jnp.arange(self.q[0].shape[2])
 
     def over_heads(self, function):
-        """Returns function(row, head) of all rows and key heads, in turn or at once."""
+        """Returns function(row, head) for all rows and key heads, in a loop or by vmap (ops/choose.py: heads)."""
         each = lax.map if choose().heads == "in turn" else lambda f, xs: jax.vmap(f)(xs)
         heads = jnp.arange(self.v.shape[1])
         return each(lambda row: each(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
 
     def over_keys(self, row, i, update, carry):
-        """Returns the carry after update(carry, band, block of keys, masked) for all that query block i has to see."""
+        """Returns the carry after update(carry, band, key block, masked) for all key blocks that block i visits."""
         for b in range(len(self.q)):
             start, stop, full_start, full_stop = (x[b, row, i] for x in self.visits)
             before, full = full_start - start, full_stop - full_start
@@ -116,7 +117,7 @@ class Walk(NamedTuple):
         return carry
 
     def logits(self, row, head, b, i, j, masked: bool):
-        """Returns float32 logits of one block pair in one band, and the mask that they have been given (or None)."""
+        """Returns float32 logits of one block pair in one band, and the mask that was applied to them (or None)."""
         logits = jnp.dot(self.q[b][row, head, i], self.k[b][row, head, j].T, preferred_element_type=jnp.float32)
         if self.bias is not None:
             logits += self._bias_block(self.bias, row, head, i, j)
@@ -152,7 +153,7 @@ class Walk(NamedTuple):
         return jnp.moveaxis(block, 0, 1).reshape(-1, shape[2])
 
     def pull_bias(self, row, head, i, j, d_logits):
-        """Returns the gradient of the bias's parameters."""
+        """Returns the gradient of the bias's parameters, given that of one block pair's logits."""
         return jax.vjp(lambda bias: self._bias_block(bias, row, head, i, j), self.bias)[1](d_logits)[0]
 
 
@@ -161,13 +162,13 @@ def make_walk(block_size, q, k, v, bias, places, bands) -> Walk:
     block_size = block_size or BLOCK
     num_kv_heads, group = v.shape[2], q[0].shape[2] // v.shape[2]
     k_block = min(block_size, v.shape[1])
-    # A multiple of the keys' block, so that the diagonal cuts as few blocks as may be.
+    # A multiple of the keys' block, so that the causal diagonal cuts as few blocks as possible.
     multiple = max(1, min(ROWS // group, MOST) // block_size)
     q_block = min(block_size * multiple, q[0].shape[1])
     scale = q[0].shape[-1] ** -0.5
     q_blocks = tuple(to_query_blocks(x * jnp.asarray(scale, x.dtype), num_kv_heads, q_block) for x in q)
     k_blocks, v_blocks = tuple(to_key_blocks(x, k_block) for x in k), to_key_blocks(v, k_block)
-    ranges = tuple(jax.tree.map(whole, band.ranges) for band in bands) or ((),)  # none where all holds
+    ranges = tuple(jax.tree.map(whole, band.ranges) for band in bands) or ((),)  # without bands there are none
     q_marks = _marks(places[0], ranges, q_block, index=-1, segment=-1)
     k_marks = _marks(places[1], ranges, k_block, index=jnp.iinfo(jnp.int32).max, segment=-2)
     visits = _visits(bands, ranges, q_marks, k_marks)
@@ -175,8 +176,8 @@ def make_walk(block_size, q, k, v, bias, places, bands) -> Walk:
 
 
 def _visits(bands, ranges, q_marks: Marks, k_marks: Marks):
-    """Returns for each band, row and block of queries: the first and last (exclusive) block of keys in which it can
-    hold for any pair, and of those the first run in which it holds for every pair, by interval arithmetic."""
+    """Returns for each band, row and block of queries: start and stop of the key blocks in which any pair may be seen,
+    and start and stop of the first run of them in which every pair is, by interval arithmetic."""
 
     def corners(marks: Marks, axis: int) -> tuple[Marks, Marks]:
         lowest = jax.tree.map(lambda x: jnp.expand_dims(x.min(-1), axis), marks)

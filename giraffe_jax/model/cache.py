@@ -16,14 +16,14 @@ from giraffe_jax.model.config import ModelConfig
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values so far; `raw` caches hold unrotated keys, for methods whose rotation changes as they grow."""
+    """Keys and values so far; `raw` caches hold unrotated keys, for methods whose rotation changes with the length."""
 
     k: Float[Array, "L B S K H"]
     v: Float[Array, "L B S K H"]
-    index: Int[Array, "B"]  # slots filled in each row; a row's next token goes there
-    positions: Float[Array, "B S"]  # of the cached keys, which raw caches rotate by
+    index: Int[Array, "B"]  # number of filled slots in each row, and so the slot of its next token
+    positions: Float[Array, "B S"]  # of the cached keys; raw caches rotate by them
     raw: bool = False
-    filled: bool = False  # whether anything has been read into it: from then on one token at a time goes in
+    filled: bool = False  # after prefill: from then on tokens are added one at a time
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int, dtype: Any = None, raw: bool = False) -> "Cache":

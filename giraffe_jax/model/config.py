@@ -46,7 +46,7 @@ REMAT: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-_TABLES = ("head_dim", "num_layers")  # sizes of tables made for a config: a damaged number must not ask for any size
+_TABLES = ("head_dim", "num_layers")  # sizes of tables made for a config; limited, since a file may be damaged
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -68,12 +68,12 @@ class ModelConfig:
     qk_norm: bool = False  # Normalises queries and keys of each head before they are rotated.
     # Position methods, applied left to right: [dict(name="yarn", factor=4.0)]. () is plain RoPE.
     positions: tuple[Mapping[str, Any], ...] = ()
-    # "auto" takes the fastest implementation that can compute the config on this device (cudnn or pallas on a GPU,
-    # pallas on a TPU). One that is named and cannot is refused with the reason.
+    # "auto" takes the fastest implementation that supports the config on this device (cudnn or pallas on a GPU, pallas
+    # on a TPU). Asking for one by name that does not support it is an error that says why.
     attention: Implementation = "auto"
-    block_size: int | None = None  # Keys of a block of blockwise attention, in tokens. None lets the backend choose.
-    # How devices that share rows (mesh.context) exchange keys and values. By "all-gather" each has all keys and values
-    # of a layer; in a "ring" they are sent around during the matmuls, so a device holds one device's share.
+    block_size: int | None = None  # Keys of a block of blockwise attention, in tokens. None is 256.
+    # How devices that share rows (mesh.context) exchange keys and values. With "all-gather" each holds all keys and
+    # values of a layer; with "ring" they are sent around during the matmuls, so a device holds one device's share.
     context: How = "all-gather"
     # What a layer keeps for its backward pass; the rest is recomputed. "none" keeps all. "save_matmuls" keeps outputs
     # of matmuls and of attention (on a single CPU the same as "none"). "full" keeps the layer's input only;
@@ -83,9 +83,9 @@ class ModelConfig:
     remat: Literal[
         "none", "save_matmuls", "full", "save_attention", "offload", "offload_residual", "offload_attention"
     ] = "none"
-    mlp_chunk: int = 0  # Tokens of a row, on one device, that are in the MLP at once. 0 is all of them.
+    mlp_chunk: int = 0  # Tokens of a row, on one device, that the MLP computes at once. 0 is all of them.
     dtype: Dtype = "float32"  # Of activations.
-    param_dtype: Dtype = "float32"  # Of weights. What is trained must be float32.
+    param_dtype: Dtype = "float32"  # Of weights. Trained weights must be float32.
     # Precision of matmuls, as jax.lax.Precision names it. None is "highest" where dtype is float32 (by default a GPU
     # would round inputs to TF32 and a TPU to bfloat16), and "default" where dtype is bfloat16.
     matmul_precision: Precision | None = None
@@ -108,7 +108,7 @@ class ModelConfig:
         for name, least in (("mlp_chunk", 0), ("block_size", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"model.{name} must be at least {least}, got {getattr(self, name)}.")
-        with np.errstate(all="ignore"):  # what overflows is named below
+        with np.errstate(all="ignore"):  # overflow is reported below
             bound = [self.bind(), self.bind(self.original_len)]  # without and with methods that follow the length
         if not all(np.isfinite(table).all() for e in bound for table in (e.inv_freq, e.gain)):
             raise ConfigError(
@@ -119,11 +119,11 @@ class ModelConfig:
 
     @property
     def precision(self) -> Precision:
-        """The precision of matmuls: `matmul_precision`, or what its None stands for."""
+        """The precision of matmuls: `matmul_precision`, or the default of its None for this dtype."""
         return self.matmul_precision or ("highest" if self.dtype == "float32" else "default")
 
     def at_precision(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context for tracing: matmuls in it, those of backward passes too, get the config's precision."""
+        """Returns a context to trace in: matmuls, also those of backward passes, get the config's precision."""
         return jax.default_matmul_precision(self.precision)
 
     def bind(
@@ -133,8 +133,11 @@ class ModelConfig:
 
         Args:
           length: sequence length in tokens where it is known.
-          scaling: other methods than the config's: evaluated positions may differ from trained ones.
-          where: how `scaling` is called in errors: the key or the flag that it comes from.
+          scaling: methods to use in place of the config's, since evaluated positions may differ from trained ones.
+          where: the name of `scaling` in errors: the key or the flag that it comes from.
+
+        Raises:
+          ConfigError: as `positions.bind`.
         """
         return positions.bind(
             self.positions if scaling is None else scaling,

@@ -28,7 +28,7 @@ from giraffe_jax.positions import Encoding
 from giraffe_jax.positions.layers import limits_differ, of_layer
 from giraffe_jax.sharding import constrain, of_residual
 
-# Low-rank adapters (model/lora.py) lie beside the kernel whose input and output axes they share.
+# Low-rank adapters (model/lora.py) are stored next to their kernel, with whose input and output axes they are sharded.
 PARAM_AXES |= {
     f"{path.removesuffix('kernel')}lora/{leaf}": leaf_axes
     for path, (_, *axes) in PARAM_AXES.items()
@@ -59,14 +59,18 @@ class Einsum(nn.Module):
         return {"kernel": kernel, **adapter}
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        """Returns the map of x, adapter included."""
         return linear(self.equation, x, self.weights())
 
 
 class RMSNorm(nn.Module):
+    """RMSNorm over the last axis, computed in float32."""
+
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T *D"]) -> Float[Array, "B T *D"]:
+        """Returns x / sqrt(mean(x^2) + norm_eps) * scale, in the dtype of x."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
         if choose().norm == "cpu":
             return cpu.rms_norm(x.reshape(-1, x.shape[-1]), scale, self.config.norm_eps).reshape(x.shape)
@@ -76,6 +80,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Grouped-query attention of one layer: projections, rotation, attention, KV cache."""
+
     config: ModelConfig
 
     @nn.compact
@@ -121,10 +127,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The gated MLP of one layer (SwiGLU)."""
+
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Returns the MLP of x, `config.mlp_chunk` tokens at a time."""
         c = self.config
         weights = {
             "gate": Einsum("btd,df->btf", (c.d_model, c.d_mlp), 1, c, name="gate").weights(),
@@ -137,10 +146,13 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention and MLP, each after a norm and added to the residual stream."""
+
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], layer, shared):
+        """Returns (x [B T D], this layer's cache or None); `layer` and `shared` are from `Llama._inputs`."""
         x = checkpoint_name(x, "residual")
         tables, key_tables, index, cached = layer
         shared_tables, shared_key_tables, encoding, place, slots, raw = shared
@@ -159,10 +171,10 @@ class Block(nn.Module):
 
 
 def _remat(block: Any, how: str) -> Any:
-    """Returns the layer that keeps what REMAT says for its backward pass.
+    """Returns the layer with the remat policy `how`, by REMAT.
 
-    On one CPU "none" is "save_matmuls": norms, rotations and sums are made again, which takes no time that can be
-    measured (LOG.md, 2026-11-26).
+    On one CPU "none" is "save_matmuls": norms, rotations and sums are recomputed, which takes no measurable time
+    (LOG.md, 2026-11-26).
     """
     policies = jax.checkpoint_policies
     if how == "none" and choose().remat == "all":
@@ -198,14 +210,19 @@ class Llama(nn.Module):
           tokens: input ids.
           encoding: positions of these tokens, `config.bind(...).at(positions)`.
           segments: document of each token (0 padding); tokens attend within their document. None: one document a row.
-          cache: with T > 1 the prompt fills an empty cache; with T = 1 one more token is decoded. Rows of different
-            lengths are padded on the right; set `cache.index` to their lengths after the prompt.
+          cache: with T > 1 the tokens are prompts and fill an empty cache (prefill); with T = 1 each row decodes one
+            more token. Prompts of different lengths are padded on the right; after prefill set `cache.index` to their
+            lengths.
+
+        Raises:
+          ConfigError: several tokens for a cache that is filled, or a cache of rotated keys for a method that needs raw
+            ones.
         """
         c = self.config
         if cache is not None and cache.filled and tokens.shape[1] > 1:
             raise ConfigError(
-                f"cache: {tokens.shape[1]} more tokens for a cache that is filled already; a prompt goes into an empty "
-                "cache whole, and after it one token at a time."
+                f"cache: {tokens.shape[1]} more tokens for a cache that is filled already; prefill the whole prompt "
+                "into an empty cache, then decode one token at a time."
             )
         embedding = self.param(
             "embed",
@@ -243,7 +260,10 @@ class Llama(nn.Module):
         tables, key_tables, slots = positions.rotations(encoding), None, None
         if cache is not None:
             if positions.needs_raw_keys(encoding) and not cache.raw:
-                raise ConfigError("several bands rotate a key in several ways: they need Cache.init(..., raw=True).")
+                raise ConfigError(
+                    "cache: several bands rotate a key in several ways, or its rotation follows the length; it needs "
+                    "unrotated keys: Cache.init(..., raw=True)."
+                )
             slots = cache.index[:, None] + jnp.arange(encoding.positions.shape[1])
             if cache.raw:
                 rows = jnp.arange(slots.shape[0])[:, None]
@@ -256,10 +276,10 @@ class Llama(nn.Module):
         layer = (tables if per_layer else None, key_tables if per_layer_keys else None, index, cached)
         shared_tables = (None if per_layer else tables, None if per_layer_keys else key_tables)
         raw = cache is not None and cache.raw
-        # Tables hold these; what learns may read the positions.
+        # The tables already contain these. Learned items may still read the positions.
         bands = tuple(band.replace(q_pos=None, k_pos=None) for band in encoding.bands)
         light = encoding.replace(bands=bands, key_pos=None, query_scale=None)
         light = light if encoding.learned else light.replace(positions=None)
-        if slots is not None and slots.shape[1] == 1:  # one token more, of the cache's one document a row
+        if slots is not None and slots.shape[1] == 1:  # decoding: a row of the cache is one document
             place = Place(slots, jnp.ones_like(slots), jnp.zeros_like(slots))
         return layer, (*shared_tables, light, place, slots, raw), slots

@@ -1,9 +1,9 @@
-"""Low-rank adapters: what training moves, and the adapters' place in the parameter tree.
+"""Low-rank adapters: which parameters are trained, and where adapters are in the parameter tree.
 
 Hu et al., "LoRA", arXiv:2106.09685. For long contexts norms and embeddings are trained too: Chen et al., "LongLoRA",
-arXiv:2309.12307. Longer steps of B: Hayou et al., "LoRA+", arXiv:2402.12354. An adapter lies beside its kernel,
-"layers/attention/q/lora/{a, b, scale}", and carries its own scale, so that parameters alone say what they compute; the
-model adds scale * (x A) B where it finds one.
+arXiv:2309.12307. A higher learning rate of B: Hayou et al., "LoRA+", arXiv:2402.12354. An adapter is stored next to its
+kernel, "layers/attention/q/lora/{a, b, scale}", with its own scale, so that no config is needed to apply it; the model
+adds scale * (x A) B where it finds one.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Part = Literal["norm", "embed", "lm_head"]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get adapters, and what else is trained. The defaults are LongLoRA's; LoRA alone is train=()."""
+    """Which projections get adapters, and what else is trained. The defaults are LongLoRA's; train=() is plain LoRA."""
 
     rank: Annotated[int, Bound(1, high=2**16)] = 8  # Rank of each adapter.
     alpha: Annotated[float, Bound(0.0, above=True)] = 16.0  # Adapters are multiplied by alpha / rank.
     targets: tuple[Target, ...] = ("q", "k", "v", "o")  # Projections that get an adapter.
     # What is trained besides adapters. "embed" includes the unembedding where the two are tied.
     train: tuple[Part, ...] = ("norm", "embed")
-    # Learning rate of B over that of all else that is trained. LoRA+ takes 16.
+    # Learning rate of B, as a multiple of that of everything else. LoRA+ takes 16.
     lr_ratio: Annotated[float, Bound(0.0, above=True)] = 1.0
 
     def __post_init__(self):
@@ -42,9 +42,10 @@ class LoraConfig:
 
 
 def add(params: Mapping[str, Any], config: LoraConfig, key: jax.Array) -> dict[str, Any]:
-    """Returns the parameters with adapters: those they have, and else A uniform in +-1/sqrt(fan in), B zero: no change.
+    """Returns the parameters with adapters; existing ones are kept, new ones do not change the model's outputs.
 
-    What is trained becomes float32: a bfloat16 norm would not see a step of 2e-5. The rest keeps its dtype.
+    A is uniform in +-1/sqrt(fan in), B zero. Trained parameters become float32: in bfloat16 a norm would round away a
+    step of 2e-5. The others keep their dtype.
     """
     tree = jax.tree_util.tree_map_with_path(
         lambda path, x: x.astype(jnp.float32) if _trains(_words(path), config) else x, _copy(params)
@@ -66,12 +67,12 @@ def add(params: Mapping[str, Any], config: LoraConfig, key: jax.Array) -> dict[s
 
 
 def trainable(params: Any, config: LoraConfig | None) -> Any:
-    """Returns True for each parameter that training moves, in a tree like params; all of them without a config."""
+    """Returns a tree like params with True for each parameter that is trained; without a config all are."""
     return jax.tree_util.tree_map_with_path(lambda path, _: config is None or _trains(_words(path), config), params)
 
 
 def with_lr_ratio(moves: optax.GradientTransformation, ratio: Any) -> optax.GradientTransformation:
-    """Returns an optimizer whose steps of B, weight decay included, are `ratio` times as large (LoRA+)."""
+    """Returns an optimizer whose updates of B, weight decay included, are `ratio` times as large (LoRA+)."""
 
     def is_b(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: _words(path)[-2:] == ("lora", "b"), tree)
@@ -80,14 +81,14 @@ def with_lr_ratio(moves: optax.GradientTransformation, ratio: Any) -> optax.Grad
 
 
 def split(params: Any, chosen: Any) -> tuple[Any, Any]:
-    """Returns (the chosen parameters, the others): two trees like params with None, which has no leaves, elsewhere."""
+    """Returns (the chosen parameters, the others): two trees like params, with None (no leaf) in place of the rest."""
     these = jax.tree.map(lambda x, yes: x if yes else None, params, chosen)
     others = jax.tree.map(lambda x, yes: None if yes else x, params, chosen)
     return these, others
 
 
 def join(one: Any, other: Any) -> Any:
-    """Returns the parameters that `split` made two trees of."""
+    """Returns the parameters that `split` divided into two trees."""
     return jax.tree.map(lambda x, y: y if x is None else x, one, other, is_leaf=lambda x: x is None)
 
 
@@ -113,7 +114,7 @@ GROUPS = ("adapters", "frequencies", "embedding", "unembedding", "norms", "atten
 
 
 def by_group(params: Any) -> dict[str, int]:
-    """Returns how many numbers each of GROUPS has in a parameter tree, those alone that it has."""
+    """Returns how many parameters a tree has in each of GROUPS; groups without any are left out."""
     names = {"positions": "frequencies", "embed": "embedding", "lm_head": "unembedding", "mlp": "MLP"}
     found: dict[str, int] = {group: 0 for group in GROUPS}
     for path, x in paths(params).items():
@@ -128,7 +129,7 @@ def by_group(params: Any) -> dict[str, int]:
 
 
 def count_in_words(count: int) -> str:
-    """Returns a number of parameters as a header says it: 1,152 or 0.05 M or 28.3 M or 6.74 B."""
+    """Returns a number of parameters for people to read: 1,152 or 0.05 M or 28.3 M or 6.74 B."""
     if count < 10_000:
         return f"{count:,}"
     if count < 10**9:

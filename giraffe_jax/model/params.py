@@ -1,4 +1,4 @@
-"""Parameters of a model: made, counted, given axes to shard by, fitted to another config."""
+"""Parameters of a model: initialise, count, look up their logical axes, fit them to another config."""
 
 import dataclasses
 import math
@@ -25,13 +25,15 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Returns freshly initialised parameters."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     encoding = config.bind(length=2).at(jnp.arange(2.0)[None])
-    # Compiled: the initialisers and the model that `init` runs are hundreds of programs otherwise.
+    # Jitted: run eagerly, the initialisers and the model's forward pass in `init` would compile hundreds of programs.
     return jax.jit(lambda key: dict(Llama(config).init(key, tokens, encoding)["params"]))(key)
 
 
 def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Returns the logical axes of every parameter that the config's model may have: PARAM_AXES, and what its positions
-    learn (positions/slot.py), which is small and whole on every device."""
+    """Returns the logical axes of every parameter that the config's model may have.
+
+    That is PARAM_AXES, and what its positions learn (positions/slot.py), which is small and replicated on every device.
+    """
 
     def learned() -> dict[str, Any]:
         items = config.bind(length=2).at(jnp.arange(2.0)[None]).learned
@@ -43,7 +45,7 @@ def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def learned_by(config: ModelConfig) -> dict[str, list[str]]:
-    """Returns the paths of the parameters that each of the config's methods has of its own, of those that have any."""
+    """Returns {method: paths of the parameters that it adds} for the config's methods that add any."""
     found, known = {}, set(PARAM_AXES)
     for i, call in enumerate(config.positions, 1):
         paths = list(param_axes(dataclasses.replace(config, positions=config.positions[:i])))
@@ -54,14 +56,14 @@ def learned_by(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:
-    """Returns the parameters of the config's model: those given, and fresh ones where it has more.
+    """Returns the parameters of the config's model: those given, and freshly initialised ones where it has more.
 
-    A model that takes up a method that learns, or normalised queries and keys, has parameters that its source had not;
-    one that gives them up drops them. Adapters are kept.
+    A model that adds a learned method, or qk_norm, has parameters that its source did not have; one that removes them
+    drops theirs. Adapters are kept.
     """
     shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, key)))
     given = traverse_util.flatten_dict(params)
-    # Compiled, so that what is not asked for is not made.
+    # Jitted, so that parameters that are not returned are not computed.
     fresh = jax.jit(lambda: {k: traverse_util.flatten_dict(init_params(config, key))[k] for k in shapes.keys() - given})
     return traverse_util.unflatten_dict(
         {k: v for k, v in (dict(given) | fresh()).items() if k in shapes or "lora" in k}
@@ -74,7 +76,7 @@ def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
 
 
 def logits(params: Mapping[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Returns float32 logits of every token; for short rows, since this is the one array that grows with T times V."""
+    """Returns float32 logits of every token. Use it for short rows: the array has B T V numbers."""
     return jnp.einsum(
         "btd,dv->btv", hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32
     )

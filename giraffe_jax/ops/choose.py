@@ -1,7 +1,7 @@
 """Which implementation of each operation runs, decided in one place by the devices that are traced for.
 
-Attention over whole rows has a choice of its own beside this one, since it depends on the method and the shapes too:
-giraffe_jax/attention/engine.py.
+Attention over whole rows is chosen in giraffe_jax/attention/engine.py, since there the method and the shapes matter
+too.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Literal
 
 from giraffe_jax import devices
 
-Form = Literal["cpu", "xla"]  # ops/cpu.py's, with gradients by hand for one CPU; or the formula, compiled by XLA
+Form = Literal["cpu", "xla"]  # ops/cpu.py, with hand-written gradients, for one CPU; or the plain formula, by XLA
 _NAMES: dict[str, str] = {"cpu": "by hand for one CPU", "xla": "by XLA"}
 
 
@@ -21,13 +21,13 @@ class Kernels:
     mlp: Form  # a layer with adapters always takes "xla"
     norm: Form
     loss: Form
-    # What a layer keeps for its backward pass with model.remat="none": all that it reads, or outputs of matmuls alone.
+    # What a layer keeps for its backward pass with model.remat="none": everything, or only the outputs of matmuls.
     remat: Literal["all", "matmuls"]
     heads: Literal["in turn", "at once"]  # how blockwise attention goes over rows and heads
-    casts: Literal["anywhere", "in the layer"]  # where parameters become activations' dtype, see linear.cast
+    casts: Literal["anywhere", "in the layer"]  # where parameters are cast to the activations' dtype: linear.cast
 
     def __str__(self) -> str:
-        """Returns who computes what, like "linear, mlp, norm, loss by XLA"."""
+        """Returns which form computes what, like "linear, mlp, norm, loss by XLA"."""
         ops = {name: getattr(self, name) for name in ("linear", "mlp", "norm", "loss")}
         by_form = {form: [name for name, of in ops.items() if of == form] for form in _NAMES}
         return "; ".join(f"{', '.join(names)} {_NAMES[form]}" for form, names in by_form.items() if names)

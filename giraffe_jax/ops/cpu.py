@@ -1,9 +1,9 @@
-"""What one CPU computes fast: the layer's matrix products, SwiGLU, RMSNorm and the loss, with gradients by hand.
+"""Forms that are fast on one CPU: a layer's matmuls, SwiGLU, RMSNorm and the loss, with hand-written gradients.
 
-XLA's CPU backend multiplies at the machine's peak where operands are plain matrices and the wider side of the result is
-its columns, and at half of it elsewhere; and it does not fuse across products, so that every array of an elementwise
-formula is one more pass over memory. Other devices have neither fault: ops/choose.py says where these run, and the
-formulas are those that the model and the loss have without them.
+XLA's CPU backend runs a matmul at the machine's peak if its operands are plain matrices and the result has no fewer
+columns than rows, and else at half of it; and it does not fuse across matmuls, so every array of an elementwise formula
+is one more pass over memory. Other devices have neither fault. ops/choose.py says where these run; they compute the
+same formulas as the model and the loss do without them.
 
 Axes: M tokens, I and O a map's inputs and outputs, D model, F MLP, V vocabulary.
 """
@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 MLP_CHUNK = 512  # tokens whose hidden layer stays in the cache
-TILE = 512  # rows of the unembedding that are multiplied at once
+TILE = 512  # rows of the unembedding (words) in one matmul
 LOWEST = -1e30
 
 
@@ -53,7 +53,7 @@ def weight_gradient(x: Float[Array, "M I"], g: Float[Array, "M O"], dtype: Any =
     )
     if x.shape[1] <= g.shape[1]:
         return product(x, g)
-    return lax.optimization_barrier(product(g, x)).T  # or the compiler would undo it
+    return lax.optimization_barrier(product(g, x)).T  # without it the compiler would undo the swap
 
 
 def _linear_backward(saved, g):
@@ -62,7 +62,7 @@ def _linear_backward(saved, g):
     return jnp.dot(g, matrix.T).reshape(x.shape), weight_gradient(flat, g).reshape(w.shape)
 
 
-# What is kept is x as it came: maps that read one x keep it once.
+# x is kept in the shape it came in, so that several maps of one x keep it once.
 _linear.defvjp(lambda x, w: (_product(x, w), (x, w)), _linear_backward)
 
 
@@ -72,7 +72,7 @@ _linear.defvjp(lambda x, w: (_product(x, w), (x, w)), _linear_backward)
 def gated(
     x: Float[Array, "M D"], gate: Float[Array, "D F"], up: Float[Array, "D F"], down: Float[Array, "F D"]
 ) -> Float[Array, "M D"]:
-    """Returns (silu(x gate) * (x up)) down; its backward pass keeps x gate and x up alone."""
+    """Returns (silu(x gate) * (x up)) down; of the hidden layer only x gate and x up are kept for the backward pass."""
     out: Any = _gated(x, gate, up, down)
     return out
 
@@ -106,7 +106,7 @@ def _gated_backward(saved, g):
 
 
 def _in_chunks(function, *arrays):
-    """Returns function of [M ...] arrays, MLP_CHUNK rows at a time where M divides into them."""
+    """Returns the function of arrays [M ...], computed MLP_CHUNK rows at a time if M divides into them."""
     rows = arrays[0].shape[0]
     if rows <= MLP_CHUNK or rows % MLP_CHUNK:
         return function(*arrays)
@@ -160,7 +160,7 @@ def nll(
     """Returns (nll, log-normaliser, whether the target is the argmax) of each token, float32.
 
     Args:
-      chunk: tokens that are multiplied with TILE rows of the unembedding at once.
+      chunk: tokens in one matmul with TILE rows of the unembedding.
     """
     tiles = _tiles(unembedding)
 
@@ -178,7 +178,7 @@ def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss, chunk: i
     """Returns (nll [M], log-normaliser [M], gradient of hidden [M D], of the unembedding [V D] in float32 or None) of
     sum(weights * (nll + z_loss * log-normaliser^2)).
 
-    Logits of a chunk of tokens are made once and kept until the chunk's gradient is done.
+    The logits of a chunk of tokens are computed once, and kept until its gradient is computed.
     """
     tiles, num_words = _tiles(unembedding), unembedding.shape[0]
 
@@ -210,14 +210,14 @@ def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss, chunk: i
 
 
 def _tiles(unembedding):
-    """Returns [n TILE D]; what is beyond the vocabulary is zero."""
+    """Returns the unembedding as [n TILE D], padded with zeros beyond the vocabulary."""
     padded = jnp.pad(unembedding, ((0, -unembedding.shape[0] % TILE), (0, 0)))
     return padded.reshape(-1, TILE, unembedding.shape[1])
 
 
 def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
-    """Returns (largest logit, log-normaliser, the target's logit, the largest of the words before it, [n M TILE] all
-    logits or None) of each token. Of equal logits the first word's is the argmax."""
+    """Returns (largest logit, log-normaliser, the target's logit, the largest logit of words before the target, all
+    logits [n M TILE] or None) of each token. The fourth decides ties: of equal logits the first word is the argmax."""
 
     def tile(carry, part):
         top, total, target, ahead = carry
@@ -241,7 +241,7 @@ def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
 
 
 def _token_chunks(chunk: int, *arrays):
-    """Returns the arrays [M ...] as [chunks, tokens, ...], padded with zeros, and what undoes it."""
+    """Returns the arrays [M ...] as [chunks, tokens, ...], padded with zeros, and the function that undoes it."""
     rows = arrays[0].shape[0]
     chunk = min(chunk, rows)
 

@@ -1,4 +1,4 @@
-"""A linear map, with the low-rank adapter that may lie beside its kernel."""
+"""A linear map, with the low-rank adapter (LoRA) that its weights may have."""
 
 import re
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from giraffe_jax.ops.choose import choose
 def cast(weight: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
     """Returns a weight of one layer in the dtype of activations.
 
-    XLA for TPUs gives a value whose readers all take bfloat16 that dtype where it is made: here at the start of the
-    step, for all layers, to be held beside the float32 ones until it ends (2 bytes a parameter). It does not where the
-    readers take bits, as they do on a TPU.
+    On TPUs XLA moves the cast of a value that is read in bfloat16 only to where the value is produced: here to the
+    start of the step, so that bfloat16 copies of all layers' weights are held until it ends (2 bytes a parameter). It
+    cannot do so if the value is read as bits, which is how it is read here on a TPU.
     """
     if weight.dtype != jnp.float32 or jnp.dtype(dtype) != jnp.bfloat16 or choose().casts == "anywhere":
         return weight.astype(dtype)
@@ -34,7 +34,7 @@ _cast.defvjp(lambda weight: (_cast(weight), None), lambda _, gradient: (gradient
 
 
 def linear(equation: str, x: Float[Array, "B T ..."], weights: Mapping[str, Any]) -> Float[Array, "B T ..."]:
-    """Returns x W, plus scale * (x A) B where the weights have a low-rank adapter: W A B is never made.
+    """Returns x W, plus scale * (x A) B if the weights have a low-rank adapter; the product A B is never computed.
 
     Args:
       equation: of x and W, like "btd,dnh->btnh".

@@ -1,6 +1,7 @@
 """Next-token loss in chunks of tokens, so that the [B, T, V] logits never exist, forward or backward.
 
-Axes: n chunks of t tokens of each device, P and C the mesh's parts of batch and tokens (see sharding.local_chunks).
+Axes: n chunks of t tokens on each device; P and C, the parts that the mesh divides rows and tokens into (see
+sharding.local_chunks).
 """
 
 import functools
@@ -58,8 +59,8 @@ def next_token_loss(
     """Returns (sum of weight * (nll + z_loss * log-normaliser^2), sum of weight * nll), float32; only the first has a
     gradient.
 
-    The gradient is made while the logits of a chunk exist, so they are computed once. The unembedding's is summed over
-    chunks in float32 on each device, and over devices once; it is left out where nothing reads it.
+    The gradient is computed with the logits of each chunk, so these are computed once. That of the unembedding is
+    summed over chunks in float32 on each device, and over devices once; it is skipped if nothing reads it.
 
     Args:
       chunk: tokens of a row on one device whose logits exist at once.
@@ -70,9 +71,9 @@ def next_token_loss(
 
 
 def _logits(hidden_PCbtD, targets_PCbt, unembedding):
-    """Returns (logits, their logsumexp, the target's logit, where the target is) of a chunk, float32."""
+    """Returns (logits, their logsumexp, the target's logit, one-hot targets) of a chunk; all but the last float32."""
     logits = jnp.einsum("pcbtd,dv->pcbtv", hidden_PCbtD, unembedding, preferred_element_type=jnp.float32)
-    # A comparison and a sum: taking elements along a vocabulary that is split over devices would gather the logits.
+    # A comparison and a sum: indexing a vocabulary that is sharded over devices would all-gather the logits.
     hit = jnp.arange(unembedding.shape[1]) == targets_PCbt[..., None]
     return logits, jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), hit
 

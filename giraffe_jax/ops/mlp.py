@@ -27,10 +27,10 @@ def gated(x: Float[Array, "B T D"], weights: Mapping[str, Any], *axes: str | Non
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def gated_in_chunks(x: Float[Array, "B T D"], weights: Mapping[str, Any], chunk: int) -> Float[Array, "B T D"]:
-    """Returns `gated` of `chunk` tokens of each device at a time; the backward pass runs each chunk again.
+    """Returns `gated`, computed `chunk` tokens of each device at a time; the backward pass recomputes each chunk.
 
-    Each device has its own copy of the weights before the loop: they are gathered once, and their gradients are summed
-    over chunks on each device, in float32, and over devices once.
+    The weights are all-gathered once, before the loop. Their gradients are summed over chunks on each device, in
+    float32, and then over devices once.
     """
     chunks, restore = sharding.local_chunks(x, chunk)
     copies = _copies(x, weights)
@@ -38,7 +38,7 @@ def gated_in_chunks(x: Float[Array, "B T D"], weights: Mapping[str, Any], chunk:
 
 
 def _copies(x, weights):
-    """Returns the weights in the dtype of x, as [P C ...]: one copy a device."""
+    """Returns the weights in the dtype of x, as [P C ...]: one copy for each device."""
     return jax.tree.map(lambda w: sharding.copies(cast(w, x.dtype), x), weights)
 
 

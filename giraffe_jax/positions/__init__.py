@@ -32,11 +32,11 @@ from giraffe_jax.positions.learned import largest_factor, learned_entries, longr
 from giraffe_jax.positions.rotation import Rotation, rotate, rotations
 from giraffe_jax.positions.slot import Learned, learn, scale_heads, with_learned
 
-distances: Callable[..., Any]  # of each pair of tokens as attention gives it, [Q T]: attention/distances.py
+distances: Callable[..., Any]  # query-key distances as attention sees them, [Q T]: attention/distances.py
 
 
 def __getattr__(name: str) -> Any:
-    if name == "distances":  # it runs attention, which imports this package
+    if name == "distances":  # imported late: it runs attention, which imports this package
         return importlib.import_module("giraffe_jax.attention.distances").distances
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

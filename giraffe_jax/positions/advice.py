@@ -1,4 +1,4 @@
-"""What a mistake with an own method is answered: the file that was meant, the parameter that is the cause."""
+"""Hints for errors in user-defined methods: which file was probably meant, which parameter causes the failure."""
 
 import ast
 import difflib
@@ -16,14 +16,15 @@ from jax.core import Tracer
 
 from giraffe_jax.positions.encoding import Encoding
 
-ENDLESS = ("high", "keys", "modulo", "highest", "window", "chunk", "limits")  # fields in which infinity is no limit
+ENDLESS = ("high", "keys", "modulo", "highest", "window", "chunk", "limits")  # infinity is allowed here: no limit
 RANGES = "Positive, NonNegative, Factor (>= 1) or Fraction (> 0 and <= 1), all of giraffe_jax.positions"
 
 
 def meant(name: str) -> str:
-    """Returns ` Did you mean 'halfway.halfway'?` for "halfway" and "halfway.py" where such a file has methods.
+    """Returns a hint for a name that is not a method's dotted path; an empty string if there is nothing to suggest.
 
-    For "idea/halfway.py" it is the flag by which they are found, and else an empty string. Files are read, not run.
+    For "halfway" and "halfway.py" it is " Did you mean 'halfway.halfway'?" if a file of that name on sys.path defines
+    methods; for "idea/halfway.py" it is the --methods flag that finds them. Files are parsed, not executed.
     """
     given, stem = Path(name), name.removeprefix("./").removesuffix(".py")
     if len(name) <= 255 and given.suffix == ".py" and given.parent != Path() and (paths := _methods(given)):
@@ -35,14 +36,14 @@ def meant(name: str) -> str:
 
 
 def nearest_file(name: str) -> str:
-    """Returns ` Did you mean ...?` of the file whose name is nearest to a dotted path's module and has methods."""
+    """Returns " Did you mean ...?" for the file of methods whose name is closest to the module of a dotted path."""
     stems = {file.stem for folder in sys.path for file in Path(folder).glob("*.py")}
     return next(filter(None, map(meant, difflib.get_close_matches(name.split(".")[0], stems))), "")
 
 
 def _methods(file: Path) -> list[str]:
-    """Returns the first three dotted paths of functions of a file whose first parameter is annotated Encoding, the
-    file's namesake first."""
+    """Returns the dotted paths of a file's methods (functions whose first parameter is annotated Encoding), at most
+    three; the one named like the file comes first."""
     try:
         body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -54,7 +55,10 @@ def _methods(file: Path) -> list[str]:
 
 
 def not_finite(e: Encoding) -> tuple[str, str] | None:
-    """Returns ("bands[0].q_pos.scale", "nan in 1 of 1") of the first field that has such numbers; traced ones pass."""
+    """Returns the first field with NaN or a forbidden infinity, like ("bands[0].q_pos.scale", "nan in 1 of 1").
+
+    None if there is no such field. Traced arrays are not checked.
+    """
     for path, value in jax.tree_util.tree_leaves_with_path(e.replace(pending=(), key=None)):
         if isinstance(value, Tracer) or not isinstance(value, np.ndarray | np.generic | jax.Array | float):
             continue
@@ -68,10 +72,10 @@ def not_finite(e: Encoding) -> tuple[str, str] | None:
 
 
 def blame(function: Callable, e: Encoding, arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns (".factor", what to do about it) of the parameter without a range that makes a method fail.
+    """Returns (".factor", advice) for the parameter whose value makes a method fail.
 
-    That is one with whose default, or 2, it does not. Where several are it, the place is empty and all are named; where
-    none is, both texts are empty.
+    Only numbers without a declared range are tried: one is the cause if the method works with its default, or 2, in its
+    place. If several are causes, the first text is empty and the advice names all; if none is, both texts are empty.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     tame: dict[str, Any] = {}
@@ -84,7 +88,7 @@ def blame(function: Callable, e: Encoding, arguments: Mapping[str, Any]) -> tupl
     if not causes:
         return "", ""
     values = " and ".join(f"{name} = {arguments[name]!r}" for name in causes)
-    advice = f", with {values}. A declared range refuses such a value by itself: {causes[0]}: {RANGES}"
+    advice = f", with {values}. Declare a range to reject such values: {causes[0]}: {RANGES}"
     return f".{causes[0]}" if len(causes) == 1 else "", advice
 
 

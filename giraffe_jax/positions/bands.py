@@ -1,7 +1,7 @@
-"""Bands: distances that are true in one range and something else in another.
+"""Bands: ranges of query-key distances, each rotated by its own positions.
 
-Each band of an Encoding says which pairs of tokens it holds for, and by which positions it rotates their queries and
-keys. Its numbers are data: rerope and self_extend with any parameters are one program.
+Each band of an Encoding says which query-key pairs it covers, and by which positions their queries and keys are
+rotated. Its numbers are traced, so rerope and self_extend share one compilation, whatever their parameters.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from giraffe_jax.positions.encoding import Band, Encoding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """min(position // group * scale + shift, highest), with position % modulo in place of the position.
+    """A position map: min(p // group * scale + shift, highest) with p = position % modulo; positions are [B T 1].
 
-    Each number is [], [R] where planes move by different amounts, or in the step [B T 1] or [B T R] where it follows
-    each document's own length. Positions are [B T 1].
+    Each number is a scalar [], or [R] to move each rotary plane by its own amount. Inside the step it may also be
+    [B T 1] or [B T R], so that it depends on each document's length.
     """
 
     scale: Any = 1.0
@@ -30,7 +30,8 @@ class Line:
     highest: Any = math.inf
 
     def __call__(self, positions: Any) -> Any:
-        # By hand, since infinity is no modulus and positions that are interpolated are no whole numbers.
+        """Returns the mapped positions, [B T 1] or [B T R]."""
+        # An infinite modulo and group 1 must leave positions as they are: interpolated ones are not whole numbers.
         p = jnp.where(jnp.isinf(self.modulo), positions, jnp.mod(positions, self.modulo))
         p = jnp.where(self.group > 1, jnp.floor(p / self.group), p)
         return jnp.minimum(p * self.scale + self.shift, self.highest)
@@ -47,10 +48,10 @@ def far(window: Any, q_pos: Line, k_pos: Line | None = None, keys: Any = math.in
 
 
 def with_bands(e: Encoding, *bands: Band, key_pos: Any = None) -> Encoding:
-    """Returns the encoding with these bands, which rotate keys by `key_pos` where they have no `k_pos` of their own.
+    """Returns the encoding with these bands; bands without a `k_pos` rotate keys by `key_pos`.
 
     Raises:
-      ValueError: an earlier method has set bands: two answers to what a distance is.
+      ValueError: an earlier method has set bands already.
     """
     if e.bands:
         raise ValueError("an earlier method already says which distances are seen; only one method may.")
@@ -58,5 +59,5 @@ def with_bands(e: Encoding, *bands: Band, key_pos: Any = None) -> Encoding:
 
 
 def window_of(e: Encoding, given: Any, share: float) -> Any:
-    """Returns a window in tokens: as given, or a share of original_len, rounded down to a token at least."""
+    """Returns a window in tokens: `given`, or if that is None `share` of original_len, rounded down but at least 1."""
     return e.xp.maximum(1, e.xp.floor(share * e.original_len)) if given is None else given

@@ -1,9 +1,9 @@
 """Biases on logits, as functions of two indices: evaluated block by block, never as an array of all pairs.
 
-A term is a frozen dataclass `term(params, i, j, num_heads) -> [#B N T S]`. One that learns also has a `name` and
-`init(key, num_heads)`, its parameters in one layer; `params` is None where it has none, or none yet. A term of i - j
-alone says `by_distance = True`: kernels of GPUs and TPUs read it from a table of distances. Others are added block
-by block in plain JAX.
+A term is a frozen dataclass, called as `term(params, i, j, num_heads) -> [#B N T S]` on indices in the document. If it
+has learned parameters, it also has a `name` and `init(key, num_heads)`, which returns those of one layer; `params` is
+None for a term without parameters, or before they exist. A term that depends on i - j alone sets `by_distance = True`:
+the GPU and TPU kernels read it from a table indexed by distance. Others are added block by block in plain JAX.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from giraffe_jax.positions.slot import learn
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """The sum of terms, with the parameters of those that learn, by name; a pytree, so gradients reach them."""
+    """A sum of terms, with the parameters of the learned ones by name; a pytree, so they get gradients."""
 
     terms: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, i, j, num_heads: int):
+        """Returns the bias [#B N T S] of query indices i [#B 1 T 1] and key indices j [#B 1 1 S]."""
         return sum(term(self.params.get(getattr(term, "name", "")), i, j, num_heads) for term in self.terms)
 
     @property
@@ -35,26 +36,29 @@ class Bias:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class LearnedTerm:
-    """A term of the bias that learns (positions/slot.py: Learned)."""
+    """A bias term with learned parameters, as a `Learned` (positions/slot.py)."""
 
     term: Any
 
     @property
     def name(self) -> str:
+        """The term's name, under which its parameters are stored."""
         return self.term.name
 
     def init(self, key, num_heads: int):
+        """Returns the term's initial parameters in one layer."""
         return self.term.init(key, num_heads)
 
     def apply(self, e: Encoding, params: Any) -> Encoding:
+        """Returns the encoding whose bias has these parameters of one layer."""
         return e.replace(bias=dataclasses.replace(e.bias, params=e.bias.params | {self.name: params}))
 
 
 def add_bias(e: Encoding, term: Any) -> Encoding:
-    """Returns the encoding with one more term on its logits.
+    """Returns the encoding with one more bias term.
 
     Raises:
-      ValueError: a learned term that is there already, or whose name is taken.
+      ValueError: the term is learned and its name is taken, for example because it was added before.
     """
     terms = () if e.bias is None else e.bias.terms
     e = e.replace(bias=Bias((*terms, term)))

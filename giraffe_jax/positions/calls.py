@@ -1,4 +1,4 @@
-"""Methods as a config names them: their types of numbers, found by name, their arguments checked."""
+"""Position methods in a config: the types of their parameters, look-up by name, checks of their arguments."""
 
 import dataclasses
 import functools
@@ -26,11 +26,11 @@ class Nested:
     """Metadata of a parameter that is itself a list of lists of methods."""
 
 
-# A config says float; a method may also meet a float64 array while binding, or a traced one inside a step.
+# Configs hold floats; a method may also be called with float64 arrays while binding, or traced ones inside a step.
 Number = float | np.ndarray | jax.Array
 Factor = Annotated[Number, Bound(1.0)]
 Positive = Annotated[Number, Bound(0.0, above=True)]
-Extent = Annotated[Number, Bound(0.0, above=True, infinite=True)]  # of a window, a base...: infinity is none of it
+Extent = Annotated[Number, Bound(0.0, above=True, infinite=True)]  # a window, a base, ...; infinity turns it off
 NonNegative = Annotated[Number, Bound(0.0)]
 Fraction = Annotated[Number, Bound(0.0, above=True, high=1.0)]
 Positives = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=True, many=True)]
@@ -44,7 +44,7 @@ Divisors = Annotated[Sequence[float] | np.ndarray | jax.Array, Bound(0.0, above=
 )
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A method with its parameters: numbers are data, choices (bool, int, str, None) are part of the program."""
+    """A method with its parameters: numbers are traced, choices (bool, int, str, None) are static."""
 
     function: Callable
     numbers: dict[str, Any]
@@ -52,11 +52,12 @@ class Call:
     needs: tuple[str, ...]
 
     def __call__(self, encoding: Encoding) -> Encoding:
+        """Returns the encoding after the method."""
         return self.function(encoding, **self.numbers, **dict(self.choices))
 
 
 def scale_queries(e: Encoding, scale) -> Encoding:
-    """Returns the encoding with the logits of each query times `scale`, [B T] or a number, after what was there."""
+    """Returns the encoding with each query's logits multiplied by `scale`, [B T] or a scalar, and by earlier scales."""
     scale = scale + 0 * e.positions
     return e.replace(query_scale=scale if e.query_scale is None else e.query_scale * scale)
 
@@ -69,7 +70,11 @@ def names() -> list[str]:
 
 
 def lookup(name: str | Callable, where: str = "positions") -> Callable:
-    """Returns the method of a catalogue name, of a dotted path to a function, or the function itself."""
+    """Returns the method for a catalogue name or for a dotted path to a function; a function is returned as it is.
+
+    Raises:
+      ConfigError: the name is unknown, or what it names is not a method.
+    """
     if callable(name):
         return own.check_form(name, where)
     if not isinstance(name, str):
@@ -87,10 +92,10 @@ def check(scaling: Any, where: str = "model.positions") -> tuple[Call, ...]:
 
     Args:
       scaling: `[dict(name="linear", factor=4.0), ...]`, applied left to right; empty for plain RoPE.
-      where: how the list is called in errors.
+      where: the list's name in errors.
 
     Raises:
-      ConfigError: naming the item, what is unknown or missing or out of range, and what the method takes.
+      ConfigError: a parameter is unknown, missing or out of range; names the item and what the method takes.
     """
     if isinstance(scaling, Mapping) or not isinstance(scaling, Sequence) or isinstance(scaling, str):
         raise ConfigError(f"{where}: expected a list of dicts like dict(name='linear', factor=4.0), got {scaling!r}.")
@@ -130,5 +135,5 @@ def _is_nested(hint: Any) -> bool:
 
 def _choices(value: Any, where: str) -> tuple[tuple[Call, ...], ...]:
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or len(value) < 2:
-        raise ConfigError(f"{where}: expected two lists of methods or more, got {value!r}.")
+        raise ConfigError(f"{where}: expected at least two lists of methods, got {value!r}.")
     return tuple(check(item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -1,9 +1,9 @@
-"""The code of own methods: which texts it consists of, and which texts are the same code.
+"""Source code of user-defined methods: which files it consists of, and whether two texts are the same code.
 
-Nothing is run or imported here: imports are read off the text. What a method does is decided by its module and by the
-modules of its own project which that imports, however deep; installed packages and this one are told by their versions.
-Of modules that are loaded the texts are those of the first time they are asked for, since that is what runs: a process
-that takes hours records what it imported, whatever is edited meanwhile.
+Nothing is executed or imported here: imports are found by parsing. A method's code is its module and the modules of its
+project that it imports, directly or indirectly; installed packages and giraffe_jax are identified by their versions.
+The text of a loaded module is read when it is first asked for, and remembered: a process that runs for hours records
+the code that it imported, not what the file was edited to since.
 """
 
 import ast
@@ -28,8 +28,8 @@ SEEN = "giraffe_jax_text"  # attribute of a loaded module's spec: the text that 
 
 
 def sources(scaling: Any) -> dict[str, str]:
-    """Returns {"folder/my_method.py": text} of the own methods that a list of methods names, its choices too, and of
-    the modules beside them that they import, at any depth."""
+    """Returns {"folder/my_method.py": text} for the user-defined methods in a list of methods, nested lists included,
+    and for the modules of their project that they import, directly or indirectly."""
     found: dict[str, str] = {}
     for name in _names(scaling):
         module, _, attribute = str(name).rpartition(".")
@@ -45,13 +45,15 @@ def sources(scaling: Any) -> dict[str, str]:
 
 
 def same(one: str, other: str) -> bool:
-    """Returns whether two texts are the same code: comments, layout, line endings and docstrings apart."""
+    """Returns whether two texts are the same code, ignoring comments, layout, line endings and docstrings."""
     return digest(one) == digest(other)
 
 
 def digest(text: str) -> str:
-    """Returns 16 hex digits that are the same for the same code, whatever its comments, layout and docstrings (these
-    count where the code reads `__doc__`), on every machine and Python."""
+    """Returns a hash of the code, 16 hex digits, which is the same on every machine and Python version.
+
+    It ignores comments and layout, and docstrings unless the code reads `__doc__`.
+    """
     text = text.replace("\r\n", "\n")
     try:
         what = repr(_plain(ast.parse(text), "__doc__" in text))
@@ -61,8 +63,8 @@ def digest(text: str) -> str:
 
 
 def _plain(node: Any, documented: bool) -> Any:
-    """Returns a syntax tree as lists and texts; unlike ast.dump's, fields that are empty, or new in a Python, are not
-    in it."""
+    """Returns a syntax tree as nested lists of strings. Unlike ast.dump it leaves out empty fields, so that a field
+    added in a newer Python does not change it."""
     if isinstance(node, list):
         return [_plain(item, documented) for item in node if documented or not _is_text(item)]
     if not isinstance(node, ast.AST):
@@ -73,12 +75,12 @@ def _plain(node: Any, documented: bool) -> Any:
 
 
 def _is_text(node: Any) -> bool:
-    """Whether a statement is a text alone, as docstrings are."""
+    """Returns whether a statement is nothing but a string, as a docstring is."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def texts(module: str) -> dict[str, str]:
-    """Returns the texts that a module which is loaded consists of, by their paths from where it is imported."""
+    """Returns {path below the import root: text} of a loaded module and of its project's modules that it imports."""
     start = _file(module)
     assert start is not None
     package = start.name == "__init__.py"
@@ -114,7 +116,7 @@ def texts(module: str) -> dict[str, str]:
 
 
 def _text(name: str, file: Path) -> str:
-    """Returns the text of a module as it was first asked for since it was loaded; warns where it is another one now."""
+    """Returns a module's text as first read after it was loaded; warns if the file has changed since."""
     now = importlib.util.decode_source(file.read_bytes())
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None:
@@ -123,7 +125,7 @@ def _text(name: str, file: Path) -> str:
         setattr(spec, SEEN, now)
     if not same(now, getattr(spec, SEEN)):
         warnings.warn(
-            f"{file} was edited after this process imported it, and what runs is the code of before: start again, or "
+            f"{file} was edited after this process imported it, and the old code is still running: restart, or "
             f"importlib.reload({name})",
             stacklevel=2,
         )
@@ -131,7 +133,7 @@ def _text(name: str, file: Path) -> str:
 
 
 def _imported(text: str, name: str, package: bool) -> list[str]:
-    """Returns the dotted names of all that a module may import, inside functions too; some are attributes."""
+    """Returns the dotted names that a module may import, also inside functions; some may not be modules."""
     found = []
     try:
         nodes = list(ast.walk(ast.parse(text)))
@@ -164,7 +166,7 @@ def _file(name: str) -> Path | None:
 
 
 def _folders(package: str) -> list[str]:
-    """Returns the folders of a package's modules; none where it is no package."""
+    """Returns the folders that hold a package's modules; empty if it is not a package."""
     if package in sys.modules:
         return list(getattr(sys.modules[package], "__path__", ()))
     file = _file(package)
@@ -172,7 +174,7 @@ def _folders(package: str) -> list[str]:
 
 
 def _typed(function: Any) -> str:
-    """Returns the text of a function that is in no file, as in a notebook; "" where Python does not know it."""
+    """Returns the source of a function defined outside a file, as in a notebook; "" if Python does not have it."""
     try:
         return textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):

@@ -41,8 +41,11 @@ def bind(
       length: sequence length in tokens where it is known (policy `pinned`); None leaves length-dependent methods, and
         what follows them, to the step.
       num_layers: layers of the model, for methods that treat them differently.
-      num_heads: query heads of the model; where it is given, what own methods learn is checked by its shapes.
-      where: how the list is called in errors: the config's key.
+      num_heads: query heads of the model; if given, the shapes of what user-defined methods learn are checked.
+      where: the list's name in errors: its config key.
+
+    Raises:
+      ConfigError: head_dim is odd, or a method is unknown, has wrong parameters or cannot follow those before it.
     """
     e = _bind64(scaling, head_dim, theta, original_len, length, where, num_layers, num_heads)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), e)
@@ -76,7 +79,7 @@ def _bind64(
     pending: list[tuple[int, Call]] = []
     for i, call in enumerate(calls):
         waits_for_length = "length" in call.needs and length is None
-        # Bands turn nothing themselves: they need not wait, nor does what follows them.
+        # Methods of bands do not change frequencies: they need not wait for a pending method, nor others for them.
         follows_one = _kind(call) != "bands" and any("length" in p.needs and _kind(p) != "bands" for _, p in pending)
         if waits_for_length or follows_one or "positions" in call.needs or "key" in call.needs:
             pending.append((i, call))
@@ -87,7 +90,7 @@ def _bind64(
     if pending:
         jax.eval_shape(functools.partial(_run_pending, e, pending, where))
         if any(own.is_own(call.function) for _, call in pending):
-            _run_pending(e, pending, where)  # with numbers, so that those which are not finite are seen
+            _run_pending(e, pending, where)  # with real numbers, to find results that are not finite
     return e.replace(pending=tuple(call for _, call in pending))
 
 
@@ -96,11 +99,11 @@ _ONCE = {
     "length": "how frequencies follow the length",
     "bands": "which distances are seen",
 }
-_TABLES = {"longrope"}  # divisors of whatever was there: what is learned or searched comes on top of any method
+_TABLES = {"longrope"}  # may follow any method: learned and searched divisors apply to the frequencies that are there
 
 
 def _about(call: Call, what: str) -> str | None:
-    """Returns what a method's file says of it, if it does."""
+    """Returns an entry of the ABOUT dict of a method's file, or None."""
     return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get(what)
 
 
@@ -109,14 +112,14 @@ def _kind(call: Call) -> str | None:
 
 
 def instead_of(scaling: Scaling) -> str:
-    """Returns what comes nearest to methods that other software does not have, in words: "logn: scale"."""
+    """Returns the closest substitutes for methods that other software lacks, in words: "logn: scale"."""
     return ". ".join(
         f"{call.function.__name__}: {text}" for call in check(scaling) if (text := _about(call, "instead"))
     )
 
 
 def _check_kinds(calls: Sequence[Call], where: str) -> None:
-    """Raises ConfigError where two methods answer what only one can."""
+    """Raises ConfigError if two methods are of a kind of which a list may have only one."""
     seen: dict[str, str] = {}
     for i, call in enumerate(calls):
         name = own.label(call.function)
@@ -128,18 +131,22 @@ def _check_kinds(calls: Sequence[Call], where: str) -> None:
 
 
 def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Encoding:
-    """Returns the encoding after these calls; ConfigError names the one that refuses, counted from `first`."""
+    """Returns the encoding after these calls.
+
+    Raises:
+      ConfigError: a method rejects the encoding or its parameters; names the method, counted from `first`.
+    """
     for i, call in enumerate(calls, first):
         at = f"{where}[{i}] ({own.label(call.function)})"
         if own.is_own(call.function):
-            # A length that is known is not known everywhere: who does not declare it never has it.
+            # Even if the length is known here, in other calls it is not: a method sees it only if NEEDS declares it.
             length = e.length
             seen = e if "length" in call.needs or e.xp is not np else e.replace(length=None)
             e = own.call(call.function, seen, call.numbers | dict(call.choices), at).replace(length=length)
             continue
         try:
             e = call(e)
-        except ConfigError as error:  # of a method among its parameters, as `mixed` has
+        except ConfigError as error:  # of a method nested in its parameters, as in `mixed`
             raise ConfigError(f"{at}.{error}") from error
         except ValueError as error:
             raise ConfigError(f"{at}: {error}") from error
@@ -147,8 +154,8 @@ def apply(e: Encoding, calls: Sequence[Call], where: str, first: int = 0) -> Enc
 
 
 def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -> Any:
-    """Runs the pending calls as a step will, at one length for all and at one of each token, so that one that refuses
-    does so when a config is built."""
+    """Runs the pending calls as a step will, with a scalar length and with one per token, so that a method's errors
+    appear when the config is built."""
     positions = jnp.arange(2.0)[None]
     e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
     each = e if e.limits is None else e.choose(0)
@@ -173,7 +180,10 @@ def frequencies(
       theta: RoPE base.
       original_len: pretraining context, tokens.
       length: sequence length in tokens for length-dependent methods; by default original_len.
-      where: how the list is called in errors: the config's key.
+      where: the list's name in errors: its config key.
+
+    Raises:
+      ConfigError: as in `bind`.
     """
     length = original_len if length is None else length
     e = _bind64(scaling, head_dim, theta, original_len, length, where)
@@ -181,16 +191,16 @@ def frequencies(
 
 
 def length_dependent(encoding: Encoding) -> bool:
-    """Returns whether the encoding, bound without a length, is another one at every length."""
+    """Returns whether the encoding was bound without a length and changes with the length."""
     waits = any("length" in call.needs for call in encoding.pending)
     return (waits or encoding.limits is not None) and encoding.length is None
 
 
 def needs_raw_keys(encoding: Encoding) -> bool:
-    """Returns whether a cache must hold unrotated keys: several bands rotate a key in several ways (unless they all do
-    it alike), or its rotation follows a length that is not pinned."""
+    """Returns whether a KV cache must hold unrotated keys: because bands rotate the same key differently, or because
+    its rotation depends on a length that is not pinned."""
     if length_dependent(encoding):
         return True
-    if encoding.pending:  # which may have bands to add; what they are shows without numbers
+    if encoding.pending:  # they may add bands, whose structure is known without computing anything
         encoding = jax.eval_shape(lambda: encoding.at(jnp.zeros((1, 1)), length=1.0))
     return any(x is not None for b in encoding.bands for x in (b.k_pos, b.inv_freq, b.gain))

@@ -12,13 +12,13 @@ def alternate(e: Encoding, every: int, value, other, *, axes: int = 0):
     """Returns `value`, or with `every` > 0 values stacked over layers: `other` in layers every, 2 every, ...
 
     Args:
-      e: its num_layers is read where layers differ.
-      every: counted from 1; 0 for no pattern.
-      value, other: of one layer, or stacked over layers already.
-      axes: of one layer's value.
+      e: its num_layers is read if layers differ.
+      every: layers are counted from 1; 0 for no pattern.
+      value, other: the value of one layer, or values already stacked over layers.
+      axes: number of axes of one layer's value.
 
     Raises:
-      ValueError: a pattern for a model whose number of layers is not known.
+      ValueError: a pattern is asked for, but the number of layers is unknown, or `mixed` came before.
     """
     if not every:
         return value
@@ -34,7 +34,7 @@ LIMITS = ("low", "high", "chunk", "keys", "also")  # of a Band, each [] or [L]
 
 
 def limits_differ(bands: tuple[Band, ...]) -> bool:
-    """Returns whether layers have limits of their own."""
+    """Returns whether the limits of bands differ between layers."""
     return any(jnp.ndim(x) for band in bands for name in LIMITS for x in jax.tree.leaves(getattr(band, name)))
 
 

@@ -1,8 +1,8 @@
-"""Tables of frequencies that were learned or searched, and how each becomes an ordinary entry of a config.
+"""Learned or searched tables of frequencies, and how each becomes an ordinary config entry.
 
-A learned table is what a list of methods gives, times exp(log_ratio_i) in plane i: multiplicative, so that frequencies
-stay positive and a step of the optimizer means the same in a fast plane and in a slow one. The entry is `longrope` with
-two equal lists, which every reader of configs here, transformers and vLLM have.
+A learned table is the frequencies of a list of methods, times exp(log_ratio_i) in plane i: multiplicative, so that
+frequencies stay positive and an optimizer step means the same in fast and slow planes. The config entry is `longrope`
+with two equal lists, which transformers and vLLM read too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from giraffe_jax.positions.calls import Scaling, check
 from giraffe_jax.positions.compose import bind, frequencies
 from giraffe_jax.positions.encoding import Encoding
 
-STILL = 1e30  # divides the frequency of a plane that does not turn; infinity is not JSON
+STILL = 1e30  # divisor for a plane of frequency 0; JSON has no infinity
 
 
 def turned(encoding: Encoding, params: Mapping[str, Any]) -> Encoding:
-    """Returns the encoding with the learned ratios of a parameter tree, if it has them, multiplied in.
+    """Returns the encoding with its frequencies multiplied by the learned ratios of a parameter tree, if it has any.
 
-    They come after every method, those that wait for length or key too: `encoding` has its positions. A plane that does
-    not turn stays so.
+    Call it after `Encoding.at`: the ratios apply after all methods, also those that wait for a length or a key.
+    Frequencies of 0 stay 0.
     """
     if "positions" not in params:
         return encoding
@@ -34,13 +34,13 @@ def turned(encoding: Encoding, params: Mapping[str, Any]) -> Encoding:
 def longrope_entry(
     inv_freq: np.ndarray, gain: float, *, head_dim: int, theta: float, factor: float = 1.0
 ) -> dict[str, Any]:
-    """Returns the config's entry for a table of frequencies, as plain JSON data; `frequencies([entry])` is the table.
+    """Returns the config entry for a table of frequencies, as plain JSON data; `frequencies([entry])` is the table.
 
     Args:
       inv_freq: [head_dim / 2] radians per token.
       gain: multiplier of cos and sin.
-      head_dim, theta: of the model, whose plain frequencies the entry divides.
-      factor: extension of the context, which exporting derives the length of the model from.
+      head_dim, theta: those of the model, whose plain RoPE frequencies the entry divides.
+      factor: context extension factor; an export derives the model's length from it.
     """
     plain = np.float64(theta) ** (-2 * np.arange(head_dim // 2, dtype=np.float64) / head_dim)
     pairs = zip(plain, np.asarray(inv_freq, np.float64), strict=True)
@@ -52,11 +52,11 @@ def longrope_entry(
 def learned_entries(
     scaling: Scaling, log_ratio: np.ndarray, *, head_dim: int, theta: float, original_len: int, num_layers: int
 ) -> list[dict[str, Any]]:
-    """Returns the config's list of methods that gives what `turned` makes of `scaling`.
+    """Returns the list of methods that is equivalent to `scaling` with learned ratios, as `turned` applies them.
 
-    One `longrope` entry where the methods come down to a table of frequencies and a gain, followed by those that only
-    act while training. Otherwise (bands, dependence on length, layers that differ) the methods as they were, with an
-    entry after them that divides by exp(-log_ratio).
+    If the methods amount to one table of frequencies and a gain, it is one `longrope` entry, followed by the methods
+    that act only while training. Otherwise (bands, dependence on length, layers that differ) it is the methods
+    unchanged, followed by a `longrope` entry with divisors exp(-log_ratio).
     """
     model: dict[str, Any] = dict(head_dim=head_dim, theta=theta, original_len=original_len)
     calls = [dict(call) for call in scaling]
@@ -75,9 +75,9 @@ def learned_entries(
 def one_table(
     scaling: Scaling, *, head_dim: int, theta: int | float, original_len: int | float, num_layers: int | None = None
 ) -> tuple[np.ndarray, float] | None:
-    """Returns (inv_freq, gain) where methods change nothing else, alike in all layers and at all lengths, else None.
+    """Returns (inv_freq, gain) if methods change nothing else and do so equally in all layers and at all lengths.
 
-    All lengths are original_len, twice and a thousand times as much.
+    Otherwise None. The lengths tried are original_len, twice and a thousand times as much.
     """
     model: dict[str, Any] = dict(head_dim=head_dim, theta=theta, original_len=original_len)
     plain = bind([], **model, length=original_len, num_layers=num_layers)
@@ -94,16 +94,16 @@ def one_table(
 
 
 def largest_factor(scaling: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the largest factor that a list of methods has, given or by default, 1 where none does."""
+    """Returns the largest `factor` in a list of methods, defaults included; 1 if there is none."""
     factors = [(call.numbers | dict(call.choices)).get("factor") for call in check(scaling)]
     return max([1.0, *(float(factor) for factor in factors if factor)])
 
 
 def reach(scaling: Sequence[Mapping[str, Any]], original_len: int) -> int | None:
-    """Returns how many tokens a list of methods is made for: original_len, times the largest factor.
+    """Returns the context length in tokens that a list of methods is set for: original_len times the largest factor.
 
-    None where no number says it: methods without a factor (bands, biases, windows...), those that follow the length
-    (longrope's factor holds all the same), and llama3, whose models reach further than their factor.
+    None if the parameters do not tell: for methods without a factor (bands, biases, windows...), for length-dependent
+    methods except longrope, and for llama3, whose models reach further than their factor.
     """
     calls = check(scaling)
     for call in calls:

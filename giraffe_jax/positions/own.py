@@ -1,7 +1,7 @@
-"""Own methods: functions `Encoding -> Encoding` in any file, named in a config by their dotted path.
+"""User-defined methods: functions `Encoding -> Encoding` in any file, named in a config by their dotted path.
 
-They are found beside the config, in the current folder, in its project, or installed. Nothing is called that does not
-look like a method, and a mistake in one is told with its place and its cure.
+The file may lie beside the config, in the current folder, in its project, or be installed. A function is called only
+if it has a method's signature, and errors name the line in it and the fix.
 """
 
 import importlib
@@ -27,12 +27,12 @@ FORM = "def name(e: Encoding, *, factor: float) -> Encoding: return e.replace(..
 
 
 def is_own(function: Callable) -> bool:
-    """Returns whether a method is none of the catalogue's."""
+    """Returns whether a method is user-defined, that is, not in the catalogue."""
     return not str(function.__module__).startswith(CATALOGUE)
 
 
 def label(function: Callable) -> str:
-    """Returns what errors call a method: its name in the catalogue, or the dotted path that a config names it by."""
+    """Returns a method's name in errors: its catalogue name, or its dotted path in a config."""
     name = getattr(function, "__name__", repr(function))
     return f"{function.__module__}.{name}" if is_own(function) and function.__module__ != "__main__" else name
 
@@ -41,7 +41,7 @@ def find(name: str, where: str) -> Callable:
     """Returns the function of a dotted path, such as "my_method.wavelet".
 
     Raises:
-      ConfigError: no such module or function, a module that fails, or something that is no method.
+      ConfigError: there is no such module or function, the module fails to import, or the object is not a method.
     """
     module, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
@@ -68,18 +68,26 @@ def find(name: str, where: str) -> Callable:
 
 
 def check_form(function: Any, where: str, name: str = "") -> Callable:
-    """Returns a function that has the form of a method; nothing else is ever called. `name` is the config's."""
+    """Returns the function if it has a method's signature; no other function is ever called.
+
+    Args:
+      function: anything that a config or a caller gave.
+      where, name: the config key and its value, for errors.
+
+    Raises:
+      ConfigError: it is not a function, or its parameters, annotations or its module's NEEDS are not a method's.
+    """
     name = name or getattr(function, "__qualname__", repr(function))
     if not inspect.isfunction(function):
-        raise ConfigError(f"{where}: {name} is no method but {type(function).__name__}; one is written {FORM}.")
+        raise ConfigError(f"{where}: {name} is not a method but a {type(function).__name__}; write {FORM}.")
     parameters = list(inspect.signature(function).parameters.values())
     first = parameters[0].annotation if parameters else None
     if isinstance(first, str):
         first = function.__globals__.get(first)
     if first is not Encoding:
         raise ConfigError(
-            f"{where}: {place(function)}: {name} is no method: the first parameter of one is annotated Encoding, as in "
-            f"{FORM}."
+            f"{where}: {place(function)}: {name} is not a method: its first parameter must be annotated Encoding, as "
+            f"in {FORM}."
         )
     for parameter in parameters[1:]:
         if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -100,21 +108,21 @@ def check_form(function: Any, where: str, name: str = "") -> Callable:
 
 
 def place(function: Callable) -> str:
-    """Returns "file.py:12" of a function."""
+    """Returns where a function is defined, "file.py:12"."""
     code = getattr(function, "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
 
 
 def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: str) -> Encoding:
-    """Returns what an own method makes of an encoding.
+    """Returns the encoding after a user-defined method.
 
     Raises:
-      ConfigError: it raised, or returned something that is no encoding of the same planes, or numbers that are not
-        finite, or what learns in no form that attention takes; names the line and the cure, and the parameter that
-        has no declared range where that is the cause.
+      ConfigError: it raised, or returned something other than an Encoding with as many planes, numbers that are not
+        finite, or learned items that attention cannot use. Names the line, the fix, and the parameter at fault if that
+        has no declared range.
     """
     try:
-        with np.errstate(all="ignore"):  # what is not finite is named below
+        with np.errstate(all="ignore"):  # numbers that are not finite are reported below
             found = function(e, **arguments)
     except ConfigError:
         raise
@@ -147,7 +155,8 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
 
 
 def _told(error: BaseException, function: Callable | None) -> str:
-    """Returns "my_method.py:12: TypeError: ...", of the innermost line of the function's file, or of any file."""
+    """Returns an error with the innermost line in the function's file (without one, in any file) that it passed
+    through: "my_method.py:12: TypeError: ..."."""
     frames = traceback.extract_tb(error.__traceback__)
     file = function.__code__.co_filename if isinstance(function, types.FunctionType) else None
     skipped = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>", importlib.__file__, __file__)
@@ -167,7 +176,7 @@ def _cure(error: Exception, function: Callable, e: Encoding) -> str:
     if missing:
         what = ", ".join(f"e.{name}" for name in missing)
         declared = tuple(dict.fromkeys([*needs, *missing]))
-        return f" It reads {what}, known inside the step alone: the file must declare NEEDS = {declared!r}."
+        return f" It reads {what}, known only inside the step: the file must declare NEEDS = {declared!r}."
     if "Tracer" in type(error).__name__ or "Tracer" in str(error):
         return " Inside the step numbers are traced: compute with e.xp instead of numpy, and without `if` on them."
     return ""

@@ -16,7 +16,7 @@ def index_bounds(e: Encoding, beta_fast, beta_slow, *, rounded: bool) -> tuple[A
     Args:
       e: its theta and original_len are read.
       beta_fast, beta_slow: rotations.
-      rounded: whether outwards to whole planes. The upper limit head_dim - 1 is the released code's.
+      rounded: round outwards to whole planes. The upper limit is head_dim - 1, as in the released code.
     """
     xp, d = e.xp, e.head_dim
 
@@ -42,7 +42,7 @@ def rotations_ramp(e: Encoding, low, high):
 
 
 def interpolate(e: Encoding, factor, share):
-    """Returns inv_freq with a `share` [R] of each plane divided by the factor; factor 1 leaves them bit for bit."""
+    """Returns inv_freq, blended by `share` [R] from th_i (0) to th_i / factor (1); factor 1 is exact, bit for bit."""
     return e.inv_freq * (1 - share * (1 - 1 / factor))
 
 

@@ -24,13 +24,17 @@ class Rotation(NamedTuple):
 
 
 def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
-    """Returns one Rotation per band, computed once per forward pass for all layers."""
+    """Returns one Rotation per band, computed once per forward pass for all layers.
+
+    Raises:
+      ValueError: the encoding does not come from `Encoding.at`.
+    """
     if encoding.positions is None:
         raise ValueError("this Encoding has no positions: call encoding.at(positions) first.")
     if encoding.window is not None or encoding.chunk is not None:
         raise ValueError("this Encoding has a window or chunk beside its bands: set it before .at(positions).")
     found = [_rotation(encoding, band) for band in encoding.bands or (CAUSAL,)]
-    # Only queries, or one band, may differ between layers; a scan wants all or none of the tables to.
+    # If one table has an axis of layers, all get it: the scan over layers takes all tables per layer, or none.
     shape = jnp.broadcast_shapes(*(table.shape for tables in found for table in tables))
     return tuple(Rotation(*(jnp.broadcast_to(table, shape) for table in tables)) for tables in found)
 
@@ -50,7 +54,7 @@ def _rotation(e: Encoding, band: Band) -> Rotation:
         angle = p_BTR * inv_freq
         scale = gain
         if e.log_decay is not None:
-            # Centred, since only differences matter and exp() of a whole position would overflow early.
+            # Centred on original_len / 2: only differences matter, and exp() of the full position would overflow early.
             scale = scale * jnp.exp(sign * (p_BTR - e.original_len / 2) * e.log_decay)
         if e.query_scale is not None and sign > 0:
             scale = scale * e.query_scale[..., None]
@@ -66,7 +70,7 @@ def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
     """Returns x with every plane (r, r + R) turned by its angle, computed in float32 and cast back to x's dtype."""
-    # Halves become float32 one by one: of whole ones the backward pass would keep a float32 copy of all heads.
+    # Each half is cast on its own: if x were cast whole, the backward pass would keep a float32 copy of all heads.
     x1, x2 = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = x1 * cos - x2 * sin, x2 * cos + x1 * sin

@@ -1,8 +1,8 @@
-"""What positions learn: parameters of a method's own in every layer's attention, and what a layer does with them.
+"""Learned positions: parameters that a method adds to every layer's attention, and how a layer applies them.
 
-A method adds an item to `Encoding.learned`, by `learn`. The model makes each item's parameters once for each layer, at
-layers/attention/<name>/... of the parameter tree, and applies the item inside the layer; it knows no method. Everything
-else (training, optimizers, checkpoints, meshes, cached decoding) treats them as any parameter of the model.
+A method adds an item to `Encoding.learned`, by `learn`. The model, which knows no method, creates each item's
+parameters in every layer, under layers/attention/<name>/ in the parameter tree, and applies the item inside the layer.
+Everything else (training, optimizers, checkpoints, meshes, cached decoding) treats them as any parameter of the model.
 """
 
 import copy
@@ -17,60 +17,64 @@ from giraffe_jax.positions.encoding import Encoding
 
 APPLIED = ("head_scale", "bias")  # fields that attention reads inside a layer: those that `apply` may change
 TAKEN = ("q", "k", "v", "o", "q_norm", "k_norm", "lora")  # names of an attention's other parameters
-RESERVED = ("kernel", "lora")  # keys by which optimizers and adapters know matrices
+RESERVED = ("kernel", "lora")  # keys by which optimizers and adapters recognise weight matrices
 
 
 class Mistake(ValueError):
-    """What is wrong with an item, in words."""
+    """A learned item is malformed; the message says what is wrong with it."""
 
 
 class Learned(Protocol):
     """An item of `Encoding.learned`: a pytree, whose numbers are float32 in the step.
 
-    Without numbers of its own it is a frozen dataclass under `@jax.tree_util.register_static`; with them, under
-    `@jax.tree_util.register_dataclass`.
+    Write it as a frozen dataclass, with `@jax.tree_util.register_dataclass` if it holds numbers of its own and
+    `@jax.tree_util.register_static` if it does not.
     """
 
     @property
     def name(self) -> str:
-        """The place of its parameters, layers/attention/<name>/...; no other item may have the same."""
+        """A name that no other item has; its parameters are under layers/attention/<name>/."""
         ...
 
     def init(self, key: jax.Array, num_heads: int) -> Mapping[str, Any]:
-        """Returns the first values of one layer's parameters, a dict of float arrays, nested or not.
+        """Returns one layer's initial parameters, a dict of float arrays, nested or not.
 
-        On a mesh they are whole on every device, so they should be small.
+        On a mesh they are replicated on every device, so they should be small.
         """
         ...
 
     def apply(self, e: Encoding, params: Any) -> Encoding:
-        """Returns the encoding with one layer's parameters: another `head_scale`, `bias` or both."""
+        """Returns the encoding with one layer's parameters applied; it may change `head_scale` and `bias` only."""
         ...
 
 
 def learn(e: Encoding, item: Any) -> Encoding:
-    """Returns the encoding with one more item that learns, a `Learned`.
+    """Returns the encoding with one more learned item, a `Learned`.
 
     Raises:
-      Mistake: it is no `Learned`, or its name is another's.
+      Mistake: it is not a `Learned`, or its name is taken.
     """
     return checked(e.replace(learned=(*e.learned, item)))
 
 
 def with_learned(e: Encoding, make: Callable[[Any], Any]) -> Encoding:
-    """Returns the encoding of one layer: every item applied to its parameters, make(item), and none left."""
+    """Returns the encoding of one layer: learned items are applied, with parameters make(item), and removed."""
     for item in e.learned:
         e = item.apply(e, make(item))
     return e.replace(learned=())
 
 
 def scale_heads(e: Encoding, scale: Any) -> Encoding:
-    """Returns the encoding with the logits of each query and head times `scale`, [#B #T #N], after what was there."""
+    """Returns the encoding with logits multiplied by `scale`, [#B #T #N] per query and head, and by earlier scales."""
     return e.replace(head_scale=scale if e.head_scale is None else e.head_scale * scale)
 
 
 def checked(e: Encoding) -> Encoding:
-    """Returns the encoding; Mistake says which of its items is none, or has a name that is taken."""
+    """Returns the encoding as it is.
+
+    Raises:
+      Mistake: one of its learned items is not a `Learned`, or has a name that is taken.
+    """
     seen: list[str] = []
     for item in e.learned:
         name, kind = getattr(item, "name", None), type(item).__name__
@@ -88,7 +92,7 @@ def checked(e: Encoding) -> Encoding:
         tree = jax.tree.structure(item)
         if jax.tree_util.all_leaves([item]) or tree != jax.tree.structure(copy.copy(item)):
             raise Mistake(
-                f"{kind} ({name!r}) is no pytree that equals its copies; write @jax.tree_util.register_static and "
+                f"{kind} ({name!r}) is not a pytree equal to its copies; write @jax.tree_util.register_static and "
                 "@dataclasses.dataclass(frozen=True) above it."
             )
         seen.append(name)
@@ -96,9 +100,9 @@ def checked(e: Encoding) -> Encoding:
 
 
 def check_shapes(e: Encoding) -> None:
-    """Raises Mistake where an item's parameters, or what it makes of them, have no form that attention takes.
+    """Raises Mistake if a learned item's parameters, or the head_scale or bias made from them, do not fit attention.
 
-    Nothing is computed. What a method's code raises passes through.
+    Only shapes are evaluated. Errors raised by the method's own code are passed on.
     """
     if e.num_heads is not None:
         jax.eval_shape(_try_in_a_layer, e.replace(key=None, pending=()))
@@ -126,7 +130,7 @@ def _try_in_a_layer(e: Encoding) -> Any:
     if e.bias is not None:  # once it has all parameters
         rows, tokens = positions.shape
         i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, 3), jnp.int32)
-        what = f"with what {', '.join(item.name for item in items)} learned, bias(i, j, num_heads) is"
+        what = f"with parameters of {', '.join(item.name for item in items)}, bias(i, j, num_heads) is"
         _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), what, "B N T S")
     return ()
 
@@ -141,14 +145,14 @@ def _check_params(params: Any, what: str) -> None:
         if not all(isinstance(key, str) for key in keys):
             raise Mistake(f"{what}: init returned {jax.tree_util.keystr(path)}; dicts with texts as keys are expected.")
         if reserved := [key for key in keys if key in RESERVED]:
-            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, as matrices and adapters are; rename it.")
+            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, kept for matrices and adapters.")
         if not jnp.issubdtype(getattr(leaf, "dtype", None) or type(leaf), jnp.floating) or not hasattr(leaf, "shape"):
             got = getattr(leaf, "dtype", type(leaf).__name__)
             raise Mistake(f"{what}: init returned {'/'.join(map(str, keys))} of {got}; arrays of floats are expected.")
 
 
 def _check_fits(value: Any, shape: tuple[int, ...], what: str, axes: str) -> None:
-    """Raises Mistake where a value does not broadcast to a shape."""
+    """Raises Mistake if a value does not broadcast to a shape."""
     got = () if value is None else jnp.shape(value)
     try:
         fits = jnp.broadcast_shapes(got, shape) == shape

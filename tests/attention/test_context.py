@@ -254,5 +254,5 @@ def test_what_runs_and_what_a_header_says_of_it(monkeypatch):
     biased = said(on=H100, positions=METHODS["alibi"])
     assert biased.startswith("blockwise, 1 band, context 4 by all-gather")
     assert "pallas: a bias on logits of a row on several devices (mesh.context)" in biased
-    with pytest.raises(ConfigError, match=r'"pallas" cannot: 500 tokens a row .* mesh.context'):
+    with pytest.raises(ConfigError, match=r'"pallas" does not work here: 500 tokens a row .* mesh.context'):
         said(500, on=H100, attention="pallas")

@@ -145,14 +145,16 @@ def test_what_is_chosen_and_why(card):
     assert str(choose("auto", bias=alibi, **SHAPE)) == "pallas (cudnn: a bias on logits)"
     wide = SHAPE | dict(heads=(4, 2, 256))  # cuDNN could, but the packed rows beside it could not
     assert choose("auto", **wide).passed == ("cudnn: heads of 256; at most 128", "pallas: heads of 256; at most 128")
-    with pytest.raises(ConfigError, match=r'model.attention: "cudnn" cannot: 2 bands. "auto" takes one that can'):
+    with pytest.raises(
+        ConfigError, match=r'model.attention: "cudnn" does not work here: 2 bands. "auto" takes one that does'
+    ):
         choose("cudnn", bands=BANDS["near, far"], **SHAPE)
 
 
 def test_on_a_cpu_kernels_of_gpus_are_refused():
     assert choose("auto", **SHAPE) == ("blockwise", ())
     for name, made_for in dict(cudnn="NVIDIA GPUs", pallas="NVIDIA GPUs and TPUs").items():
-        with pytest.raises(ConfigError, match=f'"{name}" cannot: made for {made_for}, not for cpu'):
+        with pytest.raises(ConfigError, match=f'"{name}" does not work here: made for {made_for}, not for cpu'):
             choose(name, **SHAPE)
 
 

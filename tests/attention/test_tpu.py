@@ -139,9 +139,11 @@ def test_what_is_chosen_and_why():
         assert choose("auto", **SHAPE | dict(heads=(4, 2, 96))).passed == (
             "pallas: heads of 96; on a TPU it takes 64, 128 and 256",
         )
-        with pytest.raises(ConfigError, match='"pallas" cannot: float16; on a TPU it takes bfloat16 and float32'):
+        with pytest.raises(
+            ConfigError, match='"pallas" does not work here: float16; on a TPU it takes bfloat16 and float32'
+        ):
             choose("pallas", **SHAPE | dict(dtype="float16"))
-        with pytest.raises(ConfigError, match='"cudnn" cannot: made for NVIDIA GPUs, not for tpu'):
+        with pytest.raises(ConfigError, match='"cudnn" does not work here: made for NVIDIA GPUs, not for tpu'):
             choose("cudnn", **SHAPE)
     with absent("tpu", fsdp=4, tensor=2):
         assert choose("auto", **SHAPE) == ("pallas", ())

@@ -310,7 +310,7 @@ ROWS: list[Case] = [
     key("train", "tokenizer", "no/such"),
     # Positions.
     flags("train", "positions: unknown", "Did you mean 'yarn'?", entry("dict(name='yran', factor=4.0)")),
-    flags("train", "positions: a function that is no method", "os.getcwd is no", entry("dict(name='os.getcwd')")),
+    flags("train", "positions: a function that is no method", "os.getcwd is not", entry("dict(name='os.getcwd')")),
     flags("train", "positions: without a name", "'name'", entry("dict(factor=4.0)")),
     flags("train", "positions: a string", "yarn", "--config.model.positions=yarn"),
     flags("train", "positions: nested lists", "positions[0]", entry("[[[]]]")),
@@ -548,12 +548,12 @@ ROWS: list[Case] = [
     generate("--positions nested deep", "--positions", "--positions=" + "[" * 10_000),
     generate("--positions of no list", "--positions", "--positions=3"),
     generate("--positions unknown", "Did you mean 'yarn'?", "--positions=[dict(name='yran', factor=4.0)]"),
-    generate("--positions of a module's function", "os.getcwd is no method", "--positions=[dict(name='os.getcwd')]"),
+    generate("--positions of a module's function", "os.getcwd is not a method", "--positions=[dict(name='os.getcwd')]"),
     generate("--positions of 6,000 digits", "--positions", f"--positions=[dict(name='linear', factor={DIGITS})]"),
     # The catalogue.
     method("unknown", "Did you mean 'yarn'?", "yran"),
     method("a path of no function", "no.such", "no.such"),
-    method("a function that is no method", "os.getcwd is no method", "os.getcwd"),
+    method("a function that is no method", "os.getcwd is not a method", "os.getcwd"),
     method("--theta=0", "theta", "yarn", "--theta=0"),
     method("--theta=nan", "theta", "yarn", "--theta=nan"),
     method("--theta=inf", "theta", "yarn", "--theta=inf"),

@@ -157,13 +157,16 @@ def test_choices_of_layers():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        (dict(choices=[[]]), "choices: expected two lists of methods or more"),
+        (dict(choices=[[]]), "choices: expected at least two lists of methods"),
         (dict(choices=[[], [dict(name="linear")]]), r"choices\[1\]\[0\] \(linear\): missing \['factor'\]"),
         (dict(choices=[[], LONG], up_to=[32.0, 64.0]), "2 choices need 1 rising lengths in up_to"),
         (dict(choices=[[], LONG, LONG], up_to=[64.0, 32.0]), "3 choices need 2 rising lengths"),
-        (dict(choices=[[], [dict(name="dynamic", factor=2.0)]]), "same frequencies at every length; dynamic has not"),
-        (dict(choices=[[], [dict(name="rerope")]]), "of frequencies and gain alone, not rerope"),
-        (dict(choices=[[], [dict(name="logn")]]), "of frequencies and gain alone, not logn"),
+        (
+            dict(choices=[[], [dict(name="dynamic", factor=2.0)]]),
+            "same frequencies at every length; those of dynamic differ",
+        ),
+        (dict(choices=[[], [dict(name="rerope")]]), "frequencies and gain only, but rerope does more"),
+        (dict(choices=[[], [dict(name="logn")]]), "frequencies and gain only, but logn does more"),
     ],
 )
 def test_refusals(parameters, message):

@@ -91,7 +91,7 @@ MODEL = dict(head_dim=32, theta=1e4, original_len=256)
 MISTAKES = {
     "undeclared length": (
         "def f(e: Encoding) -> Encoding:\n    return e.replace(inv_freq=e.inv_freq * 256 / e.length)\n",
-        r"TypeError: .*It reads e\.length, known inside the step alone: the file must declare NEEDS = \('length',\)",
+        r"TypeError: .*It reads e\.length, known only inside the step: the file must declare NEEDS = \('length',\)",
     ),
     "undeclared positions": (
         "NEEDS = ('length',)\ndef f(e: Encoding):\n    return e.replace(query_scale=e.positions + e.length)\n",
@@ -109,7 +109,7 @@ MISTAKES = {
         "def f(e: Encoding, factor: float) -> Encoding:\n    return e\n",
         r"m\d+\.py:2: parameter factor: float of m\d+\.f is positional; .* put a \* after the first",
     ),
-    "no annotation": ("def f(e, *, factor):\n    return e\n", r"the first parameter of one is annotated Encoding"),
+    "no annotation": ("def f(e, *, factor):\n    return e\n", r"its first parameter must be annotated Encoding"),
     "unknown need": ("NEEDS = ('lenght',)\ndef f(e: Encoding):\n    return e\n", r"NEEDS has 'lenght'.*mean 'length'"),
     "no function": ("def g(e: Encoding):\n    return e\n", r"has no function 'f'; it has g\."),
     "division by zero": ("def f(e: Encoding):\n    return 1 / 0\n", r"m\d+\.py:3: ZeroDivisionError: division by zero"),
@@ -178,7 +178,7 @@ def test_a_parameter_without_a_range_is_refused_by_its_name(tmp_path, monkeypatc
         bind([dict(name=f"{module}.f", **given)], **MODEL, where="config.variants[2].positions")
     said = str(error.value)
     assert said.startswith(f"config.variants[2].positions[0] ({module}.f).{name}: "), said
-    assert f"with {name} = {given[name]!r}. A declared range refuses such a value by itself: {name}: Positive" in said
+    assert f"with {name} = {given[name]!r}. Declare a range to reject such values: {name}: Positive" in said
     assert "\n" not in said and len(said) < 500 + len(str(tmp_path))
 
 
@@ -313,7 +313,7 @@ def test_a_parameter_without_a_value_is_asked_for(tmp_path, monkeypatch, capsys)
     "name", ["os.getcwd", "shutil.rmtree", "subprocess.run", "builtins.exec", "os.path", "m..f", "x.y.z"]
 )
 def test_what_is_no_method_is_never_called(name):
-    with pytest.raises(ConfigError, match=r"model\.positions\[0\]: .*(no method|is not a dotted path|cannot import)"):
+    with pytest.raises(ConfigError, match=r"model\.positions\[0\]: .*(is not a (method|dotted path)|cannot import)"):
         check([dict(name=name, path="/tmp/nothing")])
 
 

@@ -158,13 +158,13 @@ MISTAKES = {
     "past learn": ("learn(e, Item())", "e.replace(learned=(Item(), Item()))", METHOD_LINE, "item is there already"),
     "no init": ("def init", "def start", LEARN_LINE, r"Item \('item'\) has no init; what learns has a name, init\("),
     "no apply": ("def apply", "def change", LEARN_LINE, r"Item \('item'\) has no apply"),
-    "no pytree": ("@jax.tree_util.register_static\n", "", LEARN_LINE - 1, "is no pytree .*register_static and"),
-    "never equal": ("@dataclasses.dataclass(frozen=True)\n", "", LEARN_LINE - 1, "is no pytree that equals its copies"),
+    "no pytree": ("@jax.tree_util.register_static\n", "", LEARN_LINE - 1, "is not a pytree .*register_static and"),
+    "never equal": ("@dataclasses.dataclass(frozen=True)\n", "", LEARN_LINE - 1, "is not a pytree equal to its copies"),
     "a list": ('{"a": jnp.zeros(num_heads)}', "[jnp.zeros(2)]", METHOD_LINE, r"Item \('item'\): init returned list; a"),
     "nothing": ('{"a": jnp.zeros(num_heads)}', "{}", METHOD_LINE, r"Item \('item'\): init returned nothing"),
     "whole numbers": ("jnp.zeros(num_heads)", "jnp.arange(num_heads)", METHOD_LINE, "init returned a of int32; arrays"),
     "a number": ("jnp.zeros(num_heads)", "0.5", METHOD_LINE, "init returned a of float; arrays of floats"),
-    "a kernel": ('{"a"', '{"kernel"', METHOD_LINE, "init names a parameter 'kernel', as matrices and adapters are"),
+    "a kernel": ('{"a"', '{"kernel"', METHOD_LINE, "init names a parameter 'kernel', kept for matrices and adapters"),
     "a wrong shape": (
         "zeros(num_heads)", "zeros(num_heads + 1)", METHOD_LINE,
         r"apply returned head_scale of shape \(3,\); expected \[B T N\] = \(1, 2, 2\)",
@@ -178,7 +178,7 @@ MISTAKES = {
     "apply fails": ('params["a"]', 'params["b"]', LINES['        return scale_heads(e, params["a"])'], "KeyError: 'b'"),
     "a bias of a wrong shape": (
         'scale_heads(e, params["a"])', 'e.replace(bias=lambda i, j, n: params["a"])', METHOD_LINE,
-        r"with what item learned, bias\(i, j, num_heads\) is of shape \(2,\); expected \[B N T S\] = \(1, 2, 2, 3\)",
+        r"with parameters of item, bias\(i, j, num_heads\) is of shape \(2,\); expected \[B N T S\] = \(1, 2, 2, 3\)",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Adjusted base frequency: another theta, trained further. What most models of long context do.
+"""Adjusted base frequency: a larger theta with further training, as in most long-context models.
 
 Xiong et al., "Effective Long-Context Scaling of Foundation Models", arXiv:2309.16039 (theta 5e5 for 32k); Code Llama,
 arXiv:2308.12950 (1e6 for 16k); ProLong, arXiv:2410.02660 (8e6 for 64k, 1.28e8 for 512k). `min_base` is the bound of Men
@@ -16,7 +16,7 @@ ABOUT = dict(kind="frequencies", training_free=False, export="native", cache="ro
 
 
 def abf(e: Encoding, *, theta: Positive) -> Encoding:
-    """th_i times (theta / the model's theta)^(-2i / d), and theta for the methods that follow; the first of them."""
+    """th_i times (theta / the model's theta)^(-2i / d); it comes before other frequency methods, which read theta."""
     if e.xp is not np or not np.array_equal(e.inv_freq, e.theta ** (-2 * e.planes / e.head_dim)):
         raise ValueError("it comes before other methods of frequencies, which read theta.")
     return e.replace(inv_freq=e.inv_freq * (theta / e.theta) ** (-2 * e.planes / e.head_dim), theta=theta + 0 * e.theta)

@@ -1,4 +1,4 @@
-"""ALiBi: a penalty on every logit that grows with distance, at another rate in each head.
+"""ALiBi: a penalty on every logit that grows with distance, at a different rate in each head.
 
 Press et al., "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation",
 arXiv:2108.12409; ofirpress/attention_with_linear_biases for head counts that are not powers of two. As in the paper it
@@ -28,18 +28,21 @@ ABOUT = dict(
 
 
 def alibi(e: Encoding) -> Encoding:
-    """Logits less slope_h * D, with slopes 2^(-8 h / N) for heads h = 1 .. N.
+    """Logits minus slope_h * D, with slopes 2^(-8 h / N) for heads h = 1 .. N.
 
-    Where N is no power of two: the slopes of the power below it, then every second one of the power above.
+    If N is not a power of two: the slopes for the next lower power, then every second slope for the next higher one.
     """
     return add_bias(e, Alibi())
 
 
 @dataclasses.dataclass(frozen=True)
 class Alibi:
+    """The bias term of `alibi`; it has no parameters."""
+
     by_distance = True
 
     def __call__(self, params: Any, i, j, num_heads: int):
+        """Returns -slope_h * (i - j), [#B N T S]."""
         del params
         return -jnp.asarray(slopes(num_heads), jnp.float32)[:, None, None] * (i - j)
 

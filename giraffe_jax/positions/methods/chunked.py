@@ -25,12 +25,12 @@ ABOUT = dict(
 
 
 def chunked(e: Encoding, *, chunk_size: Extent = 8192.0, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
-    """Key j for query i where i // chunk_size == j // chunk_size; given twice, where both sizes say so.
+    """Query i sees key j if i // chunk_size == j // chunk_size; in a list twice, if this holds for both sizes.
 
     Args:
       chunk_size: tokens.
       full_every: every n-th layer attends fully; 0 for none.
     """
     chunk_size = alternate(e, full_every, chunk_size, e.xp.inf)
-    # Chunks of 24 and of 40 share no single size: the starts of both part tokens.
+    # Chunks of 24 and of 40 do not combine to chunks of one size: tokens are separated where either kind starts.
     return e.replace(chunk=chunk_size if e.chunk is None else (*jax.tree.leaves(e.chunk), chunk_size))

@@ -1,7 +1,7 @@
 """Clipped RoPE: the slowest planes fade out to no rotation, softly or at once.
 
-"CoPE", arXiv:2602.05258 (not contextual CoPE, arXiv:2405.18719); hrlics/CoPE. Applied after the frequencies are those
-of the extended model, and fine-tuned. 20 of 64 planes there.
+"CoPE", arXiv:2602.05258 (not contextual CoPE, arXiv:2405.18719); hrlics/CoPE. Apply it after the method that extends
+the frequencies, and fine-tune. The paper clips 20 of 64 planes.
 """
 
 import math
@@ -16,7 +16,7 @@ ABOUT = dict(kind="frequencies", training_free=False, export="longrope", cache="
 
 
 def clip(e: Encoding, *, planes: Annotated[int, Bound(0)] = 20, soft: bool = True) -> Encoding:
-    """The last `planes` of th_i times (1 + cos(pi u)) / 2, u from 0 to 1; or 0 where not soft."""
+    """The last `planes` frequencies th_i times (1 + cos(pi u)) / 2, with u from 0 to 1 over them; 0 if not `soft`."""
     num_planes = e.planes.shape[0]
     if planes > num_planes:
         raise ValueError(f"planes must be at most head_dim / 2 = {num_planes}, got {planes}.")

@@ -1,9 +1,9 @@
-"""CREAM: head and tail keep their ends of the extended range, the middle lies anywhere between, mostly in its middle.
+"""CREAM: training positions put head and tail at the ends of the extended range, the rest in between, mostly halfway.
 
 Wu et al., "An Efficient Recipe for Long Context Extension via Middle-Focused Positional Encoding", arXiv:2406.07138;
-bigai-nlco/CREAM, src/train.py (read). Combine with a frequency method of the same factor. The released code also takes
-the text of middle and tail from further on in the document; here it goes on unbroken, as packed rows need it. For rows
-like the released ones put data.skip = dict(kind="cream", ...) in place of this method.
+bigai-nlco/CREAM, src/train.py (read). Combine with a frequency method of the same factor. The released code also skips
+text between the three parts; here the text is contiguous, as packed rows need it. To skip text like the released code,
+set data.skip = dict(kind="cream", ...) instead of using this method.
 """
 
 from typing import Annotated
@@ -21,7 +21,7 @@ ABOUT = dict(kind="training", training_free=False, export="weights only", cache=
 
 
 def cream(e: Encoding, *, factor: Annotated[int, Bound(2)], sigma: Positive = 3.0) -> Encoding:
-    """Training positions of each document of n tokens, in three parts; without a key the encoding as it is.
+    """Training positions of each document of n tokens, in three parts; without a key (evaluation) nothing changes.
 
     Head 0 .. h - 1; tail factor n - h .. factor n - 1; middle of m = n - 2 h tokens up to an end drawn from
     U{h + (m - 1) a / 2 .. a n / 2 - h - 1}, where a is a Gaussian of mean factor + 1, clipped to 2 .. 2 factor and

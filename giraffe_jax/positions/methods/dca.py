@@ -1,8 +1,8 @@
-"""Dual chunk attention: true distances within a chunk and next to it, a constant query position for older chunks.
+"""Dual chunk attention: true distances within a chunk and to keys just before it, one query position for older chunks.
 
 An et al., "Training-Free Long-Context Scaling of Large Language Models", arXiv:2402.17463; HKUNLP/ChunkLlama. Keys are
-only ever rotated by their place in their chunk, so a cache may hold them rotated. The released code also multiplies
-cos and sin by 0.05 ln(length / original_len) + 1, which the paper's tables are without, and so is this.
+always rotated by their index in their chunk, so a cache may hold them rotated. The released code also multiplies cos
+and sin by 0.05 ln(length / original_len) + 1; the paper's tables do not, and neither does this.
 """
 
 from typing import Annotated
@@ -29,8 +29,8 @@ def dca(
     chunk_size: Annotated[int, Bound(2)] | None = None,
     local_size: Annotated[int, Bound(1)] | None = None,
 ) -> Encoding:
-    """With c = chunk_size - local_size and chunks i // c: i - j in one chunk; min(i % c + c, chunk_size) - j % c to
-    the chunk before; min(2 c - 1, chunk_size) - j % c to older ones.
+    """Distances, with c = chunk_size - local_size and chunks i // c: i - j within a chunk; to keys of the chunk before
+    min(i % c + c, chunk_size) - j % c; to older keys min(2 c - 1, chunk_size) - j % c.
 
     Args:
       chunk_size: tokens, at most original_len; 3/4 of it by default.

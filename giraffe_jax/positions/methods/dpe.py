@@ -1,9 +1,9 @@
-"""DPE: true distances within a window, and beyond it positions in groups of a size that each share of planes has.
+"""DPE: true distances within a window; beyond it grouped positions, with a group size for each share of the planes.
 
 Lu et al., "Effective Length Extrapolation via Dimension-Wise Positional Embeddings Manipulation", arXiv:2504.18857;
-LuLuLuyi/DPE, dpe_for_llama.py (read): SelfExtend with a group for every share of planes. Of the paper's "key
-dimensions" nothing is here (released: select_topk_dim=False, the default): those are other planes in every head, and
-bands turn all heads alike.
+LuLuLuyi/DPE, dpe_for_llama.py (read): SelfExtend with a group size for every share of planes. The paper's "key
+dimensions" are left out, as by the released default select_topk_dim=False: they are different planes in every head,
+and bands rotate all heads alike.
 """
 
 from typing import Annotated
@@ -27,7 +27,7 @@ def dpe(e: Encoding, *, factors: Factors, window: Annotated[int, Bound(1)] = 102
     """Distance D where D < window, else i // f - j // f + window - window // f, with f the plane's own factor.
 
     Args:
-      factors: of as many equal shares of the planes, the fastest first, measured on each model. Released are
+      factors: group sizes of that many equal shares of the planes, fastest first, measured on each model. Released are
         [2, 8, 2, 8, 32, 32, 32, 4] for Llama 3 8B Instruct, [2, 32, 32, 2, 2, 2, 2, 1] for Llama 3.1 8B Instruct,
         [4, 16, 2, 16, 32, 16, 16, 2] for Mistral 7B Instruct v0.2 and [2, 16, 8, 8, 32, 8, 2, 4] for Qwen 2.5 7B
         Instruct (its README has [4, 4, 2, 16, 32, 32, 16, 128] for the first).

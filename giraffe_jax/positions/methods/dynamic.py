@@ -1,4 +1,4 @@
-"""Dynamic NTK: NTK-aware scaling whose factor grows with the sequence, and nothing changed up to original_len.
+"""Dynamic NTK: NTK-aware scaling whose factor grows with the sequence beyond original_len.
 
 emozilla (2023); arXiv:2309.00071, appendix B.1; the formula is that of transformers' `dynamic`. Keys rotated at one
 length are wrong at another: a cache that grows must hold raw keys, or the length must be pinned.

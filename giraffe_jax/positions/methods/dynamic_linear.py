@@ -1,4 +1,4 @@
-"""Dynamic linear interpolation: positions are interpolated by just as much as the sequence exceeds original_len.
+"""Dynamic linear interpolation: linear with the factor length / original_len, where that exceeds 1.
 
 arXiv:2309.00071, appendix B.1 ("Dynamic Scaling"), for position interpolation. A growing cache must hold raw keys.
 """

@@ -1,4 +1,4 @@
-"""Dynamic YaRN: yarn whose factor, gain included, is just as large as the sequence needs.
+"""Dynamic YaRN: yarn with the factor length / original_len, for its frequencies and its gain.
 
 arXiv:2309.00071, appendix B.1; jquesnelle/yarn, LlamaDynamicYaRNScaledRotaryEmbedding. A growing cache must hold raw
 keys.

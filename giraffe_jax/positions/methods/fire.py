@@ -1,4 +1,4 @@
-"""FIRE: a small network of the distance, relative to the query's position and so at home at any length.
+"""FIRE: a bias by a small network of the distance relative to the query's position, which works at any length.
 
 Li et al., "Functional Interpolation for Relative Positions Improves Long Context Transformers", arXiv:2310.04418. As in
 the paper it replaces rotation when `nope` comes before it.
@@ -34,18 +34,20 @@ def fire(
     c: Annotated[float, Bound(0.0, above=True)] = 0.1,
     threshold: Annotated[float, Bound(0.0, above=True)] = 512.0,
 ) -> Encoding:
-    """Logits plus f_h(psi(D) / psi(max(i, L))), psi(x) = log(|c x| + 1) and f a ReLU network of one hidden layer.
+    """Logits plus f_h(psi(D) / psi(max(i, L))), psi(x) = log(abs(c x) + 1) and f a ReLU network of one hidden layer.
 
     Args:
       width: units of the hidden layer.
-      c: where the learned compression of distances starts.
-      threshold: where the learned L starts, tokens; shorter prefixes are not stretched to it.
+      c: initial value of the learned compression of distances.
+      threshold: initial value of the learned L, tokens; up to there distances are relative to L, not to the position i.
     """
     return add_bias(e, Fire(width, float(c), float(threshold)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fire:
+    """The bias term of `fire`, with one network per layer."""
+
     width: int
     c: float
     threshold: float
@@ -54,6 +56,7 @@ class Fire:
     UNITS, UNITS_ELSEWHERE = 2**17, 2**24
 
     def init(self, key, num_heads: int):
+        """Returns one layer's initial parameters."""
         first, second = jax.random.split(key)
         bound = self.width**-0.5
         return {
@@ -62,10 +65,11 @@ class Fire:
             "w_out": jax.random.uniform(second, (self.width, num_heads), minval=-bound, maxval=bound),
             "b_out": jnp.zeros(num_heads),
             "c": jnp.full((), self.c),
-            "scale": jnp.ones(()),  # of the threshold
+            "scale": jnp.ones(()),  # multiplies the threshold
         }
 
     def __call__(self, params, i, j, num_heads: int):
+        """Returns the bias [#B N T S] of query indices i [#B 1 T 1] and key indices j [#B 1 1 S]."""
         p = self.init(jax.random.key(0), num_heads) if params is None else params
 
         def psi(x):
@@ -77,7 +81,8 @@ class Fire:
             hidden = jax.nn.relu(p["w_in"][:, None] * x[..., None, :] + p["b_in"][:, None])
             return jnp.einsum("uh,...uj->...hj", p["w_out"], hidden) + p["b_out"][:, None]
 
-        # Few queries at a time, and hidden units again for the gradient: all at once are `width` times the distances.
+        # A few queries at a time, and hidden units recomputed for the gradient: all together they would take `width`
+        # times the memory of the distances.
         i, j = (x if x.ndim == 2 else x[:, 0] for x in (i, j))
         i, j = jnp.moveaxis(i, -2, 0), j[..., 0, :]
         units = self.UNITS if devices.target().platform == "cpu" else self.UNITS_ELSEWHERE

@@ -1,9 +1,9 @@
-"""Jet-Long: true distances within a window, and beyond it positions in groups as large as the length calls for.
+"""Jet-Long: true distances within a window; beyond it grouped positions, with a group size that grows with the length.
 
 Tang et al., "Jet-Long: Efficient Long-Context Extension with Dynamic Bifocal RoPE", arXiv:2607.07740;
 jet-ai-projects/Jet-Long, modeling_qwen3_jetlong.py (read). Unlike Self-Extend's, far queries are not shifted: a far
 distance may be less than the window. The released code keeps cached keys rotated and corrects them as it reads them;
-here they are cached raw. Its group is that of the longest row of a batch, here of each document.
+here they are cached raw. Its group size follows the longest row of a batch; here it follows each document's length.
 """
 
 from typing import Annotated

@@ -1,9 +1,9 @@
-"""Jet-Long by frequencies: true distances within a window, and beyond it YaRN by as much as the length calls for.
+"""Jet-Long by frequencies: true distances within a window; beyond it YaRN with a factor that grows with the length.
 
 Tang et al., "Jet-Long: Efficient Long-Context Extension with Dynamic Bifocal RoPE", arXiv:2607.07740;
-jet-ai-projects/Jet-Long, modeling_qwen3_jetlong_freq.py (read). Planes turn as they were trained for the first `window`
-tokens of a far distance and by YaRN's frequencies for the rest, so that none jumps where the window ends. The
-temperature is for near and far logits alike. Unlike that of `yarn`, the ramp ends at the last plane at the latest.
+jet-ai-projects/Jet-Long, modeling_qwen3_jetlong_freq.py (read). Of a far distance, the first `window` tokens are
+rotated by the trained frequencies and the rest by YaRN's, so that no angle jumps at the window's end. The temperature
+applies to near and far logits alike. Unlike in `yarn`, the ramp ends at the last plane at the latest.
 """
 
 from typing import Annotated

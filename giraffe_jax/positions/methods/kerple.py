@@ -25,21 +25,25 @@ ABOUT = dict(
 
 
 def kerple(e: Encoding) -> Encoding:
-    """Logits less p log(1 + a D), p and a positive and learned; p starts in U(0, 2), a in U(0, 1)."""
+    """Logits minus p log(1 + a D), with p and a positive and learned; p starts in U(0, 2), a in U(0, 1)."""
     return add_bias(e, Kerple())
 
 
 @dataclasses.dataclass(frozen=True)
 class Kerple:
+    """The bias term of `kerple`."""
+
     name = "kerple"
     by_distance = True
     least = 1e-2  # of both, as in the authors' code
 
     def init(self, key, num_heads: int):
+        """Returns one layer's initial parameters, [N] each."""
         p, a = jax.random.split(key)
         return {"p": 2 * jax.random.uniform(p, (num_heads,)), "a": jax.random.uniform(a, (num_heads,))}
 
     def __call__(self, params, i, j, num_heads: int):
+        """Returns -p log(1 + a (i - j)), [#B N T S]."""
         params = {"p": jnp.ones(num_heads), "a": jnp.full(num_heads, 0.5)} if params is None else params
         p, a = (jnp.maximum(params[k], self.least)[:, None, None] for k in ("p", "a"))
         return -p * jnp.log1p(a * jnp.maximum(i - j, 0))

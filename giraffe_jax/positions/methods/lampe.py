@@ -1,10 +1,10 @@
-"""LaMPE: true distances nearby and at the far end, and between them as much resolution as the length calls for.
+"""LaMPE: true distances nearby and at the far end, and compressed ones in between, by as much as the length requires.
 
 Zhang et al., "LaMPE: Length-aware Multi-grained Positional Encoding for Adaptive Long-context Scaling Without
-Training", arXiv:2508.02308; scar-on/LaMPE, llama_cache1.py (read). The paper rounds the middle's distance down, which
-no rotation of queries and keys gives; as in the released code each side is rounded down, so that some distances are one
-token more than the paper's. Regions meet as in the paper (the released ones overlap by a token), and the released
-multiplier of cos and sin, 0.1 ln(2) + 1, is left to `scale`.
+Training", arXiv:2508.02308; scar-on/LaMPE, llama_cache1.py (read). The paper rounds a compressed distance down, which
+no rotation of queries and keys can do. As in the released code, the two positions are rounded down instead, so some
+distances are one token more than the paper's. Regions meet as in the paper (in the released code they overlap by a
+token). The released multiplier of cos and sin, 0.1 ln(2) + 1, is left out; `scale` can add it.
 """
 
 import dataclasses
@@ -39,20 +39,19 @@ def lampe(
     head: Annotated[Number, Bound(1.0)] | None = None,
     tail: Annotated[Number, Bound(0.0)] = 200.0,
 ) -> Encoding:
-    """D where D <= head; m - length + D where D >= length - tail; between, both ends' line, in whole tokens:
-    floor(r (i - head)) + head - floor(r j), r = (m - head - tail) / (length - head - tail).
+    """Distance D where D <= head; m - length + D where D >= length - tail; in between a line joins the two, in whole
+    tokens: floor(r (i - head)) + head - floor(r j), r = (m - head - tail) / (length - head - tail).
 
     The mapped length m is longest / (1 + exp(-(a length + b))) to the nearest token, at least head + tail and at most
-    the length itself, where all distances are true. The length is one for a batch: of its longest document, where it is
-    not given.
+    the length itself; then all distances are true. A batch has one length: the one given, or its longest document's.
 
     Args:
       a, b: fitted to a model's perplexity at a few lengths; released are (8.673e-5, -0.648) with longest 2489 for
-        Llama 2, (1.0493e-4, -2.4666) with longest 6204 for Llama 3 (m is 1536 there below 8,192 tokens, which this
-        leaves out), and (4.505e-5, -2.7886) with longest 82358 for Llama 3.1.
-      longest: tokens; 3/4 of original_len by default.
-      head: tokens; 1/16 of original_len by default.
-      tail: tokens.
+        Llama 2, (1.0493e-4, -2.4666) with longest 6204 for Llama 3 (there m is 1536 below 8,192 tokens, which is left
+        out here), and (4.505e-5, -2.7886) with longest 82358 for Llama 3.1.
+      longest: upper limit of m, tokens; 3/4 of original_len by default.
+      head: tokens at true distances before the query; 1/16 of original_len by default.
+      tail: tokens of the longest distances, which are not compressed.
     """
     xp, length = e.xp, e.xp.max(e.length)
     near_end, most = window_of(e, head, 1 / 16), window_of(e, longest, 3 / 4)
@@ -70,7 +69,7 @@ def lampe(
 
 
 def mapped(length: Any, *, a: Any, b: Any, longest: Any, least: Any, xp: Any) -> Any:
-    """Returns m of a length, tokens: the sigmoid's, to the nearest, at least `least` and at most the length."""
+    """Returns the mapped length m of a length, in tokens: at least `least` and at most the length; see `lampe`."""
     m = xp.round(longest / (1 + xp.exp(-(a * length + b))))
     return xp.minimum(xp.maximum(m, least), length)
 
@@ -78,15 +77,16 @@ def mapped(length: Any, *, a: Any, b: Any, longest: Any, least: Any, xp: Any) ->
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Shrunk:
-    """floor((position - head) * above / below) + head, exactly: float32 is off by one where that is nearly whole."""
+    """The position map floor((position - head) * above / below) + head, exact where float32 may be off by one."""
 
     above: Any  # whole numbers of tokens
     below: Any
     head: Any = 0.0
 
     def __call__(self, positions: Any) -> Any:
+        """Returns the mapped positions, [B T 1]."""
         above, below = (jnp.asarray(x).astype(jnp.int32) for x in (self.above, self.below))
         p = jnp.floor(positions - self.head).astype(jnp.int32)
         guess = jnp.floor(p.astype(jnp.float32) * (above / below)).astype(jnp.int32)
-        # The products may exceed 32 bits; their difference is small, and exact all the same.
+        # The products may overflow int32, but their difference is small, and wraps around to the exact value.
         return (guess + (p * above - guess * below) // below).astype(jnp.float32) + self.head

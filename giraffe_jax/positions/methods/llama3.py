@@ -1,4 +1,4 @@
-"""Llama 3.1 and 3.2's scaling: long wavelengths divided by the factor, short ones kept, a blend between.
+"""Llama 3.1 and 3.2's scaling: planes with long wavelengths slowed by the factor, short ones kept, a blend between.
 
 meta-llama/llama-models, `apply_scaling`; transformers' `llama3`. Llama 3.1 has factor 8, Llama 3.2 factor 32, both with
 original_len 8192.

@@ -1,4 +1,4 @@
-"""Llama 4's attention temperature: queries grow slowly with every `floor_scale` tokens.
+"""Llama 4's attention temperature: queries are scaled up a little every `floor_scale` tokens.
 
 meta-llama/llama-models, `attn_temperature_tuning` (on the layers without RoPE, every fourth); transformers'
 `floor_scale` and `attn_scale`. Nakanishi, arXiv:2501.19399, is the work it cites.

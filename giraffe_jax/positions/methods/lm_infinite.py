@@ -1,4 +1,4 @@
-"""LM-Infinite: a window and the first tokens, at distances that never exceed the window.
+"""LM-Infinite: attention to a window and the first tokens, at distances that never exceed the window.
 
 Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for Large Language Models", arXiv:2308.16137.
 """
@@ -24,7 +24,7 @@ ABOUT = dict(
 def lm_infinite(
     e: Encoding, *, window: Annotated[int, Bound(1)] | None = None, num_global: Annotated[int, Bound(0)] = 10
 ) -> Encoding:
-    """Distance D where D < window; the first num_global tokens of a document at distance `window` beyond; else nothing.
+    """Distance D where D < window; beyond it only the first num_global tokens of a document, at distance `window`.
 
     Args:
       window: tokens; original_len by default.

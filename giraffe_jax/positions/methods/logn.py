@@ -1,4 +1,4 @@
-"""log-n scaling: queries grow with the logarithm of their position, so that attention stays as sharp as it was.
+"""log-n scaling: queries are scaled by the logarithm of their position, so that attention over more keys stays sharp.
 
 Su (2021), kexue.fm 8823; used by ReRoPE, by EABF (in the code of arXiv:2410.23771) and by Qwen, and on the layers
 without rotation by SWAN.

@@ -34,11 +34,11 @@ def longrope(
     Args:
       short_factor, long_factor: one divisor per rotary plane, head_dim / 2 each; or such a list for every layer.
       factor: extension of the context; sets the gain. None leaves the gain at 1.
-      attention_factor: the gain itself, instead.
+      attention_factor: the gain itself, in place of the one from factor.
       magnitude_policy: "su" is sqrt(1 + ln(factor) / ln(original_len)), "yarn" is 0.1 ln(factor) + 1.
       start_tokens: the paper's n-hat; tokens at positions below it keep the rotation (and gain) they had before.
-      dynamic: beyond original_len go from the short list to the long one in proportion to the length, which at
-        factor * original_len is all of the way.
+      dynamic: beyond original_len, blend linearly in the length from the short list to the long one, which is reached
+        at factor * original_len.
     """
     xp, num_planes = e.xp, e.inv_freq.shape[-1]
     short, long = xp.asarray(short_factor), xp.asarray(long_factor)
@@ -47,7 +47,7 @@ def longrope(
             raise ValueError(f"{name} must have head_dim / 2 = {num_planes} values, got {values.shape[-1]}.")
         if values.ndim == 2 and e.num_layers not in (None, len(values)):
             raise ValueError(f"{name} must have one list for each of {e.num_layers} layers, got {len(values)}.")
-    if xp.ndim(e.length) and (short.ndim == 2 or long.ndim == 2):  # layers that differ, and tokens
+    if xp.ndim(e.length) and (short.ndim == 2 or long.ndim == 2):  # [L 1 1 R], against lengths [B T 1]
         short, long = (x[:, None, None] if x.ndim == 2 else x for x in (short, long))
     divisor = xp.where(e.length > e.original_len, long, short)
     if dynamic:

@@ -1,9 +1,9 @@
 """Mixed windows: short sequences keep the frequencies they were trained with, long ones get others, in one batch.
 
-Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains so: sequences up to
-original_len with plain RoPE and a mask between documents, longer ones rescaled; inference goes by the length. There
-long documents are joined to one sequence without a mask, which has one length; here each document has a mask and its
-own. `giraffe search` with recipe="longrope2" finds the divisors of the long ones.
+Shang et al., "LongRoPE2: Near-Lossless LLM Context Window Scaling", arXiv:2502.20082, which trains this way: sequences
+up to original_len with plain RoPE and a mask between documents, longer ones rescaled; at inference the length decides.
+There documents joined to a long sequence see each other and count as one length; here each document is masked from the
+others and has its own length. `giraffe search` with recipe="longrope2" finds the divisors of the long ones.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> E
     at a length) or a batch names its rows' choices: Encoding.at(positions, choice=[B]).
 
     Args:
-      choices: K lists of methods of frequencies.
+      choices: K lists of methods that change frequencies and gain only.
       up_to: K - 1 lengths, rising, in tokens; [original_len] by default.
     """
     if e.xp is not np:
@@ -51,11 +51,11 @@ def _fixed(e: Encoding, calls: Any, shortest: float, longest: float, where: str)
     """Returns the encoding of one choice, which must be the same at all lengths that it serves."""
     names = ", ".join(call.function.__name__ for call in calls)
     if any(set(call.needs) & {"positions", "key"} for call in calls):
-        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+        raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
     made, other = (apply(e.replace(length=np.float64(n)), calls, where) for n in (longest, shortest))
     if not (np.array_equal(made.inv_freq, other.inv_freq) and made.gain == other.gain):
-        raise ValueError(f"a choice has the same frequencies at every length; {names} has not.")
+        raise ValueError(f"a choice must have the same frequencies at every length; those of {names} differ.")
     rest = made.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
     if jax.tree.structure(rest) != jax.tree.structure(e) or not jax.tree.all(jax.tree.map(np.array_equal, rest, e)):
-        raise ValueError(f"a choice is of frequencies and gain alone, not {names}.")
+        raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
     return made

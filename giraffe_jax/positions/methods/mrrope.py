@@ -25,7 +25,7 @@ def mrrope(
 ) -> Encoding:
     """th_i / factor^(u / n) (uniform) or th_i / factor^(u (u + 1) / (n (n + 1))) (progressive), with yarn's gain.
 
-    n planes lie between yarn's rounded ends, and u counts them from 0 to n.
+    n is the number of planes between the rounded ends of yarn's ramp, and u counts them from 0 to n.
     """
     low, high = index_bounds(e, beta_fast, beta_slow, rounded=True)
     n = high - low

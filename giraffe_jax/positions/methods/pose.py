@@ -2,8 +2,8 @@
 
 Zhu et al., "PoSE: Efficient Context Window Extension of LLMs via Positional Skip-wise Training", arXiv:2309.10400;
 dwzhu-pku/PoSE, train_pose.py, two chunks. Combine with a frequency method at factor target_len / original_len. The
-released code also takes the later chunk's text from further on in the document; here text goes on unbroken, as packed
-rows need it. For rows like the released ones put data.skip = dict(kind="pose", ...) in place of this method.
+released code also skips text between chunks; here the text is contiguous, as packed rows need it. To skip text like the
+released code, set data.skip = dict(kind="pose", ...) instead of using this method.
 """
 
 from typing import Annotated
@@ -21,7 +21,7 @@ ABOUT = dict(kind="training", training_free=False, export="weights only", cache=
 
 
 def pose(e: Encoding, *, target_len: Annotated[int, Bound(2)], chunks: Annotated[int, Bound(2)] = 2) -> Encoding:
-    """Training positions of each row in `chunks` chunks with skips between; without a key the encoding as it is.
+    """Training positions in `chunks` chunks with skips between; without a key (evaluation) nothing changes.
 
     With two chunks of a document of n tokens: the first has r ~ U{1 .. (n + 1) // 2} tokens, and positions of the
     second are u ~ U{0 .. target_len - n} further on. With more, their ends and skips are sorted uniform draws.

@@ -1,4 +1,4 @@
-"""Proportional RoPE (Gemma 4): the first planes turn at plain RoPE's frequencies divided by a factor, the rest not.
+"""Proportional RoPE (Gemma 4): the first planes keep plain RoPE's frequencies over a factor, the rest do not turn.
 
 transformers 5.23, `_compute_proportional_rope_parameters`: exponents run over the whole head, unlike `partial`; no
 paper at arXiv describes it.

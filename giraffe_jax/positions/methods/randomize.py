@@ -21,7 +21,7 @@ ABOUT = dict(kind="training", training_free=False, export="weights only", cache=
 def randomize(
     e: Encoding, *, kind: Literal["steps", "subset"] = "steps", max_len: Annotated[int, Bound(1)] | None = None
 ) -> Encoding:
-    """Training positions drawn anew for every step; without a key (evaluation) the encoding as it is.
+    """Training positions drawn anew for every step; without a key (evaluation) nothing changes.
 
     Args:
       kind: "steps" makes position t the sum of t + 1 draws from U(0, 2), shrunk where a document of n tokens would end

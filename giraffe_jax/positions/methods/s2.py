@@ -1,4 +1,4 @@
-"""S2 attention (LongLoRA): while training, tokens see their own group only, shifted by half in half of the heads.
+"""S2 attention (LongLoRA): while training, tokens see only their group; half of the heads shift groups by half a group.
 
 Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models", arXiv:2309.12307. As in the
 released code for variable lengths, shifted groups do not wrap around. Evaluation attends fully.
@@ -20,7 +20,7 @@ ABOUT = dict(kind="mask", training_free=False, export="weights only", cache="rot
 
 
 def s2(e: Encoding, *, group: Annotated[int, Bound(2)]) -> Encoding:
-    """Key j for query i where (i + s) // group == (j + s) // group; s is group // 2 in the second half of heads or 0.
+    """Query i sees key j if (i + s) // group == (j + s) // group; s is group // 2 in the second half of heads, else 0.
 
     Args:
       group: tokens; a quarter of the training length in the paper.
@@ -30,9 +30,12 @@ def s2(e: Encoding, *, group: Annotated[int, Bound(2)]) -> Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class S2:
+    """The mask of `s2` as a bias term; it has no parameters."""
+
     group: int
 
     def __call__(self, params: Any, i, j, num_heads: int):
+        """Returns 0 for pairs of one group and -1e30 for others, [#B N T S]."""
         del params
         shift = jnp.where(jnp.arange(num_heads) >= (num_heads + 1) // 2, self.group // 2, 0)[:, None, None]
         same = (i + shift) // self.group == (j + shift) // self.group

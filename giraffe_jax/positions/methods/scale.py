@@ -13,5 +13,5 @@ ABOUT = dict(kind="temperature", training_free=True, export="longrope", cache="r
 
 
 def scale(e: Encoding, *, value: Positive) -> Encoding:
-    """Every logit times `value`: the square root goes to queries and keys each."""
+    """Every logit times `value`: queries and keys are each multiplied by its square root."""
     return e.replace(gain=e.gain * value**0.5)

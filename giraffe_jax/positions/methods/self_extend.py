@@ -1,8 +1,8 @@
 """SelfExtend: true distances within a window, positions in groups beyond it.
 
-Jin et al., "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv:2401.01325. Here W // G is the
-paper's floor; the released code divides without it, and leaves the window out while a sequence is short, so that its
-prefill differs from its decoding.
+Jin et al., "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv:2401.01325. window // group rounds
+down, as in the paper; the released code does not round, and it ignores the window while a sequence is short, so that
+its prefill and decode differ.
 """
 
 from typing import Annotated

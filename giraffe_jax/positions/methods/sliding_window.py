@@ -22,7 +22,7 @@ ABOUT = dict(
 
 
 def sliding_window(e: Encoding, *, window: Extent, full_every: Annotated[int, Bound(0)] = 0) -> Encoding:
-    """Key j for query i where i - j < window.
+    """Query i sees key j if i - j < window.
 
     Args:
       window: tokens, the query's own included.

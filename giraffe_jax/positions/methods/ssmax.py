@@ -20,7 +20,7 @@ ABOUT = dict(kind="temperature", training_free=False, export="custom", cache="ro
 
 def ssmax(e: Encoding) -> Encoding:
     """Logits of query n times s_h ln(n + 1); s_h is learned in every layer, and starts at 1 / ln(original_len)."""
-    # In front: flax draws parameters in this order, so that those of biases start as they always have.
+    # First in the list: flax draws parameters in this order, and any other would change the initial biases of a seed.
     e = checked(e.replace(learned=(Rates(e.original_len), *e.learned)))
     return scale_heads(e, e.xp.log(e.positions + 1)[..., None])
 
@@ -28,12 +28,16 @@ def ssmax(e: Encoding) -> Encoding:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rates:
+    """The learned scales s_h of `ssmax`, as a `Learned` (positions/slot.py)."""
+
     original_len: Any  # [], tokens
     name = "ssmax"
 
     def init(self, key, num_heads: int):
+        """Returns one layer's initial scales, [N]."""
         del key
         return {"scale": jnp.full(num_heads, 1 / jnp.log(self.original_len))}
 
     def apply(self, e: Encoding, params: Any) -> Encoding:
+        """Returns the encoding with each head's logits multiplied by its scale."""
         return scale_heads(e, params["scale"])

@@ -1,7 +1,7 @@
 """StreamingLLM: a rolling window and the first tokens (attention sinks), positions counted inside the cache.
 
-Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453. Endless streams, not longer
-context: what has left the window cannot be retrieved.
+Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453. For endless streams, not for
+longer context: what has left the window cannot be retrieved.
 """
 
 from typing import Annotated
@@ -25,7 +25,7 @@ ABOUT = dict(
 def streaming(
     e: Encoding, *, window: Annotated[int, Bound(1)] | None = None, sinks: Annotated[int, Bound(0)] = 4
 ) -> Encoding:
-    """Distance D where D < window; the first `sinks` tokens at min(i, sinks + window - 1) - j beyond; else nothing.
+    """Distance D where D < window; beyond it only the first `sinks` tokens, at min(i, sinks + window - 1) - j.
 
     Args:
       window: recent tokens in the cache, the current one included; original_len - sinks by default.

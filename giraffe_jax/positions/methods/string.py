@@ -1,7 +1,7 @@
 """STRING: far distances are shifted down, into the range that pretraining saw often.
 
 An et al., "Why Does the Effective Context Length of LLMs Fall Short?", arXiv:2410.18745; HKUNLP/STRING. Meant for use
-within the trained context, which most of training never reached the end of.
+within the trained context, whose longest distances are rare in training.
 """
 
 from typing import Annotated
@@ -29,7 +29,7 @@ def string(
 
     Args:
       shift: tokens; by default 0.33 of original_len.
-      window: tokens kept between a query and the distances that are used again.
+      window: the distance that D = shift becomes, tokens.
     """
     first = window_of(e, shift, 0.33)
     return with_bands(e, near(first), far(first, Line(shift=window - first)))

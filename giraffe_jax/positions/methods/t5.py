@@ -43,16 +43,20 @@ def t5(
 
 @dataclasses.dataclass(frozen=True)
 class T5:
+    """The bias term of `t5`."""
+
     num_buckets: int
     max_distance: int
     name = "t5"
     by_distance = True
 
     def init(self, key, num_heads: int):
+        """Returns one layer's initial table, zeros [N, num_buckets]."""
         del key
         return {"table": jnp.zeros((num_heads, self.num_buckets))}
 
     def __call__(self, params, i, j, num_heads: int):
+        """Returns table[head, bucket(i - j)], [#B N T S]."""
         distance = jnp.maximum(i - j, 0)
         exact = self.num_buckets // 2
         # Clipped before the logarithm, whose value below `exact` is not used.
@@ -61,7 +65,7 @@ class T5:
         bucket = jnp.where(distance < exact, distance, far)
         if params is None:
             return jnp.zeros((num_heads, 1, 1))
-        # One-hot, not a gather: its gradient is a matrix product, not a scatter.
+        # One-hot, not a gather: its gradient is a matmul, not a scatter.
         one_hot = (bucket[..., None] == jnp.arange(self.num_buckets)).astype(jnp.float32)
         one_hot = one_hot if one_hot.ndim == 3 else one_hot[:, 0]
         return jnp.einsum("...tsb,nb->...nts", one_hot, params["table"])

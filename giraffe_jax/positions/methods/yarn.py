@@ -52,7 +52,7 @@ def yarn(
 def check_rising(*, strictly: bool = False, **ends: Number) -> None:
     """Raises ValueError unless the first of two named ends of a ramp is below the second, or equal unless `strictly`.
 
-    They are floats while a config is checked, and arrays, which were floats before, inside a step.
+    Arrays pass: inside a step the ends are traced, and they were checked as floats with the config.
     """
     (low_name, low), (high_name, high) = ends.items()
     if isinstance(low, jax.Array) or isinstance(high, jax.Array):
