@@ -49,7 +49,7 @@ def test_what_others_have_beside_the_destination_is_left_alone(tmp_path, verb):
 
 
 def test_of_two_writers_to_one_place_the_first_to_end_wins_and_the_second_says_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"out: was made meanwhile by another; nothing is overwritten"):
+    with pytest.raises(ConfigError, match=r"out: was made meanwhile by another process; nothing is overwritten"):
         with new_directory(tmp_path / "out") as second:
             (second / "a.txt").write_text("second")
             with new_directory(tmp_path / "out") as first:
