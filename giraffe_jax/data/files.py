@@ -168,7 +168,7 @@ def _json_lines(file: Path, where: str) -> Iterator[Document]:
             text.encode("utf-8")
         except UnicodeEncodeError as e:
             half = f"half of a surrogate pair at character {e.start}"
-            raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
+            raise ConfigError(f"{where}: {file}:{number} holds text that is not Unicode ({half})") from e
         yield Document(f"{file.name}:{number}", text)
 
 

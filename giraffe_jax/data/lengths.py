@@ -57,7 +57,7 @@ def check(source: SourceConfig, where: str) -> None:
     if source.kind == "synthetic":
         for key in ("min_tokens", "max_tokens", "long_tokens"):
             if getattr(source, key) is not None:
-                raise ConfigError(f"{where}.{key}: not read by kind 'synthetic', whose keys min_len and max_len say it")
+                raise ConfigError(f"{where}.{key}: not read by kind 'synthetic'; use synthetic.min_len and .max_len")
     if source.min_tokens and source.max_tokens and source.min_tokens > source.max_tokens:
         raise ConfigError(f"{where}.max_tokens: got {source.max_tokens}, less than min_tokens {source.min_tokens}")
     if (source.long_tokens is None) != (source.long_times is None):

@@ -144,7 +144,7 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     ends = [stage.until for stage in config.stages]
     firsts = [0, *(end or 0 for end in ends[:-1])]
     if ends and (ends[-1] is not None or firsts != sorted(set(firsts))):
-        raise ConfigError(f"data.stages: `until` must grow from stage to stage, with none at the last; got {ends}")
+        raise ConfigError(f"data.stages: `until` must increase from stage to stage; the last one has none. Got {ends}")
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:
             raise ConfigError(f"data.{name}: got {getattr(config, name)}; at least 1 is needed")
@@ -207,7 +207,7 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
         )
     weights = (synthetic.answer_weight, synthetic.drawn_weight, synthetic.text_weight)
     if not synthetic.kinds or min(weights) < 0:
-        raise ConfigError(f"{where}.synthetic: needs at least one kind, and no number below 0; got {synthetic}")
+        raise ConfigError(f"{where}.synthetic: needs at least one kind, and weights of at least 0; got {synthetic}")
 
 
 def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) -> str:

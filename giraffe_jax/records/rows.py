@@ -100,7 +100,7 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in it")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 class Rows:

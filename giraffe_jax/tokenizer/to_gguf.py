@@ -136,9 +136,9 @@ def _space_prefix(parts: Mapping[str, Any]) -> bool:
             return False
         raise ConfigError(
             f"tokenizer: a space comes in front of a text that begins with none (prepend_scheme {scheme!r}); llama.cpp "
-            "puts one in front of every text, and after every added token. With a Prepend normalizer in tokenizer.json, "
-            "tokenizer_class 'PreTrainedTokenizerFast' does the same. A file without the tokenizer (--no-tokenizer) "
-            "takes token ids."
+            "puts one in front of every text, and after every added token. With a Prepend normalizer in "
+            "tokenizer.json, tokenizer_class 'PreTrainedTokenizerFast' does the same. A file without the tokenizer "
+            "(--no-tokenizer) takes token ids."
         )
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     if not before and steps[-1:] == [replaced] and [s["type"] for s in steps[:-1]] in ([], ["Prepend"]):

@@ -103,7 +103,7 @@ def padding(batch: Mapping[str, np.ndarray], data: DataConfig) -> str:
         ""
         if share <= 0.5
         else (
-            f"warning: {share:.0%} of the first batch is padding, computed for nothing: documents are short for "
+            f"warning: {share:.0%} of the first batch is padding, which is wasted compute: documents are short for "
             f'data.seq_len {data.seq_len:,}. data.packing="concat" fills rows; so does a shorter seq_len.'
         )
     )
