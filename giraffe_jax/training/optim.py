@@ -37,7 +37,8 @@ class OptimConfig:
     muon_lr: Rate | None = None
     # Learning rate after the warm-up: constant, or decaying to final_lr at the last step.
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    # Steps of that decay, at the end of the run; before it the rate is at its peak. None: all steps after the warm-up.
+    # Steps of the decay to final_lr, which ends with the run; until then the rate is at its peak. None decays over all
+    # steps after the warm-up.
     decay_steps: Annotated[int, Bound(1)] | None = None
     # Steps in which the learning rate rises linearly to its peak; the first step has lr / warmup_steps.
     warmup_steps: Annotated[int, Bound(0)] = 20
@@ -45,7 +46,7 @@ class OptimConfig:
     b1: Decay = 0.9  # Decay of first moments.
     b2: Decay = 0.95  # Decay of second moments.
     eps: NonNegative = 1e-8  # Added to the root of second moments.
-    weight_decay: NonNegative = 0.0  # Weight decay of kernels. Norms and embeddings are never decayed.
+    weight_decay: NonNegative = 0.0  # Weight decay of kernels and adapters. Others are never decayed.
     clip: Rate | None = 1.0  # Largest global norm of the gradient. None does not clip.
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # Dtype of first moments. Second moments are float32.
 

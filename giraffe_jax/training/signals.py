@@ -23,7 +23,8 @@ def _told_to_end(log: TrainLog) -> Iterator[list[int]]:
         yield told
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # `&` sets it
+    # A shell may start a background job with SIGINT ignored, which stays so.
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def tell(number: int, frame: Any) -> None:
         if told:
