@@ -1,4 +1,4 @@
-"""Files beside a tokenizer."""
+"""Reads the JSON files of a tokenizer or model directory."""
 
 import json
 from pathlib import Path

@@ -66,7 +66,7 @@ class FrequencyConfig:
     log_ratio has shape [head_dim / 2], starts at 0, and is shared by all layers.
     """
 
-    # "alone" freezes all weights; "with_weights" trains frequencies beside them.
+    # "alone" freezes all weights; "with_weights" trains weights and frequencies.
     train: Literal["alone", "with_weights"]
     # Peak learning rate of log_ratio under "with_weights", on the schedule of the weights. None takes optim.lr.
     lr: Rate | None = None
