@@ -144,7 +144,7 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     ends = [stage.until for stage in config.stages]
     firsts = [0, *(end or 0 for end in ends[:-1])]
     if ends and (ends[-1] is not None or firsts != sorted(set(firsts))):
-        raise ConfigError(f"data.stages: `until` must increase from stage to stage, and the last one has none; got {ends}")
+        raise ConfigError(f"data.stages: `until` must increase from stage to stage, the last has none; got {ends}")
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:
             raise ConfigError(f"data.{name}: got {getattr(config, name)}; at least 1 is needed")
