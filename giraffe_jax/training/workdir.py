@@ -162,6 +162,6 @@ def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:
         return
     raise ConfigError(
         f"{where}, but the learning rates of finished steps depend on config.steps. It may change with "
-        'optim.schedule="constant", or with optim.decay_steps before the decay begins. Or start a new run, with '
+        'optim.schedule="constant", or optim.decay_steps before the decay begins. Or start a new run, with '
         f'source="{workdir}@{done}".'
     )
