@@ -1,7 +1,7 @@
-"""The base of a run that trains a part of its source: what its checkpoints leave out, and where that is found again.
+"""The base of a run that trains only a part of its source: the frozen weights that its checkpoints leave out.
 
-A run with adapters, or with frequencies alone, does not move the kernels of its source, so its checkpoints do not hold
-them. They name the source and digests of its files instead, and reading such a checkpoint reads the source too.
+A run with adapters, or with frequencies alone, does not change the kernels of its source, so its checkpoints do not
+hold them. They hold the source's path and digests of its files; loading such a checkpoint loads the source too.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ from giraffe_jax import checkpoint, identity
 from giraffe_jax.config import ConfigError
 from giraffe_jax.sharding import paths
 
-LARGE = ("kernel", "embedding")  # leaves that may be left out; all others are small, and kept whether they move or not
+LARGE = ("kernel", "embedding")  # leaves that may be left out; all others are small, and saved even if frozen
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Where a run's frozen weights are; JSON, in each of its checkpoints.
+    """Where a run's frozen weights are; saved as JSON in each of its checkpoints.
 
-    source: as `loading.load` reads it: an absolute path, of a run with its checkpoint, or a packaged model's name.
-    base: of a source that is an adapter of PEFT, its own base where the config names one.
-    given: the config's words for both, tried where the paths are not there: a project moves with its runs.
+    source: an argument of `loading.load`: an absolute path (with @STEP for a workdir), or a packaged model's name.
+    base: config.base, the base of a source that is a PEFT adapter, as an absolute path; or None.
+    given: (source, base) as in the config, tried if the absolute paths do not exist: a project may be moved with its
+      runs.
     contents: digests of the files of weights, by name.
     """
 
@@ -34,11 +35,12 @@ class Base:
     contents: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON data, the value that `saved` reads."""
         return dataclasses.asdict(self) | {"given": list(self.given), "contents": dict(self.contents)}
 
 
 def of(source: str, base: str | None) -> Base:
-    """Returns the base that a source is now; of a workdir, of which later steps may come, the checkpoint of now."""
+    """Returns the base for a source as it is now; a workdir is fixed to its current checkpoint."""
     where, which = checkpoint.split_source(source)
     place = str(Path(where).absolute()) if Path(where).exists() else where
     if checkpoint.is_workdir(where):
@@ -49,15 +51,15 @@ def of(source: str, base: str | None) -> Base:
 
 
 def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -> Base | None:
-    """Returns the base that a checkpoint names, found and verified; None where the checkpoint holds all weights.
+    """Returns the base that a checkpoint names, found and verified; None if the checkpoint holds all weights.
 
     Args:
       about: the checkpoint's JSON.
       run: its workdir, for errors.
-      named: a source to read in place of the one that is named there.
+      named: a source to use instead of the one that the checkpoint names.
 
     Raises:
-      ConfigError: it is not there, or its weights are not those that the run was trained on.
+      ConfigError: it does not exist, or its weights are not those that the run was trained on.
     """
     if not about.get("base"):
         return None
@@ -75,34 +77,34 @@ def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -
             return Base(source, base, tuple(told["given"]), contents)
         said.append(f"{source} has other weights now ({', '.join(changed[:3])})")
     raise ConfigError(
-        f"{run}: its checkpoints hold what the run trained, beside the weights of {told['source']}, and these are not "
-        f"found: {'; '.join(said)}. Put them back, or name their place as base."
+        f"{run}: its checkpoints hold only what the run trained; it needs the weights of {told['source']}, which are "
+        f"not found: {'; '.join(said)}. Put them back, or give their new place as base."
     )
 
 
 def left_out(params: Any, trained: Any) -> frozenset[str]:
-    """Returns the paths of the parameters that checkpoints leave to the base: large ones that training does not move.
+    """Returns the paths of the parameters that checkpoints leave out: large ones that are frozen.
 
-    trained: True for each parameter that moves, in a tree like params.
+    trained: a tree like params, True for each parameter that is trained.
     """
     moves = paths(trained)
     return frozenset(path for path in paths(params) if not moves[path] and path.split("/")[-1] in LARGE)
 
 
 def without(params: Any, left: frozenset[str]) -> Any:
-    """Returns the parameters but those at the paths `left`."""
+    """Returns the parameters without those at the paths `left`."""
     flat = traverse_util.flatten_dict(params, sep="/")
     return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in left}, sep="/")
 
 
 def joined(params: Any, base: Any) -> Any:
-    """Returns `params`, and of `base` what they lack."""
+    """Returns `params`, completed by the parameters of `base` that they lack."""
     flat = traverse_util.flatten_dict(base, sep="/") | traverse_util.flatten_dict(params, sep="/")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _weights(source: str, base: str | None) -> dict[str, str]:
-    """Returns the digests of a source's weights alone: a tokenizer beside them may be another one."""
+    """Returns the digests of a source's weights only: its tokenizer may have changed."""
     contents = identity.of_source(source, base=base)
     found = {name: x for name, x in contents.items() if name.startswith(("weights", "adapter"))}
     return {"checkpoint" if name == f"weights {source}" else name: x for name, x in found.items()}

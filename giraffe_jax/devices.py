@@ -1,4 +1,4 @@
-"""Which devices the code that is traced now will run on: those of the current mesh, present or not."""
+"""The devices for which code is being traced: those of the current mesh, whether they are attached or not."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from jax.sharding import AbstractMesh
 
 
 class Target(NamedTuple):
-    """Devices that are traced for. `mesh` is None for a single device."""
+    """The devices for which code is traced; `mesh` is None for a single one."""
 
     platform: str  # "cpu", "gpu" or "tpu"
     mesh: AbstractMesh | None = None
 
 
-_CAPABILITIES = dict(A100="8.0", H100="9.0", H200="9.0")  # of GPUs that are compiled for without being here
+_CAPABILITIES = dict(A100="8.0", H100="9.0", H200="9.0")  # of GPUs that are not attached, for compiling ahead
 
 
 def target() -> Target:
     """Returns the devices of the current mesh (jax.set_mesh, use_abstract_mesh); without one, this process's default.
 
-    A mesh of chips that this machine does not have counts as theirs: compiling for them gives what they would run.
+    The mesh may be of chips that are not attached; code compiled for it is what these would run.
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
@@ -29,7 +29,7 @@ def target() -> Target:
 
 
 def capability() -> str:
-    """Returns the compute capability, such as "9.0", of the GPUs that are traced for; of others, an H100's."""
+    """Returns the compute capability, such as "9.0", of the GPUs for which code is traced; an H100's if unknown."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     kind = "" if device is None else device.device_kind

@@ -1,9 +1,8 @@
-"""What a result depends on, as {name: digest of its content}, and what differs between two of these.
+"""What a result depends on, as {name: digest of its content}, and the differences between two such dicts.
 
-Paths and dates do not tell what a file holds, so bytes are digested: all of them, of large files too, whose digests are
-remembered in the cache of tokens (data/source.py) while path, size, times and inode stay as they are. A training's
-checkpoint, a Hugging Face directory and a GGUF file count by the files that are read of them; own methods by their code
-(positions/code.py).
+Paths and dates do not identify a file's content, so all bytes are hashed. The digests of large files are kept in the
+token cache (data/source.py) until path, size, times or inode change. Of a checkpoint, a Hugging Face directory or a
+GGUF file the files that loading reads are hashed; of own position methods, the code (positions/code.py).
 """
 
 import hashlib
@@ -29,33 +28,34 @@ TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json",
 )  # fmt: skip
-LARGE = 1 << 24  # bytes of a file from which on its digest is remembered
-ABSENT = "absent"  # a digest of what is not there
+LARGE = 1 << 24  # bytes from which a file's digest is cached
+ABSENT = "absent"  # in place of the digest of a file that does not exist
 
 
 def of_file(path: Path) -> str:
-    """Returns 16 hex digits of a file's bytes."""
+    """Returns 16 hex digits of the sha256 of a file's bytes."""
     return file_digest(path, _memory() if path.stat().st_size >= LARGE else None)[:16]
 
 
 def of_text(path: Path) -> str:
-    """Returns 16 hex digits of a text file's bytes; others where it begins with a byte-order mark, which was part of
-    its text before data/reading.py had a rule: rows of that time are of another text."""
+    """Returns 16 hex digits for a text file's content. A file with a byte-order mark has another digest than its bytes
+    have: older versions read the mark as text, so their rows must not count as rows of the same text."""
     with path.open("rb") as stream:
         marked = stream.read(len(BOM)) == BOM
     return digest([of_file(path), "no byte-order mark"]) if marked else of_file(path)
 
 
 def of_source(source: str, *, base: str | None = None, with_methods: bool = False) -> Contents:
-    """Returns the weights, config and tokenizer of a source as `loading.load` reads it; of a workdir the checkpoint.
+    """Returns the digests of the weights, config and tokenizer that `loading.load` reads; of a workdir, those of the
+    checkpoint and tokenizer.
 
-    base: of an adapter that does not name its own.
-    with_methods: also the own methods that a workdir's model reads positions with.
+    base: the base of an adapter that does not name its own.
+    with_methods: also the code of own methods in the positions of a workdir's model.
     """
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
         with checkpoint.manager(where) as checkpoints:
-            step = checkpoint.find_step(checkpoints, which, lambda line: None)  # loading tells of damaged ones
+            step = checkpoint.find_step(checkpoints, which, lambda line: None)  # loading reports damaged ones
             scaling = checkpoint.read_about(checkpoints, step)["model"]["positions"] if with_methods else ()
         folder = Path(where) / checkpoint.FOLDER / str(step)
         files = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -77,21 +77,21 @@ def of_source(source: str, *, base: str | None = None, with_methods: bool = Fals
 
 
 def of_tokenizer(path: Path) -> Contents:
-    """Returns the files of a tokenizer: of a directory, or a file and the config beside it."""
+    """Returns the digests of a tokenizer's files: those of a directory, or a file and the configs beside it."""
     folder, names = (path, TOKENIZERS) if path.is_dir() else (path.parent, (path.name, *TOKENIZERS[2:]))
     named = [folder / name for name in names]
     return {f"tokenizer {p.name}": of_file(p) for p in named if p.is_file()}
 
 
 def of_code(scaling: Any) -> Contents:
-    """Returns the code of the own methods that a list of methods names."""
+    """Returns the digests of the code of the own methods in a list of position methods."""
     return {f"code {path}": positions.code_digest(text) for path, text in positions.sources(scaling).items()}
 
 
 def of_training(config: Any, known: Mapping[str, str]) -> Contents:
-    """Returns what a TrainConfig reads beside its source: positions' code, data, a tokenizer of its own.
+    """Returns the digests of what a TrainConfig reads besides its source: own methods, data, a tokenizer.
 
-    known: digests from an earlier time, for data that is no longer there.
+    known: earlier digests, used for data that no longer exists.
     """
     found = of_code(config.model.get("positions", ()))
     stages = [source for stage in config.data.stages for source in stage.sources]
@@ -111,7 +111,7 @@ def of_training(config: Any, known: Mapping[str, str]) -> Contents:
 
 
 def _of_template(config: Any) -> Contents:
-    """Returns the file of the chat template that conversations are written by; others are in the tokenizer's files."""
+    """Returns the digest of chat_template.jinja; a chat template elsewhere is in one of the TOKENIZERS files."""
     where, _ = checkpoint.split_source(config.source or "")
     named = [Path(config.tokenizer)] if config.tokenizer else [Path(where) / TOKENIZER, Path(where)]
     files = [(path if path.is_dir() else path.parent) / TEMPLATE for path in named]
@@ -119,7 +119,7 @@ def _of_template(config: Any) -> Contents:
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Returns the names of what differs; what is there on one side alone is marked so."""
+    """Returns the names whose digests differ; names on one side only are marked "(new)" or "(no longer read)"."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -136,8 +136,8 @@ def _memory() -> Path | None:
 
 
 def fingerprint_before(source: str) -> str:
-    """Returns what versions without `contents` in a manifest took for a source's identity: its files, all small ones
-    and of large ones size, start and end. By it their workdirs are known again."""
+    """Returns the fingerprint of a source as older versions computed it, to recognise their workdirs, whose manifests
+    have no `contents`. Of large files it covers only size, start and end."""
     where, which = checkpoint.split_source(source)
     path = locate(where)
     if which:

@@ -1,7 +1,7 @@
-"""Loading: weights of any source with what is needed to use them, each array placed where a mesh wants it.
+"""Loading: config, weights and tokenizer of any source, each array sharded over a mesh.
 
-A source is a Hugging Face directory, a GGUF file, the name of a packaged model, or the workdir of a training run, of
-which "runs/a@1000" and "runs/a@best" name a checkpoint.
+A source is a Hugging Face directory, a GGUF file, the name of a packaged model, or the workdir of a training run;
+"runs/a@1000" and "runs/a@best" name one of its checkpoints.
 """
 
 import dataclasses
@@ -33,22 +33,22 @@ def load(
     tokenizer: str = "",
     mesh: jax.sharding.Mesh | None = None,
 ) -> LM:
-    """Returns the weights of any source: Hugging Face directory, GGUF file, packaged name, or a workdir of ours.
+    """Returns the model of any source: Hugging Face directory, GGUF file, packaged name, or workdir of a run.
 
     Args:
-      source: where; a workdir may name a checkpoint, `runs/a@1000` or `runs/a@best` (of the smallest eval_loss), and is
-        read from the newest undamaged one otherwise. Adapters are merged into their kernels.
-      base: of a source that is an adapter of PEFT: the Hugging Face directory of its base, where the adapter's config
-        does not name one that is here; of a run that trained adapters or frequencies alone, the source that it was
-        trained on, where that has moved.
-      adapters: keeps such an adapter beside its kernels, for training it on. A run's own is merged all the same.
+      source: the source. A workdir may name a checkpoint, `runs/a@1000` or `runs/a@best` (of the smallest eval_loss);
+        by default its newest undamaged one is read. Adapters are merged into their kernels.
+      base: of a PEFT adapter: the Hugging Face directory of its base, if the one that the adapter's config names is not
+        here. Of a run that trained only adapters or frequencies: the source that it was trained on, if that has moved.
+      adapters: a run's config.lora: a PEFT adapter is kept as LoRA parameters, to continue its training. A run's own
+        adapters are merged all the same.
       overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
       tokenizer: path of another tokenizer; "" takes the source's.
-      mesh: devices that share the parameters: each receives its own part alone. None takes one device.
+      mesh: the parameters are sharded over it, and each device receives only its shard. None takes one device.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ConfigError: something else than a model that this reads, a checkpoint that is damaged or absent; it is named.
+      FileNotFoundError: the source does not exist.
+      ConfigError: not a model that can be read, or a checkpoint that is damaged or absent; the message names it.
     """
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
@@ -64,13 +64,13 @@ def load(
 
 
 def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | None = None) -> ModelConfig:
-    """Returns the config of the model that `load` would return, of which no weights have to be there.
+    """Returns the config of the model that `load` would return, without reading weights.
 
-    A Hugging Face directory with its config.json alone is enough, and so is a run's workdir.
+    A Hugging Face directory may have its config.json alone, and a run's workdir no checkpoint yet.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ConfigError: something else than a model that this reads; it is named.
+      FileNotFoundError: the source does not exist.
+      ConfigError: not a model that can be read; the message names it.
     """
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
@@ -78,7 +78,7 @@ def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | No
             there = checkpoint.steps(checkpoints)
             if which == "best" or (which and int(which) not in there) or not there:
                 step = checkpoint.find_step(checkpoints, which, warnings.warn)
-            else:  # without verifying weights that are not read
+            else:  # not find_step, which would verify weights that are not read
                 step = int(which) if which else there[-1]
             about = checkpoint.read_about(checkpoints, step)["model"]
         _check_methods(Path(where) / METHODS, about["positions"])
@@ -90,7 +90,7 @@ def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | No
 
 
 def load_unmerged(source: str) -> tuple[LM, LoraConfig]:
-    """Returns a run's model with its adapters beside their kernels, and its config.lora.
+    """Returns a run's model with unmerged adapters, and its config.lora.
 
     Raises:
       ConfigError: the source is not a run's workdir, or the run has no adapters.
@@ -135,7 +135,8 @@ def _load_workdir(
         like = jax.eval_shape(start, jax.random.key(0))
         left = frozenset() if under is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
         like = frozen.without(like, frozenset(left - sharding.paths(held).keys()))
-        # Learned frequencies are in `model.positions` already; they are restored since a part of a tree cannot be.
+        # `model.positions` has the learned frequencies already; this leaf is restored only because orbax restores a
+        # tree as a whole.
         if "positions" in held:
             learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
             like = like | {"positions": {"log_ratio": learned}}
@@ -161,26 +162,27 @@ def _load_workdir(
 
 
 def _check_methods(saved: Path, scaling: Any) -> None:
-    """Says where a run's own methods are if they are not found, and warns where those found are others."""
+    """Raises ConfigError, naming the saved source text, if an own method of the run cannot be imported; warns if the
+    imported method is not the one that the run was trained with."""
     if not saved.is_dir():
         return
     try:
         positions.check(scaling)
     except ConfigError as error:
-        raise ConfigError(f"{error} The source that the run had is in {saved}: read it before it runs here.") from error
+        raise ConfigError(f"{error} The run's version is in {saved}: read it before you let it run here.") from error
     for path, text in positions.sources(scaling).items():
         if (saved / path).is_file() and not positions.same(text, (saved / path).read_text(encoding="utf-8")):
             warnings.warn(f"{path} is not what the run was trained with, which is {saved / path}", stacklevel=4)
 
 
 def _fit(model: ModelConfig, params: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Returns the parameters of the model, those that it has beyond its source's fresh and placed like the rest."""
+    """Returns the model's parameters: the source's, and newly initialised ones that the source lacks; all sharded."""
     fitted = fit_params(model, params, jax.random.key(0))
     return fitted if mesh is None else jax.tree.map(put, fitted, _placement(model, fitted, mesh))
 
 
 def _placement(model: ModelConfig, shapes: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """Returns a sharding for each array: by its axes on a mesh, or one device of this process."""
+    """Returns a sharding for each array: on a mesh by its logical axes, else on one device of this process."""
     if mesh is not None:
         return sharding.shardings(shapes, state_axes(model), mesh)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -188,8 +190,8 @@ def _placement(model: ModelConfig, shapes: Any, mesh: jax.sharding.Mesh | None) 
 
 
 def state_axes(model: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Returns the logical axes of all that a run of the model holds: its parameters, what is trained beside them, and
-    the arrays of optimizers that are no parameter's (those of a parameter end in its path)."""
+    """Returns the logical axes, by path, of all arrays of a training state: parameters, log_ratio, and those optimizer
+    arrays that do not belong to a parameter (the others are found by their path, which ends in the parameter's)."""
     return param_axes(model) | {
         "positions/log_ratio": ("features",),
         "key": ("features",),
@@ -198,7 +200,8 @@ def state_axes(model: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
-    """Returns an array that is placed so already, or that this process holds whole and places its own part of."""
+    """Returns `x` with the sharding `where`. In a job of several processes each must hold all of `x`, and places only
+    its own shards."""
     if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
         return x
     if jax.process_count() == 1:

@@ -1,4 +1,4 @@
-"""Where results come from: command, day, the shape of the model, versions of packages and of this code, devices."""
+"""Where results come from: command, date, the shape of the model, versions of packages and of this code, devices."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,10 @@ from typing import Any
 
 
 def beginning(loaded: Any) -> dict[str, Any]:
-    """Returns what a report says of the model and of the run: its shape, the day, and the command."""
+    """Returns what a report records about a model and a command: the model's shape and size, the date, the command.
+
+    loaded: an LM.
+    """
     import jax
 
     names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "d_model", "vocab_size", "theta", "original_len")
@@ -26,7 +29,7 @@ def beginning(loaded: Any) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Returns the git commit of this code, "+" where files differ from it; None where git does not track this file."""
+    """Returns the git commit of this code, with "+" if tracked files have changed; None if git does not track it."""
     here = Path(__file__)
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
 
@@ -44,7 +47,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Returns what the numbers were made with: packages, Python, commit, machine and devices."""
+    """Returns the versions that results depend on: packages, Python and commit, with machine and devices."""
     import jax
 
     found = {"python": platform.python_version()}

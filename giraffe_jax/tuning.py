@@ -1,6 +1,6 @@
-"""How wide XLA makes the vectors of loops on a CPU, set where `giraffe` starts.
+"""The width of XLA's vector instructions on a CPU, set when `giraffe` starts.
 
-GIRAFFE_TUNING=off leaves the process as it is. What the user has set stays.
+GIRAFFE_TUNING=off leaves XLA_FLAGS as it is, and so does a width that XLA_FLAGS already has.
 """
 
 import os
@@ -11,7 +11,7 @@ VECTOR = "--xla_cpu_prefer_vector_width"
 
 
 def tune() -> None:
-    """Lets XLA use whole 512-bit vectors where there are any; 256 bits are its default everywhere."""
+    """Sets XLA_FLAGS for 512-bit vectors if the CPU has AVX-512; XLA's default is 256. Call it before JAX starts."""
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false"):
         return
     flags = os.environ.get("XLA_FLAGS", "")

@@ -21,18 +21,18 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.sharding import paths
 
 SUMS = "checksums.json"  # in the step's folder, so that it is moved and deleted with it
-READERS = 4  # files that a process sums at once
-RACY_NS = 2_000_000_000  # the coarsest clock of a file system: two writes within it can look like one
+READERS = 4  # files that a process hashes at once
+RACY_NS = 2_000_000_000  # coarsest resolution of file times: two writes within it can have the same mtime
 
 
 class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A checkpoint's folder until it is committed: its checksums are in it before it is renamed to its step."""
+    """The temporary folder of a checkpoint: gets its checksums before the rename that commits it."""
 
     async def finalize(self) -> None:
         store, folder = self._checkpoint_metadata_store, self.get()
-        if store is None:  # not a step's folder but that of an item in it
+        if store is None:  # the folder of an item within a step
             return await super().finalize()
-        # What orbax does, and the checksums between its last write and its rename, where it has no hook.
+        # What orbax does, plus the checksums between its last write and its rename, where orbax has no hook.
         file = ocp.path.atomicity.checkpoint_metadata.step_metadata_file_path(folder)
         await asyncio.to_thread(store.wait_until_finished)
         await asyncio.to_thread(store.update, file_path=file, commit_timestamp_nsecs=time.time_ns())
@@ -56,8 +56,8 @@ def _verify(checkpoints: Checkpoints, step: int, under: str = "") -> None:
 def damage(checkpoints: Checkpoints, step: int) -> str | None:
     """Returns what is wrong with a step's checkpoint, "checkpoints/40/state/d/abc: truncated from 812 to 400 bytes".
 
-    None if each of its files is as it was written; or, where it has no checksums, if orbax can tell what it holds.
-    Each process reads its share of the files.
+    None if all files match their checksums; without checksums, if orbax can read the metadata. Each process reads its
+    share of the files.
     """
     checkpoints.verified.discard(step)
     bad = _damage(checkpoints, step)
@@ -79,13 +79,13 @@ def _damage(checkpoints: Checkpoints, step: int, under: str = "") -> str | None:
 
 
 def _looks_wrong(checkpoints: Checkpoints, step: int) -> str | None:
-    """Returns what is wrong with a step without checksums, as far as can be told without reading its arrays."""
+    """Returns what is wrong with a step that has no checksums, without reading its arrays."""
     folder = checkpoints.directory / str(step)
     if not (folder / "state").is_dir():
         return "not a checkpoint" if folder.exists() else "missing"
     try:
         paths(checkpoints.item_metadata(step)["state"].tree)
-    except Exception as error:  # of any kind: orbax finds no word for it
+    except Exception as error:  # orbax does not say which kinds it raises
         return f"/state: changed ({error!r})"
     try:
         json.loads((folder / "about" / "metadata").read_text())
@@ -97,7 +97,7 @@ def _looks_wrong(checkpoints: Checkpoints, step: int) -> str | None:
 
 
 def _differs(folder: epath.Path, under: str) -> str | None:
-    """Returns what differs first from the checksums, "/state/d/abc: changed", of this process's share of the files."""
+    """Returns the first mismatch with the checksums, "/state/d/abc: changed", in this process's share of the files."""
     try:
         raw = (folder / SUMS).read_bytes()
         files = json.loads(raw)["files"]
@@ -118,7 +118,7 @@ def _differs(folder: epath.Path, under: str) -> str | None:
         return None if what is None else f"/{name}: {what}"
 
     with ThreadPoolExecutor(READERS) as readers:
-        for compare in (_wrong_size, _wrong_sum):  # what is missing is told before anything is read
+        for compare in (_wrong_size, _wrong_sum):  # finds missing files before any file is read
             found = next(filter(None, readers.map(check, mine, [compare] * len(mine))), None)
             if found is not None:
                 readers.shutdown(cancel_futures=True)
@@ -136,7 +136,7 @@ def _wrong_sum(path: epath.Path, size: int, sha256: str) -> str | None:
 
 
 def _known_sum(path: epath.Path) -> list:
-    """Returns the sum of a file, which is read once in a process unless its times or size say that it has changed."""
+    """Returns the checksum of a file: it is read once per process, unless its times, size or inode change."""
     status, now = os.stat(path), time.time_ns()
     if max(status.st_mtime_ns, status.st_ctime_ns) > now - RACY_NS:
         return _sum(path)
@@ -149,7 +149,7 @@ def _sum_of(path: str, *state: int) -> list:
 
 
 def _write_sums(folder: epath.Path) -> None:
-    """Writes the checksums of all files of a checkpoint that no one can see yet."""
+    """Writes the checksums of all files of a checkpoint that is not committed yet."""
     files = sorted(_files(folder))
     with ThreadPoolExecutor(READERS) as readers:
         sums = readers.map(_sum, files)
@@ -176,7 +176,7 @@ def _sum(path: epath.Path) -> list:
 
 
 def _encode(files: Any) -> bytes:
-    """Returns checksums.json: {"files": {name: [bytes, SHA-256]}, "sha256": that of this very list}."""
+    """Returns checksums.json: {"files": {name: [bytes, SHA-256]}, "sha256": that of the value of "files"}."""
     own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": files, "sha256": own}, sort_keys=True).encode()
 

@@ -10,10 +10,10 @@ from etils import epath
 
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer"  # beside FOLDER: the tokenizer's files, so that a workdir can be moved and still be used
-METHODS = "methods"  # and the sources of own position methods, which are never run from there unasked
-DAMAGED = "damaged"  # beside FOLDER: checkpoints that were moved out of a run's way
-METRIC = "eval_loss"  # the smallest of which is the best checkpoint's
-MEASURED_ON = "eval_data"  # saved with it: a number that stands for the data, since losses on others do not compare
+METHODS = "methods"  # beside FOLDER: source texts of own position methods, executed only if the user asks for it
+DAMAGED = "damaged"  # beside FOLDER: checkpoints that were moved aside when a run resumed from an earlier one
+METRIC = "eval_loss"  # the best checkpoint has the smallest
+MEASURED_ON = "eval_data"  # saved with it: a hash of the data, since only losses on the same data are compared
 STEP = r"0|[1-9][0-9]{0,17}"  # a step as its folder's name
 
 Say = Callable[[str], Any]
@@ -42,7 +42,7 @@ class _Steps(ocp.path.step.NameFormat[ocp.path.step.Metadata]):
 
 
 class Checkpoints(ocp.CheckpointManager):
-    """orbax's manager, but it opens whatever has happened to the files, and knows which steps it has verified."""
+    """Orbax's CheckpointManager, which here opens even with damaged files, and remembers the steps it has verified."""
 
     def __init__(self, *args: Any, **keys: Any):
         self.verified: set[int] = set()

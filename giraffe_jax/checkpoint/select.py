@@ -18,16 +18,16 @@ from giraffe_jax.config import ConfigError
 
 
 def steps(checkpoints: Checkpoints) -> list[int]:
-    """Returns the steps whose checkpoints are written to their end, in order, whether they verify or not.
+    """Returns the steps of all committed checkpoints, in order, whether they are damaged or not.
 
-    What else lies in the folder is left out: files, other names, empty folders, what a kill has left half written.
+    All else in the folder is ignored: files, other names, empty folders, half-written checkpoints of a killed run.
     """
     here = sorted(found.step for found in _Steps().find_all(checkpoints.directory))
     return json.loads(_gather(json.dumps(here))[0])
 
 
 def latest_good(checkpoints: Checkpoints, say: Say = warnings.warn) -> int | None:
-    """Returns the newest step that is not damaged, or None; through `say`, names each newer one and what it has."""
+    """Returns the newest step that is not damaged, or None; reports each newer, damaged one through `say`."""
     bad: dict[int, str] = {}
     good = None
     for step in reversed(steps(checkpoints)):
@@ -47,12 +47,12 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
     """Returns the step of the checkpoint that is asked for, verified.
 
     Args:
-      which: None or "" for the newest undamaged one; a step, as a number or as text; "best" for the one of the smallest
-        eval_loss, among the undamaged ones that were saved with it and measured on the data that the newest was.
-      say: is told of damaged checkpoints that are passed over, and of an unverified one.
+      which: None or "" for the newest undamaged one; a step, as a number or as text; "best" for the smallest eval_loss
+        among the undamaged ones whose eval_loss was measured on the same data as the newest one's.
+      say: receives a line for each damaged checkpoint that is skipped, and for one without checksums.
 
     Raises:
-      ConfigError: there is none; or the step that was asked for is absent or damaged, naming what could be had.
+      ConfigError: there is no checkpoint; or the requested one is absent or damaged, naming those that there are.
     """
     where, there = checkpoints.directory.parent, steps(checkpoints)
     if not there:
@@ -82,7 +82,7 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
 
 
 def best_loss(checkpoints: Checkpoints, only: Mapping[str, float]) -> float:
-    """Returns the smallest eval_loss of the checkpoints that have the metrics `only` too; infinity if there is none."""
+    """Returns the smallest eval_loss of the checkpoints whose metrics include `only`; infinity if there is none."""
     found = [checkpoints.metrics(step) or {} for step in steps(checkpoints)]
     losses = [x[METRIC] for x in found if METRIC in x and all(x.get(key) == value for key, value in only.items())]
     return json.loads(_gather(json.dumps(min(filter(math.isfinite, losses), default=math.inf)))[0])
@@ -93,7 +93,7 @@ def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
     for step in there:
         bad = _damage(checkpoints, step, "metrics/")
         if bad is not None:
-            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not asked whether it is best")
+            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not considered for the best")
             continue
         found = checkpoints.metrics(step) or {}
         loss = found.get(METRIC)
@@ -108,9 +108,8 @@ def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
             return step
         say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({bad}): taking the next best")
     raise ConfigError(
-        f"{checkpoints.directory.parent}: no good checkpoint of it was saved with {METRIC}, by which one is the best; "
-        "a run saves it where its config has eval_data. "
-        f"There are {_listed(there)}."
+        f"{checkpoints.directory.parent}: no good checkpoint was saved with {METRIC}, by which the best is chosen; a "
+        f"run saves it if its config has eval_data. There are {_listed(there)}."
     )
 
 
@@ -127,7 +126,7 @@ def _say_unverified(checkpoints: Checkpoints, step: int | None, say: Say) -> Non
 def set_aside(checkpoints: Checkpoints, step: int) -> str:
     """Moves the checkpoint of a step to workdir/damaged/<step>, or <step>.1 and so on, and returns where it is now.
 
-    For a run that goes on from an earlier one: orbax does not save onto a step that is there.
+    For a run that resumes from an earlier step: orbax does not overwrite a step that exists.
     """
     checkpoints.wait_until_finished()
     to = checkpoints.directory.parent / DAMAGED / str(step)
@@ -147,7 +146,7 @@ def set_aside(checkpoints: Checkpoints, step: int) -> str:
 def split_source(source: str) -> tuple[str, str]:
     """Returns ("runs/a", "1000") for "runs/a@1000", ("runs/a", "best") for "runs/a@best", else (source, "").
 
-    A path that is there with the @ in its name is that path.
+    An existing path with @ in its name is not split.
 
     Raises:
       ConfigError: an empty source.

@@ -1,10 +1,10 @@
 """Checkpoints with orbax: the whole training state, or parameters alone, restored onto any mesh.
 
 A training checkpoint holds parameters, optimizer state, step and key, and beside them, as JSON, the data position and
-the resolved config. Writes are asynchronous and atomic: a checkpoint exists whole or not at all, and in it the size
-and SHA-256 of each of its files (checksums.json), by which every restore verifies it. SHA-256 finds any change, costs
-less than reading the file where the processor computes it, and is what `sha256sum` prints. Checkpoints without that
-file are used unverified: old ones, and those on object stores, which keep checksums themselves.
+the resolved config. Writes are asynchronous and atomic: a checkpoint exists whole or not at all. It includes the size
+and SHA-256 of each of its files (checksums.json), and every restore verifies them. SHA-256 finds any change, is what
+`sha256sum` prints, and with hardware support costs less than reading the file. Checkpoints without checksums.json are
+used unverified: old ones, and those on object stores, which keep checksums themselves.
 
 In a job of several processes all of them call these functions together, and all get the same answer.
 """
@@ -37,8 +37,8 @@ def manager(
     Args:
       workdir: local directory or any path orbax takes (gs://...).
       keep: how many of the latest to keep; None keeps all.
-      best: name of a metric, smaller is better: its best `keep_best` are kept besides the latest.
-      only: metrics that a checkpoint must have so to be among the best, {} for any: {MEASURED_ON: ...}.
+      best: name of a metric, smaller is better: the `keep_best` checkpoints that are best in it are kept too.
+      only: metrics whose values a checkpoint must have to be among the best, as {MEASURED_ON: ...}; {} allows any.
     """
 
     def score(metrics: Any) -> float:
@@ -74,16 +74,16 @@ def save(checkpoints: Checkpoints, step: int, state: Any, about: dict, metrics: 
 
 
 def restore(checkpoints: Checkpoints, step: int, like: Any) -> Any:
-    """Returns the state of a checkpoint, or the part that `like` names, each array placed and cast as it says.
+    """Returns the state of a checkpoint, or the part that `like` names, each array sharded and cast as `like` says.
 
-    It is verified first, unless this manager has done so already; files are read for it once in a process.
+    The checkpoint is verified first, unless this manager has already done so.
 
     Args:
       like: pytree of ShapeDtypeStructs with shardings; {"params": ...} alone leaves the rest unread.
 
     Raises:
-      ConfigError: the checkpoint is damaged or not ours, or the saved tree differs; the message names the file, or
-        lists what is missing, extra or of another shape.
+      ConfigError: the checkpoint is damaged or not one of this project, or the saved tree differs; the message names
+        the file, or lists what is missing, extra or of another shape.
     """
     partial = isinstance(like, dict)
     saved = saved_tree(checkpoints, step)
@@ -100,10 +100,10 @@ def restore(checkpoints: Checkpoints, step: int, like: Any) -> Any:
 
 
 def saved_tree(checkpoints: Checkpoints, step: int) -> Any:
-    """Returns the shapes and dtypes of what a checkpoint holds, once it is verified.
+    """Verifies a checkpoint, and returns the shapes and dtypes of its arrays.
 
     Raises:
-      ConfigError: it is damaged, or not one of ours.
+      ConfigError: it is damaged, or not one of this project.
     """
     _verify(checkpoints, step)
     with _reading(checkpoints, step):
@@ -124,7 +124,7 @@ def compare_trees(saved: Any, wanted: Any) -> list[str]:
 
 
 def is_workdir(path: str | Path) -> bool:
-    """Returns whether a path is a workdir with checkpoints of ours."""
+    """Returns whether a path is a workdir with checkpoints."""
     return (Path(path) / FOLDER).is_dir()
 
 
@@ -132,7 +132,7 @@ def read_about(checkpoints: Checkpoints, step: int) -> dict:
     """Returns a checkpoint's JSON: its data position and the resolved config.
 
     Raises:
-      ConfigError: it is damaged, or not there. The arrays are not verified for it.
+      ConfigError: this JSON is damaged or absent. The arrays are not verified.
     """
     _verify(checkpoints, step, "about/")
     with _reading(checkpoints, step):
@@ -142,7 +142,7 @@ def read_about(checkpoints: Checkpoints, step: int) -> dict:
 
 @contextlib.contextmanager
 def _reading(checkpoints: Checkpoints, step: int) -> Iterator[None]:
-    """Says in whose files it was that orbax, which names neither step nor file, has failed."""
+    """Turns an error of orbax, which names neither step nor directory, into a ConfigError that does."""
     try:
         yield
     except (ConfigError, MemoryError, jax.errors.JaxRuntimeError):

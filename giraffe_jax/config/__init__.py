@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses that are built strictly, Python files that fill them, and flags that change them."""
+"""Configs: strictly built frozen dataclasses, the Python files that fill them, and the flags that override keys."""
 
 from giraffe_jax.config.file import load
 from giraffe_jax.config.overrides import Table, literal

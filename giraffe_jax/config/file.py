@@ -1,4 +1,4 @@
-"""A config is a Python file whose `get_config` returns it: run it, and say where it went wrong."""
+"""Config files: Python files whose `get_config` returns the config. Errors in one name its line."""
 
 import contextlib
 import inspect
@@ -25,12 +25,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
         takes any VALUE as typed, without its quotes if it has them.
 
     Raises:
-      ConfigError: a file that cannot be read or run, naming its line; a flag that leads nowhere in what it returned.
-        Whether a key has a reader is for `build` to say.
+      ConfigError: a file that cannot be read or run, naming its line; a flag whose key cannot exist in the config. Keys
+        that no dataclass has are found later, by `build`.
     """
     flags = [_split_flag(flag) for flag in overrides]
     values = _run_file(str(path))
-    # What the file says decides how a text is read, whichever flags come before.
+    # The type of the value in the file decides how a flag's text is read, whatever flags come before it.
     found = [(flag, keys, _read_value(flag, text, _look_up(values, keys))) for flag, keys, text in flags]
     for flag, keys, value in found:
         _assign(values, flag, keys, _plain(value))
@@ -59,7 +59,7 @@ def _run_file(path: str) -> Table:
     sys.modules[module.__name__] = module  # where its own functions and dataclasses look for it
     try:
         with _naming_the_line(shown, file):
-            # Compiled here, since Python's own loader takes a file edited within a second for the one it has cached.
+            # Not by Python's own loader: its cache misses a file that is edited twice within a second.
             exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[module.__name__]
@@ -86,7 +86,7 @@ def _run_file(path: str) -> Table:
 
 
 def _module_name(file: Path) -> str:
-    """Returns the file's stem, by which its functions can be imported; longer where that is another module's name."""
+    """Returns a module name for the file: its stem, with "_" appended while another module has that name."""
     name = file.stem
     while True:
         if name in sys.modules:
@@ -101,7 +101,7 @@ def _module_name(file: Path) -> str:
 
 @contextlib.contextmanager
 def _naming_the_line(shown: str, file: Path) -> Iterator[None]:
-    """Raises what a config file raises as a ConfigError that names its line."""
+    """Turns an exception of a config file into a ConfigError that names its line."""
     try:
         yield
     except MemoryError:

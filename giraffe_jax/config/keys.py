@@ -1,6 +1,6 @@
-"""The keys that a config may have: type, range, default and meaning of each, read from the dataclass it is built into.
+"""The keys that a config may have: type, range, default and meaning of each, read from the config's dataclass.
 
-What a key means is the comment at its field: the comment lines directly above it, or else the comment beside it.
+The meaning of a key is the comment at its field: the comment lines directly above it, and the comment beside it.
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from giraffe_jax.config.schema import Bound
 
-ITS_KEYS = "defaults of its keys"  # as the default of a key that holds keys
+ITS_KEYS = "defaults of its keys"  # printed as the default of a key whose value is a dataclass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Key:
 
     name: from the config's root, an element of a list as `[i]`: "data.sources[i].path".
     type: its type and range in words: "int >= 1", "list of str or None".
-    default: as Python writes it; None where the key is required.
-    meaning: "" where the field has no comment.
+    default: as Python writes it; None if the key is required.
+    meaning: "" if the field has no comment.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Key:
 
 
 def keys(cls: type, prefix: str = "", listed: dict[type, str] | None = None) -> Iterator[Key]:
-    """Yields the keys of a config's dataclass, those of a dataclass in a field right after the field.
+    """Yields the keys of a config's dataclass; a field that holds a dataclass is followed by that one's keys.
 
     Args:
-      prefix: comes before each name.
-      listed: dataclasses whose keys have been listed, and the key that holds them: they are not listed again, and the
-        meaning says where they are. What is listed here is added.
+      prefix: put before each name.
+      listed: dataclasses whose keys are already listed -> the key that holds them. They are not listed again; the
+        meaning names that key instead. Dataclasses that are listed here are added to it.
     """
     listed = {} if listed is None else listed
     said, hints = meanings(cls), typing.get_type_hints(cls, include_extras=True)
@@ -62,7 +62,7 @@ def meanings(cls: type) -> dict[str, str]:
     """Returns the comment at each field of a dataclass that has one, by the field's name."""
     source = textwrap.dedent(inspect.getsource(cls))
     (node,) = ast.parse(source).body
-    alone: dict[int, str] = {}  # comments by line: with a line of their own, and beside code
+    alone: dict[int, str] = {}  # comments by line number: on a line of their own, and after code
     beside: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -93,7 +93,7 @@ def type_text(hint: Any) -> str:
         if bound is None:
             return type_text(args[0])
         kind = "list of numbers" if bound.many else type_text(args[0])
-        # Limits that only keep a number within what can be counted or allocated are left to the error that names them.
+        # A technical upper limit, such as int32's, is not shown; the error for a larger number names it.
         shown = bound if bound.high < 2**16 else dataclasses.replace(bound, high=math.inf)
         return f"{kind} {shown}" if shown.low > -math.inf else kind
     if origin is Literal:

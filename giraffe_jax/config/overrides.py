@@ -10,7 +10,7 @@ from giraffe_jax.config.schema import ConfigError, _is_mapping, nearest
 
 
 class Table(dict):
-    """A dict whose keys are attributes too: `table.optim.lr`. What `load` returns, and every mapping in it."""
+    """A dict whose keys are attributes too: `table.optim.lr`. `load` returns one, as is every mapping in it."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -20,17 +20,17 @@ class Table(dict):
 
 
 def literal(text: str) -> Any:
-    """Returns what a Python literal says: a number, string, None, list, tuple, dict, `dict(name="yarn", factor=4.0)`.
+    """Returns the value of a Python literal: number, string, None, list, tuple, dict, `dict(name="yarn", factor=4.0)`.
 
     True, False and None may be lower case; keys of dicts are strings.
 
     Raises:
-      ValueError: it is no such literal.
-      ConfigError: it may be one, but is nested deeper than DEEPEST or has a number of more than 64 bits.
+      ValueError: the text is not such a literal.
+      ConfigError: it is nested deeper than DEEPEST, or has an integer of more than 64 bits.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an unknown escape in a string stays as it is typed
+            warnings.simplefilter("ignore")  # Python warns of unknown escapes in strings, and keeps them as typed
             return _evaluate(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError as e:
         if "too many nested" in str(e.msg):
@@ -42,7 +42,7 @@ def literal(text: str) -> Any:
         raise ConfigError(TOO_DEEP) from e
 
 
-DEEPEST = 32  # levels of a value, or of a key, that a flag sets
+DEEPEST = 32  # most levels of nesting in a flag's value, and in its key
 TOO_DEEP = f"nested more than {DEEPEST} deep."
 TOO_LARGE = "a number of more than 64 bits."
 
@@ -116,7 +116,7 @@ def _read_value(flag: str, text: str, there: Any) -> Any:
 
 
 def _assign(values: Table, flag: str, keys: Sequence[str | int], value: Any) -> None:
-    """Puts a value where the keys lead; tables that are missing on the way are made, items of lists are not."""
+    """Sets the value at a path of keys and indices. Creates missing tables on the way, but no missing list items."""
     at: Any = values
     place = "config"
     for key, after in zip(keys, [*keys[1:], None], strict=True):
@@ -145,7 +145,7 @@ def _assign(values: Table, flag: str, keys: Sequence[str | int], value: Any) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Returns `value` with its mappings as Tables, lists and tuples as lists of its own, and references resolved."""
+    """Returns a copy of `value` with mappings as Tables, tuples as lists, and ml_collections references resolved."""
     if type(value).__name__ == "FieldReference":
         value = value.get()
     if _is_mapping(value):

@@ -1,7 +1,7 @@
 """Configs: small Python files that return a ConfigDict, built strictly into frozen, hashable dataclasses.
 
-A config file has one function, `get_config()` (optionally with one string argument), and every key in what it returns
-has a reader: an unknown key, a missing one or a wrong type raises here, before any device is touched.
+A config file has one function, `get_config()` (optionally with one string argument). Every key that it returns must be
+a field: an unknown key, a missing one or a wrong type raises here, before any device is used.
 """
 
 import collections.abc
@@ -22,18 +22,19 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """The request itself is wrong: a key, a value, a file. The command line answers it with exit status 2."""
+    """The user's request is wrong: a key, a value, a file. The command line exits with status 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The range of a number, as the metadata of Annotated; `low` itself is allowed unless `above`, infinity is not."""
+    """The range of a number, as metadata of Annotated: low <= x <= high, or low < x with `above`; x must be finite,
+    unless `infinite` is set."""
 
     low: int | float
     above: bool = False
     many: bool = False  # a list of such numbers
     high: int | float = math.inf
-    infinite: bool = False  # infinity means something too: no window, no cut
+    infinite: bool = False  # infinity is allowed, as for "no window"
 
     def __contains__(self, value: int | float) -> bool:
         return (value > self.low if self.above else value >= self.low) and (
@@ -57,10 +58,10 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, where: str = "config") 
     Args:
       cls: a dataclass; its field types are those of `coerce`.
       values: a mapping (ConfigDict or dict), or an instance of `cls`, which is returned as it is.
-      where: how the place is called in errors.
+      where: the key that `values` are at, for errors.
 
     Raises:
-      ConfigError: unknown or missing keys, or values of the wrong type, each naming its place.
+      ConfigError: unknown or missing keys, or values of the wrong type; the message names the key.
     """
     if isinstance(values, cls):
         return values
@@ -90,16 +91,16 @@ def _is_mapping(value: Any) -> bool:
 
 
 def coerce(hint: Any, value: Any, where: str) -> Any:
-    """Returns a config's value as its annotation wants it: a whole number as int, any number as float, lists as tuples.
+    """Returns a config's value converted to its annotation: whole numbers to int, numbers to float, lists to tuples.
 
     Args:
       hint: bool, int, float, str, Literal, a dataclass, Mapping, tuple, a union of these, Any; a number's range is
         Annotated[float, Bound(...)], and Annotated[..., Bound(..., many=True)] a list of numbers, or of equally long
         lists of them, which becomes a float64 array.
-      where: how the place is called in errors.
+      where: the value's key, for errors.
 
     Raises:
-      ConfigError: naming the place, what was got and what is allowed. NaN is no number.
+      ConfigError: naming the key, what was got and what is allowed. NaN is rejected.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -141,14 +142,14 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def check_fields(instance: Any, where: str) -> None:
-    """Raises ConfigError where a dataclass that was made by hand, not by `build`, has a field that `coerce` refuses."""
+    """Raises ConfigError for a field that `coerce` rejects, in a dataclass that was made directly, not by `build`."""
     for name, hint in _hints(type(instance)).items():
         coerce(hint, getattr(instance, name), f"{where}.{name}")
 
 
 def _number(kind: type, value: Any, where: str) -> int | float:
     number: Any = value
-    with contextlib.suppress(OverflowError):  # of an int that no float holds
+    with contextlib.suppress(OverflowError):  # an int too large for a float
         if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's too
             if kind is float and not math.isnan(number):
                 return float(number)
@@ -158,7 +159,7 @@ def _number(kind: type, value: Any, where: str) -> int | float:
 
 
 def _numbers(value: Any, bound: Bound, where: str) -> Any:
-    import numpy as np  # when a method has such a list: help and mistakes are answered without it
+    import numpy as np  # here, so that help and most errors do not need it
 
     def is_list(x):
         return isinstance(x, Sequence | np.ndarray) and not isinstance(x, str) and len(x) > 0
@@ -209,7 +210,7 @@ class FrozenDict(Mapping):
 
 
 def freeze(value: Any) -> Any:
-    """Returns `value` with every mapping, list and set in it made hashable."""
+    """Returns `value` with every mapping in it as a FrozenDict and every list as a tuple, so that it is hashable."""
     if _is_mapping(value):
         return value if isinstance(value, FrozenDict) else FrozenDict(value)
     if isinstance(value, list | tuple):
@@ -218,7 +219,8 @@ def freeze(value: Any) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """Returns what `json.dump` can write for a built config: dataclasses and mappings as dicts, tuples as lists."""
+    """Returns a built config as data for `json.dump`: dataclasses and mappings as dicts, tuples as lists, functions by
+    their dotted name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if _is_mapping(value):
@@ -246,7 +248,7 @@ def describe(function: Callable) -> str:
 def _type_name(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        # Numbers that may also be arrays inside a step are floats in a config.
+        # A parameter annotated as a number or an array (which may be traced) is a float in a config.
         if typing.get_origin(args[0]) not in (typing.Union, types.UnionType):
             return _type_name(args[0])
         return "list[float]" if getattr(args[1], "many", False) else "float"

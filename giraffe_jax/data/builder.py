@@ -1,7 +1,7 @@
 """A TensorFlow Datasets builder for local long documents, without TensorFlow: txt, jsonl or parquet -> array_record.
 
-Prepared once, a collection of documents has one shape whatever it came from, random access, and TFDS's own records of
-what it holds (`dataset_info.json`, features, checksums); it is read back through `tfds.data_source`.
+A prepared collection has one format whatever it was made from, random access, and TFDS's own metadata
+(`dataset_info.json`, features, checksums). It is read back through `tfds.data_source`.
 
     path = prepare("text", "books/*.txt", data_dir="prepared")       # then: sources=(SourceConfig("tfds", path), )
 """
@@ -21,10 +21,10 @@ FORMAT = "array_record"
 
 
 class LongDocuments(tfds.core.GeneratorBasedBuilder):
-    """Documents of local files, one example each: `text` and `id` (file name, with the line or row where it has many).
+    """Documents of local files, one example each: `text` and `id` (file name, with line or row if it holds several).
 
-    The name of the builder's config comes from the files' content, so that changed files are prepared anew and what was
-    prepared from the old ones is left as it is.
+    The builder config's name is a hash of the files' content: changed files are prepared into a new directory, and the
+    old one is left as it is.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -49,9 +49,10 @@ class LongDocuments(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(kind: FileKind, path: str, data_dir: str) -> str:
-    """The directory of the prepared documents of `path`; they are prepared now if they have not been.
+    """Returns the directory of the prepared documents of `path`, preparing them if that has not been done.
 
-    A crash leaves nothing that could be taken for a finished preparation: TFDS writes aside and renames.
+    After a crash no half-written directory is used: TFDS writes to a temporary one and renames it. Raises ConfigError
+    for kind "tfds", which is prepared already, and what `read_documents` raises.
     """
     if kind == "tfds":
         raise ConfigError("prepare: kind 'tfds' is prepared already; allowed are 'text', 'jsonl', 'parquet'")
@@ -65,8 +66,8 @@ def prepare(kind: FileKind, path: str, data_dir: str) -> str:
 def open_documents(path: str, where: str = "tfds source") -> Iterator[tuple[str, str]]:
     """(id, text) of every prepared document, in TFDS's order, which is fixed once prepared.
 
-    path: what `prepare` gave, or a data directory with one prepared collection in it.
-    Raises FileNotFoundError where there is none, ConfigError where there are several.
+    path: what `prepare` returned, or a data directory with one prepared collection in it.
+    Raises FileNotFoundError if `path` does not exist, ConfigError unless it holds exactly one collection.
     """
     root = Path(path).expanduser()
     if not root.exists():

@@ -1,8 +1,7 @@
-"""Conversations in JSON lines or Parquet: a row's messages, written out by the tokenizer's chat template.
+"""Conversations in JSON lines or Parquet: a row's messages, rendered by the tokenizer's chat template.
 
 A row has `messages`, each with `role` and `content`, or `conversations`, each with `from` and `value` (ShareGPT's).
-`tools` of a row goes to the template too. Nothing is added to what the template writes: it has its own tokens for where
-a conversation begins and ends.
+A row's `tools` are passed to the template too. No begin or end tokens are added: the template writes its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,9 +20,9 @@ KNOWN = ("system", "developer", "user", ASSISTANT, "tool", "function", "ipython"
 
 
 def read_file(kind: FileKind, file: Path, template: ChatTemplate, where: str = "source") -> Iterator[Document]:
-    """The conversations of a file in order, each with where its answers stand.
+    """Yields the conversations of a file in order, each with the character ranges of its answers.
 
-    Raises ConfigError naming file and line for a row that holds no conversation, or that the template refuses.
+    Raises ConfigError naming file and line for a row that is not a conversation, or that the template rejects.
     """
     rows = json_rows(file, where) if kind == "jsonl" else parquet_rows(file, (*FIELDS, TOOLS), where)
     for number, row in rows:
@@ -36,9 +35,9 @@ def read_file(kind: FileKind, file: Path, template: ChatTemplate, where: str = "
 
 
 def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The messages of a row as templates take them: `role`, `content` and whatever else they have that is not null.
+    """Returns a row's messages as templates take them: `role`, `content`, and all other keys that are not null.
 
-    Raises ConfigError, naming `where`, for what is no conversation.
+    Raises ConfigError, naming `where`, if the row is not a conversation.
     """
     field = next((name for name in FIELDS if row.get(name) is not None), None)
     if field is None:
@@ -52,14 +51,14 @@ def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _message(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{where} is {reading.in_words(given)}; a message is an object with role and content")
-    message = {key: value for key, value in given.items() if value is not None}  # as parquet has absent keys
+    message = {key: value for key, value in given.items() if value is not None}  # parquet has null for absent keys
     role, content = message.pop("role", message.pop("from", None)), message.pop("content", message.pop("value", None))
     role = ROLES.get(role, role) if isinstance(role, str) else role
     if role not in KNOWN:
         raise ConfigError(
             f"{where}: the role is {role!r}; known are {', '.join((*KNOWN, *ROLES))}.{nearest(str(role), list(KNOWN))}"
         )
-    if content is None and message:  # calls of tools come without words
+    if content is None and message:  # a message of tool calls may have no content
         return {"role": role, **message}
     if not isinstance(content, str):
         raise ConfigError(f"{where}: the content is {reading.in_words(content)}; it takes a string")

@@ -1,11 +1,11 @@
-"""Near-duplicates among documents, and held-out works that training texts contain: for scripts that prepare data.
+"""Deduplication of documents, and a check that held-out texts are not in the training data: for preparing data.
 
     kept = distinct(texts)                                  # indices of texts, without near-duplicates of earlier ones
     found = contained(held_out, [texts[i] for i in kept])   # share of each held-out work's 13-grams that training has
 
-Broder, "On the resemblance and containment of documents" (1997): two texts' Jaccard similarity, of their sets of
-word 5-grams, is the chance that the least of a random hash over both agrees. 13-grams are GPT-3's for held-out texts
-(arXiv:2005.14165, appendix C). Results depend on the texts and their order alone.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). Under a random hash, two sets have the same
+minimum with a probability equal to their Jaccard similarity; here they are sets of word 5-grams. Held-out texts are
+compared by 13-grams as in GPT-3 (arXiv:2005.14165, appendix C). Results depend only on the texts and their order.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from jaxtyping import Float, Int, UInt64
 from giraffe_jax.config import ConfigError
 
 HASHES = 128
-BANDS = 32  # of 4 hashes: texts of similarity s have none in common with a chance of (1 - s**4)**32
+BANDS = 32  # of 4 hashes each: two texts of similarity s share no band with probability (1 - s**4)**32
 
 
 def grams(text: str, n: int) -> UInt64[np.ndarray, " grams"]:
-    """Hashes of the text's different runs of n words, sorted; of all its words where it has fewer, none where it has
-    none. Words are runs of letters and digits, in lower case."""
+    """Returns the sorted hashes of the text's distinct word n-grams. A text of fewer than n words has one, of all its
+    words; a text without words has none. Words are runs of letters and digits, in lower case."""
     words = re.findall(r"\w+", text.lower())
     runs = {" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
     hashes = [int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "little") for run in runs]
@@ -31,16 +31,16 @@ def grams(text: str, n: int) -> UInt64[np.ndarray, " grams"]:
 
 
 def distinct(texts: Iterable[str], threshold: float = 0.8, n: int = 5) -> Int[np.ndarray, " kept"]:
-    """The indices of the texts that are no near-duplicate of an earlier one that is kept. Takes 8 bytes of memory for
-    each word that is kept.
+    """Returns the indices of the texts that are not near-duplicates of an earlier kept text. Uses 8 bytes of memory
+    per word of the kept texts.
 
     Args:
-      threshold: in (0, 1]: the Jaccard similarity of sets of word n-grams from which on a text is a near-duplicate.
-        MinHash finds candidates, whose similarity is then exact. It misses one pair in 20 million of similarity 0.8,
-        one in 6,600 of 0.7 and one in 8 of 0.5.
+      threshold: in (0, 1]. Two texts are near-duplicates if their sets of word n-grams have at least this Jaccard
+        similarity. MinHash finds candidates, whose similarity is then computed exactly. It misses one pair in 20
+        million of similarity 0.8, one in 6,600 of 0.7 and one in 8 of 0.5.
 
     Raises:
-      ConfigError: a threshold that is no similarity.
+      ConfigError: the threshold is not in (0, 1].
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"distinct.threshold: got {threshold}; a similarity is above 0 and at most 1")
@@ -63,7 +63,7 @@ def distinct(texts: Iterable[str], threshold: float = 0.8, n: int = 5) -> Int[np
 
 
 def contained(held_out: Sequence[str], training: Iterable[str], n: int = 13) -> Float[np.ndarray, " held_out"]:
-    """The share of each held-out text's different word n-grams that stand in training texts, 0 to 1, float64."""
+    """Returns, for each held-out text, the share (0 to 1) of its distinct word n-grams that occur in training texts."""
     wanted = [grams(text, n) for text in held_out]
     everything = np.unique(np.concatenate([np.zeros(0, np.uint64), *wanted]))
     seen = np.zeros(len(everything), bool)
@@ -74,8 +74,8 @@ def contained(held_out: Sequence[str], training: Iterable[str], n: int = 13) -> 
 
 
 def refuse_contained(held_out: dict[str, str], training: Iterable[str], most: float = 0.01, n: int = 13) -> None:
-    """Raises ConfigError, naming each held-out work (name -> text) of whose word n-grams more than `most` (a share)
-    stand in the training texts."""
+    """Raises ConfigError if a held-out work (name -> text) has more than the share `most` of its word n-grams in the
+    training texts; names each such work."""
     shares = contained(list(held_out.values()), training, n)
     over = [f"{name} {share:.1%}" for name, share in zip(held_out, shares, strict=True) if share > most]
     if over:
@@ -86,10 +86,10 @@ def refuse_contained(held_out: dict[str, str], training: Iterable[str], most: fl
 
 
 def _bands(hashes: np.ndarray, factors: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    if not len(hashes):  # texts without words are alike
+    if not len(hashes):  # all texts without words are in one bucket
         yield 0, b""
         return
-    # Multiplying by an odd number permutes the 64-bit numbers, each in its own way.
+    # Multiplication by an odd number permutes the 64-bit integers: each factor is one random hash.
     least = np.array([(hashes * factor).min() for factor in factors])
     for band, part in enumerate(least.reshape(BANDS, -1)):
         yield band, part.tobytes()

@@ -1,4 +1,4 @@
-"""A data config checked without reading its documents: every key, and of what it names what is here."""
+"""Checks a data config without reading its documents: every key, and whether its files exist."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from giraffe_jax.tokenizer import chat
 
 
 def dry_run(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
-    """Returns what is not here and so was not checked, a line each.
+    """Checks a data config; returns one line for each path that does not exist here and so was not checked.
 
     Args:
-      tokenizer: None where it is not here; synthetic documents are made by it, and it has conversations' template.
-      where: the config's own key, "data" say.
+      tokenizer: None if it is not available; then synthetic sources and chat templates are not checked.
+      where: the key of this config, such as "data", for messages.
 
     Raises:
-      ConfigError: what `make_pipeline` would refuse before it reads a document.
+      ConfigError: what `make_pipeline` would reject before it reads a document.
     """
     pipeline._check(config, (0, 1))
     missing = []
@@ -36,10 +36,9 @@ def dry_run(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
 
 
 def described(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
-    """Returns what a run would say of its sources' lengths and conversations, a line each, for those that are here.
+    """Returns the lines that a run would print about the lengths and conversations of those sources that exist here.
 
-    Their documents are read for it and their tokens kept in the cache, where the run finds them. Other sources are not
-    read.
+    Only sources with such keys are read. Their tokens are kept in the token cache, where the run finds them.
     """
     said = []
     for name, source in _named(config, where):
@@ -50,7 +49,7 @@ def described(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
             tokens, _ = load_tokens(
                 source.kind, source.path, tokenizer, config.cache_dir, name, conversations=source.conversations
             )
-        except FileNotFoundError:  # `dry_run` says so
+        except FileNotFoundError:  # `dry_run` reports it
             continue
         lengths.of_epoch(tokens, source, name)
         said += lengths.described(tokens, source, name)

@@ -1,4 +1,4 @@
-"""Local files of long documents: which ones a path stands for, the documents in them, and the digest of their bytes."""
+"""Local files of long documents: which files a path names, the documents in them, and the digest of their bytes."""
 
 import contextlib
 import glob
@@ -17,15 +17,13 @@ from giraffe_jax.data import reading
 FileKind = Literal["text", "jsonl", "parquet", "tfds"]
 NAMES = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tfds": (".array_record",)}
 TEXT_FIELD = "text"
-RACY_NS = 2_000_000_000  # the coarsest clock of a file system (FAT): two writes within it can look like one
-READING = (
-    2  # of text files: raised whenever the same bytes are read otherwise, so that no digest of before is remembered
-)
+RACY_NS = 2_000_000_000  # coarsest resolution of file times (FAT): two writes within it can have the same mtime
+READING = 2  # version of how text files are read: raised when the same bytes give other text, so old digests are unused
 REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
 
 
 class Document(NamedTuple):
-    """One document: where it came from, its text, and the characters [start, stop) of a conversation's answers."""
+    """One document: where it came from, its text, and the character ranges [start, stop) of answers in it."""
 
     id: str
     text: str
@@ -33,10 +31,10 @@ class Document(NamedTuple):
 
 
 def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
-    """The files that `path` (a file, a directory, or a glob pattern) stands for, in order of their names.
+    """Returns the files that `path` (a file, a directory, or a glob pattern) names, sorted by name.
 
-    Of a directory, those whose ending fits, in either case, packed too (.gz, .zst): `not_read` says which it leaves.
-    Raises FileNotFoundError where there is none, ConfigError where a directory has none with the right ending.
+    Of a directory: the files with the extension of the kind, in either case, also compressed (.gz, .zst); `not_read`
+    names the others. Raises FileNotFoundError if there is no file, ConfigError if a directory has none of the kind.
     """
     root = Path(path).expanduser()
     if root.is_file():
@@ -62,16 +60,16 @@ def _fits(kind: FileKind, path: Path) -> bool:
 
 
 def not_read(kind: FileKind, path: str, where: str = "source") -> str:
-    """What the directory `path` holds beside the files of a source, in one line; "" where there is nothing."""
+    """Returns one line naming the files in directory `path` that the source does not read; "" if it reads all."""
     return "" if kind == "tfds" else reading.not_read(Path(path).expanduser(), set(source_files(kind, path, where)))
 
 
 def read_file(kind: FileKind, file: Path, where: str = "source") -> Iterator[Document]:
     """The documents of one file, in order.
 
-    text: the file is one, read by the rule of data/reading.py. jsonl: one per line, its field "text". parquet: one per
-    row, column "text".
-    Raises ConfigError naming file and line where something else is found.
+    text: the whole file is one document, decoded as data/reading.py says. jsonl: one per line, its field "text".
+    parquet: one per row, column "text".
+    Raises ConfigError, naming file and line, for anything else.
     """
     if kind == "jsonl":
         yield from _json_lines(file, where)
@@ -88,19 +86,20 @@ def read_documents(kind: FileKind, path: str, where: str = "source") -> Iterator
 
 
 def file_states(files: Sequence[Path]) -> list[tuple[str, int, int, int, int]]:
-    """(absolute path, size, mtime and ctime in ns, inode) of each: while they are the same, so are the bytes.
+    """Returns (absolute path, size, mtime and ctime in ns, inode) of each file: if unchanged, so are its bytes.
 
-    Nobody can set ctime, so that it tells even of a change that kept the size and put the old mtime back.
+    Programs cannot set ctime, so it shows even a change that kept the size and restored the old mtime.
     """
     found = [(os.path.abspath(file), file.stat()) for file in files]
     return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in found]
 
 
 def content_fingerprint(kind: FileKind, path: str, where: str = "source", memory: Path | None = None) -> str:
-    """sha256 over names and bytes of a source's files, in order, and over how they are read where that has changed.
+    """Returns the sha256 of the names and bytes of a source's files, in order. For text files that earlier versions
+    read differently, it also covers the way of reading.
 
-    memory: a folder that remembers the digest, so that the files are read again only once their state is another. One
-    that changed just before it was read is not remembered: a second change could leave it with the same times.
+    memory: a folder that caches the digest: files are read again only when their size, times or inode change. Files
+    that changed just before they were read are not cached: another write could leave the same times.
     """
     files = source_files(kind, path, where)
     return _known([kind, str(READING)], files, lambda: _digest(kind, files), memory)
@@ -117,7 +116,7 @@ def file_digest(file: Path, memory: Path | None = None) -> str:
 
 
 def _known(what: list[str], files: Sequence[Path], read: Callable[[], str], memory: Path | None) -> str:
-    """What `read` returns of the files, remembered while their state is the same."""
+    """Returns read(), cached in the folder `memory` until the state of the files changes."""
     if memory is None:
         return read()
     states, began = file_states(files), time.time_ns()
@@ -128,7 +127,7 @@ def _known(what: list[str], files: Sequence[Path], read: Callable[[], str], memo
     content = read()
     changed = max(max(mtime, ctime) for _, _, mtime, ctime, _ in states)
     if changed < began - RACY_NS and file_states(files) == states:
-        with contextlib.suppress(OSError):  # what cannot be remembered is read again
+        with contextlib.suppress(OSError):  # a digest that cannot be cached is computed again next time
             _remember(record, content)
     return content
 
@@ -143,7 +142,7 @@ def _digest(kind: FileKind, files: Sequence[Path]) -> str:
                 digest.update(block)
                 reread = reread or b"\r" in block or (first and block.startswith(reading.BOM))
                 first = False
-    if reread and kind == "text":  # what a run of before this rule has read of such a file is other data
+    if reread and kind == "text":  # earlier versions kept both in the text: their tokens are different data
         digest.update(b"\0without \\r and byte-order marks")
     return digest.hexdigest()
 
@@ -169,14 +168,15 @@ def _json_lines(file: Path, where: str) -> Iterator[Document]:
             text.encode("utf-8")
         except UnicodeEncodeError as e:
             half = f"half of a surrogate pair at character {e.start}"
-            raise ConfigError(f"{where}: {file}:{number} holds text that is no Unicode ({half})") from e
+            raise ConfigError(f"{where}: {file}:{number} holds text that is not Unicode ({half})") from e
         yield Document(f"{file.name}:{number}", text)
 
 
 def json_rows(file: Path, where: str, most: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the object of every line that is not empty; ConfigError naming file and line where it is none.
+    """Yields (line number from 1, object) of every line that is not empty.
 
-    most: bytes that the file may hold once it is unpacked.
+    most: bytes that the file may hold once decompressed.
+    Raises ConfigError, naming file and line, for a line that is not a JSON object.
     """
     for number, (at, line) in enumerate(reading.lines(file, where, most), 1):
         if not line.strip():
@@ -189,7 +189,7 @@ def json_rows(file: Path, where: str, most: int | None = None) -> Iterator[tuple
             raise ConfigError(f"{where}: {file}:{number} is not UTF-8 text ({e.reason} at byte {at + e.start})") from e
         except RecursionError as e:
             raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read (nested too deeply)") from e
-        except ValueError as e:  # a number of thousands of digits
+        except ValueError as e:  # an integer of thousands of digits
             raise ConfigError(f"{where}: {file}:{number} is not JSON that can be read ({e})") from e
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: {file}:{number}: expected an object, got {type(row).__name__}")
@@ -205,9 +205,9 @@ def _parquet_texts(file: Path, where: str) -> Iterator[Document]:
 
 
 def parquet_rows(file: Path, columns: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number from 0, and those of the columns that a file has, of each of its rows.
+    """Yields (row number from 0, values) of every row, for those of the columns that the file has.
 
-    Raises ConfigError, naming the file, where it is damaged or has none of the columns.
+    Raises ConfigError, naming the file, if it is damaged or has none of the columns.
     """
     try:
         import pyarrow
@@ -228,7 +228,7 @@ def parquet_rows(file: Path, columns: Sequence[str], where: str) -> Iterator[tup
 
 @contextlib.contextmanager
 def _naming(file: Path, where: str, kind: type[Exception]) -> Iterator[None]:
-    """Says which file it was that a library, which does not name it, could not read."""
+    """Turns a library's error, which does not name the file, into a ConfigError that does."""
     try:
         yield
     except kind as e:

@@ -1,8 +1,8 @@
-"""Which documents of a source an epoch has: lengths that are left out, and long documents that come several times.
+"""Which documents of a source are in an epoch: filtered by length, with long documents repeated.
 
-Repeating long documents is how ProLong (arXiv:2410.02660) and Fu et al. (arXiv:2402.10171) give long texts a greater
-share without changing what the texts are about. The list is a function of the config and the documents' lengths alone:
-an epoch is once through it, and a run goes on after any step.
+ProLong (arXiv:2410.02660) and Fu et al. (arXiv:2402.10171) upsample long documents within a source, which does not
+change the mixture of domains. The list depends only on the config and the documents' lengths, and an epoch is one pass
+over it, so a run can resume after any step.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ from giraffe_jax.data.source import Tokens
 
 
 def of_epoch(tokens: Tokens, source: SourceConfig, where: str) -> Int[np.ndarray, " documents"]:
-    """The numbers of an epoch's documents: all within the lengths in their order, then the long ones once more for each
-    further time.
+    """Returns the indices of an epoch's documents: all that are within the length limits, in order, then the long ones
+    again, `long_times` - 1 times.
 
-    Raises ConfigError, naming `where` and the longest and shortest, where no document is within the lengths.
+    Raises ConfigError, naming `where` and the shortest and longest length, if no document is within the limits.
     """
     kept = np.flatnonzero(_within(tokens, source))
     if not kept.size:
@@ -29,7 +29,7 @@ def of_epoch(tokens: Tokens, source: SourceConfig, where: str) -> Int[np.ndarray
 
 
 def described(tokens: Tokens, source: SourceConfig, where: str) -> list[str]:
-    """What the keys of a source do to its documents, a line each; nothing where it has none of them."""
+    """Returns one line for each effect of a source's length and conversation keys on its documents; [] without them."""
     said, sizes, within = [], tokens.sizes, _within(tokens, source)
     kept = np.flatnonzero(within)
     if source.min_tokens is not None or source.max_tokens is not None:
@@ -57,7 +57,7 @@ def check(source: SourceConfig, where: str) -> None:
     if source.kind == "synthetic":
         for key in ("min_tokens", "max_tokens", "long_tokens"):
             if getattr(source, key) is not None:
-                raise ConfigError(f"{where}.{key}: not read by kind 'synthetic', whose keys min_len and max_len say it")
+                raise ConfigError(f"{where}.{key}: not read by kind 'synthetic'; use synthetic.min_len and .max_len")
     if source.min_tokens and source.max_tokens and source.min_tokens > source.max_tokens:
         raise ConfigError(f"{where}.max_tokens: got {source.max_tokens}, less than min_tokens {source.min_tokens}")
     if (source.long_tokens is None) != (source.long_times is None):

@@ -1,7 +1,7 @@
-"""Documents -> windows of a fixed length: which stretch of which document stands where.
+"""Packing: documents -> windows of a fixed length.
 
-A plan is a list of spans of one long token array, grouped into windows. Both ways of packing make plans and nothing
-else; `window` turns a window of either into arrays. Every token of each document read is in exactly one window.
+A plan is a list of spans of one long token array, grouped into windows. Both ways of packing only make a plan;
+`window` turns one of its windows into arrays. Every token of each document read is in exactly one window.
 """
 
 import bisect
@@ -13,13 +13,13 @@ from jaxtyping import Bool, Int
 from giraffe_jax.config import Bound
 
 Packing = Literal["concat", "document"]
-Length = Annotated[int, Bound(1, high=2**24)]  # tokens; positions are float32, which counts so far
+Length = Annotated[int, Bound(1, high=2**24)]  # tokens; float32, the dtype of positions, is exact up to 2**24
 
 
 class Plan(NamedTuple):
     """Spans [start, start + size) of the source's tokens; window w holds the spans first[w] to first[w + 1] - 1.
 
-    `stop`: where the document of each span ends, so that the last token of a span knows whether it has a successor.
+    `stop`: where the document of each span ends: it tells whether the last token of the span has a successor.
     """
 
     start: Int[np.ndarray, " spans"]
@@ -29,15 +29,17 @@ class Plan(NamedTuple):
 
     @property
     def num_windows(self) -> int:
+        """The number of windows."""
         return len(self.first) - 1
 
 
 def plan(ends: Int[np.ndarray, " documents"], order: Int[np.ndarray, " read"], seq_len: int, how: Packing) -> Plan:
-    """The windows of `seq_len` tokens that hold documents (ending at `ends`) in the given order, which may lack some
-    of them and have others several times.
+    """Returns the windows of `seq_len` tokens into which documents are packed.
 
-    concat: documents end to end, cut every `seq_len` tokens wherever that falls; only the last window has padding.
-    document: a document is cut only where it is longer than a window, and its pieces stand where they fit best.
+    ends: where each document ends in the token array. order: indices of documents, some left out or repeated at will.
+    concat: documents are concatenated and cut every `seq_len` tokens; only the last window has padding.
+    document: a document is cut only if it is longer than a window; each piece goes where it leaves least room (best
+    fit).
     """
     return _concat(ends, order, seq_len) if how == "concat" else _document(ends, order, seq_len)
 
@@ -87,9 +89,9 @@ def window(
 ) -> dict[str, np.ndarray]:
     """Window `index` as a row: tokens, targets, segments int32 and weights, positions float32, all [seq_len].
 
-    Positions restart and segments (1, 2, ...) count up with each span; padding has segment 0. A target is the next
-    token of the same document, even where the window ends before it; where the document ends the weight is 0. With
-    `answers`, the weight is 1 only where the target is one.
+    Each span has its own segment (1, 2, ...) and positions from 0; padding has segment 0. A target is the next token of
+    the same document, even if the window ends before it; the last token of a document has weight 0. With `answers`, the
+    weight is 1 only where the target is an answer token.
     """
     row = empty_row(seq_len)
     at = 0
@@ -107,7 +109,7 @@ def window(
 
 
 def across_documents(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The row as one segment, whose positions are places in the row; padding, tokens and loss stay what they are."""
+    """Returns the row as one segment, its positions the indices in the row; padding, tokens and loss are unchanged."""
     real = row["segments"] > 0
     positions = np.where(real, np.arange(len(real)), 0).astype(np.float32)
     return row | {"segments": real.astype(np.int32), "positions": positions}

@@ -1,7 +1,7 @@
 """The batches of a run: a pure function of (config, step), read through Grain.
 
-Row r of step n is row n * batch_size + r of one endless list, a mixture of endless sources. Nothing else is state: a
-run goes on after any step by asking for the next one, and any number of processes can share a batch by its rows.
+Row r of step n is row n * batch_size + r of one endless list, a mixture of endless sources. There is no other state: a
+run resumes by asking for the next step, and any number of processes can split a batch by rows.
 """
 
 import bisect
@@ -23,20 +23,19 @@ from giraffe_jax.data.skip import SkipConfig, SkipRows
 from giraffe_jax.data.source import load_tokens
 from giraffe_jax.tokenizer import chat
 
-FORMAT = 5  # of the rows: raised whenever the same config makes other rows, so that a resumed run notices
+FORMAT = 5  # version of the rows: raised when the same config makes other rows, so that a resumed run notices
 DESCRIBED = 4  # rows, in a message
-LATER = dict(
-    conversations=False, min_tokens=None, max_tokens=None, long_tokens=None, long_times=None
-)  # keys of a source
+# Keys of a source that were added later, with their defaults, which leave the fingerprint as it was without the key.
+LATER = dict(conversations=False, min_tokens=None, max_tokens=None, long_tokens=None, long_times=None)
 
 
 class Mixture:
-    """The endless rows of one stage's sources, in the proportions of their weights; `names` are for messages."""
+    """The endless rows of one stage, from its sources in proportion to their weights; `names` are for messages."""
 
     def __init__(self, rows: Sequence[Any], weights: Sequence[float], names: Sequence[str]):
         import grain
 
-        # Grain says which source's how-manieth row comes where; the rows themselves need the step too.
+        # Grain maps an index to (source, row of the source). It does not make the rows, which depend on the step too.
         parts = [grain.MapDataset.range(ENDLESS).map(lambda i, j=j: (j, i)) for j in range(len(rows))]
         total = sum(weights)
         self._rows, self._names = rows, names
@@ -44,11 +43,12 @@ class Mixture:
         self._where: Any = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / total for w in weights])
 
     def row(self, index: int, step: int) -> Batch:
+        """Returns row `index` as arrays [seq_len], for the batch of `step`."""
         source, at = self._where[index]
         return self._rows[source].row(int(at), step)
 
     def describe(self, index: int) -> str:
-        """What row `index` holds: of which source, and which of its documents, counted from 1 in the order read."""
+        """Returns what row `index` holds, in words: its documents, counted from 1 in the order read, and its source."""
         source, at = self._where[index]
         return f"{self._rows[source].describe(int(at))} of {self._names[source]}"
 
@@ -64,10 +64,10 @@ class Pipeline:
         process: tuple[int, int],
         notes: tuple[str, ...] = (),
     ):
-        """stages: the first step of each, and its rows. notes: what there is to say of the sources, a line each."""
+        """stages: the first step of each, and its rows. notes: lines about the sources, for the log."""
         self.config, self.fingerprint, self.notes = config, fingerprint, notes
         self._stages = stages
-        self.longest = max(mixture.longest for _, mixture in stages)  # tokens of a document, whole
+        self.longest = max(mixture.longest for _, mixture in stages)  # tokens of the longest document, before cutting
         index, processes = process
         share = config.batch_size // processes
         self.rows = range(index * share, (index + 1) * share)
@@ -84,7 +84,7 @@ class Pipeline:
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     def describe(self, step: int) -> str:
-        """What this process reads in a step, in words: its first few rows, and the first few documents of each."""
+        """Returns what this process reads in a step, in words: the first few documents of its first few rows."""
         mixture, start = self._at(step)
         said = [mixture.describe(start + row) for row in self.rows[:DESCRIBED]]
         more = len(self.rows) - len(said)
@@ -96,7 +96,7 @@ class Pipeline:
         return mixture, (step - first) * self.config.batch_size
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of `start_step`, `start_step` + 1, ... without end, made ahead of time by Grain's threads."""
+        """Yields the batches of `start_step`, `start_step` + 1, ... without end, prefetched by Grain's threads."""
         import grain
 
         steps = grain.MapDataset.range(start_step, ENDLESS // self.config.batch_size).map(self.batch)
@@ -105,9 +105,10 @@ class Pipeline:
 
 
 def make_pipeline(config: DataConfig, tokenizer: Any, process: tuple[int, int] = (0, 1)) -> Pipeline:
-    """The pipeline of `config`; `process` = (index, count) of the process that reads, each reading its own rows.
+    """Returns the pipeline of `config`; `process` = (index, count): each process reads its own rows of a batch.
 
-    Raises ConfigError for what cannot be read so, FileNotFoundError for paths with nothing there.
+    Raises ConfigError for keys that contradict each other and for files that cannot be read, FileNotFoundError for
+    paths that do not exist.
     """
     _check(config, process)
     stages, contents, first = [], [], 0
@@ -143,7 +144,7 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
     ends = [stage.until for stage in config.stages]
     firsts = [0, *(end or 0 for end in ends[:-1])]
     if ends and (ends[-1] is not None or firsts != sorted(set(firsts))):
-        raise ConfigError(f"data.stages: `until` must grow from stage to stage, with none at the last; got {ends}")
+        raise ConfigError(f"data.stages: `until` must increase from stage to stage, the last has none; got {ends}")
     for name in ("seq_len", "batch_size", "prefetch"):
         if getattr(config, name) < 1:
             raise ConfigError(f"data.{name}: got {getattr(config, name)}; at least 1 is needed")
@@ -172,7 +173,7 @@ def _check(config: DataConfig, process: tuple[int, int]) -> None:
 
 
 def _without(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values but for those that are what a config without the key has: it makes the same rows as before the key."""
+    """Drops values that equal their default, so that a new key does not change the fingerprint of older configs."""
     return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
@@ -206,11 +207,11 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
         )
     weights = (synthetic.answer_weight, synthetic.drawn_weight, synthetic.text_weight)
     if not synthetic.kinds or min(weights) < 0:
-        raise ConfigError(f"{where}.synthetic: needs at least one kind, and no number below 0; got {synthetic}")
+        raise ConfigError(f"{where}.synthetic: needs at least one kind, and weights of at least 0; got {synthetic}")
 
 
 def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) -> str:
-    """sha256 of all that decides the batches. Paths do not: the same files elsewhere are the same data."""
+    """sha256 of everything that determines the batches. Paths do not: the same files elsewhere are the same data."""
     made: Mapping[str, Any] = asdict(config)
     decides = _without(made, {"skip": None, "across_documents": False})
     decides = {k: v for k, v in decides.items() if k not in ("cache_dir", "prefetch")}

@@ -1,8 +1,8 @@
 """Text files as training and evaluation read them: one rule for encoding, line ends, byte-order marks, compression.
 
-UTF-8, refused by file and byte where it is none; a byte-order mark at the start is no text; `\\r\\n` and a lone `\\r`
-are `\\n`. `.gz` and `.zst` are unpacked while they are read, and endings count in either case: `a.TXT`, `b.JSONL.GZ`.
-The rule is for files: text within a field of JSON lines or Parquet is taken as it is.
+Files must be UTF-8; the error for another encoding names file and byte. A byte-order mark at the start is dropped, and
+`\\r\\n` and a lone `\\r` become `\\n`. `.gz` and `.zst` are decompressed while they are read. Extensions match in
+either case: `a.TXT`, `b.JSONL.GZ`. The rule is for files: text in a field of JSON lines or Parquet is left as it is.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from giraffe_jax.config import ConfigError
 
 BOM = b"\xef\xbb\xbf"
 PACKED = (".gz", ".zst")
-LARGEST = 2**30  # bytes that a packed document, or one line of a packed file, may unpack to: a few can hide terabytes
+LARGEST = 2**30  # most bytes of one decompressed document or line: a tiny file can decompress to terabytes
 NAMED = 3  # files, in a message
 
 
@@ -28,13 +28,14 @@ def ending(path: Path) -> str:
 
 
 def is_packed(path: Path) -> bool:
+    """Returns whether the extension is that of a compressed file, .gz or .zst."""
     return path.suffix.lower() in PACKED
 
 
 def read_text(path: Path, where: str) -> str:
     """The text of a file.
 
-    Raises ConfigError, naming `where` and the file, where it is not UTF-8 (with the byte), or cannot be unpacked.
+    Raises ConfigError, naming `where` and the file, if it is not UTF-8 (with the byte), or cannot be decompressed.
     """
     with opened(path, where) as stream:
         if not is_packed(path):
@@ -46,7 +47,7 @@ def read_text(path: Path, where: str) -> str:
 
 
 def decoded(raw: bytes, name: str, where: str) -> str:
-    """The text of a file's bytes; `name` is the file's, for the ConfigError where they are not UTF-8."""
+    """Returns the text of a file's bytes. Raises ConfigError, with the file's `name`, if they are not UTF-8."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -56,9 +57,9 @@ def decoded(raw: bytes, name: str, where: str) -> str:
 
 
 def lines(path: Path, where: str, most: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(byte it begins at once unpacked, bytes) of every line of a file, a line at a time in memory.
+    """Yields (byte offset in the decompressed file, bytes) of every line, with one line in memory at a time.
 
-    most: bytes that the whole file may hold once it is unpacked; ConfigError where it holds more.
+    most: bytes that the whole file may hold once decompressed. Raises ConfigError if it holds more.
     """
     line_limit = LARGEST if is_packed(path) else sys.maxsize - 1
     with opened(path, where) as stream:
@@ -80,7 +81,7 @@ def lines(path: Path, where: str, most: int | None = None) -> Iterator[tuple[int
 
 @contextlib.contextmanager
 def opened(path: Path, where: str) -> Iterator[Any]:
-    """The bytes of a file as a stream, unpacked where its ending says that it is packed."""
+    """Opens a file as a stream of bytes, decompressed if its extension is .gz or .zst."""
     with path.open("rb") as stream:
         if not is_packed(path):
             yield stream
@@ -104,7 +105,7 @@ def _unpacked(stream: Any, path: Path, where: str) -> Any:
 
 
 def not_read(root: Path, read: Collection[Path]) -> str:
-    """`books: 2 of its 5 files are not read: c.json, d.pdf`; "" where all of a directory's files are, or it is none.
+    """`books: 2 of its 5 files are not read: c.json, d.pdf`; "" if all are read, or `root` is not a directory.
 
     Hidden files are not counted.
     """

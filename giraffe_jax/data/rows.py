@@ -1,4 +1,4 @@
-"""Rows of one source, as an endless list: windows of texts, and windows of documents that are made."""
+"""Rows of one source, as an endless list: windows of texts, and of synthetic documents."""
 
 import functools
 from collections.abc import Iterator
@@ -17,26 +17,28 @@ Batch = dict[str, np.ndarray]
 
 
 class TextRows:
-    """The windows of a source's documents, epoch after epoch, the windows in a new order in each.
+    """The windows of a source's documents, epoch after epoch, shuffled anew in each.
 
-    Concatenation also joins the documents in a new order in each epoch; whole documents are packed the same way in all.
+    "concat" also shuffles the documents in each epoch before it joins them; "document" packs once for all epochs.
     """
 
     def __init__(self, tokens: Tokens, documents: np.ndarray, seq_len: int, how: Packing, seed: tuple[int, ...]):
-        """documents: which an epoch has, by number; one that is there twice is read twice."""
+        """documents: indices of an epoch's documents; an index that is repeated is read that often."""
         self.tokens, self.documents, self.seq_len, self.seed = tokens, documents, seq_len, seed
         self.how: Packing = how
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
-        self.num_windows = self._plan(0).num_windows  # however the documents are ordered
+        self.num_windows = self._plan(0).num_windows  # the same in every epoch
         self.longest = int(tokens.sizes[documents].max())
 
     def row(self, index: int, step: int) -> Batch:
+        """Returns row `index` of the endless list, arrays [seq_len]."""
         epoch, at = divmod(index, self.num_windows)
         plan_ = self._plan(epoch if self.how == "concat" else 0)
         return window(plan_, int(self._order(epoch)[at]), self.tokens.tokens, self.seq_len, self.tokens.answers)
 
     def describe(self, index: int) -> str:
+        """Returns the documents that row `index` holds, in words."""
         epoch, at = divmod(index, self.num_windows)
         plan_, number = self._plan(epoch if self.how == "concat" else 0), int(self._order(epoch)[at])
         starts = plan_.start[slice(*plan_.first[number : number + 2])]
@@ -52,7 +54,7 @@ class TextRows:
 
 
 class SyntheticRows:
-    """Windows of synthetic documents, each with its own segment; row i depends on the seed, i and its step alone."""
+    """Rows of synthetic documents, each with its own segment; row i depends only on the seed, i and its step."""
 
     def __init__(self, config: SyntheticConfig, tokenizer: Any, seq_len: int, seed: tuple[int, ...]):
         self.config, self.seq_len, self.seed = config, seq_len, seed
@@ -72,9 +74,11 @@ class SyntheticRows:
             )
 
     def count(self, text: str) -> int:
+        """Returns the number of tokens of a text."""
         return len(self.encode(text))
 
     def row(self, index: int, step: int) -> Batch:
+        """Returns row `index` of the endless list, arrays [seq_len], for the batch of `step`."""
         rng = np.random.default_rng((*self.seed, index))
         row = empty_row(self.seq_len)
         for segment, (at, length) in enumerate(self._documents(rng, step), 1):
@@ -82,6 +86,7 @@ class SyntheticRows:
         return row
 
     def describe(self, index: int) -> str:
+        """Returns which row this is, in words."""
         return f"made row {index + 1}"
 
     def _documents(self, rng: np.random.Generator, step: int) -> Iterator[tuple[int, int]]:
@@ -95,7 +100,7 @@ class SyntheticRows:
         at, shortest = 0, self.config.min_len
         longest = self.config.max_len or self.seq_len
         while (room := self.seq_len - at) >= shortest:
-            # Half of the documents are as long as may be: drawn lengths alone would hardly ever span the window.
+            # Half of the documents have the maximum length: log-uniform lengths alone would rarely span the window.
             length = longest if rng.uniform() < 0.5 else shortest * (longest / shortest) ** rng.uniform()
             yield at, min(room, int(length))
             at += min(room, int(length))

@@ -1,12 +1,12 @@
-"""Rows made of stretches of one document that lie apart: PoSE and CREAM with the text that belongs to their positions.
+"""PoSE and CREAM rows: separated stretches of one document, each with the text that belongs to its positions.
 
 Zhu et al., "PoSE", arXiv:2309.10400, dwzhu-pku/PoSE, src/train_pose.py; Wu et al., "CREAM", arXiv:2406.07138,
-bigai-nlco/CREAM, src/train.py (both read). The methods `pose` and `cream` move the positions of unbroken text inside
-the training step; here the later stretches are cut from later in the document, and rows come with their positions, so
-neither method is in the model's list. One row per document and epoch, a document's stretches being one segment.
+bigai-nlco/CREAM, src/train.py. The position methods `pose` and `cream` shift the positions of contiguous text inside
+the training step. Here the text skips too: later stretches are cut from later in the document. Rows carry their own
+positions, so neither method may be in the model's list. Each document gives one row per epoch, which is one segment.
 
-Unlike the released code, a stretch's last token is asked for the token that follows it in its document, not for the
-first one of the next stretch, and CREAM's middle never overlaps its tail.
+Unlike in the released code, the target of a stretch's last token is the token that follows it in the document, not the
+first token of the next stretch, and CREAM's middle never overlaps its tail.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from giraffe_jax.data.source import Tokens
 
 @dataclass(frozen=True)
 class SkipConfig:
-    """Rows of stretches that lie apart; combine with a frequency method of factor target_len / seq_len."""
+    """Rows of separated stretches; combine with a frequency method of factor target_len / seq_len."""
 
     kind: Literal["pose", "cream"]  # Which method places the stretches.
     target_len: Length  # Length to train for, in tokens. For "cream" a multiple of seq_len.
-    # Windows of a document, from its start, in which the second stretch of "pose" may begin.
+    # Of "pose": the second stretch ends within the first `reach` windows (of seq_len tokens) of the document.
     reach: Annotated[int, Bound(1)] = 5
-    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0  # Of the Gaussian of "cream".
+    sigma: Annotated[float, Bound(0.0, above=True)] = 3.0  # Standard deviation of the Gaussian of "cream".
 
 
 class Stretches(NamedTuple):
@@ -41,8 +41,12 @@ class Stretches(NamedTuple):
 
 
 def pose(rng: np.random.Generator, size: int, seq_len: int, config: SkipConfig) -> Stretches:
-    """r tokens from the start, r ~ U{1 .. (n + 1) // 2} for rows of n; the rest ends at U{n .. min(size, reach n)} in
-    the text, and is read u ~ U{0 .. target_len - n} positions further on. Text and positions skip by themselves."""
+    """Returns two stretches of n = min(size, seq_len) tokens in all, for a document of `size` tokens.
+
+    The first is the document's first r ~ U{1 .. (n + 1) // 2} tokens. The second, of n - r, ends at token
+    U{n .. min(size, reach * seq_len)} of the document, and its positions r .. n - 1 are shifted by
+    U{0 .. target_len - n}. The skips in text and in positions are drawn independently.
+    """
     n = min(size, seq_len)
     first = int(rng.integers(1, (n + 1) // 2 + 1))
     end = int(rng.integers(n, min(size, config.reach * seq_len) + 1))
@@ -52,10 +56,11 @@ def pose(rng: np.random.Generator, size: int, seq_len: int, config: SkipConfig) 
 
 
 def cream(rng: np.random.Generator, size: int, seq_len: int, config: SkipConfig) -> Stretches:
-    """Head 0 .. h - 1, tail of h at the end of the target length, and a middle that ends as in the method `cream`.
+    """Returns a head at positions 0 .. h - 1, a middle whose end is drawn as in the method `cream`, and a tail of h.
 
-    The tail's text is the document's end. The middle's text is where its positions say, or right before the tail where
-    the document is too short for that. One or two tokens make no three parts and stay as they are.
+    The tail's positions are the last of the target length, its text the document's end. The middle's text is at its
+    positions in the document, or right before the tail if the document is too short for that. Documents of one or two
+    tokens are not split.
     """
     n, factor = min(size, seq_len), config.target_len // seq_len
     if n < 3:
@@ -75,15 +80,16 @@ class SkipRows:
     """The rows of a source's documents, epoch after epoch; row i is a function of the seed and i alone."""
 
     def __init__(self, tokens: Tokens, documents: np.ndarray, seq_len: int, config: SkipConfig, seed: tuple[int, ...]):
-        """documents: which an epoch has, by number; one that is there twice is read twice, each time anew."""
+        """documents: indices of an epoch's documents; each repeat of an index draws its own stretches."""
         self.tokens, self.documents, self.seq_len, self.config, self.seed = tokens, documents, seq_len, config, seed
         self.longest = int(tokens.sizes[documents].max())
         self.starts = np.concatenate([[0], tokens.ends[:-1]])
         self._order: Callable[[int], np.ndarray] = lru_cache(maxsize=2)(self._make_order)
 
     def row(self, index: int, step: int) -> dict[str, np.ndarray]:
+        """Returns row `index` of the endless list, arrays [seq_len]."""
         epoch, at = divmod(index, len(self.documents))
-        place = int(self._order(epoch)[at])  # in `documents`: of a document that is there twice, each has its own draw
+        place = int(self._order(epoch)[at])  # in `documents`: seeds the draw, so that repeats of a document differ
         document = int(self.documents[place])
         start, stop = int(self.starts[document]), int(self.tokens.ends[document])
         draw = pose if self.config.kind == "pose" else cream
@@ -93,6 +99,7 @@ class SkipRows:
         return skipped_row(self.tokens.tokens[start:stop], stretches, self.seq_len, answers)
 
     def describe(self, index: int) -> str:
+        """Returns the document that row `index` holds, in words."""
         epoch, at = divmod(index, len(self.documents))
         return self.tokens.describe([int(self.documents[self._order(epoch)[at]])])
 
@@ -103,9 +110,9 @@ class SkipRows:
 def skipped_row(
     document: np.ndarray, stretches: Stretches, seq_len: int, answers: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns a row of the document's stretches; the target of each token is its successor in the document.
+    """Returns a row of stretches, arrays [seq_len]; the target of a token is its successor in the document.
 
-    answers: bool, which of the document's tokens the loss is on; None: on all.
+    document: tokens. answers: bool, a mask of the document's tokens that the loss is on; None: on all.
     """
     found, n = empty_row(seq_len), len(stretches.index)
     follows = stretches.index + 1

@@ -1,8 +1,8 @@
 """Sources of long documents: files -> texts -> one array of tokens, tokenised once and kept on disk.
 
-The cache's name is made of everything its content depends on (the bytes of the files, the tokenizer, the version of
-this code's format), so a stale one is never found; it is written aside and renamed, so no half-written one is either.
-One process of a machine does the work while the others wait for it, and all read the same memory map.
+A cache entry is named by a hash of everything it depends on (the bytes of the files, the tokenizer, the version of the
+format), so a stale entry is never used. It is written to a temporary folder and renamed, so a half-written one is not
+used either. One process per machine tokenises while the others wait, and all memory-map the same files.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ TOKENS, ENDS, FIRSTS, ANSWERS = "tokens.int32", "ends.npy", "firsts.npy", "answe
 
 
 class Tokens(NamedTuple):
-    """All documents of a source end to end: tokens int32 [N] and ends int64 [documents] (where each stops).
+    """All documents of a source, concatenated: tokens int32 [N] and ends int64 [documents] (where each stops).
 
-    files: their names; firsts int64 [files]: the first document of each. A file without documents shares its number
-    with the next one.
-    answers: bool [N], of conversations: the tokens that the loss is on. None: on all.
+    files: their names; firsts int64 [files]: the index of the first document of each. A file without documents has the
+    same index as the next one.
+    answers: bool [N], for conversations: a mask of the tokens that the loss is on. None: on all.
     """
 
     tokens: np.ndarray
@@ -92,17 +92,17 @@ def load_tokens(
     *,
     conversations: bool = False,
 ) -> tuple[Tokens, str]:
-    """The tokens of a source, a memory map, and the fingerprint of its content; made where the cache lacks them.
+    """Returns the memory-mapped tokens of a source and the fingerprint of its content; tokenises it if not yet cached.
 
-    Every document begins as texts of the model do (`tokenizer.prefix`) and is followed by the tokenizer's end token
-    where it has one; documents without tokens are left out. Of `conversations` the tokens are those of what the
-    tokenizer's chat template writes, and nothing else. cache_dir: "" is `token_cache()`, and where that cannot be
-    written the tokens are made for this process alone, with a warning.
+    Each document is `tokenizer.prefix`, its tokens, and the tokenizer's end token if it has one; documents without
+    tokens are left out. With `conversations` a document is exactly what the tokenizer's chat template writes.
+    cache_dir: "" is `token_cache()`; if that cannot be written, the tokens are made for this process only, with a
+    warning.
 
-    Raises FileNotFoundError and ConfigError, naming `where` and the path, for a source that is not there, cannot be
-    read, has no tokens or changes meanwhile; OSError where a cache_dir that was asked for cannot be written.
+    Raises FileNotFoundError and ConfigError, naming `where` and the path, for a source that does not exist, cannot be
+    read, has no tokens or changes while it is read; OSError if the given cache_dir cannot be written.
     """
-    source_files(kind, path, where)  # a source that is not there is no fault of the cache
+    source_files(kind, path, where)  # here, since below FileNotFoundError would be taken for an error of the cache
     template = template_of(tokenizer, where) if conversations else None
     if left := not_read(kind, path, where):
         warnings.warn(f"{where}: {left}", stacklevel=2)
@@ -113,11 +113,11 @@ def load_tokens(
         if cache_dir:
             raise
         warnings.warn(
-            f"The token cache cannot be used ({e}), so tokens are made anew at every start; name a folder that can be "
-            "written with data.cache_dir or $GIRAFFE_CACHE.",
+            f"The token cache cannot be used ({e}), so every start tokenises again; name a writable folder with "
+            "data.cache_dir or $GIRAFFE_CACHE.",
             stacklevel=2,
         )
-    # The memory map outlives the name of its file: the kernel frees the space when this process ends.
+    # The memory map stays valid after its file is deleted: the kernel frees the space when this process ends.
     with tempfile.TemporaryDirectory(prefix="giraffe-tokens-", ignore_cleanup_errors=True) as folder:
         return _cached(Path(folder), kind, path, tokenizer, where, template)
 
@@ -125,7 +125,7 @@ def load_tokens(
 def token_cache() -> Path:
     """`tokens` in $GIRAFFE_CACHE, else in $XDG_CACHE_HOME/giraffe-jax, else in ~/.cache/giraffe-jax.
 
-    Raises OSError where there is no home.
+    Raises OSError if there is no home directory.
     """
     try:
         root = os.environ.get("GIRAFFE_CACHE")
@@ -144,7 +144,7 @@ def _cached(
     task = _sha256([kind, os.path.abspath(Path(path).expanduser()), *decides])
     with _lock(cache / "locks" / task[:3]) as alone:
         files = source_files(kind, path, where)
-        # A TFDS example has no file of its own: TFDS shuffles, and its shards are no more than storage.
+        # TFDS shuffles examples into shards: its files say nothing about where a document came from.
         names = (path,) if kind == "tfds" else _names(files)
         before = file_states(files)
         content = content_fingerprint(kind, path, where, memory=cache / "digests")
@@ -154,11 +154,11 @@ def _cached(
         cache.mkdir(parents=True, exist_ok=True)
         mine = f".writing-{task[:32]}-{socket.gethostname()}-"
         for left in cache.glob(f"{mine}*") if alone else ():
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: it would hold the lock
+            shutil.rmtree(left, ignore_errors=True)  # left by a killed process: a living one would hold the lock
         aside = cache / f"{mine}{os.getpid()}-{threading.get_ident()}"
         aside.mkdir()
         try:
-            # How far it is cannot be said of packed files: their sizes are not those of what they hold.
+            # No progress in percent for compressed files: their size is not that of their text.
             size = 0 if any(is_packed(file) for file in files) else sum(file.stat().st_size for file in files)
             documents = _documents(kind, path, files, where, template)
             _write_cache(documents, len(names), tokenizer, aside, f"{where}: {path}", size)
@@ -183,10 +183,10 @@ def _names(files: Sequence[Path]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[bool]:
-    """Waits until no other process of this machine is inside; the kernel lets go of a lock whose process dies.
+    """Waits for an exclusive lock among the processes of this machine; the kernel releases it if the holder dies.
 
-    False where there can be no lock (a read-only cache, a file system without locks): what is there can still be read,
-    and the worst that follows is the same work done twice.
+    Yields False if no lock can be taken (a read-only cache, a file system without locks): cached tokens can still be
+    read, and at worst the same work is done twice.
     """
     with contextlib.ExitStack() as stack:
         alone = False
@@ -227,8 +227,8 @@ def _batches(documents: Iterable[tuple[int, Document]]) -> Iterator[list[tuple[i
 
 
 def _encoded(tokenizer: Any, batch: Sequence[Document]) -> list[tuple[list[int], list[bool]]]:
-    """The tokens of each document with its begin and end, [] of one without, and which tokens of a conversation are
-    answers."""
+    """Returns (token ids, answer mask) of each document. Ids include begin and end tokens, and are [] if there is no
+    token at all; the mask is [] unless the documents are conversations."""
     texts = [document.text for document in batch]
     if any(document.answers is not None for document in batch):
         found = zip(tokenizer.encode_offsets(texts), batch, strict=True)
@@ -241,9 +241,9 @@ def _encoded(tokenizer: Any, batch: Sequence[Document]) -> list[tuple[list[int],
 def _write_cache(
     documents: Iterable[tuple[int, Document]], num_files: int, tokenizer: Any, directory: Path, what: str, size: int
 ) -> None:
-    """Holds no more in memory than a batch and a document, and 8 bytes for each document's end.
+    """Writes the documents' tokens, with one batch of documents in memory, and 8 bytes for each document's end.
 
-    `size` is that of the files in bytes, to say how far it is; 0 where that is not known.
+    size: bytes of all files, for progress in percent; 0 if not known.
     """
     progress, read = Progress(None, after=3.0), 0
     ends, firsts, total, empty = array("q"), array("q"), 0, True
@@ -275,7 +275,7 @@ def _write_cache(
 
 
 def _read_cache(directory: Path, names: tuple[str, ...], chat: bool) -> Tokens | None:
-    """The cached arrays; None where there are none or they are damaged (they are then made again)."""
+    """Returns the cached arrays; None if there are none or they are damaged (they are then made again)."""
     try:
         tokens = np.memmap(directory / TOKENS, np.int32, mode="r")
         answers = np.memmap(directory / ANSWERS, bool, mode="r") if chat else None

@@ -1,9 +1,9 @@
-"""Synthetic documents that teach, and ask for, retrieval: records first, then queries whose answers are their values.
+"""Synthetic retrieval documents: records of keys and values first, then questions that ask for the values.
 
-A tiny language model learns to look things up soonest when one document asks many questions, when the text around an
-answer is the same in the record and in the query, and when documents grow from two or three records to a full window.
-Everything here is a pure function of a `numpy.random.Generator`; lengths are in tokens, counted by the `count` function
-that is handed in (see `piece_encoder`), and a document never exceeds the length it was asked for.
+A tiny language model learns retrieval soonest when one document asks many questions, when the text around an answer is
+the same in the record and in the question, and when documents range from two or three records to a full window.
+Everything here is a pure function of a `numpy.random.Generator`. Lengths are in tokens, as the `count` argument counts
+them (see `piece_encoder`), and a document never exceeds the requested length.
 
 The line format is shared with the evaluation task `lines` (style "compact"): `line king 48`, asked for by `ask king`.
 """
@@ -29,10 +29,10 @@ FILLER = (
     "There and back again.\n",
 )
 VALUE_DIGITS = 2
-TYPICAL_VALUE = "48"  # what is counted where the length of a value is asked for
+TYPICAL_VALUE = "48"  # stands for any value where only its number of tokens matters
 
-# Common short words, each of which a small tokenizer can hold as one token after a space; more than the records of
-# 2,048 tokens of which half is filler, so that the evaluation's keys are one word at every length.
+# Common short words, so that even a small tokenizer can have each as one token with the space before it. There are
+# more words than records in 2,048 tokens of which half is filler, so evaluation keys are one word at every length.
 WORDS = tuple(
     """
     king man son day land data time men house lord people string hand pass path list class love module father number
@@ -56,10 +56,10 @@ KINDS: tuple[Kind, ...] = ("records", "lines", "passkey", "copy")
 
 
 class Piece(NamedTuple):
-    """A stretch of text that is tokenised on its own, and what it is for.
+    """A piece of text that is tokenised on its own, and its role, which selects its weight in the loss.
 
-    `role`: "drawn" cannot be predicted (random keys and values where they first stand, and the key that a question
-    names), "answer" is a value that the document has already given, "text" is everything else: the words around.
+    `role`: "drawn" cannot be predicted (random keys and values where they first appear, and the key in a question),
+    "answer" is a value that the document has given before, "text" is everything else.
     """
 
     text: str
@@ -103,20 +103,21 @@ def lines_document(
     gap: float = 0.0,
     words: tuple[str, str] = LINE,
 ) -> list[Piece]:
-    """Record lines, then questions for them, in at most `length` tokens (less than one record or sentence short of it).
+    """Record lines, then questions about them, in at most `length` tokens (short of it by less than a record or
+    sentence).
 
-    A word is the key of one record at most: where a document is longer than records of all words and the questions
-    asked of it, filler takes the rest. Filler is strewn: each sentence stands before a record or before the questions.
+    Each word is the key of at most one record; once all words are used, filler takes the remaining tokens. Filler
+    sentences are spread at random: each stands before a record or before the questions.
 
-    queries: how many questions at the end; None draws how much of the document asks (40% to 80% of its tokens).
-    depth: with a number in [0, 1], every question is for the record at that place (0 the first, 1 the last).
-    gap: the fraction of the document, less the questions, that is filler.
-    words: which words begin a record and a question.
-    Raises ValueError when not even one record and one question fit.
+    queries: number of questions at the end; None draws it so that questions take 40% to 80% of the tokens.
+    depth: in [0, 1]: every question asks for the record at this relative place (0 first, 1 last); None: for any record.
+    gap: the fraction of the document, not counting the questions, that is filler.
+    words: the words that begin a record and a question.
+    Raises ValueError if not even one record and one question fit.
     """
     keys = [WORDS[i] for i in rng.permutation(len(WORDS))[:length]]
     values = draw_values(rng, len(keys))
-    # What the questions take is set aside first; records fill what is left, and at least one stands.
+    # Room for the questions is reserved first; records, at least one, fill the rest.
     typical = _cost(question(WORDS[0], TYPICAL_VALUE, words), count)
     asked = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / typical))
     wanted = int((length - asked * typical) * (1 - gap))
@@ -155,7 +156,7 @@ def lines_document(
 
 
 def _strewn(rng: np.random.Generator, records: Sequence[list[Piece]], filler: Sequence[Piece]) -> list[Piece]:
-    """The records in their order, each filler sentence before one of them or after the last, drawn evenly."""
+    """The records in order, with each filler sentence before one of them or after the last, drawn uniformly."""
     before = np.bincount(rng.integers(len(records) + 1, size=len(filler)), minlength=len(records) + 1)
     sentences = iter(filler)
     document: list[Piece] = []
@@ -170,8 +171,8 @@ def passkey_document(
     """Filler sentences with one pass key among them, then the question, in at most `length` tokens.
 
     depth: where the pass key stands, 0 before all filler, 1 right before the (first) question; None draws it.
-    queries: how often it is asked, with filler between the questions; None draws 1 to 6.
-    Raises ValueError when pass key and questions do not fit.
+    queries: number of questions, with filler between them; None draws 1 to 6.
+    Raises ValueError if pass key and questions do not fit.
     """
     value = draw_values(rng, 1)[0]
     key = [Piece(PASSKEY, "text"), Piece(f" {value}", "drawn"), Piece("\n", "text")]
@@ -185,7 +186,7 @@ def passkey_document(
         raise ValueError(f"passkey_document: length {length} is too short; {asked} questions need {need} tokens")
     filler = _filler(rng, room, count)
     where = float(rng.uniform()) if depth is None else depth
-    # All questions but the first cut into the rest of the filler, so that one document asks at several distances.
+    # Several questions are spread over the filler, so that one document asks at several distances from the key.
     ends = np.sort(rng.integers(1, len(filler) + 1, size=asked)) if asked > 1 and filler else [len(filler)] * asked
     ends[-1] = len(filler)
     at = round(where * int(ends[0]))
@@ -196,10 +197,11 @@ def passkey_document(
 
 
 def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[Piece]:
-    """Random words and numbers, then the same again and again, in at most `length` tokens.
+    """A sequence of random words and numbers, repeated to the end, in at most `length` tokens.
 
-    It asks for nothing but copying what followed the same word before, in every token: what makes a model look back at
-    all (LOG.md). Those tokens are text, not answers: they are many, and would drown the questions of other documents.
+    Each repeated token can be predicted by copying what followed the same word before (induction), which is how a model
+    learns to look back at all (LOG.md). Repeats have role "text", not "answer": they are so many that they would
+    outweigh the questions of other documents.
     """
     once = max(2, int(rng.uniform(0.1, 0.5) * length))
     items: list[str] = []
@@ -215,8 +217,8 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
 
 
 def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count: Count) -> list[Piece]:
-    """A training document of `kind` in at most `length` tokens, with many questions; half of the line and record
-    documents have filler strewn among their records, so that the distance to an answer is not tied to their number.
+    """A training document of `kind` in at most `length` tokens, with many questions. Half of the line and record
+    documents have filler among their records, so that the distance to an answer is not tied to the number of records.
     """
     if kind == "passkey":
         return passkey_document(rng, length, count, queries=None)
@@ -227,7 +229,7 @@ def synthetic_document(rng: np.random.Generator, kind: Kind, length: int, count:
 
 
 def shortest_length(kind: Kind, count: Count) -> int:
-    """How many tokens a document of `kind` needs at least, whatever its keys: one record and one question."""
+    """The tokens that a document of `kind` needs at least, whatever its keys: those of one record and one question."""
     value = "0" * VALUE_DIGITS
     if kind == "copy":
         return 2 * max(count(f" {word}") for word in (*WORDS, value))
@@ -238,16 +240,18 @@ def shortest_length(kind: Kind, count: Count) -> int:
 
 
 def granularity(count: Count) -> int:
-    """How many tokens a document with one question may be short of its length: a sentence of filler and a record."""
+    """The most tokens by which a document with one question may fall short of its length: a filler sentence and a
+    record."""
     records = (_cost(record(key, "0" * VALUE_DIGITS), count) for key in WORDS)
     return max(count(sentence) for sentence in FILLER) + max(records)
 
 
 def piece_encoder(tokenizer) -> Callable[[str], tuple[int, ...]]:
-    """A remembering encoder of pieces: piece text -> token ids. Its lengths are the `count` of this module.
+    """Returns a cached encoder of pieces: text of a piece -> token ids. The length of its result is the `count` of this
+    module.
 
-    Raises ValueError where encoding piece by piece is not what the tokenizer makes of the whole text (tokenizers that
-    put a space before every text do that), since lengths and answers would then be off.
+    Raises ValueError if encoding piece by piece differs from encoding the whole text, as with tokenizers that put a
+    space before every text: lengths and the places of answers would be wrong.
     """
     encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))
 
@@ -270,7 +274,7 @@ def _cost(pieces: Sequence[Piece], count: Count) -> int:
 
 
 def _filler(rng: np.random.Generator, tokens: int, count: Count) -> list[Piece]:
-    """Filler sentences in turn from a random one, as many as fit."""
+    """Filler sentences in order, beginning with a random one, as many as fit."""
     costs = [count(sentence) for sentence in FILLER]
     at = int(rng.integers(len(FILLER)))
     pieces: list[Piece] = []

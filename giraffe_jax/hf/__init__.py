@@ -1,4 +1,4 @@
-"""In from Hugging Face directories and GGUF files, and out to them.
+"""Import from Hugging Face directories and GGUF files, and export to them.
 
 Example:
     lm = hf.load("path/to/Llama-3.2-1B")  # or a .gguf file, "giraffe-mini", "smollm2"

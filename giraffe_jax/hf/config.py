@@ -1,7 +1,6 @@
 """config.json <-> ModelConfig: the schemas of transformers 4 (`rope_scaling`, `rope_theta`) and 5 (`rope_parameters`).
 
-An attribute that is not understood is refused by name. An ignored attribute is how a converted model turns out slightly
-wrong with nobody noticing.
+An unknown attribute is rejected by name: a converter that ignores one can silently give a slightly wrong model.
 """
 
 import reprlib
@@ -68,12 +67,12 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ou
 
     Args:
       values: the parsed file.
-      where: how the file is called in errors.
-      **ours: fields of ModelConfig to set beside (dtype, param_dtype, attention, ...).
+      where: the name of the file in errors.
+      **ours: more fields of ModelConfig to set (dtype, param_dtype, attention, ...).
 
     Raises:
-      ConfigError: not a Llama, an attribute that is unknown or has a value this does not implement, one that is
-        missing, or two rope schemas that disagree.
+      ConfigError: not a Llama; an attribute that is unknown, missing, or has a value that is not implemented; or two
+        rope schemas that disagree.
     """
     _check_numbers(values, where)
     _check_kind(values, where)
@@ -114,7 +113,7 @@ def model_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def size(values: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """Returns a positive whole number of a file; `default` where it is absent or null."""
+    """Returns values[key], a positive whole number, or `default` if it is absent or null. ConfigError for others."""
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -123,7 +122,7 @@ def size(values: Mapping[str, Any], key: str, where: str, default: int | None = 
 
 
 def _check_numbers(values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for what Python reads as a number and JSON, float64 or the model do not know."""
+    """Raises ConfigError for numbers that Python's JSON parser accepts, but that are not finite float64 numbers."""
     items = [(key, value, 0) for key, value in values.items() if key in _READ]
     while items:
         key, value, depth = items.pop()
@@ -154,13 +153,13 @@ def _check_kind(values: Mapping[str, Any], where: str) -> None:
     unknown = [k for k in values if k not in _READ and k not in _HARMLESS and k not in _ONLY_AT]
     if unknown:
         raise ConfigError(
-            f"{where}: unknown attribute {_shown(unknown[0])} = {_shown(values[unknown[0]])}: what it does to the"
-            f" model is not known here, so the model is refused.{nearest(unknown[0], sorted(_READ))}"
+            f"{where}: unknown attribute {_shown(unknown[0])} = {_shown(values[unknown[0]])}: its effect on the model"
+            f" is not known, so the model is rejected.{nearest(unknown[0], sorted(_READ))}"
         )
 
 
 def _rope(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns one rope description, in the schema of transformers 5, from either schema or from two that agree."""
+    """Returns the rope parameters in the schema of transformers 5, from either schema or from both if they agree."""
     found = {}
     if values.get("rope_parameters"):
         found["rope_parameters"] = _standard(values["rope_parameters"], values, f"{where}: rope_parameters")
@@ -211,7 +210,7 @@ def _standard(rope: Any, values: Mapping[str, Any], where: str) -> dict[str, Any
             raise ConfigError(f"{where}: {_ORIGINAL} is {original!r} here and {top!r} outside.")
         result[_ORIGINAL] = found[0] if found else size(values, _MAX, where, 2048)
         _warn_of_other_readings(rope | result, original, top, values, where)
-    for key in ("short_mscale", "long_mscale"):  # vLLM's words for attention_factor
+    for key in ("short_mscale", "long_mscale"):  # vLLM's names for attention_factor
         value = rope.pop(key, None) if kind == "longrope" else None
         if value is not None and value != rope.get("attention_factor"):
             raise ConfigError(
@@ -222,7 +221,7 @@ def _standard(rope: Any, values: Mapping[str, Any], where: str) -> dict[str, Any
         raise ConfigError(
             f"{where} ({kind}): unknown {_shown(unknown)}; it takes {', '.join(allowed) or 'rope_theta'}."
         )
-    for key in ("short_factor", "long_factor"):  # a method of ours takes lists for each layer, transformers does not
+    for key in ("short_factor", "long_factor"):  # the method `longrope` takes a list per layer, transformers does not
         if isinstance(rope.get(key), list) and any(isinstance(x, list) for x in rope[key]):
             raise ConfigError(f"{where}: {key} must be one list of numbers, got {_shown(rope[key])}.")
     return result | rope
@@ -231,11 +230,12 @@ def _standard(rope: Any, values: Mapping[str, Any], where: str) -> dict[str, Any
 def _warn_of_other_readings(
     rope: Mapping[str, Any], inside: int | None, outside: int | None, values: Mapping[str, Any], where: str
 ) -> None:
-    """Warns where a file of transformers 4 means one model there and another in transformers 5.
+    """Warns if a file written by transformers 4 gives one model in transformers 4 and another in transformers 5.
 
-    For longrope version 4 reads the original length outside alone, and then takes max / original for `factor`; version
-    5, and for the other types both, read it inside alone. Where they find none they take max_position_embeddings. We
-    take the number that is there, wherever it is: of one inside that is the reading of version 5.
+    They read original_max_position_embeddings in different places. For longrope, version 4 reads it only outside the
+    rope parameters, and then uses max / original as `factor`; version 5 reads it only inside. For the other types both
+    read it only inside. If it is not there, they take max_position_embeddings. We take the number from either place; if
+    it is inside, that agrees with version 5.
     """
     version = str(values.get("transformers_version") or "")
     if version.partition(".")[0] not in ("", "4") or (not version and values.get("rope_parameters")):

@@ -1,7 +1,7 @@
-"""To a Hugging Face directory that transformers and vLLM load: exact, or refused with the reason.
+"""Export to a Hugging Face directory that transformers and vLLM load: exact, or rejected with the reason.
 
-Both rope schemas are written: a transformers 4 that finds only `rope_parameters` silently runs with base 10000 and no
-scaling. Everything is written beside the target and renamed into place.
+Both rope schemas are written: with `rope_parameters` alone transformers 4 silently runs with base 10000 and no scaling.
+Everything is written to a temporary folder beside the target, which is then renamed.
 """
 
 import json
@@ -39,10 +39,10 @@ def save(
       params: the parameter tree of the config's model.
       directory: must not exist, or be empty; it appears complete or not at all.
       dtype: "bfloat16", "float16" or "float32"; numbers are rounded to it.
-      max_len: max_position_embeddings to write; by default what the scaling reaches.
-      gain_in_weights: multiplies the query map by the square of the positions' gain and writes an attention_factor of
-        1, for readers that do not honour it; the map is then rounded once more.
-      shard_bytes: weights beyond this go into several files with an index.
+      max_len: max_position_embeddings to write; by default the length that the positions reach.
+      gain_in_weights: multiplies the query weights by the square of the positions' gain and writes an attention_factor
+        of 1, for readers that ignore it; the weights are then rounded once more.
+      shard_bytes: size above which the weights are split into several files with an index.
 
     Raises:
       ConfigError: positions that Hugging Face's Llama cannot compute, parameters that do not fit the config, a weight
@@ -78,7 +78,7 @@ def config_to_json(
     max_len: int | None = None,
     gain_in_weights: bool = False,
 ) -> dict[str, Any]:
-    """Returns the config.json of a model, readable by transformers 4 and 5; see `save`."""
+    """Returns the config.json of a model, readable by transformers 4 and 5; arguments and errors as for `save`."""
     if config.qk_norm:
         raise ConfigError("model.qk_norm: Hugging Face's Llama does not normalise queries and keys; not exported.")
     rope, reach = _rope(config)
@@ -115,8 +115,8 @@ def config_to_json(
     if rope["rope_type"] != "default":
         values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     if rope.get("short_factor") != rope.get("long_factor"):
-        # transformers 4 switches lists where this says, and not where rope_scaling says. Equal lists need no switch,
-        # and without it vLLM's default length is the whole of max_position_embeddings.
+        # transformers 4 switches from the short to the long list at this length, not at the one in rope_scaling. Equal
+        # lists need no switch, and without the key vLLM's default length is all of max_position_embeddings.
         values["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     ends = list(tokenizer.end_ids) if tokenizer else []
     values["bos_token_id"] = tokenizer.bos_id if tokenizer else None
@@ -125,13 +125,14 @@ def config_to_json(
 
 
 def fold_gain(flat: Mapping[str, Any], gain: float) -> dict[str, Any]:
-    """Returns the parameters with the gain of cos and sin in the query map, whose logits get its square."""
+    """Returns the parameters with the gain of cos and sin moved into the query weights, as its square: the factor by
+    which it scales the logits."""
     query = "layers/attention/q/kernel"
     return dict(flat) if gain == 1 else {**flat, query: np.asarray(flat[query], np.float32) * np.float32(gain**2)}
 
 
 def checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Returns the parameters by their paths; ConfigError where they are not those of the config."""
+    """Returns the parameters by their paths; ConfigError if names or shapes are not those of the config."""
     flat = paths(params)
     size = names.sizes(config)
     want = {n.path: (config.num_layers,) * n.stacked + names.our_shape(n.layout, size) for n in names.names(config)}

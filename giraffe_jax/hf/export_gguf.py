@@ -1,8 +1,8 @@
-"""To a GGUF file that llama.cpp loads: exact, or refused with the reason.
+"""Export to a GGUF file that llama.cpp loads: exact, or rejected with the reason.
 
-llama.cpp divides each plane's frequency by `rope_freqs.weight` where a file has it, in any Llama: so every method that
-is one table of frequencies can be said, and its gain, which llama.cpp has no key for beside it, is multiplied into the
-query map. Its own rope scalings are not used: they are read in fewer places and computed in fewer digits.
+For any Llama, llama.cpp divides each plane's frequency by `rope_freqs.weight` if the file has it. So every method that
+is one table of frequencies can be exported. There is no key for a gain beside the table, so the gain is multiplied into
+the query weights. llama.cpp's own rope scalings are not used: fewer of its programs read them, and in lower precision.
 """
 
 import os
@@ -24,10 +24,10 @@ from giraffe_jax.tokenizer import Tokenizer
 from giraffe_jax.tokenizer.to_gguf import describe
 
 _HAS = (
-    "It has every method that `giraffe methods` lists as native or longrope, alone or composed, unless it follows the "
-    "length."
+    "It supports every method that `giraffe methods` lists as native or longrope, alone or composed, unless its "
+    "frequencies depend on the length."
 )
-_FILE_TYPES = dict(float32=0, float16=1, bfloat16=32)  # llama.cpp's names for what most of a file is
+_FILE_TYPES = dict(float32=0, float16=1, bfloat16=32)  # llama.cpp's number for the type of most of a file's tensors
 
 
 def save_gguf(
@@ -39,14 +39,14 @@ def save_gguf(
     dtype: str = "float32",
     max_len: int | None = None,
 ) -> Path:
-    """Returns the file written, complete or not at all.
+    """Writes a GGUF file, complete or not at all, and returns its path.
 
     Args:
       params: the parameter tree of the config's model.
-      tokenizer: None writes a file for token ids alone.
+      tokenizer: None writes a file without a tokenizer, which takes token ids only.
       path: a new file.
-      dtype: "float32", "float16" or "bfloat16", of matrices; norms stay float32, which llama.cpp asks for.
-      max_len: context_length to write, in tokens; by default how far the positions reach.
+      dtype: "float32", "float16" or "bfloat16", of matrices; norms stay float32, which llama.cpp requires.
+      max_len: context_length to write, in tokens; by default the length that the positions reach.
 
     Raises:
       ConfigError: positions or a tokenizer that llama.cpp cannot compute, parameters that do not fit the config, a
@@ -78,9 +78,9 @@ def save_gguf(
         writer.add_tokenizer_model("no_vocab")
     try:
         _write_tensors(writer, flat, config, dtype, divisors)
-        os.link(part, path)  # unlike a rename, refused where something is there by now
+        os.link(part, path)  # unlike a rename, fails if the path exists by now
     except FileExistsError:
-        raise ConfigError(f"{path}: was made meanwhile by another; nothing is overwritten.") from None
+        raise ConfigError(f"{path}: was made meanwhile by another process; nothing is overwritten.") from None
     finally:
         writer.close()
         part.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ _ADD = {
 
 
 def _divisors(inv_freq: np.ndarray, theta: float) -> np.ndarray | None:
-    """Returns what each plane's frequency is divided by, float32 [R], or None where it is nothing."""
+    """Returns the divisor of each plane's frequency, float32 [R], or None if the frequencies are plain RoPE's."""
     planes = len(inv_freq)
     plain = theta ** (-np.arange(planes) / planes)
     if np.allclose(plain, inv_freq, rtol=1e-7, atol=0):
@@ -122,7 +122,7 @@ def _write_header(writer: Any, c: ModelConfig, theta: float, length: int, dtype:
 
 
 def _write_tensors(writer: Any, flat: Mapping[str, Any], c: ModelConfig, dtype: str, divisors: Any) -> None:
-    """Writes the tensors one by one: no more than one of them is held."""
+    """Writes the tensors one by one, with one of them in memory at a time."""
     from gguf import GGMLQuantizationType
     from ml_dtypes import bfloat16
 

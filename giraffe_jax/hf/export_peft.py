@@ -1,4 +1,4 @@
-"""A run's adapter as PEFT's adapter_config.json and adapter_model.safetensors, for the base it started from."""
+"""Export of a run's LoRA adapter as PEFT's adapter_config.json and adapter_model.safetensors, for the run's base."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,22 +35,23 @@ def save_adapter(
     dtype: str = "float32",
     max_len: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the adapter_config.json written, beside adapter_model.safetensors and the tokenizer's files.
+    """Writes adapter_config.json, adapter_model.safetensors and the tokenizer's files; returns the adapter_config.json.
 
-    What else is not as it is in the base (trained norms and embeddings) is in modules_to_save. Positions are not part
-    of an adapter: where they are others than the base's, its config.json with them is written as base_config.json.
+    Other weights that differ from the base's (trained norms and embeddings) are written as modules_to_save. An adapter
+    has no place for positions: if they differ from the base's, its config.json with them is written as
+    base_config.json.
 
     Args:
-      params: of a run, with its adapters beside their kernels.
+      params: a run's parameters, with the adapters beside their kernels.
       adapters: the run's config.lora.
-      base: the Hugging Face directory of what the run started from.
+      base: the Hugging Face directory that the run started from.
       directory: must not exist, or be empty; it appears complete or not at all.
       dtype: "bfloat16", "float16" or "float32"; numbers are rounded to it.
       max_len: max_position_embeddings of base_config.json; by default what the positions reach.
 
     Raises:
-      ConfigError: positions or parts of the model that Hugging Face's Llama has not, a base that is no Hugging Face
-        directory or whose weights are others than those that the run kept, numbers that the dtype cannot hold.
+      ConfigError: positions or parts of the model that Hugging Face's Llama does not support, a base that is not a
+        Hugging Face directory or does not have the run's frozen weights, numbers that the dtype cannot hold.
     """
     import jax.numpy as jnp
 
@@ -110,7 +111,7 @@ def _part(target: str) -> str:
 
 
 def _differing(flat: Mapping[str, Any], config: ModelConfig, base: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
-    """Returns the weights, in a file's layout, that are others than the base's: what training has moved."""
+    """Returns the weights that differ from the base's, which is what training has changed, in a file's layout."""
     import jax.numpy as jnp
 
     size, kept = names.sizes(config), jnp.dtype(config.param_dtype)
@@ -129,9 +130,9 @@ def _differing(flat: Mapping[str, Any], config: ModelConfig, base: Mapping[str, 
             continue
         if row.path.endswith("kernel") and row.stacked:
             raise ConfigError(
-                f"base: {module}.weight is not that of {where}, and the run has not trained it: it started from other "
-                "weights. Name these with --base; of a run, a .gguf file or another adapter `giraffe export` makes a "
-                "directory first."
+                f"base: {module}.weight is not that of {where}, although the run has not trained it: the run started "
+                "from other weights. Give those with --base; of a run, a .gguf file or another adapter `giraffe "
+                "export` makes a directory first."
             )
         found[module] = ours
     kinds = {module.split(".")[-1] for module in found}  # peft saves all modules of a name, or none
@@ -148,7 +149,7 @@ def _in_file(flat: Mapping[str, Any], row: Name, layer: int, size: Mapping[str, 
 
 
 def _same_rope(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Returns whether two config.json are of the same positions."""
+    """Returns whether two config.json describe the same positions."""
     from giraffe_jax.hf.config import config_from_json
 
     one, other = (config_from_json(dict(values)) for values in (ours, theirs))

@@ -1,7 +1,7 @@
 """Llama weights from a GGUF file: the header as a ModelConfig, quantised tensors as float32 numbers.
 
-llama.cpp keeps the rows of the query and key maps interleaved (plane i of a head in rows 2i and 2i+1); we and Hugging
-Face keep them half-split (rows i and i + head_dim/2). Otherwise the tensors are those of the Hugging Face checkpoint.
+llama.cpp has the rows of the query and key weights interleaved (plane i of a head in rows 2i and 2i+1); Hugging Face
+and this project have them half-split (rows i and i + head_dim/2). All other tensors are as in the Hugging Face files.
 """
 
 import math
@@ -17,7 +17,7 @@ from giraffe_jax.model import ModelConfig
 from giraffe_jax.positions import frequencies
 from giraffe_jax.tokenizer.gguf import File
 
-# llama.* keys that do not change the model; `scaling.finetuned` is a remark.
+# llama.* keys that do not change the model; `scaling.finetuned` is information only.
 _HARMLESS = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
 _READ = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
@@ -34,7 +34,16 @@ FREQUENCIES = "rope_freqs.weight"  # divides each plane's frequency
 
 
 def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfig:
-    """Returns the ModelConfig of a GGUF file; `rope_freqs.weight` becomes `llama3` where it is one, or `longrope`."""
+    """Returns the ModelConfig of a GGUF file. `rope_freqs.weight` becomes the method `llama3` if llama3 has these
+    frequencies, else `longrope`.
+
+    Args:
+      tensors: those of the file, from `tensors`.
+      **ours: more fields of ModelConfig to set (param_dtype, ...).
+
+    Raises:
+      ConfigError: not a Llama, keys that are missing, unknown or have wrong values, rope scaling that is not supported.
+    """
     meta, where = file.metadata, str(file.path)
     architecture = meta.get("general.architecture")
     if architecture != "llama":
@@ -64,7 +73,7 @@ def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfi
         if c.get(key, head_dim) != head_dim:
             raise ConfigError(f"{where}: llama.{key} is {c[key]}, allowed is the head width {head_dim}.")
     query = tensors["blk.0.attn_q.weight"].shape if "blk.0.attn_q.weight" in tensors else None
-    if query != (heads * head_dim, width):  # a damaged number here would ask for tables of any size
+    if query != (heads * head_dim, width):  # a corrupted number here could allocate any amount of memory
         raise ConfigError(
             f"{where}: the header says {heads} heads of width {head_dim} in a model of width {width}, so"
             f" blk.0.attn_q.weight must have shape {[heads * head_dim, width]}, got {query and list(query)}."
@@ -81,7 +90,7 @@ def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfi
         head_dim=head_dim,
         theta=theta,
         original_len=original,
-        # float32 in the file; 1e-5 is meant, not 9.999999747378752e-06
+        # rounds the file's float32 back to decimal: 1e-5, not 9.999999747378752e-06
         norm_eps=float(f"{c['attention.layer_norm_rms_epsilon']:.7g}"),
         tie_embeddings="output.weight" not in tensors,
         positions=positions,
@@ -116,7 +125,7 @@ def _positions(
 def _from_divisors(
     divisors: np.ndarray, head_dim: int, theta: float, length: int, where: str
 ) -> tuple[list[dict[str, Any]], int]:
-    """Returns the llama3 scaling that gives these divisors of the frequencies, else the divisors themselves."""
+    """Returns (methods, original_len): the llama3 scaling with these divisors, else longrope with the divisors."""
     if divisors.shape != (head_dim // 2,) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         got = f"got shape {list(divisors.shape)}, smallest {divisors.min(initial=np.inf)}"
         raise ConfigError(f"{where}: {FREQUENCIES} must be {head_dim // 2} positive numbers, {got}.")

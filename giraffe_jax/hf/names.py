@@ -1,8 +1,9 @@
-"""Which tensor of a Llama checkpoint is which of our parameters: one table, read by import and export.
+"""Names and layouts of a Llama's tensors in files and here: one table, read by import and export.
 
-A layout like `(N H) D -> D N H` says how a tensor lies in a Hugging Face file and how it lies here. Letters: D model,
-N query heads, K key heads, H head width, F MLP, V vocabulary. Hugging Face keeps a linear map as [out, in] and rotates
-in half-split order, as we do, so nothing is permuted. Layers are separate tensors there and stacked here.
+A layout like `(N H) D -> D N H` gives the axes of a tensor in a Hugging Face file, and of the parameter here. Letters:
+D model, N query heads, K key heads, H head width, F MLP, V vocabulary. Hugging Face has linear weights as [out, in],
+and rotary planes in the same half-split order as here, so no rows are permuted. Layers are separate tensors in files
+and stacked here.
 """
 
 import math
@@ -23,6 +24,7 @@ class Name(NamedTuple):
 
     @property
     def stacked(self) -> bool:
+        """Whether the parameter has one such tensor for each layer, stacked on axis 0."""
         return self.path.startswith("layers/")
 
 
@@ -42,7 +44,7 @@ NAMES = (
     Name("norm/scale", "model.norm.weight", "output_norm.weight", "D -> D"),
     Name("lm_head/kernel", "lm_head.weight", "output.weight", "V D -> D V"),
 )
-# Buffers of old conversions, computed from config.json and not parameters.
+# Buffers in files of older conversions: they follow from config.json and are not parameters.
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -53,7 +55,7 @@ def sizes(config: Any) -> dict[str, int]:
 
 
 def names(config: Any) -> tuple[Name, ...]:
-    """Returns the rows that a model has: a tied one has no lm_head."""
+    """Returns the rows for a ModelConfig: without lm_head if embeddings are tied."""
     return tuple(n for n in NAMES if not (config.tie_embeddings and n.path == "lm_head/kernel"))
 
 

@@ -1,6 +1,6 @@
-"""LoRA adapters in PEFT's files: merged into the weights of their base, or held beside them to go on training.
+"""LoRA adapters in PEFT's files: merged into the weights of their base, or kept as parameters for further training.
 
-Which modules have one, of which rank and scale, says adapter_config.json (peft_config.py), and the tensors must be
+adapter_config.json says which modules have an adapter, of which rank and scale (peft_config.py); the tensors must be
 exactly those. A merged weight is W + scale B A in float32.
 """
 
@@ -19,7 +19,7 @@ from giraffe_jax.model.lora import LoraConfig
 
 
 def modules(config: ModelConfig) -> dict[str, tuple[Name, int]]:
-    """Returns (row of the table of names, layer) by module, of all modules with weights; a tied head is one too."""
+    """Returns {module: (row of the table of names, layer)} of all modules with weights, including a tied head."""
     rows = [(row, i) for row in names.NAMES for i in (range(config.num_layers) if row.stacked else [0])]
     return {row.hf.format(i=i).removesuffix(".weight"): (row, i) for row, i in rows}
 
@@ -27,14 +27,14 @@ def modules(config: ModelConfig) -> dict[str, tuple[Name, int]]:
 def merge(
     adapter: Adapter, base: Mapping[str, Tensor], config: ModelConfig, *, alone: bool = False
 ) -> dict[str, Tensor]:
-    """Returns the tensors of the base with the adapter in them: W + scale B A, or what it has instead.
+    """Returns the base's tensors with the adapter merged: W + scale B A, or the adapter's whole weight that replaces W.
 
     Args:
-      base: by name, those of `config` before it was untied (`Adapter.unties`).
-      alone: only what the adapter has instead, since `beside` has the rest.
+      base: the base's tensors by name, for `config` before it was untied (`Adapter.unties`).
+      alone: only replaces whole weights; `beside` returns the low-rank matrices.
 
     Raises:
-      ConfigError: tensors that are missing, too many or of another shape, for what the config says.
+      ConfigError: the adapter's tensors are not those that its config describes: missing, extra or of another shape.
     """
     out, (pairs, whole) = dict(base), parts(adapter, config)
     if config.tie_embeddings and adapter.unties():
@@ -55,8 +55,11 @@ def merge(
 
 
 def parts(adapter: Adapter, config: ModelConfig) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Returns ({module: (A [rank, in], B [out, rank])}, {module: weight}), the weights being those that replace the
-    base's; all names and shapes are checked."""
+    """Returns ({module: (A [rank, in], B [out, rank])}, {module: whole weight that replaces the base's}).
+
+    Raises:
+      ConfigError: names or shapes that do not fit the adapter's config and the model.
+    """
     size, left = names.sizes(config), dict(adapter.tensors)
     known, file = modules(config), adapter.directory / WEIGHTS
     pairs, whole = {}, {}
@@ -129,14 +132,14 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool
 
 
 def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[str, np.ndarray]:
-    """Returns the adapters as giraffe_jax.lora has them, by path, to go on training.
+    """Returns the adapter as LoRA parameters (model/lora.py) by path, to continue its training.
 
     Raises:
-      ConfigError: config.lora does not describe the adapter; names the key, and what would.
+      ConfigError: config.lora (`wanted`) does not describe the adapter; names the key, and the value that does.
     """
     pairs, _ = parts(adapter, config)
     else_ = "or merge it first (`giraffe export ADAPTER NEW`, and NEW as the source) to train other ones"
-    start = f"source: {adapter.directory} is an adapter, which goes on training where config.lora describes it"
+    start = f"source: {adapter.directory} is an adapter, whose training continues only with a config.lora like its own"
     rows = {row.path.split("/")[2]: row for row in names.NAMES if row.path.endswith("/kernel") and row.stacked}
     module = {kind: row.hf.removesuffix(".weight") for kind, row in rows.items()}
     has = {kind for kind in rows if any(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
@@ -144,8 +147,8 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     sizes = {adapter.size(name) for name in pairs}
     if has != full or len(sizes) > 1 or {EMBED, HEAD} & pairs.keys():
         raise ConfigError(
-            f"{start}; this one has other ranks or scales in other modules, leaves out layers, or is of embeddings, "
-            f"which lora cannot say: {else_.removeprefix('or ')}."
+            f"{start}; this one has ranks or scales that differ between modules, leaves out layers, or adapts "
+            f"embeddings, which config.lora cannot express: {else_.removeprefix('or ')}."
         )
     ((rank, scale),) = sizes
     if rank != wanted.rank:

@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT: which modules of a Llama have an adapter, of which rank and scale, or refused by name.
+"""PEFT's adapter_config.json: which modules have an adapter, of which rank and scale. Unsupported keys are rejected.
 
 Modules are named as transformers names them, "model.layers.0.self_attn.q_proj", and matched by peft's rules (0.21:
 tuners_utils.check_target_module_exists, utils.other.get_pattern_key).
@@ -32,7 +32,7 @@ _HARMLESS = frozenset(
     "eva_config corda_config loftq_config lora_ga_config".split()
 )
 INSTEAD = "merge it in peft (merge_and_unload) and give the merged model"
-# Keys that must say no, and what to do where they do not.
+# Keys that must be false or empty, and for the error, why, and what to do.
 _ONLY_WITHOUT: Mapping[str, str] = {
     "use_dora": f"DoRA scales the rows of the merged weights; {INSTEAD}",
     "use_qalora": f"QA-LoRA is of quantised weights; {INSTEAD}",
@@ -46,13 +46,13 @@ _ONLY_WITHOUT: Mapping[str, str] = {
     "alora_invocation_tokens": "an activated LoRA acts on a part of the tokens alone and cannot be merged",
     "arrow_config": "it chooses between adapters token by token and cannot be merged",
 }
-# Initialisations that leave the base as it is; others subtract from it what the adapter starts with.
+# Initialisations that leave the base unchanged; others subtract the initial adapter from it.
 _PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """An adapter's config, and its tensors by the names that transformers' model has for them."""
+    """An adapter's config, and its tensors by their names in transformers' model."""
 
     directory: Path
     tensors: Mapping[str, Tensor]
@@ -67,10 +67,11 @@ class Adapter:
     layers: tuple[int, ...]
     layers_pattern: tuple[str, ...]
     saved: tuple[str, ...]  # modules_to_save
-    tied: bool  # the adapter of a tied model's embedding is its head's too
+    tied: bool  # ensure_weight_tying: in a tied model, the embedding's adapter is the head's too
 
     @property
     def where(self) -> Path:
+        """The path of its adapter_config.json."""
         return self.directory / CONFIG
 
     def size(self, module: str) -> tuple[int, float]:
@@ -94,7 +95,7 @@ class Adapter:
         return match is not None and int(match["idx"]) in self.layers
 
     def unties(self) -> bool:
-        """Returns whether the head of a tied base becomes another matrix than its embedding."""
+        """Returns whether the adapter makes the head of a tied base differ from its embedding."""
         given = {name for name in self.tensors if name.startswith((EMBED + ".", HEAD + "."))}
         whole = {f"{EMBED}.weight", f"{HEAD}.weight"}
         if given == whole:
@@ -109,7 +110,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Returns the adapter of a directory; its numbers are not in memory yet.
+    """Returns the adapter of a directory; its tensors are not read yet.
 
     Raises:
       ConfigError: a file is missing, damaged or a pickle, another kind of adapter, or a key whose effect is not known.
@@ -203,7 +204,7 @@ def _by_pattern(values: Mapping[str, Any], key: str, where: Path, whole: bool = 
 
 
 def _texts(values: Mapping[str, Any], key: str, where: Path, one_is_regex: bool = False) -> Any:
-    """Returns a list of names, or where one text is a regular expression that text."""
+    """Returns a key's names as a tuple; with `one_is_regex`, a single string is returned as it is."""
     found = values.get(key) or []
     if isinstance(found, str):
         return found if one_is_regex else (found,)

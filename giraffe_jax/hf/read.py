@@ -1,8 +1,8 @@
-"""Reading safetensors one tensor at a time, and assembling our stacked parameters from any such source.
+"""Reads safetensors one tensor at a time, and assembles the stacked parameters from such tensors or a GGUF file's.
 
-Everything that can be wrong is found before a large array is made: the header against the file's size, then every name
-and shape. After that a parameter is filled layer by layer, and each device's part of it given up once it is placed:
-beside the model, one part of one parameter is held, and one layer's tensor.
+Errors are found before a large array is made: the header is checked against the file's size, then every name and shape.
+Each parameter is then filled layer by layer, and a device's shard of it is freed on the host once it is on the device:
+besides the model, host memory holds one parameter's shards and one layer's tensor.
 """
 
 import json
@@ -21,7 +21,7 @@ _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
 class Tensor(NamedTuple):
-    """A tensor that can be read: its shape and file are known, its numbers are not in memory yet."""
+    """A tensor in a file: its shape is known, its numbers are read by `read`."""
 
     shape: tuple[int, ...]
     file: Path
@@ -32,8 +32,8 @@ def safetensors_directory(directory: Path) -> dict[str, Tensor]:
     """Returns the tensors of a directory's model.safetensors, or of the shards that its index names.
 
     Raises:
-      ConfigError: no safetensors (pickled weights are refused with the reason), a shard missing, a file truncated or
-        corrupted, an index that does not describe its shards.
+      ConfigError: no safetensors (pickled weights are never loaded), a missing shard, a truncated or corrupted file, an
+        index that does not describe its shards.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
@@ -74,7 +74,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def safetensors_file(file: Path) -> dict[str, Tensor]:
-    """Returns the tensors of one safetensors file, its header checked against its size."""
+    """Returns the tensors of one safetensors file. Raises ConfigError if its header does not fit its size."""
     from safetensors import SafetensorError, safe_open
 
     header = _header(file)
@@ -149,7 +149,7 @@ def expected(config: Any, column: str) -> dict[str, tuple[names.Name, int]]:
 
 def check(tensors: Mapping[str, Tensor], config: Any, column: str, where: Path) -> None:
     """Raises ConfigError unless the tensors are exactly those of the model, each of the right shape."""
-    if config.num_layers > len(tensors):  # before anything is made for each layer of a damaged number
+    if config.num_layers > len(tensors):  # first: a corrupted num_layers would make a huge table of names
         raise ConfigError(f"{where}: {config.num_layers} layers, but only {len(tensors)} tensors.")
     want, size = expected(config, column), names.sizes(config)
     missing = sorted(want.keys() - tensors.keys())
@@ -176,7 +176,16 @@ def check(tensors: Mapping[str, Tensor], config: Any, column: str, where: Path) 
 def assemble(
     tensors: Mapping[str, Tensor], config: Any, *, column: str, where: Path, mesh: Any = None
 ) -> dict[str, Any]:
-    """Returns our parameter tree, read tensor by tensor and placed on the mesh, if one is given, as it is read."""
+    """Returns the parameter tree, read tensor by tensor; with a mesh, each parameter is sharded over it as it is read.
+
+    Args:
+      config: ModelConfig; its param_dtype is that of the result.
+      column: of the table of names: "hf" or "gguf".
+      where: the source, for errors.
+
+    Raises:
+      ConfigError: tensors that are not exactly those of the model, or numbers that are not finite.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -196,7 +205,7 @@ def assemble(
 
         whole = tuple(slice(0, n) for n in shape)
         wanted = placed[path].addressable_devices_indices_map(shape).values() if mesh is not None else [whole]
-        # One slab for each part that a device of this process holds; each tensor is read once, for all of them.
+        # One slab for each distinct shard of this process's devices; each tensor is read once, for all of them.
         slabs = {extent(i): np.empty([stop - start for start, stop in extent(i)], dtype) for i in wanted}
         for layer in range(config.num_layers) if row.stacked else [0]:
             tensor = tensors[getattr(row, column).format(i=layer)]
@@ -218,13 +227,13 @@ def assemble(
 
 
 def _is_finite(values: np.ndarray) -> bool:
-    """Returns whether all numbers are finite, by their sum where that is, which takes no memory."""
+    """Returns whether all numbers are finite. Tests their sum first, which takes no memory; it may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.sum(values, dtype=np.float32)) or np.isfinite(values).all())
 
 
 def _place(slabs: dict[Any, np.ndarray], shape: tuple[int, ...], where: Any, extent: Callable[[Any], Any]) -> Any:
-    """Returns the array of which `slabs` are the parts of this process's devices, each dropped once it is placed."""
+    """Returns the global array; `slabs` are the shards of this process's devices, each freed once it is on them."""
     import jax
 
     devices: dict[Any, list] = {}

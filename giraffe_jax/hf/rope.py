@@ -1,4 +1,4 @@
-"""Positions as Hugging Face's config.json has them: its own kinds where they are exact, else a table of frequencies."""
+"""Positions as rope parameters of Hugging Face's config.json: a native rope_type if exact, else a longrope table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _NATIVE = ("linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 def rope_in_words(values: Mapping[str, Any]) -> str:
-    """Returns how a config.json that was written here says positions, and to which length."""
+    """Returns, for a message, how an exported config.json expresses positions, and to which length."""
     rope, length = values["rope_parameters"], values["max_position_embeddings"]
     kind = rope["rope_type"]
     if kind == "default":
@@ -27,7 +27,7 @@ def rope_in_words(values: Mapping[str, Any]) -> str:
 def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
     """Returns (rope_parameters, the length they reach), for positions that Hugging Face's Llama computes exactly.
 
-    What it has no name for, but is a table of frequencies and a gain, is written as `longrope` with equal lists.
+    Methods without a rope_type that are one table of frequencies and a gain are written as `longrope` with equal lists.
     """
     calls = _acting(config)
     theta, length = float(config.theta), config.original_len
@@ -41,17 +41,17 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
         factor = float(call["factor"])
         theta *= factor ** (config.head_dim / (config.head_dim - 2))
         return {"rope_type": "default", "rope_theta": theta}, int(length * factor)
-    if name == "longrope":  # what transformers' has not: one gain for all, no start tokens, nothing between the lists
+    if name == "longrope":  # drops settings that transformers' longrope does not have
         call.pop("magnitude_policy", None)  # the gain is written as a number
         call = {k: v for k, v in call.items() if v or k not in ("start_tokens", "dynamic")}
     only_ours = {"start_tokens", "dynamic"} & call.keys() or np.ndim(call.get("short_factor", 0)) > 1
     if name not in _NATIVE or len(calls) > 1 or only_ours:
         return _table(config, calls)
-    if name == "llama3":  # whose bands have defaults here and none there
+    if name == "llama3":  # low_freq_factor and high_freq_factor have defaults here, but are required there
         call = check(calls)[0].numbers | call
     call = {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in call.items()}
     rope = {"rope_type": name, "rope_theta": theta, **call}
-    if name == "longrope":  # transformers would derive a gain from max_position_embeddings where we have 1
+    if name == "longrope":  # without it transformers derives a gain from max_position_embeddings
         rope["attention_factor"] = float(config.bind(length).gain)
     if name in ("yarn", "llama3", "longrope"):
         rope["original_max_position_embeddings"] = length
@@ -60,10 +60,10 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
 
 
 def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
-    """Returns rope_parameters of type longrope whose two lists are the methods' frequencies, whatever their formula."""
+    """Returns longrope parameters with the methods' frequencies as both lists, and the length they reach."""
     has = (
-        f"It has ntk and abf (as rope_theta), {', '.join(_NATIVE)}, and, as longrope, every method that `giraffe "
-        "methods` lists so, composed or alone."
+        f"It supports ntk and abf (as rope_theta), {', '.join(_NATIVE)}, and every method that `giraffe methods` lists "
+        "as longrope, composed or alone."
     )
     (inv_freq, gain), factor, theta = (
         static_table(config, "Hugging Face's Llama", has),
@@ -78,7 +78,7 @@ def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, 
 
 
 def _acting(config: ModelConfig) -> list[dict[str, Any]]:
-    """Returns the config's methods without those that act while training only."""
+    """Returns the config's methods without those that act only in training."""
     calls = [dict(to_dict(p)) for p in config.positions]
     return [c for c, bound in zip(calls, check(config.positions), strict=True) if "key" not in bound.needs]
 
@@ -89,10 +89,14 @@ def reach_of(config: ModelConfig) -> int:
 
 
 def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray, float]:
-    """Returns (inv_freq [R], gain) of positions that are nothing more.
+    """Returns (inv_freq [R] in radians per token, gain) of positions that consist of these alone.
+
+    Args:
+      whose: the reader of the file, for the error.
+      has: a sentence for the error about what that reader supports.
 
     Raises:
-      ConfigError: they are more, which `whose` Llama does not know; and what it `has`.
+      ConfigError: positions that do more, as a bias, or frequencies that depend on layer or length.
     """
     calls = _acting(config)
     model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
@@ -103,12 +107,12 @@ def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray,
         if learned := learned_by(config):
             each = "; ".join(f"{method} ({', '.join(own)})" for method, own in learned.items())
             hint += (
-                f" Parameters of a method's own, which no such file holds: {each}. To export a model without them, "
-                f"train this one on (source) with model.positions without {', '.join(learned)}."
+                f" Learned parameters of a method, which such a file cannot hold: {each}. To export a model without "
+                f"them, train from this one (source) with model.positions without {', '.join(learned)}."
             )
         raise ConfigError(
-            f"model.positions: {listed} cannot be exported: {whose} knows frequencies and a gain that are the same in "
-            f"every layer and at every length. {has}{hint}"
+            f"model.positions: {listed} cannot be exported: {whose} supports only frequencies and a gain that are the "
+            f"same in every layer and at every length. {has}{hint}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What a smaller dtype does to weights, known before anything is written: what does not fit, and what becomes zero."""
+"""Checks, before an export writes anything, what rounding to a smaller dtype does: overflow, and underflow to zero."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,23 +11,23 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.hf import names
 from giraffe_jax.model import ModelConfig
 
-_DTYPES = ("float16", "bfloat16", "float32")  # the order in which another one is proposed
+_DTYPES = ("float16", "bfloat16", "float32")  # in the order of the error's suggestions
 
 
 def check_fits(
     flat: Mapping[str, Any], config: ModelConfig, dtype: str, name: Callable[[names.Name], str], norms: bool = True
 ) -> None:
-    """Warns with the share of the weights that a dtype rounds to zero, where there are any.
+    """Warns if a dtype rounds weights to zero, with their share; raises if it cannot hold one.
 
     Args:
       flat: the parameters by their paths.
-      name: what a file calls a tensor, "{i}" being its layer.
-      norms: whether vectors are rounded too; False where the file keeps them in float32.
+      name: returns a tensor's name in the file, with "{i}" for its layer.
+      norms: whether vectors are rounded too; False if the file keeps them in float32.
 
     Raises:
       ConfigError: a finite number that becomes infinite in `dtype`; it names the tensor, the number and what fits.
     """
-    if dtype == "float32":  # which holds every number of the others
+    if dtype == "float32":  # holds every number of the other dtypes
         return
     lost = total = 0
     for row in names.names(config):

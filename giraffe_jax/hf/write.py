@@ -20,7 +20,7 @@ _SHARD_BYTES = 5_000_000_000
 
 
 def check_new(directory: str | Path) -> None:
-    """Raises ConfigError where `new_directory` would: what is there already, and where nothing can be written."""
+    """Raises ConfigError if `new_directory` would: the directory has files in it, or cannot be made."""
     path = Path(os.path.realpath(directory))
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{directory}: exists already; nothing is overwritten. Give a new directory.")
@@ -32,7 +32,7 @@ def check_new(directory: str | Path) -> None:
 
 
 def check_new_file(path: str | Path) -> None:
-    """Raises ConfigError where no new file can be made, or something is there already."""
+    """Raises ConfigError if the path exists, or no file can be made there."""
     path = Path(path)
     if os.path.lexists(path):
         raise ConfigError(f"{path}: exists already; nothing is overwritten. Give a new file.")
@@ -43,12 +43,12 @@ def check_new_file(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(directory: str | Path) -> Iterator[Path]:
-    """Yields a new folder to fill, which becomes `directory` at the end, whole; after an error nothing is left.
+    """Yields a new folder to fill, which is renamed to `directory` at the end; after an error nothing is left.
 
-    It lies beside `directory` under a name that no other process has; what a killed one left there is not touched.
+    The folder is beside `directory`, with a name that no other process uses; leftovers of killed ones are not touched.
 
     Raises:
-      ConfigError: something is there, before or by the end, or nothing can be written there.
+      ConfigError: `directory` is not empty, before or at the end, or cannot be made.
     """
     check_new(directory)
     path = Path(os.path.realpath(directory))
@@ -65,10 +65,10 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
     try:
         yield part
         try:
-            part.rename(path)  # onto nothing or an empty directory: a full one is refused by the system
+            part.rename(path)  # fails if the target is a directory that is not empty
         except OSError as e:
             raise ConfigError(
-                f"{directory}: was made meanwhile by another; nothing is overwritten ({e.strerror})."
+                f"{directory}: was made meanwhile by another process; nothing is overwritten ({e.strerror})."
             ) from e
     except BaseException:
         _remove(part)
@@ -79,7 +79,7 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder into which threads may still be writing what is left of a failed save, for some seconds."""
+    """Removes a folder, trying for some seconds: after a failed save, threads may still be writing into it."""
     gone = 0
     for _ in range(40):
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,15 +123,15 @@ def _write_tensors(directory: Path, flat: Mapping[str, Any], config: ModelConfig
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors that are contiguous."""
+    """Writes tensors, which must be contiguous, as one safetensors file."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path.touch()  # with the permissions that the umask says: save_file's own are for its owner alone
+    path.touch()  # with the permissions of the umask: save_file makes files that only their owner can read
     permissions = path.stat().st_mode
     try:
         save_file(dict(tensors), str(path), metadata={"format": "pt"})
-    except SafetensorError as e:  # which does not name it
+    except SafetensorError as e:  # whose text does not name the file
         raise OSError(f"{path}: {e}") from e
     path.chmod(permissions)
 

@@ -1,17 +1,14 @@
-"""A language model as evaluations and people use it: score tokens, generate tokens.
+"""Generation with a KV cache: prefill, decode, and the loop around them.
 
-    lm = giraffe_jax.load("giraffe-mini")
-    lm.score("line apple 17")  # nll of each token
-    lm.generate("line apple 17\nask apple", 4)
+The compiled functions are module-level and pure. The numbers of a position method (frequencies, gain, length) are
+arguments, so methods that differ only in numbers share one compilation. Shapes are padded to buckets for the same
+reason.
 
-The compiled functions are module-level and pure; what differs between position methods (frequencies, gain, length) are
-their arguments, so all methods that differ in numbers share one compilation. Shapes are bucketed for the same reason.
-
-Methods whose frequencies depend on the sequence length need to be told which length while text grows (`policy`):
+For methods whose frequencies depend on the sequence length, `policy` says which length they read while text grows:
 
 - "pinned": one length for the whole generation, by default prompt + n. Cached decoding equals a full forward pass.
-- "per_call": the length so far, while cached keys stay as they were rotated: what transformers does.
-- "running": the length so far, for old keys too: the cache holds raw keys and rotates them anew in every step.
+- "per_call": the length so far; cached keys keep the rotation they were cached with, as in transformers.
+- "running": the length so far, also for old keys: the cache holds raw keys, which are rotated in every step.
 """
 
 import dataclasses
@@ -41,21 +38,24 @@ def prefill(
     capacity: int,
     raw: bool = False,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Returns the logits after each row's last token, and the cache that holds the rows.
+    """Returns the logits at each prompt's last token, and the KV cache of the prompts.
 
     Args:
       lm: the model.
       tokens: prompts, padded on the right.
       lengths: tokens of each prompt.
-      encoding: with the positions of the tokens, or without them for 0, 1, 2, ...
-      capacity: tokens that the cache has room for, prompt and generated.
-      raw: keep keys unrotated: policy "running", and methods of several bands.
+      encoding: with the positions of the tokens; without positions they are 0, 1, 2, ...
+      capacity: size of the cache in tokens: prompt and generated ones.
+      raw: cache unrotated keys: for policy "running", and methods of several bands.
+
+    Raises:
+      ConfigError: rotated keys, for an encoding that needs raw ones (`check_cache`).
     """
     tokens = jnp.asarray(tokens, jnp.int32)
     check_cache(encoding, raw)
     lengths = jnp.asarray(lengths, jnp.int32)
     if encoding.positions is None:
-        own = lengths if length_dependent(encoding) else None  # padding is none of it
+        own = lengths if length_dependent(encoding) else None  # without padding
         places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
         encoding = encoding.at(places, length=own)
     return _prefill(_program(lm.config), lm.params, tokens, lengths, encoding, capacity=capacity, raw=raw)
@@ -64,9 +64,9 @@ def prefill(
 def decode_step(
     lm: Loaded, token: Int[Array | np.ndarray, "B"], encoding: Encoding, cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Returns the logits after one more token in each row, and the cache with it.
+    """Returns the logits after one more token in each row, and the cache with that token.
 
-    `encoding` has the tokens' positions, `.at(cache.index[:, None])` where they count from 0, or gets these.
+    encoding: with the tokens' positions [B, 1]; without positions they are the tokens' cache slots, `cache.index`.
     """
     check_cache(encoding, cache.raw)
     if encoding.positions is None:
@@ -75,11 +75,11 @@ def decode_step(
 
 
 def check_cache(encoding: Encoding, raw: bool) -> None:
-    """Raises ConfigError where keys that are cached rotated would be wrong for the tokens that follow."""
+    """Raises ConfigError if the method needs raw keys: rotated ones in the cache would be wrong for later tokens."""
     if not raw and length_dependent(encoding):
         raise ConfigError(
-            "cache: its keys are rotated once, and these methods rotate them anew as the sequence grows. Pin the "
-            "length (bind(..., length=tokens)), or keep raw keys: prefill(..., raw=True), policy 'running'."
+            "cache: keys are cached rotated, but with these methods their rotation changes as the sequence grows. Pin "
+            "the length (bind(..., length=tokens)), or keep raw keys: prefill(..., raw=True), policy 'running'."
         )
     if not raw and needs_raw_keys(encoding):
         raise ConfigError("cache: several bands rotate a key in several ways; keep raw keys: prefill(..., raw=True).")
@@ -101,7 +101,7 @@ def generate(
 ) -> list[list[int]]:
     """Returns for each prompt up to `n` new tokens; a stop token ends a row and is left out.
 
-    A row's tokens do not depend on which other prompts are in the call, temperature 0 provided.
+    At temperature 0, a row's tokens do not depend on the other prompts of the call.
 
     Args:
       lm: the model.
@@ -114,7 +114,7 @@ def generate(
       temperature: of sampling; 0 takes the most likely token.
       key: PRNG key, needed for a temperature above 0.
       batch: prompts in one forward pass; by default all.
-      width: pad prompts to this many tokens, so that calls share a compilation; by default a bucket of their own.
+      width: tokens to which prompts are padded, so that calls share a compilation; by default the longest's bucket.
 
     Raises:
       ConfigError: an empty prompt, a token outside the vocabulary, a temperature without a key, an unknown policy.
@@ -176,7 +176,7 @@ def _prefill(config: ModelConfig, params, tokens, lengths, encoding: Encoding, *
     with config.at_precision():
         hidden, filled = _forward(config, params, tokens, encoding, segments, cache)
         last_B1D = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
-        # Slots past a row's length hold padding: they are written again before anything may attend to them.
+        # Slots past a row's length hold padding: they are overwritten before any token may attend to them.
         return logits(params, last_B1D)[:, 0], dataclasses.replace(filled, index=lengths)
 
 
@@ -191,11 +191,12 @@ def _step(config: ModelConfig, params, token, encoding: Encoding, cache: Cache):
 def loop(
     config, params, first, cache, encoding, n, stop, temperature, key, alive, *, policy: Policy, sample: bool, room: int
 ):
-    """Returns (tokens [B room], how many of each row count): what `generate` runs after the prompt.
+    """Returns (tokens [B room], number of valid tokens of each row [B]): the decode loop of `generate`.
 
     Args:
-      first: [B V] logits after the prompts, which `cache` holds; both of `prefill`.
-      n: most tokens; `stop`: ids that end a row; `alive` [B]: rows that are no padding.
+      first, cache: from `prefill`: the logits [B V] after the prompts, and their KV cache.
+      n: most tokens; `stop`: ids that end a row; `alive` [B]: False for rows that pad the batch.
+      room: size of the result, static; at least n.
     """
 
     def choose(scores_BV, key):
@@ -225,7 +226,7 @@ def loop(
 
 
 def _bucket(n: int, least: int = 16) -> int:
-    """Returns the smallest of least, 1.5 least, 2 least, 3 least, 4 least, 6 least, ... that holds n: few shapes."""
+    """Returns the smallest of least * (1, 1.5, 2, 3, 4, 6, ...) that is at least n: few shapes, few compilations."""
     size = least
     while size < n:
         if size % 2 == 0 and size * 3 // 2 >= n:
@@ -243,7 +244,7 @@ def _pad(prompts: Sequence[Sequence[int]], size: int, width: int) -> tuple[np.nd
 
 def _stop(tokenizer: Any, stop: Sequence[int] | None) -> np.ndarray:
     ids = list(tokenizer.end_ids if stop is None else stop)
-    # Never empty, and of few sizes: -1 is nobody's id.
+    # Padded with -1, which is no token's id, to few sizes, and never empty.
     return np.array([*ids, *[-1] * (_bucket(max(1, len(ids)), least=4) - len(ids))], np.int32)
 
 

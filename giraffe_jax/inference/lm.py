@@ -23,7 +23,7 @@ from giraffe_jax.tokenizer import begun
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a model makes of a text, whose ids are `tokens` int [T]: of every token but the first, [T - 1] each."""
+    """Scores of a text: `tokens` int [T], its ids; `nll` and `likeliest` [T - 1], of every token but the first."""
 
     tokens: np.ndarray
     nll: np.ndarray  # float32, nats
@@ -37,21 +37,21 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class LM:
-    """A model with its weights and its tokenizer: what `load` gives, and training, evaluation and export take."""
+    """A model's config, parameters and tokenizer: what `load` returns, and training, evaluation and export take."""
 
     config: ModelConfig
     params: Any
     tokenizer: Any
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text as the model reads one: its begin token first where the model has that rule."""
+        """Returns the ids of a text, with the begin token in front if the model's texts begin with it."""
         return list(begun(self.tokenizer, self.tokenizer.encode(text)))
 
     def score(self, text: str | Sequence[int], positions: Scaling | None = None) -> Scores:
-        """Returns the loss of every token of a text, or of ids, under the model's own position methods or others.
+        """Returns the loss of every token of a text, or of ids; `positions` replaces the model's position methods.
 
         Raises:
-          ConfigError: fewer than two tokens, ids that are not the model's, or positions that cannot be.
+          ConfigError: fewer than two tokens, ids outside the vocabulary, or wrong positions.
         """
         tokens = self._ids(text, least=2)
         padded, _ = _pad([tokens], 1, _bucket(len(tokens)))
@@ -74,12 +74,12 @@ class LM:
         """Returns the text of up to `n` tokens that continue a prompt, a text or ids.
 
         Args:
-          positions: methods in place of the model's own.
+          positions: replaces the model's position methods.
           temperature: of sampling, by `seed`; 0 takes the likeliest token.
-          policy: which length methods read while text grows; see this module's docstring.
+          policy: which length methods read while text grows; see the docstring of inference/generation.py.
 
         Raises:
-          ConfigError: an empty prompt, ids that are not the model's, positions that cannot be.
+          ConfigError: an empty prompt, ids outside the vocabulary, or wrong positions.
         """
         tokens = self._ids(prompt, least=1)
         encoding = self.config.bind(scaling=positions)
@@ -88,11 +88,11 @@ class LM:
         return self.tokenizer.decode(new)
 
     def score_rows(self, tokens: Tokens, encoding: Encoding | None = None, segments: Tokens | None = None) -> Any:
-        """Returns what `score` does: what evaluation asks of a model that scores."""
+        """Returns what `inference.score` does, for rows of ids: the method that evaluation calls."""
         return scoring.score(self, tokens, encoding, segments)
 
     def generate_rows(self, prompts: Sequence[Sequence[int]], n: int, encoding: Encoding, **settings: Any) -> Any:
-        """Returns what `generate` does: what evaluation asks of a model that continues prompts."""
+        """Returns what `inference.generate` does, for rows of ids: the method that evaluation calls."""
         return generation.generate(self, prompts, n, encoding, **settings)
 
     def _ids(self, text: str | Sequence[int], least: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The loss of every token of rows, in one forward pass."""
+"""Scoring: the loss of every token of a batch of rows, in one forward pass."""
 
 import dataclasses
 import functools
@@ -21,13 +21,19 @@ class Loaded(Protocol):
     """What scoring and generation read of an LM."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def config(self) -> ModelConfig:
+        """The model's config."""
+        ...
 
     @property
-    def params(self) -> Any: ...
+    def params(self) -> Any:
+        """The model's parameters."""
+        ...
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
 
 
 def score(
@@ -42,8 +48,8 @@ def score(
     Args:
       lm: the model.
       tokens: input ids; rows may be padded on the right.
-      encoding: without positions; by default the config's own. Its length is the one it is bound with, else T.
-      segments: document of each token, 0 where there is padding; by default one document a row.
+      encoding: without positions; by default the config's own. Its sequence length is the one it is bound with, else T.
+      segments: document id of each token, 0 for padding; by default each row is one document.
       positions: tokens since the document's start; by default the index in the row.
     """
     tokens = jnp.asarray(tokens, jnp.int32)
@@ -54,7 +60,8 @@ def score(
     return _score(_program(lm.config), lm.params, tokens, encoding.at(positions), segments)
 
 
-# Compiled functions. `config` never holds the methods: they are in the encoding, or two methods would compile twice.
+# Compiled functions. Their static `config` has no position methods, which are in the encoding: else each method would
+# need its own compilation.
 
 
 def _program(config: ModelConfig) -> ModelConfig:
@@ -68,7 +75,7 @@ def _forward(config: ModelConfig, params, *inputs) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(config: ModelConfig, params, tokens, encoding: Encoding, segments):
-    # All T tokens go in, since T is what divides into blocks; the last one's prediction is nobody's.
+    # All T tokens go in, since blockwise attention divides T; the prediction after the last token is dropped.
     targets = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
     with config.at_precision():
         hidden, _ = _forward(config, params, tokens, encoding, segments, None)

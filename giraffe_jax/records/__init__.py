@@ -1,4 +1,4 @@
-"""Records: rows of JSON, files that are written whole, progress and logs."""
+"""Records: rows of JSON, atomic writes, locks, progress lines and training logs."""
 
 from giraffe_jax.records.files import locked, write_atomically
 from giraffe_jax.records.progress import Progress, duration

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that several processes share."""
+"""Atomic writes, and file locks between processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Holds a file's lock while inside, and yields whether it was had: always, with `wait`.
+    """Holds the lock of a file, and yields whether it was acquired, which with `wait` is always True.
 
-    The file is made where it is missing. A lock goes with its process, however that ends. Several may hold a `shared`
-    one, while nobody holds another.
+    The file is created if it is missing. The lock is released when the process ends, however it ends. Several processes
+    may hold a `shared` lock at once, but not together with one that is not shared.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = T
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file so that a reader, or a kill, sees either the old content or the new."""
+    """Writes a file so that readers see either the old content or the new, even if the process is killed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""How far a long job is, in one line that is rewritten."""
+"""The progress of a long job, in one line that is rewritten."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 8s, 3m20s, 2h05m, 1d04h."""
+    """Returns a time in seconds as text: 8s, 3m20s, 2h05m, 1d04h."""
     if not math.isfinite(seconds):
         return "?"
     whole = max(0, round(seconds))
@@ -24,9 +24,9 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line that says how far the work is: rewritten in place on a terminal, else one every `every` seconds.
+    """A progress line: rewritten in place on a terminal, else printed anew every `every` seconds.
 
-    Work that takes less than `after` seconds says nothing.
+    Work that takes less than `after` seconds prints nothing.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Progress:
         self.total, self.start, self.every, self.after = total, start, every, after
         self.file = sys.stderr if file is None else file
         self.clock = clock
-        # With stdout in a pipe (`| tee log`) its lines would land in the middle of one that is rewritten.
+        # If stdout is a pipe (`| tee log`), lines from there would appear in the middle of a line that is rewritten.
         self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
         self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
 
     def update(self, done: int, text: str, *, force: bool = False) -> None:
-        """Show `done` of `total` and the text, with the time left measured from this start's own pace."""
+        """Shows `done` of `total`, the text, and the time left at the pace since `start`."""
         now = self.clock()
         pause = 0.1 if self.tty else self.every
         if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
@@ -67,7 +67,7 @@ class Progress:
         self.file.flush()
 
     def say(self, text: str) -> None:
-        """Print a line of its own, above what shows the progress."""
+        """Prints a line of its own, above the progress line."""
         if self._open:
             text = text.ljust(self._width)
             self.file.write("\r")
@@ -76,7 +76,7 @@ class Progress:
         self.file.flush()
 
     def close(self) -> None:
-        """End the line, so that what is printed next starts on its own."""
+        """Ends the progress line, so that what is printed next starts on a new one."""
         if self._open:
             self.file.write("\n")
             self.file.flush()

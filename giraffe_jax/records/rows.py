@@ -1,11 +1,11 @@
-"""Rows, metrics and the progress line: everything the project writes down while it works.
+"""Files of rows (JSON lines), for results and metrics.
 
-A row is one JSON object on one line. A file of rows is append-only and can be read while it is written; whatever kills
-the process, the file holds whole rows and at most one torn last line, which the next opening removes. Numbers that are
-not finite become null, so every row is strict JSON for every reader. A line that is no row, because something else than
-this module has changed the file, is named, and set aside by the next opening.
+A row is one JSON object on one line. A file of rows is append-only and can be read while it is written. However the
+process is killed, the file has whole rows and at most one incomplete last line, which the next opening removes. Numbers
+that are not finite become null, so every row is strict JSON. A line that is not a row, because something else than this
+module has changed the file, is reported, and moved to another file by the next opening.
 
-Only process 0 of a job writes. Imports nothing heavy: the command line reads rows without starting JAX.
+Only process 0 of a job writes. Imports nothing heavy: the command line reads rows without importing JAX.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from typing import Any, NoReturn
 
 from giraffe_jax.records.files import write_atomically
 
-MAX_LINE = 1 << 24  # bytes of a row; a longer line is a bad one, and never in memory whole
-MAX_NAMED = 10  # bad lines that are warned of one by one
+MAX_LINE = 1 << 24  # most bytes of a row; a longer line is bad, and is never read into memory as a whole
+MAX_NAMED = 10  # bad lines that get a warning each
 
 
 def plain(value: Any, where: str = "row") -> Any:
-    """The value as strict JSON data: scalars and arrays of any library unwrapped, NaN and infinities as None."""
+    """Returns the value as strict JSON data: scalars and arrays of any library as numbers and lists, NaN and infinities
+    as None. Raises ValueError, naming `where`, for other types."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int):
@@ -49,15 +50,15 @@ def plain(value: Any, where: str = "row") -> Any:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """One row as the bytes of its line, newline included."""
+    """Returns a row as the bytes of its line, newline included."""
     return (json.dumps(plain(row), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
 def read_rows(path: str | os.PathLike[str], say: Callable[[str], Any] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file, one at a time; a last line without its newline (a write that was killed) is left out.
+    """Yields the rows of a file; a last line without its newline (from a process killed while writing) is left out.
 
-    A whole line that is not a JSON object is a ValueError naming file and line; with `say` (warnings.warn, for one),
-    that is told instead, and the reader goes on: for those that can do with fewer rows than were written.
+    Raises ValueError, naming file and line, for a complete line that is not a JSON object. With `say` (such as
+    warnings.warn) the line is reported through it instead, and left out.
     """
     with open(path, "rb") as file:
         for number, _, line in _lines(file):
@@ -70,7 +71,8 @@ def read_rows(path: str | os.PathLike[str], say: Callable[[str], Any] | None = N
 
 
 def _lines(file: Any) -> Iterator[tuple[int, int, bytes]]:
-    """(number, bytes of it in the file, content) of every line that has its end; of a huge one, the beginning alone."""
+    """Yields (number from 1, size in bytes, content) of every line that ends in a newline; the content of a line longer
+    than MAX_LINE is only its beginning."""
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number, size, part = number + 1, len(line), line
@@ -83,14 +85,14 @@ def _lines(file: Any) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """The row of a line; ValueError says what it is instead."""
+    """Returns the row of a line. Raises ValueError, with the reason, if it is not one."""
     if len(line) > MAX_LINE:
         raise ValueError(f"more than {MAX_LINE:,} bytes")
     try:
         row = json.loads(line.decode(), parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("not JSON (nested too deeply)") from None
-    except ValueError as error:  # of UTF-8 and of numbers too
+    except ValueError as error:  # also from decode and from _no_constant
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
@@ -98,15 +100,15 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in it")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 class Rows:
-    """An append-only file of rows, opened for writing; each `append` is one write, so a kill cannot interleave rows.
+    """An append-only file of rows, opened for writing; each `append` is one write, so rows are never interleaved.
 
-    Opening creates the file and its directory, removes a torn last line, and moves lines that are not rows to the end
-    of <name>.bad beside it, with a warning for each; not so where it is `shared`, which others have open and append to
-    too. Use as a context manager or `close()`.
+    Opening creates the file and its directory, removes an incomplete last line, and moves lines that are not rows to
+    the end of <name>.bad beside it, with a warning for each. A `shared` file, to which other processes append too, is
+    left as it is. Use it as a context manager, or call `close()`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, shared: bool = False):
@@ -134,7 +136,10 @@ class Rows:
             os.ftruncate(fd, end)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row; on a full disk the part that was written is taken back and OSError goes to the caller."""
+        """Writes one row. On a full disk the part that was written is removed, and OSError raised.
+
+        Raises ValueError for a row of more than MAX_LINE bytes, values that are not JSON, or after `close`.
+        """
         if self._fd is None:
             raise ValueError(f"{self.path}: closed")
         line = encode(row)
@@ -149,7 +154,7 @@ class Rows:
     def _write(self, fd: int, line: bytes) -> None:
         before = os.fstat(fd).st_size
         if self._shared and before and os.pread(fd, 1, before - 1) != b"\n":
-            line = b"\n" + line  # of a process that was killed in the middle of a row
+            line = b"\n" + line  # after the incomplete row of a killed process
         try:
             written = 0
             while written < len(line):
@@ -159,14 +164,15 @@ class Rows:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
-        """Return once all rows are on the disk itself (they survive a kill of the process without this)."""
+        """Waits until all rows are on the disk, in case the machine crashes; a killed process loses none anyway."""
         if self._fd is not None:
             os.fsync(self._fd)
 
     def truncate_after(self, step: int) -> int:
-        """Drop the rows whose "step" is past `step`, all at once, and return how many: a resumed run redoes them.
+        """Removes the rows whose "step" is greater than `step`, atomically, and returns how many: a resumed run makes
+        them again.
 
-        A row whose "step" is not a number is set aside like a line that is no row.
+        A row whose "step" is not a number is moved to <name>.bad, like a line that is not a row.
         """
 
         def before(row: Mapping[str, Any]) -> bool:
@@ -178,9 +184,11 @@ class Rows:
         return self._rewrite(before)
 
     def _rewrite(self, keep: Callable[[Mapping[str, Any]], bool]) -> int:
-        """Drop the rows that `keep` refuses and set aside the lines that it, or JSON, cannot read; how many it refused.
+        """Removes the rows for which `keep` is False, moves lines for which it, or JSON, raises ValueError to the .bad
+        file, and returns how many rows were removed.
 
-        A kill leaves the old file or the new one; what was set aside just before it may be set aside twice, never lost.
+        A killed process leaves the old file or the new one; a bad line may be in the .bad file twice, but is never
+        lost.
         """
         cut: list[tuple[int, int]] = []  # where and how long
         bad: list[tuple[int, int, int, str]] = []  # which line, where and how long, why
@@ -222,6 +230,7 @@ class Rows:
         return refused
 
     def close(self) -> None:
+        """Closes the file, once all rows are on the disk."""
         if self._fd is not None:
             os.fsync(self._fd)
             os.close(self._fd)
@@ -235,12 +244,12 @@ class Rows:
 
 
 def slug(name: str, seed: int | None = None) -> str:
-    """Returns a directory's name for a variant; different names give different ones."""
+    """Returns a name for the directory of a variant; different names give different directories."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
     exact = plain if plain == name else f"{plain}-{digest([name])[:6]}"
     return exact if seed is None else f"{exact}-seed{seed}"
 
 
 def digest(value: Any) -> str:
-    """Returns 16 hex digits of the hash of a value that JSON holds."""
+    """Returns 16 hex digits of the sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

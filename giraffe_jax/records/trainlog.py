@@ -1,4 +1,4 @@
-"""What a training logs: rows to a file, scalars to TensorBoard, a line to the terminal."""
+"""The log of a training run: rows to a file, scalars to TensorBoard, a line to the terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from giraffe_jax.records.rows import Rows, plain
 class TrainLog:
     """The log of one training run: metrics.jsonl, TensorBoard event files and the progress line, from process 0 only.
 
-    `start` is the step training resumes after: rows and events of later steps, which will be made again, are dropped.
-    `process` is the index of this process in the job; every other one than 0 writes and prints nothing.
+    `start` is the step from which training resumes: rows and events of later steps, which are made again, are removed.
+    `process` is the index of this process in the job; only process 0 writes and prints.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TrainLog:
         self.progress = Progress(total_steps, start=start, every=every, file=file)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record the metrics of a step: numbers and nested mappings of numbers; text is kept in the rows only."""
+        """Records the metrics of a step: numbers and nested mappings of numbers. Text goes to the rows only."""
         if self.rows is None:
             return
         row = {"step": int(step), **plain(metrics, "metrics")}
@@ -51,11 +51,12 @@ class TrainLog:
             self.progress.update(int(step), _line(row))
 
     def say(self, text: str) -> None:
-        """Print lines that are no metrics: what the run is, and what happens to it."""
+        """Prints lines that are not metrics: the run's header and its events."""
         if self.progress is not None:
             self.progress.say(text)
 
     def close(self) -> None:
+        """Closes the row file, the event file and the progress line."""
         for part in (self.progress, self.board, self.rows):
             if part is not None:
                 part.close()

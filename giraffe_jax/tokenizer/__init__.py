@@ -1,7 +1,7 @@
 """Text to token ids and back: tokenizer.json, SentencePiece models, the vocabulary inside a GGUF file, plain bytes.
 
-`encode` adds no begin or end token by itself. What every text begins with is `prefix`, one rule that is kept with the
-model: training documents, evaluation, generation and exported files all follow it.
+`encode` adds no begin or end token. Whether texts start with the begin token is a property of the model's tokenizer,
+`prefix`, that training documents, evaluation, generation and exported files all follow.
 """
 
 from giraffe_jax.tokenizer.base import ByteTokenizer, JsonTokenizer, Tokenizer, begun, encode_batch

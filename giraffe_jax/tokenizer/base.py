@@ -1,4 +1,4 @@
-"""What a tokenizer is, and the two that need no SentencePiece: bytes, and tokenizer.json by the tokenizers library."""
+"""The tokenizer protocol, and two tokenizers: plain bytes, and a tokenizer.json by the tokenizers library."""
 
 import hashlib
 import json
@@ -9,22 +9,20 @@ from typing import Any, Protocol, runtime_checkable
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer import directory
 
-# The printable stand-ins that byte-level BPE (GPT-2) gives the 256 bytes: printable Latin-1 stands for itself, the
-# other 68 bytes take the code points from 256 on, in order.
+# Byte-level BPE (GPT-2) writes the 256 bytes as printable characters: printable Latin-1 as itself, the other 68 bytes
+# as the code points from 256 on, in order.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [b for b in range(256) if b not in set(_PRINTABLE)]
 BYTE_CHARACTERS = [chr(b) if b in set(_PRINTABLE) else chr(256 + _OTHERS.index(b)) for b in range(256)]
 
-LONG_TEXT = 2**10  # characters from which it is faster to leave out where in the text each token stands
+LONG_TEXT = 2**10  # characters from which encode_batch_fast, which computes no offsets, is faster
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer.
+    """What the rest of the project requires of a tokenizer.
 
-    `fingerprint` is a sha256 of what decides the ids of a text; `files()` is what a Hugging Face directory has of it;
-    `prefix` are the ids that a text begins with for this model: its begin token, or none. `end_ids` are all that end
-    a text that is generated; `eos_id`, the first of them, ends a document.
+    `prefix` are the ids that every text of this model begins with: its begin token, or none. `eos_id` ends a document.
     """
 
     vocab_size: int
@@ -33,16 +31,26 @@ class Tokenizer(Protocol):
     prefix: tuple[int, ...]
 
     @property
-    def end_ids(self) -> tuple[int, ...]: ...
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end a generated text; `eos_id` is the first."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """sha256 of everything that determines the ids of a text."""
+        ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without begin and end tokens."""
+        ...
 
-    def decode(self, ids: Any) -> str: ...
+    def decode(self, ids: Any) -> str:
+        """Returns the text of ids; ids outside the vocabulary are left out."""
+        ...
 
-    def files(self) -> dict[str, bytes]: ...
+    def files(self) -> dict[str, bytes]:
+        """Returns the tokenizer's files for a Hugging Face directory, by name."""
+        ...
 
 
 class ByteTokenizer:
@@ -55,19 +63,24 @@ class ByteTokenizer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
+        """The end token, unless `eos_id` has been set to None."""
         return () if self.eos_id is None else (self.eos_id,)
 
     @property
     def fingerprint(self) -> str:
+        """The same for all byte tokenizers."""
         return hashlib.sha256(b"giraffe bytes 258").hexdigest()
 
     def encode(self, text: str) -> list[int]:
+        """Returns the bytes of a text; a lone surrogate becomes its three bytes."""
         return list(text.encode("utf-8", errors="surrogatepass"))
 
     def decode(self, ids: Any) -> str:
+        """Returns the text of the ids that are bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode("utf-8", errors="replace")
 
     def files(self) -> dict[str, bytes]:
+        """Returns the files of a byte-level BPE without merges, which gives the same ids."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(BYTE_CHARACTERS)}, merges=[]))
@@ -80,9 +93,8 @@ class ByteTokenizer:
 class JsonTokenizer:
     """A `tokenizers.Tokenizer` (the content of a tokenizer.json), whatever it was read from.
 
-    `decode` keeps special tokens visible: what the model wrote is what is shown. Whether a text begins with the begin
-    token is what the file's post-processor does, as in transformers 5, and `add_bos_token` of tokenizer_config.json
-    where it has none.
+    As in transformers 5, the file's post-processor decides whether texts begin with the begin token; without one,
+    `add_bos_token` of tokenizer_config.json does.
     """
 
     def __init__(
@@ -95,7 +107,7 @@ class JsonTokenizer:
         beside: Mapping[str, bytes] = {},
         ends: Sequence[int] = (),
     ):
-        """`beside`: files that `files()` has too; `ends`: ids that end a text beside `eos`."""
+        """`beside`: more files, by name, for `files()`; `ends`: ids besides `eos` that end a generated text."""
         from tokenizers.processors import TemplateProcessing
 
         tok.no_truncation()
@@ -116,55 +128,59 @@ class JsonTokenizer:
         adds = self._config.get("add_bos_token") is True
         if tok.post_processor is not None:
             adds = tok.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
-        elif adds and bos is not None:  # written out, since transformers 5 reads no other rule
+        elif adds and bos is not None:  # as a post-processor, since transformers 5 reads nothing else
             tok.post_processor = TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, self.bos_id)])
         self.prefix: tuple[int, ...] = (self.bos_id,) if adds and self.bos_id is not None else ()
         self._config = self._config | {"add_bos_token": bool(self.prefix)}
 
     @property
     def fingerprint(self) -> str:
+        """sha256 of the parts of tokenizer.json that determine the ids of a text."""
         parts = json.loads(self._tok.to_str())
         kept = {k: parts.get(k) for k in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         kept |= {"split_special_tokens": True} if self._tok.encode_special_tokens else {}
         return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without begin and end tokens."""
         if len(text) < LONG_TEXT:
             return self._tok.encode(text, add_special_tokens=False).ids
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """What `encode` gives for each, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
+        """Returns the ids of each text, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
         return [found.ids for found in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """The ids of each text as `encode_batch` gives them, and the characters [start, stop) that each stands for."""
+        """Returns (ids, offsets) of each text: the ids of `encode_batch`, and the characters [start, stop) of each."""
         return [(found.ids, found.offsets) for found in self._tok.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Any) -> str:
+        """Returns the text of ids, special tokens included; ids outside the vocabulary are left out."""
         return self._tok.decode([i for i in map(int, ids) if 0 <= i < self.vocab_size], skip_special_tokens=False)
 
     def files(self) -> dict[str, bytes]:
+        """Returns tokenizer.json, tokenizer_config.json and the files that were passed as `beside`."""
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         return {"tokenizer.json": self._tok.to_str().encode(), "tokenizer_config.json": config.encode(), **self._beside}
 
 
 def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, ...]:
-    """Returns the ids of a text after those that every text begins with (`prefix`).
+    """Returns the ids of a text with those of `tokenizer.prefix` in front.
 
-    A text that has the begin token itself then has two, as in transformers; a warning says so, which Python shows once.
+    Warns if the text itself begins with the begin token: it then has two, as in transformers.
     """
     prefix = tokenizer.prefix
     if prefix and tuple(ids[: len(prefix)]) == prefix:
         warnings.warn(
-            f"a prompt begins with the begin token itself, {tokenizer.decode(prefix)!r}, which every text gets: it "
-            "has two, as in transformers, which models were not trained on. Leave it out of the text.",
+            f"a prompt begins with the begin token {tokenizer.decode(prefix)!r}, which is added to every text: it now "
+            "has two, as in transformers, and models were not trained on that. Leave it out of the text.",
             stacklevel=3,
         )
     return (*prefix, *ids)
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the ids of each text, as `encode` gives them; on all cores where the tokenizer has an `encode_batch`."""
+    """Returns the ids of each text, as `encode` gives them; on all cores if the tokenizer has an `encode_batch`."""
     together = getattr(tokenizer, "encode_batch", None)
     return [tokenizer.encode(text) for text in texts] if together is None else together(texts)

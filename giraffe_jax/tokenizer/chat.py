@@ -1,8 +1,8 @@
-"""A tokenizer's chat template: conversations written out as the model reads them, and where the answers stand.
+"""A tokenizer's chat template: renders conversations as the model reads them, and locates the answers in the text.
 
-The template is text of whoever made the tokenizer, so it runs as transformers runs it: in Jinja's immutable sandbox,
-which gives it no file, no module and no attribute that begins with an underscore. Here its loops, its ranges and the
-length of what it writes are bounded too. Today's date is not given to it: rows would change from one day to the next.
+Templates are untrusted code, so they run as in transformers, in Jinja's immutable sandbox: without files, modules or
+attributes that begin with an underscore. Loops, ranges and the length of the output are limited too. Templates do not
+get today's date, which would change the training rows from one day to the next.
 """
 
 import hashlib
@@ -16,24 +16,24 @@ from giraffe_jax.tokenizer.directory import CONFIG, TEMPLATE
 
 ASSISTANT = "assistant"
 LARGEST = 2**20  # characters of a template
-STEPS = 10_000  # turns of loops and calls of macros, for each message; the longest range as well
-WIDEST = 64  # characters written, at most, for each that went in: template, messages and tools
+STEPS = 10_000  # most loop iterations and macro calls per message; also the longest range
+WIDEST = 64  # most characters of output per character of input: template, messages and tools
 
 
 class Rendered(NamedTuple):
-    """A conversation's text, and the stretches [start, stop) of its characters that are answers."""
+    """A conversation's text, and the character ranges [start, stop) of the answers in it."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
 
 
 class ChatTemplate:
-    """A compiled chat template; `fingerprint` is a sha256 of what decides the text of a conversation."""
+    """A compiled chat template; `fingerprint` is a sha256 of the template and its special tokens."""
 
     def __init__(self, text: str, names: Mapping[str, str] = {}, where: str = "tokenizer"):
         """names: the special tokens that it may write, such as bos_token. where: the place that errors name.
 
-        Raises ConfigError where it is no template, or jinja2 is not installed.
+        Raises ConfigError if it is not a valid template, or jinja2 is not installed.
         """
         self._names, self._where, self._size = dict(names), where, len(text)
         decides = json.dumps([text, sorted(names.items())])
@@ -50,15 +50,15 @@ class ChatTemplate:
             raise ConfigError(f"{where}: the chat template cannot be read ({_said(e)})") from e
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Rendered:
-        """The conversation as the template writes it, and where its answers stand.
+        """Returns the text that the template writes for a conversation, with the ranges of its answers.
 
-        Answers are what stands between `{% generation %}` and `{% endgeneration %}` where the template has them, as in
-        transformers. Where not, the i-th message's answer begins where the text of the messages before it ends, with
-        the words that ask for an answer, and ends where the text of the messages up to it does: after the token that
-        ends the turn, and before the line break that many templates write behind it.
+        As in transformers, answers are what is between `{% generation %}` and `{% endgeneration %}`. In a template
+        without these, the answer of message i is what rendering messages 0 .. i adds to rendering messages 0 .. i - 1
+        with the generation prompt. It includes the token that ends the turn, but not the line break that many
+        templates write after it.
 
-        Raises ConfigError where the template fails, writes too much, or does not write a conversation's beginning as
-        the beginning of its text.
+        Raises ConfigError if the template fails or writes too much, or if its text for the first messages is not the
+        beginning of its text for the whole conversation.
         """
         text = self._render(messages, tools, False)
         if self.marks:
@@ -71,13 +71,13 @@ class ChatTemplate:
             after = text if i + 1 == len(messages) else self._render(messages[: i + 1], tools, False)
             if not (text.startswith(after) and after.startswith(before)):
                 raise ConfigError(
-                    f"{self._where}: the chat template does not say where answers stand: what it writes of the first "
-                    f"{i + 1} messages, or of the {i} before that with the prompt for an answer, is not how the whole "
-                    "begins. Give it {% generation %} ... {% endgeneration %} around what the assistant writes."
+                    f"{self._where}: the chat template does not say where answers stand: its text for the first "
+                    f"{i + 1} messages, or for the first {i} with the generation prompt, is not the beginning of its "
+                    "text for all. Put {% generation %} ... {% endgeneration %} around what the assistant writes."
                 )
             answer, content = after[len(before) :], str(message.get("content") or "").strip()
             behind = answer.rpartition(content)[2] if content else answer
-            # Where nothing but blanks stands behind the content, they are all that ends the turn.
+            # If only white space follows the content, it is what ends the turn, and part of the answer.
             stop = len(after.rstrip()) if behind.strip() else len(after)
             answers.append((len(before), max(stop, len(before))))
         return Rendered(text, tuple(answers))
@@ -94,7 +94,7 @@ class ChatTemplate:
                 self._written += len(block)
                 if self._written > most:
                     raise ValueError(f"it writes more than {most:,} characters")
-        except Exception as e:  # whatever a template does wrong in Python, or refuses by raise_exception
+        except Exception as e:  # any Python error in the template, and its raise_exception
             raise ConfigError(f"{self._where}: the chat template fails ({_said(e)})") from e
         return "".join(blocks)
 
@@ -109,10 +109,10 @@ class ChatTemplate:
 
 
 def template_of(tokenizer: Any, where: str) -> ChatTemplate:
-    """The chat template of a tokenizer: chat_template.jinja, or `chat_template` of tokenizer_config.json ("default" of
-    several).
+    """Returns the chat template of a tokenizer: chat_template.jinja, or `chat_template` of tokenizer_config.json
+    ("default" of several).
 
-    Raises ConfigError, naming `where`, for a tokenizer without one or one that does not say where its tokens stand.
+    Raises ConfigError, naming `where`, for a tokenizer without a template, or one that gives no offsets of its tokens.
     """
     files = tokenizer.files()
     config = json.loads(files.get(CONFIG, b"{}"))
@@ -123,7 +123,7 @@ def template_of(tokenizer: Any, where: str) -> ChatTemplate:
         text = files[TEMPLATE].decode("utf-8")
     if not isinstance(text, str):
         raise ConfigError(
-            f"{where}: the tokenizer has no chat template to write conversations with; put {TEMPLATE} beside its files"
+            f"{where}: the tokenizer has no chat template to render conversations; put {TEMPLATE} beside its files"
         )
     if not isinstance(tokenizer, JsonTokenizer):
         kind = type(tokenizer).__name__
@@ -133,7 +133,7 @@ def template_of(tokenizer: Any, where: str) -> ChatTemplate:
 
 
 def answer_tokens(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens have a character of an answer; `offsets` are the characters [start, stop) of each token."""
+    """Returns, for each token, whether it overlaps an answer; both arguments are character ranges [start, stop)."""
     return [any(start < end and stop > begin for begin, end in answers) for start, stop in offsets]
 
 
@@ -142,7 +142,8 @@ def _said(error: Exception) -> str:
 
 
 def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], where: str) -> tuple[Any, bool]:
-    """The template, and whether it marks answers. `step` is called in each turn of a loop and each macro."""
+    """Returns (the template, whether it marks answers). `step` is called in each loop iteration and macro call; `mark`
+    with the text of each marked answer."""
     try:
         import jinja2
         from jinja2 import ext, nodes, sandbox
@@ -151,7 +152,7 @@ def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], w
             f'{where}: a chat template takes jinja2, which is not here: pip install "jinja2>=3.1.6"'
         ) from e
     found = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
-    if found < (3, 1, 6):  # from where its sandbox has no known hole
+    if found < (3, 1, 6):  # older versions have known sandbox escapes
         raise ConfigError(f'{where}: jinja2 {jinja2.__version__} is too old: pip install -U "jinja2>=3.1.6"')
 
     class Generation(ext.Extension):

@@ -1,4 +1,5 @@
-"""Tokenizers that a `tokenizer_class` builds anew, whatever tokenizer.json says: Llama's, and which others agree."""
+"""`tokenizer_class`: transformers rebuilds some classes without regard to tokenizer.json. Llama's is rebuilt here too;
+of the others, only those that agree with tokenizer.json are accepted."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +10,13 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer.directory import CONFIG
 
 LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
-AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")  # tokenizer.json says it all
+AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")  # use tokenizer.json as it is
 # What other classes build, as [normalizer, pre_tokenizer] of tokenizer.json, and the special tokens that they name.
 _BYTES = '{"type": "ByteLevel", "add_prefix_space": PREFIX, "use_regex": true}'
 _BUILT = {"GPT2Tokenizer": f"[null, {_BYTES}]", "GPTNeoXTokenizer": f'[{{"type": "NFC"}}, {_BYTES}]'}
 _END = {key: "<|endoftext|>" for key in ("bos_token", "eos_token", "unk_token")}
 _LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-INFILLING = dict(  # Code Llama's; a text with the last is an ordinary one here, of which nothing is filled in
+INFILLING = dict(  # Code Llama's; here `fill_token` is ordinary text: no infilling
     prefix_token="▁<PRE>", middle_token="▁<MID>", suffix_token="▁<SUF>", eot_token="▁<EOT>", fill_token="<FILL_ME>"
 )
 NAMES: Mapping[str, Mapping[str, str]] = {
@@ -27,17 +28,18 @@ NAMES: Mapping[str, Mapping[str, str]] = {
 
 
 def class_of(config: Mapping[str, Any]) -> str:
-    """Returns `tokenizer_class`, which is the same with "Fast" and without; "" where there is none."""
+    """Returns `tokenizer_class` without its suffix "Fast", which makes no difference; "" if there is none."""
     return str(config.get("tokenizer_class") or "").removesuffix("Fast")
 
 
 def is_llama(config: Mapping[str, Any]) -> bool:
-    """Returns whether transformers 5 builds the tokenizer anew as a Llama's, from vocabulary and merges alone."""
+    """Returns whether transformers 5 rebuilds the tokenizer as a Llama's, from vocabulary and merges alone."""
     return class_of(config) in (LLAMA, CODE_LLAMA)
 
 
 def check_class(file: Path, parts: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a `tokenizer_class` builds another tokenizer than tokenizer.json (`parts`) has."""
+    """Raises ConfigError if transformers may build another tokenizer from `tokenizer_class` than from tokenizer.json
+    (`parts`)."""
     name, model = class_of(config), parts["model"]
     llama = model["type"] == "BPE" and (name == LLAMA or (name == CODE_LLAMA and "<unk>" in model["vocab"]))
     if name in AS_IT_IS or (llama and all(config.get(k, v) == v for k, v in INFILLING.items())):
@@ -63,10 +65,10 @@ def _without(step: Any, key: str) -> Any:
 
 
 def as_llama(vocab: Mapping[str, int], merges: list[Any], config: Mapping[str, Any]) -> Any:
-    """Returns the `tokenizers.Tokenizer` that a `tokenizer_class` of LlamaTokenizer means, without added tokens.
+    """Returns the `tokenizers.Tokenizer` that transformers builds for LlamaTokenizer, without added tokens.
 
-    A space comes before a text (`legacy` false, the default), before each part between added tokens (`legacy` true), or
-    nowhere (`add_prefix_space` false). A CodeLlamaTokenizer has no `legacy`, and an unknown token.
+    A space is put before the text (`legacy` false, the default), before each part between added tokens (`legacy` true),
+    or nowhere (`add_prefix_space` false). CodeLlamaTokenizer ignores `legacy`, and has an unknown token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -83,9 +85,8 @@ def as_llama(vocab: Mapping[str, int], merges: list[Any], config: Mapping[str, A
 
 
 def from_pieces(content: bytes, config: Mapping[str, Any]) -> tuple[Any, list[dict[str, Any]]] | None:
-    """Returns (tokenizer without added tokens, the model's own added tokens) of a SentencePiece model.
-
-    None where it is not BPE. transformers does not normalise the text, whatever the model says, and so nor does this.
+    """Returns (tokenizer without added tokens, the model's own added tokens) of a SentencePiece model, None if it is
+    not BPE. Like transformers, it does not normalise the text, even if the model says so.
     """
     from sentencepiece import sentencepiece_model_pb2 as pb2
 

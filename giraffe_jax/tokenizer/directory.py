@@ -1,9 +1,9 @@
-"""A tokenizer as a Hugging Face directory keeps it, in up to six files, read by the rules of transformers 5.
+"""The files of a tokenizer in a Hugging Face directory, up to six, read by the rules of transformers 5.
 
 Added tokens are in tokenizer.json, in tokenizer_config.json (`added_tokens_decoder`, the named special tokens,
 `extra_special_tokens`) and, unless `added_tokens_decoder` is there, in special_tokens_map.json and added_tokens.json. A
-`tokenizer_class` of Llama's builds the splitting anew from a few keys, whatever tokenizer.json says of it. What cannot
-be read so that the ids are those of transformers is refused by name.
+`tokenizer_class` of Llama's rebuilds the pre-tokenizer from a few keys, without regard to tokenizer.json. Settings by
+which the ids could differ from those of transformers are rejected by name.
 """
 
 import json
@@ -26,12 +26,12 @@ _ONLY_AT: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "fix_mistral_regex": ((None, False), "the expressions are those of tokenizer.json"),
     "gguf_file": ((None,), "give the GGUF file itself"),
 }
-_EXTRA, _OLD = "extra_special_tokens", "additional_special_tokens"  # read where the first is absent
+_EXTRA, _OLD = "extra_special_tokens", "additional_special_tokens"  # the second is read if the first is absent
 _BOOLEANS = ("add_prefix_space", "split_special_tokens", "legacy", "add_bos_token", "add_eos_token")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Returns tokenizer_config.json, {} where there is none; with what special_tokens_map.json adds to it.
+    """Returns tokenizer_config.json ({} if there is none), with the keys that special_tokens_map.json adds to it.
 
     Raises:
       ConfigError: a key that changes ids has a value that is not applied here.
@@ -42,7 +42,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     config = read_json(file) if file.is_file() else {}
     about = read_json(model) if model.is_file() else {}
     if about.get("model_type") == "mistral" and (directory / "tokenizer.json").is_file():
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers reads no class beside it
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers ignores tokenizer_class here
     elif isinstance(about.get("tokenizer_class"), str):
         config = {"tokenizer_class": about["tokenizer_class"]} | config
     for key, (allowed, why) in _ONLY_AT.items():
@@ -64,14 +64,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 def add_tokens(
     tok: Any, directory: Path, config: Mapping[str, Any], own: list[dict], pieces: Sequence[dict] | None = None
 ) -> None:
-    """Adds every token that a directory's files have to a `tokenizers.Tokenizer`, in the order of transformers 5.
+    """Adds all added tokens of a directory's files to a `tokenizers.Tokenizer`, in the order of transformers 5.
 
     Args:
       own: the added tokens of tokenizer.json.
-      pieces: those of a SentencePiece model, None of a tokenizer.json.
+      pieces: the added tokens of a SentencePiece model; None for a tokenizer.json.
 
     Raises:
-      ConfigError: a token that a file gives another id than it gets, or that is none.
+      ConfigError: an entry that is not a token, or a token that gets another id than the files give it.
     """
     by_id = _declared(directory, config, own)
     by_text = {token.content: token for token in by_id.values()}
@@ -101,7 +101,7 @@ def add_tokens(
 
 
 def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, Any]]) -> dict[int, Any]:
-    """Returns the tokens that have an id in one of the files, as {id: AddedToken}, by increasing id."""
+    """Returns the added tokens to which a file gives an id, as {id: AddedToken}, by increasing id."""
     from giraffe_jax.tokenizer.files import read_json
 
     found: dict[int, Any] = {}
@@ -117,7 +117,7 @@ def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, An
     else:
         file = directory / ADDED
         specials = [config.get(k) for k in _NAMED]
-        specials += [*(config.get(_EXTRA) or [])]  # those of special_tokens_map.json's older key are no special ones
+        specials += [*(config.get(_EXTRA) or [])]  # not those of the older key in special_tokens_map.json
         texts = {v.get("content") if isinstance(v, dict) else v for v in specials}
         for text, i in (read_json(file) if file.is_file() else {}).items():
             if not isinstance(i, int) or isinstance(i, bool) or i < 0:
@@ -129,7 +129,7 @@ def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, An
 
 
 def _token(value: Any, where: str, special: bool = False) -> Any:
-    """Returns an AddedToken of what JSON has for one: its text, or a mapping of its fields."""
+    """Returns the AddedToken of a JSON value: a token's text, or a mapping of its fields."""
     from tokenizers import AddedToken
 
     fields = {"content": value} if isinstance(value, str) else value
@@ -143,17 +143,19 @@ def _token(value: Any, where: str, special: bool = False) -> Any:
 
 
 def refuse_added(path: Path, config: Mapping[str, Any], own: set[str]) -> None:
-    """Raises ConfigError for what a SentencePiece model that is read as it is cannot have beside it.
+    """Raises ConfigError for added tokens or keys that cannot be applied to a SentencePiece model that the
+    sentencepiece library reads.
 
     Args:
-      own: the pieces that stand for themselves.
+      own: the model's control and unknown pieces, which may be listed as added tokens.
     """
     tokens = [*_declared(path.parent, config, []).values()]
     tokens += [_token(t, str(path.parent)) for key in (_EXTRA, _OLD) for t in config.get(key) or []]
     if beyond := [t.content for t in tokens if t.content not in own]:
         raise ConfigError(
-            f"{path.parent}: added token {beyond[0]!r} beside {path.name}: they are read beside BPE models alone, "
-            "with a tokenizer_class of LlamaTokenizer in tokenizer_config.json. Name it, or convert to tokenizer.json."
+            f"{path.parent}: added token {beyond[0]!r} beside {path.name}: added tokens are supported for BPE models "
+            "only, with tokenizer_class LlamaTokenizer in tokenizer_config.json. Set that, or convert to "
+            "tokenizer.json."
         )
     for key, value in (("add_prefix_space", False), ("split_special_tokens", True)):
         if config.get(key) is value:
@@ -164,7 +166,8 @@ def refuse_added(path: Path, config: Mapping[str, Any], own: set[str]) -> None:
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config to write beside a tokenizer.json that has all added tokens: special tokens by their text."""
+    """Returns the tokenizer_config.json to write with a tokenizer.json that has all added tokens: it has special tokens
+    as text."""
     kept = {k: v for k, v in config.items() if k != "added_tokens_decoder"}
     for key, value in kept.items():
         if isinstance(value, dict) and key.endswith("_token"):
@@ -175,7 +178,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
-    """Returns the ids that end a text: the end token, and those of generation_config.json and config.json."""
+    """Returns the ids that end a generated text: the end token, and those of generation_config.json and config.json."""
     from giraffe_jax.tokenizer.files import read_json
 
     found: list[int] = []
@@ -184,18 +187,18 @@ def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
         for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise ConfigError(f"{file}: eos_token_id must be ids, got {str(ids)[:60]}.")
-            found += [i] if i >= 0 else []  # -1 says that there is none
+            found += [i] if i >= 0 else []  # -1 means no end token
     return one_each(eos_id, found)
 
 
 def one_each(eos_id: int | None, further: Sequence[int]) -> tuple[int, ...]:
-    """Returns the end token, where there is one, and further ids, each of them once."""
+    """Returns the end token, if there is one, and further ids, without duplicates."""
     found: list[int] = [*([] if eos_id is None else [eos_id]), *further]
     return tuple(dict.fromkeys(found))
 
 
 def kept_files(directory: Path) -> dict[str, bytes]:
-    """Returns the files that say how to generate and to chat: nothing here reads them, and exports keep them."""
+    """Returns generation_config.json and chat_template.jinja, if they are there, for exports to keep."""
     from giraffe_jax.tokenizer.files import read_json
 
     found = {}
@@ -208,7 +211,7 @@ def kept_files(directory: Path) -> dict[str, bytes]:
 
 
 def with_ends(files: Mapping[str, bytes], ends: tuple[int, ...]) -> dict[str, bytes]:
-    """Returns the files with all end tokens in generation_config.json, which is made where there are several."""
+    """Returns the files with all end tokens in generation_config.json, which is added if there are several."""
     if len(ends) < 2 and GENERATION not in files:
         return dict(files)
     settings = json.loads(files.get(GENERATION, b'{"_from_model_config": true}'))

@@ -1,4 +1,4 @@
-"""Files beside a tokenizer."""
+"""Reads the JSON files of a tokenizer or model directory."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from giraffe_jax.config import ConfigError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the mapping a JSON file holds; the error names the file."""
+    """Returns the object that a JSON file holds. Raises ConfigError, naming the file, if it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ConfigError(f"{path}: not valid JSON (nested too deeply).") from None
-    except ValueError as e:  # of UTF-8, of JSON, and of numbers with thousands of digits
+    except ValueError as e:  # not UTF-8, not JSON, or integers of thousands of digits
         raise ConfigError(f"{path}: not valid JSON ({e}).") from e
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}.")

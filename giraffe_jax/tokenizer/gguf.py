@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, built as a `tokenizers.Tokenizer` from its vocabulary, merges and scores.
 
-A GGUF file names its pre-tokenizer instead of carrying it; the regular expressions behind the names are facts of
-llama.cpp (src/llama-vocab.cpp), and a name that is not listed here is refused, since a wrong split gives fluent but
-different ids. Opening a file also lives here, because both the tokenizer and the weights start with it.
+A GGUF file only names its pre-tokenizer; the regular expressions behind the names are those of llama.cpp
+(src/llama-vocab.cpp). A name that is not listed here is rejected, since a wrong split silently gives different ids.
+This module also opens GGUF files, for the tokenizer and for the weights.
 """
 
 import json
@@ -20,17 +20,17 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Each expression splits the pieces the one before it left.
+# The expressions are applied in order, each to the pieces that the one before it made.
 PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": (GPT2,),
     "smollm": (r"\p{N}", GPT2),
     "llama-bpe": (_LLAMA3,),
 }
-# Vocabulary entries that are whole words are taken before any merge (`ignore_merges`).
+# Pre-tokenizers whose pieces are looked up in the vocabulary before any merge (`ignore_merges`).
 WHOLE_WORDS = ("llama-bpe",)
 
-# What a GGUF file says of sampling -> transformers' name and the type there.
+# A GGUF file's sampling keys -> (transformers' key, its type).
 SAMPLING: Mapping[str, tuple[str, type]] = {
     "general.sampling.temp": ("temperature", float),
     "general.sampling.top_p": ("top_p", float),
@@ -51,7 +51,7 @@ class File(NamedTuple):
 
 
 def open_file(path: str | Path) -> File:
-    """Returns an opened GGUF file, its structure checked against its size before the library parses it.
+    """Opens a GGUF file, after its structure is checked against its size.
 
     Raises:
       FileNotFoundError: no such file.
@@ -83,9 +83,9 @@ _STRING, _ARRAY = 8, 9
 
 
 def _walk(f: BinaryIO, size: int) -> None:
-    """Steps through the header of a GGUF file, so that a length read from a damaged file is never believed.
+    """Checks all lengths in the header of a GGUF file against the file's size.
 
-    The library trusts the lengths it reads and can loop over an array of 2**60 entries that are not there.
+    The gguf library trusts them: in a damaged file it can loop over an array of 2**60 entries that are not there.
     """
 
     def left(need: int, what: str) -> None:
@@ -146,7 +146,7 @@ def _walk(f: BinaryIO, size: int) -> None:
 
 
 def _shown(name: bytes) -> str:
-    """Returns a name as errors show it: a damaged file can have megabytes of control characters in its place."""
+    """Returns a name for errors, short and printable: in a damaged file it can be megabytes of control characters."""
     text = "".join(c if c.isprintable() else "?" for c in name[:80].decode("utf-8", "replace"))
     return text + "..." * (len(name) > 80)
 
@@ -171,7 +171,10 @@ def _tensor_extent(number: Any, string: Any) -> tuple[str, int, int]:
 
 
 def tokenizer(file: File) -> Any:
-    """Returns the tokenizer that a GGUF file describes: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
+    """Returns the tokenizer that a GGUF file describes: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`).
+
+    Raises ConfigError, naming the file, for others, and for keys that contradict each other.
+    """
 
     meta, where = file.metadata, str(file.path)
     tokens = meta.get("tokenizer.ggml.tokens")
@@ -203,7 +206,7 @@ def tokenizer(file: File) -> Any:
     if templates:
         several = [dict(name=name, template=text) for name, text in templates.items()]
         config["chat_template"] = several if templates.keys() != {"default"} else templates["default"]
-    # llama.cpp's defaults where the file does not say.
+    # llama.cpp's default, for files without the key.
     default = kind == "llama" or meta.get("tokenizer.ggml.pre") in ("llama3", "llama-v3", "llama-bpe")
     config["add_bos_token"] = bool(meta.get("tokenizer.ggml.add_bos_token", default))
     ends = [vocab[t] for t in map(named, ("eot_token_id", "eom_token_id")) if t is not None]
@@ -238,7 +241,7 @@ def _byte_level(meta: Mapping, tokens: list[str], vocab: dict[str, int], types: 
 
 
 def _sentencepiece(meta: Mapping, tokens: list[str], vocab: dict[str, int], types: list[int], where: str) -> Any:
-    """Returns SentencePiece BPE as rank-ordered merges: every split of a piece into two pieces, best score first."""
+    """Returns SentencePiece BPE as a list of merges: every split of a piece into two pieces, best score first."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = meta.get("tokenizer.ggml.scores")

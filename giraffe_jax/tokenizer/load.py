@@ -1,4 +1,4 @@
-"""Which tokenizer the files of a directory make, and that it is the one transformers makes of them."""
+"""Loads a tokenizer from the files of a directory, as transformers does, or rejects it."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face directory, a tokenizer.json, a SentencePiece .model or a .gguf file.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ConfigError: there is something, and it is not a tokenizer this reads; the message names the file.
+      FileNotFoundError: the path does not exist.
+      ConfigError: it is not a tokenizer that can be read; the message names the file.
     """
     path = Path(path)
     if not path.exists():
@@ -55,7 +55,7 @@ def _load_json(path: Path) -> JsonTokenizer:
         config = _named(config)
         if classes.is_llama(config):
             built = classes.as_llama(parts["model"]["vocab"], parts["model"]["merges"], config)
-            if classes.class_of(config) == classes.CODE_LLAMA:  # always begins, whatever its files say
+            if classes.class_of(config) == classes.CODE_LLAMA:  # transformers always adds it, whatever the files say
                 config["add_bos_token"] = True
             else:
                 built.post_processor = tok.post_processor
@@ -64,12 +64,13 @@ def _load_json(path: Path) -> JsonTokenizer:
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config with the special tokens of its class where it names none."""
+    """Returns the config, with the special tokens of its class where it has none."""
     return {**classes.NAMES.get(classes.class_of(config), {}), **config}
 
 
 def _load_model(path: Path) -> Tokenizer:
-    """Returns a SentencePiece model as sentencepiece reads it alone, and as transformers does with its files beside."""
+    """Returns a SentencePiece model: read by the sentencepiece library if it is alone, else with the files beside it by
+    the rules of transformers."""
     folder = path.parent
     config, beside = directory.read_config(folder), directory.kept_files(folder)
     add_bos, ends = config.get("add_bos_token") is not False, directory.end_ids(folder, None)
@@ -91,7 +92,7 @@ def _finished(
     own: list[dict[str, Any]],
     pieces: Sequence[dict[str, Any]] | None = None,
 ) -> JsonTokenizer:
-    """Returns a tokenizer with its added tokens, its begin and end tokens and the files that exports keep."""
+    """Returns the tokenizer with its added tokens, its begin and end tokens and the files that exports keep."""
     bos, eos = (_special(tok, folder, config, name) for name in ("bos", "eos"))
     directory.add_tokens(tok, folder, config, own, pieces)
     config = directory.plain_config(config)
@@ -102,7 +103,7 @@ def _finished(
 
 
 def _special(tok: Any, directory: Path, config: dict[str, Any], name: str) -> str | None:
-    """Returns the begin or end token: tokenizer_config.json has it, else config.json by id (the first of several)."""
+    """Returns the begin or end token: from tokenizer_config.json, else from config.json by its (first) id."""
     token = config.get(f"{name}_token")
     if isinstance(token, dict):
         token = token.get("content")

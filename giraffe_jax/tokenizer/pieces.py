@@ -9,13 +9,13 @@ from typing import Any
 from giraffe_jax.config import ConfigError
 from giraffe_jax.tokenizer.directory import one_each, with_ends
 
-SENTENCEPIECE = "read_by_sentencepiece"  # in a tokenizer_config.json: not by the rules of transformers
+SENTENCEPIECE = "read_by_sentencepiece"  # our key of tokenizer_config.json: read the model by sentencepiece's rules
 
 
 class SentencePieceTokenizer:
     """A SentencePiece .model file, through the `sentencepiece` library.
 
-    Its texts begin with the begin token, as transformers' LlamaTokenizer does, unless add_bos is False.
+    As with transformers' LlamaTokenizer, texts begin with the begin token, unless add_bos is False.
     """
 
     def __init__(
@@ -40,25 +40,29 @@ class SentencePieceTokenizer:
 
     @property
     def fingerprint(self) -> str:
+        """sha256 of the model file."""
         return hashlib.sha256(self._bytes).hexdigest()
 
     def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without begin and end tokens."""
         return self._sp.Encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """What `encode` gives for each, by the library's own threads, one for each core."""
+        """Returns the ids of each text, by the library's own threads, one for each core."""
         return self._sp.Encode(list(texts), num_threads=-1)
 
     @property
     def specials(self) -> set[str]:
-        """The pieces that are no text: begin, end, unknown and other control pieces."""
+        """The pieces that do not stand for text: begin, end, unknown and other control pieces."""
         found = range(self.vocab_size)
         return {self._sp.IdToPiece(i) for i in found if self._sp.IsControl(i) or self._sp.IsUnknown(i)}
 
     def decode(self, ids: Any) -> str:
+        """Returns the text of ids, without control pieces; ids outside the vocabulary are left out."""
         return self._sp.Decode([i for i in map(int, ids) if 0 <= i < self.vocab_size])
 
     def files(self) -> dict[str, bytes]:
+        """Returns tokenizer.model, a tokenizer_config.json and the files that were passed as `beside`."""
         config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True, SENTENCEPIECE: True}
         config["add_bos_token"] = bool(self.prefix)
         for name, i in (("unk_token", self._sp.unk_id()), ("bos_token", self.bos_id), ("eos_token", self.eos_id)):

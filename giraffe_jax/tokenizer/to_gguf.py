@@ -1,7 +1,7 @@
-"""What a GGUF file says of a tokenizer, from which llama.cpp (and `tokenizer.gguf`) builds one that gives the same ids.
+"""The keys of a GGUF file from which llama.cpp (and `tokenizer.gguf`) builds a tokenizer that gives the same ids.
 
-llama.cpp knows two kinds that Llamas use: byte-level BPE, whose pre-tokenizer it has by name, and SentencePiece BPE. A
-tokenizer that is neither is refused: a near one would give fluent text by other ids.
+llama.cpp has two kinds of tokenizers for Llamas: byte-level BPE, with a choice of named pre-tokenizers, and
+SentencePiece BPE. Others are rejected: a similar tokenizer would silently give other ids.
 """
 
 import json
@@ -14,14 +14,14 @@ from giraffe_jax.tokenizer.directory import GENERATION, TEMPLATE
 from giraffe_jax.tokenizer.gguf import GPT2, PRE_TOKENIZERS, SAMPLING, WHOLE_WORDS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of the format
-LOWEST = -1e9  # the score of what is not merged
+LOWEST = -1e9  # the score of tokens that no merge makes
 
 
 def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Returns the tokenizer.* keys of a header; ids up to vocab_size that the tokenizer has not are unused ones.
+    """Returns the tokenizer.* keys of a header; ids below vocab_size that the tokenizer lacks become unused tokens.
 
     Raises:
-      ConfigError: llama.cpp has no tokenizer like it; the message says what it lacks.
+      ConfigError: a tokenizer with a feature that llama.cpp does not support; the message names it.
     """
     files = tokenizer.files()
     if "tokenizer.json" in files:
@@ -51,7 +51,7 @@ def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
-    """Returns the end tokens beside `eos_id` as the two further ones that a GGUF file can name."""
+    """Returns the end tokens besides `eos_id` under the two further keys that a GGUF file has for them."""
     names, further = ("eot_token_id", "eom_token_id"), [i for i in tokenizer.end_ids if i != tokenizer.eos_id]
     if len(further) > len(names):
         raise ConfigError(
@@ -62,7 +62,7 @@ def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _templates(files: Mapping[str, bytes], given: Any) -> dict[str, str]:
-    """Returns the chat templates: a file's own or the config's text, or the named ones of its list."""
+    """Returns the chat templates: of chat_template.jinja, else the config's one text or list of named ones."""
     if TEMPLATE in files:
         return {"tokenizer.chat_template": files[TEMPLATE].decode()}
     if isinstance(given, str):
@@ -76,7 +76,7 @@ def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dic
     """Returns (kind, tokens, token types, further keys) of the content of a tokenizer.json."""
     model = parts["model"]
     if model.get("type") != "BPE":
-        raise ConfigError(f"tokenizer: a {model.get('type')} model; llama.cpp's Llamas have BPE models alone.")
+        raise ConfigError(f"tokenizer: a {model.get('type')} model; for Llamas llama.cpp supports only BPE.")
     vocab: dict[str, int] = dict(model["vocab"])
     added = {t["id"]: t for t in parts.get("added_tokens") or []}
     vocab |= {t["content"]: i for i, t in added.items()}
@@ -84,8 +84,8 @@ def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dic
         odd = [k for k in ("lstrip", "rstrip", "single_word") if token.get(k)]
         if odd:
             raise ConfigError(
-                f"tokenizer: added token {token['content']!r} has {' and '.join(odd)}, which llama.cpp's added tokens "
-                "have not. Without it (--no-tokenizer) the file serves token ids."
+                f"tokenizer: added token {token['content']!r} has {' and '.join(odd)}, which llama.cpp does not "
+                "support. A file without the tokenizer (--no-tokenizer) takes token ids."
             )
     by_id = {i: token for token, i in vocab.items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id, default=-1) + 1)]
@@ -106,7 +106,7 @@ def _from_json(parts: Mapping[str, Any]) -> tuple[str, list[str], list[int], dic
 
 
 def _from_sentencepiece(content: bytes) -> tuple[str, list[str], list[int], dict[str, Any]]:
-    """Returns the same of a SentencePiece model, whose pieces have scores and the format's own kinds."""
+    """Returns the same for a SentencePiece model, whose scores and token types a GGUF file takes as they are."""
     from sentencepiece import sentencepiece_model_pb2 as pb2
 
     model: Any = pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def _from_sentencepiece(content: bytes) -> tuple[str, list[str], list[int], dict
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """Returns a score for each token by which the best merge comes first, as the order of `merges` has it."""
+    """Returns a score for each token such that the order by score, highest first, is the order of `merges`."""
     rank: dict[str, int] = {}
     for pair in merges:
         rank.setdefault("".join(pair), len(rank))
@@ -127,7 +127,8 @@ def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
 
 
 def _space_prefix(parts: Mapping[str, Any]) -> bool:
-    """Returns whether a text gets a space in front, of a tokenizer that writes spaces as U+2581 and does no more."""
+    """Returns whether a space is put before every text. Raises ConfigError for a tokenizer that does more than this and
+    writing spaces as U+2581."""
     steps = _steps(parts.get("normalizer"), "normalizers")
     before = _steps(parts.get("pre_tokenizer"), "pretokenizers")
     if [s["type"] for s in before] == ["Metaspace"] and not steps and before[0].get("split") is False:
@@ -135,9 +136,9 @@ def _space_prefix(parts: Mapping[str, Any]) -> bool:
             return False
         raise ConfigError(
             f"tokenizer: a space comes in front of a text that begins with none (prepend_scheme {scheme!r}); llama.cpp "
-            "puts one in front of every text, and after every added token. Where tokenizer.json has a Prepend "
-            "normalizer, tokenizer_class 'PreTrainedTokenizerFast' reads it so; without a tokenizer (--no-tokenizer) "
-            "the file serves token ids."
+            "puts one in front of every text, and after every added token. With a Prepend normalizer in "
+            "tokenizer.json, tokenizer_class 'PreTrainedTokenizerFast' does the same. A file without the tokenizer "
+            "(--no-tokenizer) takes token ids."
         )
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     if not before and steps[-1:] == [replaced] and [s["type"] for s in steps[:-1]] in ([], ["Prepend"]):
@@ -149,7 +150,7 @@ def _space_prefix(parts: Mapping[str, Any]) -> bool:
 
 
 def _pre_tokenizer(parts: Mapping[str, Any], merges: bool, whole_words: bool) -> str:
-    """Returns llama.cpp's name of how byte-level BPE splits a text before it merges."""
+    """Returns llama.cpp's name of the pre-tokenizer of a byte-level BPE. Raises ConfigError if it has none."""
     steps = _steps(parts.get("normalizer"), "normalizers")
     if steps:
         raise ConfigError(f"tokenizer: normalizer {steps[0]['type']}; llama.cpp's byte-level BPE changes no text.")
@@ -159,15 +160,16 @@ def _pre_tokenizer(parts: Mapping[str, Any], merges: bool, whole_words: bool) ->
             f"tokenizer: pre-tokenizers {[s['type'] for s in before]}; llama.cpp's BPE ends with ByteLevel, without a "
             "space in front, or has byte fallback."
         )
-    if not merges:  # nothing is joined, however a text is split
+    if not merges:  # then the split does not matter
         return "gpt-2"
     splits = tuple(_expression(s) for s in before[:-1]) + ((GPT2,) if before[-1].get("use_regex", True) else ())
     for name, known in PRE_TOKENIZERS.items():
         if known == splits and (name in WHOLE_WORDS) == whole_words:
             return name
     raise ConfigError(
-        f"tokenizer: it splits a text by {list(splits)}, ignore_merges {whole_words}; none that has a name of "
-        f"llama.cpp's here does: {', '.join(PRE_TOKENIZERS)}. Without it (--no-tokenizer) the file serves token ids."
+        f"tokenizer: it splits a text by {list(splits)}, ignore_merges {whole_words}; this is none of llama.cpp's "
+        f"pre-tokenizers that are known here: {', '.join(PRE_TOKENIZERS)}. A file without the tokenizer "
+        "(--no-tokenizer) takes token ids."
     )
 
 
@@ -180,7 +182,7 @@ def _expression(step: Mapping[str, Any]) -> str:
 
 
 def _steps(step: Mapping[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """Returns the steps of a normalizer or pre-tokenizer, which is one or a sequence of them."""
+    """Returns a list of the steps of a normalizer or pre-tokenizer, a sequence or a single step."""
     if step is None:
         return []
     return [dict(s) for s in step[inner]] if step["type"] == "Sequence" else [dict(step)]

@@ -1,4 +1,4 @@
-"""A training's config, and what in it cannot go together."""
+"""The config of a training run, and checks of keys that contradict each other, the model or the mesh."""
 
 import dataclasses
 import math
@@ -20,32 +20,32 @@ MOST = 2**31 - 1  # steps are counted in int32
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `source` or a full `model` says what is trained; everything else has a default but the data."""
+    """One training run. `data`, `steps`, and `source` or a complete `model` are required; all else has a default."""
 
     data: DataConfig  # What is read: one mixture of sources, or a curriculum of them.
     steps: Annotated[int, Bound(1, high=MOST)]  # Optimizer steps of the whole run.
     # Weights to start from: a Hugging Face directory, a .gguf file, a packaged model's name, a workdir, or one of its
     # checkpoints ("runs/a@1000", "runs/a@best"). "" trains from random weights; then `model` must be complete.
     source: str = ""
-    # Directory of the base model, where the source is an adapter of PEFT that names no directory that is here.
+    # Directory of the base model, if the source is a PEFT adapter and the base that it names does not exist here.
     base: str | None = None
     # Keys of ModelConfig: all of them without a source, else those that differ from the source's.
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""  # File or directory of a tokenizer. "" takes the source's.
     optim: OptimConfig = OptimConfig()  # Optimizer and learning rate.
     lora: LoraConfig | None = None  # Low-rank adapters on a frozen source. None trains all weights.
-    # Trains the rotary frequencies too, or nothing else. None keeps them as the position methods made them.
+    # Trains the rotary frequencies, with the weights or alone. None keeps those of the position methods.
     frequencies: FrequencyConfig | None = None
-    mesh: MeshConfig = MeshConfig()  # How devices share the work.
-    # Micro-batches of a step: batch_size / accumulate rows are in memory at once.
+    mesh: MeshConfig = MeshConfig()  # The device mesh: over how many devices data, parameters and rows are sharded.
+    # Gradient accumulation: micro-batches per step, of batch_size / accumulate rows each.
     accumulate: Annotated[int, Bound(1)] = 1
     # Weight of the squared log-sum-exp of the logits in the loss (PaLM's z-loss). 0 leaves it out.
     z_loss: Annotated[float, Bound(0.0)] = 0.0
     loss_chunk: Annotated[int, Bound(1)] = 1024  # Tokens of a row whose logits are in memory at once.
-    # Of initial weights, adapters and randomised positions. data.seed is that of the order of the data.
+    # Seed of initial weights, adapters and randomised positions. The data has its own, data.seed.
     seed: Annotated[int, Bound(0, high=MOST)] = 0
     save_every: Annotated[int, Bound(1)] = 500  # Steps between checkpoints. The last step is always saved.
-    # Checkpoints that are kept, the latest ones. The best by eval_loss is kept beside them.
+    # How many of the latest checkpoints are kept. The one with the lowest eval_loss is kept too.
     keep: Annotated[int, Bound(1)] = 2
     # Held-out data. Without it no eval_loss is measured, and there is no best checkpoint.
     eval_data: DataConfig | None = None
@@ -59,12 +59,12 @@ class TrainConfig:
         alone = self.frequencies is not None and self.frequencies.train == "alone"
         if alone and (self.optim.muon_lr is not None or self.optim.weight_decay):
             raise ConfigError(
-                "config.optim: muon_lr and weight_decay are for kernels; none moves with frequencies alone."
+                "config.optim: muon_lr and weight_decay act on kernels, which config.frequencies.train='alone' freezes."
             )
 
 
 def check(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError for what a config asks of a model or a mesh that cannot be."""
+    """Raises ConfigError for keys that the model or the mesh does not allow."""
     _check_skip(config, model)
     _check_dtype(config, model)
     _check_rank(config, model)
@@ -77,7 +77,8 @@ def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
     moved = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
     if config.data.skip is not None and moved:
         raise ConfigError(
-            f"config.data.skip: its rows come with their positions, which {moved[0]} would draw once more."
+            f"config.data.skip: its rows carry their own positions, which {moved[0]} would draw again. Remove one of "
+            "the two."
         )
 
 
@@ -85,9 +86,9 @@ def _check_dtype(config: TrainConfig, model: ModelConfig) -> None:
     frozen = config.lora is not None or (config.frequencies is not None and config.frequencies.train == "alone")
     if model.param_dtype != "float32" and not frozen:
         raise ConfigError(
-            f"config.model.param_dtype: got {model.param_dtype!r}, which is for weights that do not move (config.lora, "
-            "or frequencies alone): a step of 2e-5 is less than its rounding. Weights that are trained are 'float32'; "
-            "to compute in bfloat16 set config.model.dtype."
+            f"config.model.param_dtype: got {model.param_dtype!r}, which is for frozen weights (config.lora, or "
+            "frequencies alone): updates at a learning rate of 2e-5 would be lost in rounding. Trained weights must be "
+            "'float32'; to compute in bfloat16 set config.model.dtype."
         )
 
 

@@ -1,7 +1,7 @@
-"""A training's config checked without its weights, tokenizer and text: every key, and the memory that it takes.
+"""Checks a training config without reading weights or documents: every key, and the memory that the run takes.
 
-Of a source its config.json alone is read. Nothing is written but the cached tokens of sources that choose
-documents by their length, or hold conversations: what they come to is said.
+Of the model that training starts from only config.json is read. Data sources that select documents by length or hold
+conversations are tokenised, to report what is selected; nothing is written but their tokens, into the token cache.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _NEEDED = [f.name for f in dataclasses.fields(ModelConfig) if f.default is datac
 
 
 class Checked(NamedTuple):
-    """A config whose keys are right, as far as what is here tells."""
+    """A config that passed all checks that are possible with the files on this machine."""
 
     config: TrainConfig
     model: ModelConfig
-    missing: tuple[str, ...]  # what is not here and so was not checked, a line each
+    missing: tuple[str, ...]  # one line for each thing that is not here and so was not checked
 
 
 def check_config(config: TrainConfig | Any, shape: Mapping[str, Any] | None = None) -> Checked:
@@ -37,11 +37,11 @@ def check_config(config: TrainConfig | Any, shape: Mapping[str, Any] | None = No
 
     Args:
       config: TrainConfig or the ConfigDict of a config file.
-      shape: the ModelConfig's keys of a source that is not here; config.model's come before them.
+      shape: keys of ModelConfig, for a source that is not here; config.model overrides them.
 
     Raises:
-      ConfigError: what `train` would refuse, as far as it needs neither weights nor documents nor a mesh; or no
-        source, config.model or `shape` says what the model is.
+      ConfigError: what `train` would reject without reading weights or documents or making a mesh; or the model is
+        defined by neither the source nor config.model nor `shape`.
     """
     config = build(TrainConfig, config)
     model, missing = _model(config, shape)
@@ -81,7 +81,7 @@ def _model(config: TrainConfig, shape: Mapping[str, Any] | None) -> tuple[ModelC
 
 
 def _tokenizer(config: TrainConfig) -> str | None:
-    """Returns the path of the tokenizer that a run would read, here or not; None where nothing names one."""
+    """Returns the path of the tokenizer that a run would read, whether it exists or not; None if none is named."""
     if config.tokenizer:
         return config.tokenizer
     if not config.source:
@@ -104,14 +104,14 @@ def dry_run(
     shape: Mapping[str, Any] | None = None,
     say: Callable[[str], Any] = print,
 ) -> None:
-    """Says what a training would be on the devices here: its header, and its memory on each device.
+    """Reports, through `say`, what a run would be on the devices of this machine: its header, and memory per device.
 
     Args:
       config, shape: as in `check_config`.
-      workdir: is named, and neither read nor written.
+      workdir: only named in the header; neither read nor written.
 
     Raises:
-      ConfigError: what `check_config` refuses, or a mesh that is not of these devices.
+      ConfigError: what `check_config` rejects, or a mesh that does not fit these devices.
     """
     config, model, missing = check_config(config, shape)
     try:
@@ -140,7 +140,7 @@ def dry_run(
         found = None
     if found is not None:
         peak = found.peak_memory_in_bytes
-        if mesh.devices.flat[0].platform == "cpu":  # whose compiler leaves temporaries out of its peak
+        if mesh.devices.flat[0].platform == "cpu":  # XLA's peak for CPUs leaves out temporaries
             peak = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
             peak += found.temp_size_in_bytes
         said += f", arguments {gib(found.argument_size_in_bytes)}, at the peak {gib(peak)}"
@@ -148,7 +148,7 @@ def dry_run(
 
 
 def gib(size: float) -> str:
-    """Returns bytes in words: 1.23 GiB, or a smaller unit below half of one."""
+    """Returns a number of bytes as text: "1.23 GiB", or in a smaller unit below half a GiB."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale / 2:
             return f"{size / scale:,.2f} {unit}"

@@ -1,4 +1,4 @@
-"""What a training says before its first step: what it is, what it will see, and what it will not learn from that."""
+"""What a run prints before its first step: its settings, its data, and warnings about what it cannot learn."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +15,15 @@ from giraffe_jax.positions import largest_factor
 from giraffe_jax.training.optim import OptimConfig
 from giraffe_jax.training.step import trainable
 
-DRAWN = ("cream", "pose", "randomize")  # methods that give a training's tokens positions of their own
+DRAWN = ("cream", "pose", "randomize")  # methods that draw the positions of training tokens at random
 
 
 def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str | Path, step: int) -> str:
-    """Returns what a run is, before it does anything: weights, mesh, batch, and where it starts.
+    """Returns the header of a run: weights, trained parameters, positions, attention, mesh, batch, and first step.
 
     Args:
-      params: of the run's state, arrays or shapes.
-      step: from which it goes on.
+      params: the parameters of the run's state, arrays or shapes.
+      step: the checkpoint that the run resumes from; 0 is a new run.
     """
     moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
     groups = lora.by_group(moving)
@@ -54,7 +54,7 @@ def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str
 
 
 def warm_up(optim: OptimConfig, steps: int) -> str:
-    """Returns a warning where the learning rate rises to the end of the run, else no text."""
+    """Returns a warning if the run ends before the warm-up of the learning rate, else ""."""
     if optim.warmup_steps < steps:
         return ""
     return (
@@ -64,12 +64,12 @@ def warm_up(optim: OptimConfig, steps: int) -> str:
 
 
 def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, model: ModelConfig, anew: bool) -> str:
-    """Returns what a run will see, in a line, with a warning where an extension would learn nothing of it.
+    """Returns a line about the data of a run, and a warning if nothing in it is longer than the original context.
 
     Args:
-      batch: the first one, of which documents per row and the share of tokens beyond the trained length are.
+      batch: the first one, for the documents per row and the share of tokens beyond the original context.
       longest: tokens of the longest document of all sources.
-      anew: the model starts from random weights; it has no trained length that a list of methods could extend.
+      anew: the model starts from random weights, so position methods alone do not mean that a context is extended.
     """
     real = batch["segments"] > 0
     held = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
@@ -90,20 +90,20 @@ def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, mod
     short = f"data.seq_len is {data.seq_len:,}" if longest >= data.seq_len else f"the longest document has {longest:,}"
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
     return (
-        f"{said}\nwarning: no token is at a position beyond the trained {model.original_len:,}: {short} tokens. Of a "
-        f"greater length {methods} will learn nothing; take longer documents"
+        f"{said}\nwarning: no token is at a position beyond the trained {model.original_len:,}: {short} tokens, so "
+        f"{methods} will learn nothing about longer contexts; take longer documents"
         + (" and a longer data.seq_len." if longest >= data.seq_len else ".")
     )
 
 
 def padding(batch: Mapping[str, np.ndarray], data: DataConfig) -> str:
-    """Returns a warning where most of a batch is nothing, else no text."""
+    """Returns a warning if more than half of a batch is padding, else ""."""
     share = float(np.mean(batch["segments"] == 0))
     return (
         ""
         if share <= 0.5
         else (
-            f"warning: {share:.0%} of the first batch is padding, computed for nothing: documents are short for "
+            f"warning: {share:.0%} of the first batch is padding, which is wasted compute: documents are short for "
             f'data.seq_len {data.seq_len:,}. data.packing="concat" fills rows; so does a shorter seq_len.'
         )
     )

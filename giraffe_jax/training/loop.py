@@ -1,7 +1,7 @@
 """Training: one loop, the same on a laptop and on a pod. What varies is the config.
 
 A run is a workdir: config.json (resolved), tokenizer/, metrics.jsonl, tensorboard/, checkpoints/. Started again in
-the same workdir it continues from the last checkpoint bit for bit, since the batch of a step is a pure function of
+the same workdir, it resumes from the last checkpoint bit for bit, since the batch of a step is a pure function of
 the config and the step.
 """
 
@@ -40,21 +40,21 @@ from giraffe_jax.training.signals import _told_to_end
 from giraffe_jax.training.step import TrainState, eval_step
 from giraffe_jax.training.workdir import DATA, claim, write_config
 
-POSITIONS = "positions.json"  # of a workdir that learned frequencies: the config's list of methods that they make
+POSITIONS = "positions.json"  # in a workdir with trained frequencies: the value of `positions` that reproduces them
 
 
 def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> LM:
-    """Trains to config.steps, continuing what the workdir holds, and returns the result.
+    """Trains up to config.steps, resuming the run that the workdir holds, and returns the trained model.
 
     Args:
       config: TrainConfig or the ConfigDict of a config file.
-      workdir: where the run lives; local.
+      workdir: local directory of the run.
       quiet: no progress line.
 
     Raises:
-      ConfigError: a wrong config, a mesh that does not divide, a workdir of another run.
-      FloatingPointError: a loss or weights that are not finite, naming the step, what it read, and the checkpoint
-        from which the run can go on.
+      ConfigError: a wrong config, a mesh axis that does not divide what it shards, a workdir of another run.
+      FloatingPointError: a loss or weights that are not finite, naming the step, the documents that it read, and the
+        last good checkpoint.
     """
     config = build(TrainConfig, config)
     if "://" in str(workdir):
@@ -77,7 +77,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         measured_on = _measured_on(config, held_out)
         checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best, only=measured_on))
         state = place(config, loaded, mesh)
-        loaded = dataclasses.replace(loaded, params=None)  # the state has them: the source's are not held beside it
+        loaded = dataclasses.replace(loaded, params=None)  # frees the source's copy: the state has one
         left = partial.left_out(config, state.params, under)
         if (good := _last_good(checkpoints)) is not None:
             state = partial.restore(checkpoints, good, state, left)
@@ -108,10 +108,10 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
 
 
 def _last_good(checkpoints: checkpoint.Checkpoints) -> int | None:
-    """Returns the step to go on from; damaged later ones, which it would meet again, are moved out of its way.
+    """Returns the step to resume from; moves later, damaged checkpoints aside, since their steps are saved again.
 
     Raises:
-      ConfigError: there are checkpoints, and all are damaged: to start over is not for this to decide.
+      ConfigError: all checkpoints are damaged. Whether to start over is the user's decision.
     """
     there = checkpoint.steps(checkpoints)
     if not there:
@@ -124,7 +124,7 @@ def _last_good(checkpoints: checkpoint.Checkpoints) -> int | None:
 
 
 def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
-    """Returns the model config whose positions are what a run has made of `model.positions`."""
+    """Returns the model config with the trained frequencies, if there are any, in its `positions`."""
     if "positions" not in params:
         return model
     about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
@@ -149,7 +149,7 @@ def _start(config: TrainConfig, mesh: jax.sharding.Mesh, under: Base | None) -> 
 
 
 def place(config: TrainConfig, loaded: LM, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the state before the first step, every array on the mesh by its axes."""
+    """Returns the state before the first step, every array sharded over the mesh by its logical axes."""
 
     shapes = state_shapes(config, loaded.config, mesh, loaded.params)
     where = jax.tree.map(lambda x: x.sharding, shapes)
@@ -234,28 +234,28 @@ def _loop(
             log.say(f"step {done}: {', '.join(said)}")
             if ending and done < config.steps:
                 checkpoints.wait_until_finished()
-                raise KeyboardInterrupt(f"told to end: step {done} is saved, and the same command goes on from it.")
+                raise KeyboardInterrupt(f"told to end: step {done} is saved; the same command resumes from it.")
             began = time.perf_counter()
     return state
 
 
 @contextlib.contextmanager
 def _naming_the_process(checkpoints) -> Iterator[None]:
-    """Says, where a step fails in a job of several processes, what most likely happened and how to go on."""
+    """In a job of several processes, turns a failed step into an error that says the likely cause and how to resume."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise ConnectionError(
-            f"process {jax.process_index()} of {jax.process_count()} has lost another one: the reason is in that one's "
-            f"output. Start all of them again: they go on from checkpoint {checkpoints.latest_step()}. JAX said: "
+            f"process {jax.process_index()} of {jax.process_count()} has lost another process, whose output gives the "
+            f"reason. Restart all of them: they resume from checkpoint {checkpoints.latest_step()}. JAX said: "
             + str(error).split("\n")[0]
         ) from error
 
 
 def _measured_on(config: TrainConfig, held_out) -> dict[str, int]:
-    """Returns a number for all that eval_loss is a mean over, by which a checkpoint's is known to compare."""
+    """Returns a hash of the data that eval_loss is a mean over: only losses with the same hash are compared."""
     if held_out is None:
         return {}
     text = json.dumps([held_out.fingerprint, config.eval_batches])
@@ -272,7 +272,7 @@ def _held_out_loss(config: TrainConfig, model: ModelConfig, state: TrainState, p
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Array]:
-    """Returns the global sharded batch of which each process holds its own rows, by sharding.process_rows."""
+    """Returns the global, sharded batch [B T]; `batch` has the rows of this process (sharding.process_rows)."""
     where, (index, count) = sharding.batch_sharding(mesh), sharding.process_rows(mesh)
 
     def whole(rows):
@@ -288,7 +288,7 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[
 
 
 def losses(workdir: str | Path) -> Iterator[tuple[int, float]]:
-    """Returns (step, loss) of every training step a workdir has recorded."""
+    """Yields (step, loss in nats per token) of every training step that a workdir has recorded."""
     for row in read_rows(Path(workdir) / "metrics.jsonl", warnings.warn):
         if "loss" in row:
             yield row["step"], row["loss"]

@@ -1,7 +1,8 @@
-"""Optimisers: a config, and what is made of it: numbers, which are arguments of the compiled step, and an optax chain.
+"""Optimizers: a config, and the optax chain that is made from it.
 
-Schedule and Optimizer are pytrees whose leaves are their numbers, so trainings that differ in these alone share one
-compilation. What is None, and so no leaf, is structure: such a part is not in the chain, nor its state in checkpoints.
+Schedule and Optimizer are pytrees whose leaves are their numbers (learning rates, decays, ...). The numbers are
+arguments of the compiled step, so runs that differ only in numbers share one compilation. A field that is None is not
+a leaf: its part is left out of the chain, and its state out of checkpoints.
 """
 
 import dataclasses
@@ -20,32 +21,34 @@ from giraffe_jax.config import Bound, ConfigError, check_fields
 Rate = Annotated[float, Bound(0.0, above=True)]
 NonNegative = Annotated[float, Bound(0.0)]
 Decay = Annotated[float, Bound(0.0, high=0.999999)]  # of a moment
-Number = Any  # a float of the config (cosine: a bool), or what stands for it while a step is traced
+Number = Any  # a float of the config (cosine: a bool), or its tracer
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW with warm-up and clipping. The defaults are those of position interpolation (arXiv:2306.15595).
 
-    With `muon_lr`, kernels are moved by Muon instead (Jordan et al., 2024; optax.contrib), which trains small models
+    With `muon_lr`, kernels are updated by Muon instead (Jordan et al., 2024; optax.contrib), which trains small models
     from scratch in far fewer steps; norms and embeddings stay with AdamW, with Nesterov momentum.
     """
 
     lr: Rate = 2e-5  # Peak learning rate.
-    # Peak learning rate of kernels under Muon, which follows the same schedule. None trains all by AdamW.
+    # Peak learning rate of kernels, updated by Muon on the same schedule. None updates all parameters by AdamW.
     muon_lr: Rate | None = None
-    # Learning rate after the warm-up: constant, or down to final_lr at the last step.
+    # Learning rate after the warm-up: constant, or decaying to final_lr at the last step.
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    # Length of that descent in steps; until it begins the rate is at its peak. None is all after the warm-up.
+    # Steps of the decay to final_lr, which ends with the run; until then the rate is at its peak. None decays over all
+    # steps after the warm-up.
     decay_steps: Annotated[int, Bound(1)] | None = None
-    warmup_steps: Annotated[int, Bound(0)] = 20  # Steps in which the learning rate rises linearly from 0 to its peak.
+    # Steps in which the learning rate rises linearly to its peak; the first step has lr / warmup_steps.
+    warmup_steps: Annotated[int, Bound(0)] = 20
     final_lr: NonNegative = 0.0  # Learning rate at the last step, with schedule "cosine" or "linear".
     b1: Decay = 0.9  # Decay of first moments.
     b2: Decay = 0.95  # Decay of second moments.
     eps: NonNegative = 1e-8  # Added to the root of second moments.
-    weight_decay: NonNegative = 0.0  # Of matrices. Norms and embeddings are never decayed.
+    weight_decay: NonNegative = 0.0  # Weight decay of kernels and adapters. Others are never decayed.
     clip: Rate | None = 1.0  # Largest global norm of the gradient. None does not clip.
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # Of first moments. Second moments are always float32.
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # Dtype of first moments. Second moments are float32.
 
     def __post_init__(self):
         check_fields(self, "optim")
@@ -57,41 +60,42 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FrequencyConfig:
-    """Frequencies as parameters of a fine-tune: those of the run's positions, times exp(log_ratio_i) in plane i.
+    """Rotary frequencies as trained parameters: plane i has the frequency of the run's positions times
+    exp(log_ratio_i).
 
-    log_ratio starts at 0, [head_dim / 2], one table for all layers. No weights move with "alone".
+    log_ratio has shape [head_dim / 2], starts at 0, and is shared by all layers.
     """
 
-    # "alone" freezes all weights; "with_weights" trains frequencies beside them.
+    # "alone" freezes all weights; "with_weights" trains weights and frequencies.
     train: Literal["alone", "with_weights"]
-    # Peak learning rate of log_ratio beside weights, whose schedule it follows. None takes optim.lr.
+    # Peak learning rate of log_ratio under "with_weights", on the schedule of the weights. None takes optim.lr.
     lr: Rate | None = None
-    # Adds regularise * mean(log_ratio^2) to the loss, which holds frequencies near where they start.
+    # Adds regularise * mean(log_ratio^2) to the loss, which keeps frequencies near their initial values.
     regularise: NonNegative = 0.0
 
     def __post_init__(self):
         check_fields(self, "frequencies")
         if self.lr is not None and self.train == "alone":
             raise ConfigError(
-                f"frequencies.lr: got {self.lr} with train='alone'; it is a rate beside that of weights "
-                "(train='with_weights'), and alone frequencies move by optim.lr."
+                f"frequencies.lr: got {self.lr} with train='alone'; it takes train='with_weights'. With 'alone' the "
+                "learning rate is optim.lr."
             )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a function of the step: linear warm-up, the peak, and the descent."""
+    """The learning rate as a function of the step: linear warm-up, the peak, and the decay."""
 
     peak: Number
     rise: Number  # from the peak to the rate of step 0: negative
     rise_steps: Number  # from step 0 to the peak
     warmup: Number  # steps of the warm-up: one more than rise_steps, or none
-    fall: Number  # from the last rate to the peak: 0 where the schedule is constant
+    fall: Number  # the peak less the last rate: 0 for a constant schedule
     last: Number
-    fall_from: Number  # the step from which it descends, the last one at the peak
+    fall_from: Number  # the last step at the peak, from which it decays
     fall_steps: Number
-    cosine: Number  # the descent is half a cosine; else it is a line
+    cosine: Number  # whether the decay is half a cosine; else it is linear
 
     def __call__(self, step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
@@ -103,13 +107,13 @@ class Schedule:
 
 
 def learning_rate(config: OptimConfig, steps: int) -> Schedule:
-    """Returns the learning rate of each step: linear warm-up, the peak, and the descent in the last `decay_steps`."""
+    """Returns the learning rate of each step: linear warm-up, the peak, and the decay in the last `decay_steps`."""
     rest = max(steps - config.warmup_steps, 1)
     rest = rest if config.decay_steps is None else min(rest, config.decay_steps)
     last = config.lr if config.schedule == "constant" else config.final_lr
     return Schedule(
         peak=config.lr,
-        # Step 0 already moves: warm-up starts from lr / warmup_steps, not from zero.
+        # Step 0 already updates: warm-up starts at lr / warmup_steps, not at zero.
         rise=config.lr / max(config.warmup_steps, 1) - config.lr,
         rise_steps=float(max(config.warmup_steps - 1, 1)),
         warmup=float(config.warmup_steps),
@@ -122,7 +126,7 @@ def learning_rate(config: OptimConfig, steps: int) -> Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for the parameters that weight decay applies to: kernels and their adapters."""
+    """Returns a tree of bools: True for the parameters that weight decay applies to, kernels and their adapters."""
 
     def is_matrix(path, _):
         return path[-1].key == "kernel" or (len(path) > 1 and path[-2].key == "lora")
@@ -137,14 +141,15 @@ def decay_mask(params: Any) -> Any:
 )
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """What moves parameters: clip, then AdamW, or Muon for kernels and AdamW for the rest.
+    """The numbers of an optimizer: clip, then AdamW, or Muon for kernels and AdamW for the rest. Leaves are scalars.
 
-    Frequencies beside weights have a chain of their own, with their own rate and norm to clip. Leaves are scalars.
+    Frequencies that are trained with weights have their own chain: their own learning rate, and a gradient norm of
+    their own to clip.
     """
 
     lr: Schedule
-    muon: Number | None  # rate of kernels over lr's, under Muon
-    own: Schedule | None  # rate of frequencies beside weights
+    muon: Number | None  # learning rate of kernels under Muon, as a multiple of lr
+    own: Schedule | None  # learning rate of frequencies that are trained with weights
     b1: Number
     b2: Number
     eps: Number
@@ -153,7 +158,7 @@ class Optimizer:
     mu_dtype: str
 
     def init(self, params: Any) -> Any:
-        """Returns the state before the first step, whose tree depends on what is None and on no number."""
+        """Returns the state before the first step; its structure depends on which fields are None, not on numbers."""
         return self.chain().init(params)
 
     def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -224,9 +229,9 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def matrices(params: Any) -> Any:
-    """Returns which axes of each kernel are the rows and columns of its matrix, and None for all other parameters.
+    """Returns, for Muon, which axes of each kernel are the rows and columns of its matrix; None for other parameters.
 
-    Kernels of layers are stacked on axis 0; attention's read [L D N H] and write [L N H D].
+    Kernels of layers are stacked on axis 0; in attention q, k, v are [L D N H] and o is [L N H D].
     """
 
     def axes(path, leaf):

@@ -1,4 +1,5 @@
-"""Checkpoints of a run that trains a part of its source: they hold that part, and where the rest is (base.py)."""
+"""Partial checkpoints: a run that trains only a part of its source's parameters saves that part, and where the rest is
+(base.py)."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +13,8 @@ from giraffe_jax.training.step import TrainState, trainable
 
 
 def beneath(config: TrainConfig, workdir: str | Path) -> base.Base | None:
-    """Returns the base of a run, of its last good checkpoint where it has one; None of a run that saves all weights.
+    """Returns the base that has a run's frozen weights: that of its last good checkpoint, else config.source. None if
+    the run saves all weights.
 
     Raises:
       ConfigError: the base is gone, or has other weights than when the run began.
@@ -22,7 +24,7 @@ def beneath(config: TrainConfig, workdir: str | Path) -> base.Base | None:
         return None
     if checkpoint.is_workdir(workdir):
         with checkpoint.manager(workdir) as checkpoints:
-            step = checkpoint.latest_good(checkpoints, lambda line: None)  # the loop tells of damaged ones
+            step = checkpoint.latest_good(checkpoints, lambda line: None)  # the loop reports damaged ones
             if step is not None:
                 return base.saved(checkpoint.read_about(checkpoints, step), workdir)
     return base.of(config.source, config.base)
@@ -36,16 +38,17 @@ def left_out(config: TrainConfig, params: Any, under: base.Base | None) -> froze
 
 
 def to_save(state: TrainState, left: frozenset[str]) -> TrainState:
-    """Returns the state as checkpoints hold it."""
+    """Returns the state as checkpoints hold it, without the parameters at the paths `left`."""
     return dataclasses.replace(state, params=base.without(state.params, left)) if left else state
 
 
 def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, left: frozenset[str]) -> TrainState:
-    """Returns the state of a checkpoint, with the parameters at the paths `left` of `state`; it consumes `state`."""
+    """Returns the state of a checkpoint, with the parameters at the paths `left` taken from `state`. All other arrays
+    of `state` are deleted."""
     held = to_save(state, left)
     frozen = base.without(state.params, frozenset(sharding.paths(state.params).keys() - left))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held)
-    for x in jax.tree.leaves(held):  # not held beside what is restored in their place
+    for x in jax.tree.leaves(held):  # frees their memory for what is restored in their place
         x.delete()
     found = checkpoint.restore(checkpoints, step, like)
     return dataclasses.replace(found, params=base.joined(found.params, frozen)) if left else found

@@ -1,6 +1,6 @@
-"""The compiled program of a training: its step, what is static in it, and the shapes and places of its arguments.
+"""The compiled program of a run: its training step, its static arguments, and the shapes and shardings of the others.
 
-`train` calls it and `giraffe plan` compiles it for chips that are not there, so what is planned is what is run.
+`train` calls it and `giraffe plan` compiles it for a topology that is not attached, so the plan is of what is run.
 """
 
 import dataclasses
@@ -23,7 +23,10 @@ BATCH = dict(tokens=jnp.int32, targets=jnp.int32, weights=jnp.float32, positions
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step that lacks only its state and its batch. `model` has no positions: `encoding` stands for them."""
+    """A training step with all of its arguments but the state and the batch.
+
+    `model.positions` is empty: the bound positions are in `encoding`.
+    """
 
     config: TrainConfig
     model: ModelConfig
@@ -31,14 +34,14 @@ class Program:
     encoding: Encoding
     update: Update
     z_loss: float
-    settings: Mapping[str, Any]  # what of the config is part of the compiled step
+    settings: Mapping[str, Any]  # static arguments of the step
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """Returns what `train_step` does, under the current mesh."""
         return train_step(state, batch, self.encoding, self.update, z_loss=self.z_loss, **self.settings)
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
-        """Returns the step lowered for the mesh's devices, here or not.
+        """Returns the step lowered for the mesh's devices, whether they are attached or not.
 
         Args:
           state: arrays, or their shapes from `state_shapes`.
@@ -49,7 +52,7 @@ class Program:
 
 
 def program(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> Program:
-    """Returns the program of a training; `model` is the whole one, of a source and what config.model changes in it."""
+    """Returns the program of a run; `model` is the complete config, the source's with the changes of config.model."""
     plain = dataclasses.replace(model, positions=())
     settings = dict(model=plain, accumulate=config.accumulate, chunk=config.loss_chunk)
     update = make_update(config.optim, config.steps, config.lora, config.frequencies)
@@ -57,7 +60,8 @@ def program(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) ->
 
 
 def start(config: TrainConfig, model: ModelConfig, params: Any) -> TrainState:
-    """Returns the state before the first step, of a model's parameters: with what is trained beside them."""
+    """Returns the state before the first step, adding LoRA adapters and log_ratio to the model's parameters if the
+    config trains them."""
     if config.lora is not None:
         params = lora.add(params, config.lora, jax.random.key(config.seed))
     if config.frequencies is not None:
@@ -69,7 +73,7 @@ def state_shapes(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mes
     """Returns the shapes, dtypes and shardings of the state.
 
     Args:
-      params: what the run starts from, arrays or shapes; None is what a fresh model has.
+      params: the parameters that the run starts from, arrays or shapes; None is those of a new model.
 
     Raises:
       ConfigError: a dimension that its mesh axis does not divide.
@@ -88,6 +92,6 @@ def batch_shapes(config: TrainConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.
 
 
 def bytes_per_device(shapes: Any) -> int:
-    """Returns the bytes that one device holds of arrays, by their shardings."""
+    """Returns the bytes that one device holds of a tree of arrays, by their shardings."""
     leaves = jax.tree.leaves(shapes)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

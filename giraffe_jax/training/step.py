@@ -1,4 +1,4 @@
-"""One step of training: what it changes, and the jitted function that changes it. What varies is its arguments."""
+"""One training step: its state, and the jitted function that updates it. What varies between runs is an argument."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from giraffe_jax.training.optim import FrequencyConfig, Number, OptimConfig, Opt
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "key"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes, and the key that its randomness is folded from."""
+    """All that a step updates, and the key into which it folds the step number for its random draws."""
 
     params: Any
     opt_state: Any
@@ -29,7 +29,7 @@ class TrainState:
 
 
 def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencies: FrequencyConfig | None) -> Any:
-    """Returns True for each parameter that training moves, in a tree like params."""
+    """Returns a tree like params: True for each parameter that is trained."""
     chosen = lora.trainable(params, adapters)
     if frequencies is None:
         return chosen
@@ -47,16 +47,16 @@ def trainable(params: Mapping[str, Any], adapters: LoraConfig | None, frequencie
 )
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """How a step changes parameters. Its numbers are leaves, arguments of the compiled step; the rest is part of it."""
+    """How a step updates parameters. Its numbers are leaves, arguments of the compiled step; the rest is static."""
 
     optimizer: Optimizer
     lr_ratio: Number | None  # LoraConfig.lr_ratio, where it is not 1
     regularise: Number | None  # FrequencyConfig.regularise, where frequencies are trained
-    adapters: LoraConfig | None  # of these two, what `trainable` reads: numbers in them would be part of the program
+    adapters: LoraConfig | None  # these two have only what `trainable` reads: a static number would cause recompilation
     frequencies: FrequencyConfig | None
 
     def chain(self) -> optax.GradientTransformation:
-        """Returns the optax chain that moves what is trained."""
+        """Returns the optax chain of the trained parameters."""
         moves = self.optimizer.chain()
         return moves if self.lr_ratio is None else with_lr_ratio(moves, self.lr_ratio)
 
@@ -67,7 +67,7 @@ def make_update(
     adapters: LoraConfig | None = None,
     frequencies: FrequencyConfig | None = None,
 ) -> Update:
-    """Returns how each step of a training of `steps` steps changes parameters; the others are TrainConfig's."""
+    """Returns how each step of a run of `steps` steps updates parameters; the arguments are keys of TrainConfig."""
     return Update(
         optimizer=optimizer(optim, steps, frequencies),
         lr_ratio=None if adapters is None or adapters.lr_ratio == 1 else adapters.lr_ratio,
@@ -78,7 +78,7 @@ def make_update(
 
 
 def init_state(params: Any, config: Any) -> TrainState:
-    """Returns the state before the first step; of a TrainConfig it reads optim, steps, lora, frequencies and seed."""
+    """Returns the state before the first step. config: reads TrainConfig's optim, steps, lora, frequencies, seed."""
     moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
     opt_state = make_update(config.optim, config.steps, config.lora, config.frequencies).chain().init(moving)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)))
@@ -97,13 +97,13 @@ def train_step(
     chunk: int = 1024,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
-    tokens, finite (whether all weights that moved still are numbers).
+    tokens, finite (whether all updated weights are finite).
 
     Args:
       batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
       encoding: bound positions; its numbers are arguments, so methods that differ in numbers share one compilation.
-      update: of `make_update`; trainings that differ in its numbers alone share one compilation too. What it freezes
-        has neither gradient nor optimizer state.
+      update: from `make_update`; runs that differ only in its numbers share one compilation too. Frozen parameters
+        have neither gradient nor optimizer state.
       model: architecture; its own `positions` are not read.
     """
     moving, frozen = lora.split(state.params, trainable(state.params, update.adapters, update.frequencies))
@@ -135,7 +135,7 @@ def train_step(
 
         zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), moving))
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
-    with model.at_precision():  # Muon multiplies matrices
+    with model.at_precision():  # Muon does matmuls
         updates, opt_state = update.chain().update(grads, state.opt_state, moving)
     moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
@@ -147,7 +147,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def eval_step(params: Any, batch: Mapping[str, Array], encoding: Encoding, *, model: ModelConfig, chunk: int = 1024):
-    """Returns (sum of weighted nll, sum of weights) of a batch."""
+    """Returns (sum of weighted nll in nats, sum of weights) of a batch; arguments as for `train_step`."""
     e = turned(encoding.at(batch["positions"]), params)
     with model.at_precision():
         hidden, _ = Llama(model).apply({"params": params}, batch["tokens"], e, batch["segments"])

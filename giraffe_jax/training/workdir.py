@@ -1,7 +1,7 @@
-"""A workdir: whose it is, and what may change between two starts of the same run, search or experiment.
+"""A workdir: to which run, search or experiment it belongs, and which settings may change when that is resumed.
 
-What decides numbers must be what it was. How they are computed, saved and looked at may change, and so may the number
-of steps (to any, while nothing is saved) as long as no step that is done would have had another learning rate.
+Settings that affect results must match. Settings of execution, saving and evaluation may change. The number of steps
+may change to any while nothing is saved; after that only if no finished step would have had another learning rate.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from giraffe_jax.tokenizer import read_json as read_object
 
 CONFIG = "config.json"
 CONTENTS = "contents.json"  # of an experiment's training: what it depends on (identity.py)
-DATA = "data_fingerprint"  # in a run's config.json: stands for all that is read, which paths do not
+DATA = "data_fingerprint"  # in a run's config.json: a hash of the data, which paths do not identify
 MAY_CHANGE = re.compile(
     r"(mesh|loss_chunk|save_every|keep|eval_data|eval_every|eval_batches|tokenizer"
     r"|model\.(attention|block_size|context|remat|mlp_chunk)|data\.(cache_dir|prefetch)"
@@ -31,14 +31,14 @@ MAY_CHANGE = re.compile(
 
 
 def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, tuple]:
-    """Writes config.json, tokenizer and own methods into a new workdir, or checks that the one there is of this run.
+    """Writes config.json, tokenizer and own methods into a new workdir, or checks that an existing one is of this run.
 
     Returns:
-      {"mesh.fsdp": (old, new), ...} for what has changed and may. It is `write_config` that keeps the new, for when
-      the run has recorded that it changed.
+      {"mesh.fsdp": (old, new), ...}: the changed keys, all of which may change. config.json keeps the old values until
+      the caller has logged the change and calls `write_config`.
 
     Raises:
-      ConfigError: the workdir holds another run; names the first key that differs, and what may be done.
+      ConfigError: the workdir holds another run; names the first key that differs, and what can be done.
     """
     file, new = workdir / CONFIG, json.loads(json.dumps(resolved))
     methods = positions.sources([new.get("model", {}).get("positions", []), new.get("starts", [])])
@@ -50,8 +50,8 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
             saved = workdir / METHODS / path
             if saved.is_file() and not _same(text, saved):
                 raise ConfigError(
-                    f"--workdir: {workdir} holds a run of another {path}, which is kept in {saved}. Put that one back "
-                    "to go on with this run, or choose another workdir to train with the code of now; there "
+                    f"--workdir: {workdir} holds a run with another version of {path}, saved in {saved}. Restore that "
+                    "version to resume the run, or train with the current code in another workdir; there "
                     f'source="{workdir}@STEP" starts from the weights of this run.'
                 )
         if "steps" in changed and isinstance(there.get("steps"), int):
@@ -71,8 +71,9 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
 
 
 def stale(where: Path, now: Mapping[str, str], scaling: Any) -> list[str]:
-    """Returns what is not what a variant's training in a folder began with (its `contents.json`); [] where nothing is
-    known to differ, as of trainings without that file that have the texts of the same own methods, or none."""
+    """Returns what has changed since a variant's training in the folder `where` began, according to its
+    `contents.json`; [] if no change is known. Without that file only the source texts of own position methods are
+    compared."""
     if (where / CONTENTS).is_file():
         return identity.changes(read_json(where / CONTENTS, "what a training began with"), now)
     saved = [(path, text, where / METHODS / path) for path, text in positions.sources(scaling).items()]
@@ -90,7 +91,11 @@ def write_config(workdir: Path, resolved: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns what a workdir was claimed with; ConfigError where the file is no such thing or lacks one of `keys`."""
+    """Returns the object that a JSON file of a workdir holds.
+
+    Raises ConfigError if it is not a JSON object, or one of `keys` is not an object in it. `what`: what the file should
+    be, for the message.
+    """
     try:
         found = read_object(file)
         lacking = [key for key in keys if not isinstance(found.get(key), dict)]
@@ -105,10 +110,10 @@ def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]
 def check_same(
     workdir: Path, kind: str, old: Any, new: Any, may_change: Callable[[str], Any] = lambda key: False
 ) -> dict[str, tuple]:
-    """Returns the differences of what a workdir was claimed with and is claimed with now.
+    """Returns the differences between the recorded config of a workdir and the config of now; see `differences`.
 
     Raises:
-      ConfigError: one that may not be; names the first key, and both values.
+      ConfigError: a key that may not change has changed; names the first one, and both values.
     """
     changed = differences(old, new)
     for key, (was, now) in sorted(changed.items()):
@@ -135,13 +140,13 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (was, now) in enumerate(zip(old, new, strict=True)):
             found |= differences(was, now, f"{where}[{i}]")
-    elif old != new and not (old is None and new is False):  # a switch that is off, and not there before it was a key
+    elif old != new and not (old is None and new is False):  # a switch that is newer than the old config, and off
         found[where] = old, new
     return found
 
 
 def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the learning rate of a step that is done would have been another one."""
+    """Raises ConfigError if the new number of steps would have changed the learning rate of a finished step."""
     steps, optim = new["steps"], new.get("optim", {})
     if not (workdir / checkpoint.FOLDER).is_dir():
         return
@@ -156,7 +161,7 @@ def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:
     if decay is not None and max(done, optim["warmup_steps"]) <= min(old, steps) - decay:
         return
     raise ConfigError(
-        f"{where}, but the learning rate of steps that are done follows from config.steps. What would allow it: "
-        'optim.schedule="constant", or optim.decay_steps with the descent not begun. Or start a new run, with '
+        f"{where}, but the learning rates of finished steps depend on config.steps. It may change with "
+        'optim.schedule="constant", or optim.decay_steps before the decay begins. Or start a new run, with '
         f'source="{workdir}@{done}".'
     )

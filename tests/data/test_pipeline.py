@@ -223,7 +223,7 @@ def test_stages_follow_each_other_by_the_step_alone(texts):
     [
         ([], "needs either sources"),
         ([dict(sources=[])], r"data\.stages\[0\]\.sources: empty"),
-        ([dict(sources=[dict(kind="synthetic")], until=5)], r"`until` must grow .* got \[5\]"),
+        ([dict(sources=[dict(kind="synthetic")], until=5)], r"`until` must increase .* got \[5\]"),
         ([dict(sources=[dict(kind="synthetic")], until=n) for n in (5, 5, None)], r"got \[5, 5, None\]"),
         ([dict(sources=[dict(kind="synthetic")]), dict(sources=[dict(kind="synthetic")])], r"got \[None, None\]"),
         ([dict(sources=[dict(kind="text", path="x", weight=-1.0)])], r"data\.stages\[0\]\.sources\[0\]\.weight"),

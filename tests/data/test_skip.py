@@ -147,5 +147,5 @@ def test_positions_are_not_drawn_twice(texts, tmp_path):
     model = shape | dict(positions=[dict(name="pose", target_len=384)])
     data = DataConfig(sources=(SourceConfig("text", str(texts)),), seq_len=N, batch_size=7, skip=POSE)
     config = TrainConfig(data=data, steps=1, model=model, tokenizer=str(tmp_path / "words"))
-    with pytest.raises(ConfigError, match="come with their positions, which pose would draw once more"):
+    with pytest.raises(ConfigError, match="carry their own positions, which pose would draw again"):
         train(config, tmp_path / "run")

@@ -49,7 +49,7 @@ def test_what_others_have_beside_the_destination_is_left_alone(tmp_path, verb):
 
 
 def test_of_two_writers_to_one_place_the_first_to_end_wins_and_the_second_says_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"out: was made meanwhile by another; nothing is overwritten"):
+    with pytest.raises(ConfigError, match=r"out: was made meanwhile by another process; nothing is overwritten"):
         with new_directory(tmp_path / "out") as second:
             (second / "a.txt").write_text("second")
             with new_directory(tmp_path / "out") as first:
@@ -157,7 +157,7 @@ def test_export_says_how_positions_were_written(tmp_path, capsys, positions, wor
 )  # fmt: skip
 def test_what_hugging_face_cannot_say_is_refused_with_nothing_written(tmp_path, change):
     config = ModelConfig(258, 32, 48, 2, 2, 1, 8, **change)
-    with pytest.raises(ConfigError, match=r"cannot be exported: Hugging Face's Llama knows|does not normalise"):
+    with pytest.raises(ConfigError, match=r"cannot be exported: Hugging Face's Llama supports|does not normalise"):
         hf.save(init_params(config, jax.random.key(0)), config, None, tmp_path / "out")
     assert tree(tmp_path) == set()
 

@@ -117,7 +117,7 @@ def test_what_no_table_of_frequencies_can_say_is_refused(name):
         vocab_size=8, d_model=8, d_mlp=8, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=8, original_len=32,
         positions=(example,),
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=f"{name} cannot be exported: Hugging Face's Llama knows frequencies"):
+    with pytest.raises(ConfigError, match=f"{name} cannot be exported: Hugging Face's Llama supports only frequencies"):
         hf.config_to_json(config)
 
 

@@ -83,7 +83,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_and_nothing_is_written(tmp_pat
     lm = model(tmp_path)
     for method in (dict(name="rerope", window=16), dict(name="dynamic", factor=2.0), dict(name="logn")):
         config = dataclasses.replace(lm.config, positions=(method,))
-        with pytest.raises(ConfigError, match=f"{method['name']} cannot be exported: llama.cpp's Llama knows"):
+        with pytest.raises(ConfigError, match=f"{method['name']} cannot be exported: llama.cpp's Llama supports"):
             hf.save_gguf(lm.params, config, None, path)
     with pytest.raises(ConfigError, match="qk_norm"):
         hf.save_gguf(lm.params, dataclasses.replace(lm.config, qk_norm=True), None, path)

@@ -157,7 +157,7 @@ def test_every_method_is_exported_exactly_or_refused_with_nothing_written(tmp_pa
             ours[name] = export(tmp_path / name, config, 0)
         except ConfigError as e:
             refused[name] = str(e)
-            assert "cannot be exported: Hugging Face's Llama knows" in str(e) and name in str(e)
+            assert "cannot be exported: Hugging Face's Llama supports" in str(e) and name in str(e)
             assert not (tmp_path / name).exists()
         classes = {True: ("native", "longrope", "weights only"), False: ("custom",)}
         assert module.ABOUT["export"] in classes[name in ours], (name, module.ABOUT["export"])

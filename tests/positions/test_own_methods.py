@@ -81,7 +81,7 @@ def test_four_commands_know_a_method_beside_its_config(tmp_path):
     assert continued[0].stdout == continued[1].stdout
     (beside / "my_wavelet.py").write_text(METHOD.replace("{name}", "wavelet").replace("e.planes[-1]", "e.planes[-2]"))
     again = giraffe("train", f"--config={beside}/config.py", f"--workdir={run}", "--config.steps=4", cwd=elsewhere)
-    assert again.returncode == 2 and "holds a run of another my_wavelet.py" in again.stderr
+    assert again.returncode == 2 and "holds a run with another version of my_wavelet.py" in again.stderr
     warned = giraffe(*prompt, cwd=beside)
     assert warned.returncode == 0 and "my_wavelet.py is not what the run was trained with" in warned.stderr
 
@@ -414,7 +414,7 @@ def test_a_run_does_not_go_on_with_another_import_of_its_method(tmp_path, monkey
     assert claim(run, resolved, ByteTokenizer()) == {}
     edit("def g(e):\n    return e.replace(gain=2.0)\n")
     kept = re.escape(str(run / "methods" / "own_kept_by.py"))
-    with pytest.raises(ConfigError, match=rf"another own_kept_by\.py, which is kept in {kept}\. Put that one back"):
+    with pytest.raises(ConfigError, match=rf"another version of own_kept_by\.py, saved in {kept}\. Restore that"):
         claim(run, resolved, ByteTokenizer())
     (run / "methods" / "own_kept_by.py").unlink()  # as of a run before imports were kept
     claim(run, resolved, ByteTokenizer())

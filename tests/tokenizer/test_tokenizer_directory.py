@@ -364,7 +364,7 @@ def test_a_space_in_front_is_that_of_llama_cpp(tmp_path, config):
 @pytest.mark.parametrize(("legacy", "scheme"), [(False, "first"), (True, "always")])
 def test_a_space_in_front_that_llama_cpp_does_not_put_is_refused(tmp_path, legacy, scheme):
     tok = load_tokenizer(changed(tmp_path, tokenizer_class="LlamaTokenizer", legacy=legacy))
-    with pytest.raises(ConfigError, match=f"prepend_scheme '{scheme}'.*'PreTrainedTokenizerFast' reads it so"):
+    with pytest.raises(ConfigError, match=f"prepend_scheme '{scheme}'.*'PreTrainedTokenizerFast' does the same"):
         describe(tok, tok.vocab_size)
     through_gguf(load_tokenizer(changed(tmp_path, tokenizer_class="PreTrainedTokenizerFast", legacy=legacy)))
 

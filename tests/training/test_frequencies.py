@@ -181,10 +181,10 @@ def test_the_sharding_table_names_the_ratio_and_every_device_holds_it(tokenizer)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(frequencies=dict(train="alone", lr=0.1)), "alone frequencies move by optim.lr"),
+        (dict(frequencies=dict(train="alone", lr=0.1)), "With 'alone' the learning rate is optim.lr"),
         (dict(frequencies=dict(train="alone", regularise=-1.0)), "regularise: must be >= 0"),
         (dict(frequencies=dict(train="with_weight")), "Did you mean 'with_weights'?"),
-        (dict(optim=dict(muon_lr=0.1), frequencies=dict(train="alone")), "none moves with frequencies alone"),
+        (dict(optim=dict(muon_lr=0.1), frequencies=dict(train="alone")), "config.frequencies.train='alone' freezes"),
     ],
 )
 def test_wrong_requests(changes, message, tokenizer):

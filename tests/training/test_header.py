@@ -54,11 +54,11 @@ def test_lengths_and_shares_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "keys", "warning"),
     [
-        ([63] * 9, {}, "the longest document has 64 tokens. Of a greater length yarn will learn nothing"),
+        ([63] * 9, {}, "the longest document has 64 tokens, so yarn will learn nothing about longer"),
         ([64] * 9, {}, ""),  # one token at position 64
         ([63] * 99 + [500], {}, ""),  # in the data, although hardly in the first batch
-        ([63] * 9, dict(scaling=()), "plain RoPE will learn nothing; take longer documents."),  # seq_len is longer
-        ([900] * 3, dict(seq_len=64), "data.seq_len is 64 tokens. .* take longer documents and a longer data.seq_len."),
+        ([63] * 9, dict(scaling=()), "RoPE will learn nothing about longer contexts; take longer documents."),
+        ([900] * 3, dict(seq_len=64), "data.seq_len is 64 tokens, .* take longer documents and a longer data.seq_len."),
         ([900] * 3, dict(seq_len=64, scaling=()), ""),  # no extension
         ([63] * 9, dict(seq_len=64, scaling=(dict(name="alibi"),), anew=True), ""),  # nor of a model that begins
         ([63] * 9, dict(seq_len=64, anew=True), "yarn will learn nothing"),

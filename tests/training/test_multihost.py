@@ -166,7 +166,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_from_its_checkpoint(tmp_pat
         code, text = end(job[0])
         # Whether a collective fails first, which we explain, or JAX's heartbeat, which aborts, is a race of theirs.
         assert code != 0
-        assert code != 1 or ("process 0 of 2 has lost another one" in text and "from checkpoint" in text)
+        assert code != 1 or ("process 0 of 2 has lost another process" in text and "from checkpoint" in text)
     finally:
         kill(job)
     with checkpoint.manager(lost) as checkpoints:

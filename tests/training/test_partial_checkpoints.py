@@ -84,7 +84,7 @@ def test_a_base_is_found_where_its_project_has_moved_and_refused_where_it_is_ano
     same(load("run").params, trained.params)
     (moved / "base").rename(moved / "elsewhere")
     with pytest.raises(
-        ConfigError, match=r"run: its checkpoints hold what the run trained, beside the weights of .*base"
+        ConfigError, match=r"run: its checkpoints hold only what the run trained; it needs the weights of .*base"
     ):
         load("run")
     same(load("run", base="elsewhere").params, trained.params)
@@ -108,5 +108,5 @@ def test_a_run_on_a_run_keeps_to_the_checkpoint_it_began_with(source, tmp_path, 
     again = train(of(tokenizer, "first", steps=2), "second", quiet=True)
     same(again.params, trained.params)
     shutil.rmtree("first/checkpoints/4")
-    with pytest.raises(ConfigError, match=r"beside the weights of .*first@4, and these are not found"):
+    with pytest.raises(ConfigError, match=r"it needs the weights of .*first@4, which are not found"):
         load("second")

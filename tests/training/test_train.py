@@ -266,7 +266,7 @@ def test_steps_grow_only_where_no_step_that_is_done_would_have_had_another_rate(
     assert "all 9 steps are done" in capsys.readouterr().err
     cosine = settings(tokenizer, optim=dict(lr=1e-2, warmup_steps=2, schedule="cosine"))
     train(cosine | dict(steps=2), tmp_path / "cosine", quiet=True)
-    with pytest.raises(ConfigError, match="follows from config.steps"):
+    with pytest.raises(ConfigError, match="learning rates of finished steps depend on config.steps"):
         train(cosine | dict(steps=4), tmp_path / "cosine", quiet=True)
 
 
@@ -357,7 +357,7 @@ def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, token
         (dict(model=MODEL | dict(vocab_size=100)), "model.vocab_size 100 is less than the tokenizer's 258"),
         (dict(model=MODEL | dict(positions=[dict(name="yran", factor=2)])), "unknown method 'yran'"),
         (dict(source="nowhere/at/all"), "nowhere/at/all"),
-        (dict(model=MODEL | dict(param_dtype="bfloat16")), "got 'bfloat16', which is for weights that do not move"),
+        (dict(model=MODEL | dict(param_dtype="bfloat16")), "got 'bfloat16', which is for frozen weights"),
     ],
 )
 def test_wrong_requests_are_refused_before_the_workdir_is_touched(tmp_path, tokenizer, changes, message):
