@@ -75,7 +75,7 @@ def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str
 
 
 def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
-    """Returns the example with as many pieces as fit; if it is too short, words or characters of the next piece are added.
+    """Returns the example with as many pieces as fit; if it is too short, words or characters of the next one are added.
 
     `make(size, end)` builds it from that many pieces and the end, as `Haystack.part` returns them.
     """
@@ -118,7 +118,7 @@ def _size(text: str) -> int:
 
 
 def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Yields pieces of at most LONGEST bytes that join to the text, split at the first level that makes them so short."""
+    """Yields pieces of at most LONGEST bytes that join to the text, split at the first of `levels` that suffices."""
     if _size(text) <= LONGEST:
         yield text
     elif not levels:

@@ -47,7 +47,7 @@ Shuffle = Callable[[list[Any]], None]
 
 
 class Needles(NamedTuple):
-    """A needle task: the kind of haystack, of keys and of values; numbers of keys, of values per key, of queried keys."""
+    """A needle task: kinds of haystack, keys and values; numbers of keys, of values per key and of queried keys."""
 
     haystack: Literal["noise", "text", "needles"]
     key: Literal["words", "uuids"]

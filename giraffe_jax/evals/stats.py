@@ -103,7 +103,7 @@ def bootstrap_mean(
 
 
 def student(p: float, freedom: int) -> float:
-    """Returns the p-quantile of Student's t, within 0.1% for 4 or more degrees of freedom (Abramowitz, Stegun 26.7.5)."""
+    """Returns the p-quantile of Student's t, within 0.1% from 4 degrees of freedom up (Abramowitz, Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(p)
     terms = (
         (z**3 + z) / 4,
@@ -115,8 +115,8 @@ def student(p: float, freedom: int) -> float:
 
 
 def mean(rows: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any) -> Estimate:
-    """Returns the mean of a metric over the rows that have it; the bootstrap resamples documents if rows name them, else
-    rows."""
+    """Returns the mean of a metric over the rows that have it; the bootstrap resamples documents if rows name them,
+    else rows."""
     units = _by_document((row.get("document"), float(row["metrics"][metric]), 1.0) for row in _having(rows, metric))
     return bootstrap_mean(*units, **bootstrap)
 
@@ -222,7 +222,7 @@ def difference_of_shares(gained: int, lost: int, n: int, confidence: float = 0.9
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns McNemar's exact two-sided p: the probability that fair coin flips split gained + lost at least as unevenly."""
+    """Returns McNemar's exact two-sided p: the probability that gained + lost coin flips split at least as unevenly."""
     n, fewer = gained + lost, min(gained, lost)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 

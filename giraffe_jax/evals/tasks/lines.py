@@ -193,7 +193,7 @@ def _compact(task: Lines, tokenizer: Any):
             )
         except ValueError as error:
             raise ConfigError(f"lines (compact) at length {length}: {error}") from None
-        keys = [piece.text for piece in document if piece.role == "drawn"][::2]  # keys of the records, then that of the question
+        keys = [piece.text for piece in document if piece.role == "drawn"][::2]  # of the records, then of the question
         made = scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
         return dataclasses.replace(made, slack=slack)
 

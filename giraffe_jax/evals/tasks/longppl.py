@@ -1,4 +1,4 @@
-"""LongPPL: perplexity over key tokens, those that a model predicts much better from the long context than from a short one.
+"""LongPPL: perplexity over key tokens, those that a model predicts much better with long context than with short.
 
 Fang et al., "What is Wrong with Perplexity for Long-context Language Modeling?", arXiv:2410.23771. An `evaluator` model
 reads every document twice, in one pass and in short passes; a token is key if loss_short - loss_full > alpha and

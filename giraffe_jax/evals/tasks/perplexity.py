@@ -132,7 +132,7 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
 
 
 def bin_edges(length: int, bins: int, spacing: str = "log") -> list[int]:
-    """Returns the increasing edges, from 1 to `length`, of at most `bins` bins of context (tokens before the target)."""
+    """Returns increasing edges, from 1 to `length`, of at most `bins` bins of context (tokens before the target)."""
     space = np.geomspace if spacing == "log" else np.linspace
     return sorted({int(round(x)) for x in space(1, length, bins + 1)})
 

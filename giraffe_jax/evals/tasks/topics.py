@@ -1,4 +1,4 @@
-"""Topic retrieval: a record of conversations, and the question which topic was the first (LongEval's coarse-grained task).
+"""Topic retrieval: a record of conversations, and the question which topic came first (LongEval's coarse-grained task).
 
 Li et al., LongChat 2023. `files` are the published cases (JSON lines of prompt and topics), each used at the shortest
 length that it fits into; `conversations` are the generator's input (JSON lines of topic and conversation), from which
