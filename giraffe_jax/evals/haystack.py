@@ -75,7 +75,7 @@ def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str
 
 
 def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
-    """Returns the example with as many pieces as fit; if it is too short, words or characters of the next one are added.
+    """Returns the example with as many pieces as fit and, if it is too short, words or characters of the next one.
 
     `make(size, end)` builds it from that many pieces and the end, as `Haystack.part` returns them.
     """

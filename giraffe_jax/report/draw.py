@@ -1,4 +1,4 @@
-"""Curves of the variants' methods, computed by a run and saved in its workdir, since a report imports no code from there.
+"""Curves of the variants' methods, computed by a run and saved in its workdir: a report imports no code from there.
 
 For a user's method, the stretch of each plane. For a user's method and for methods that change distances, the distance
 at which the last token sees each earlier one, measured through attention.

@@ -31,7 +31,7 @@ class Card:
 
 
 def main_tables(made: Sequence[Table]) -> list[Table]:
-    """Returns the table of each task's first metric if it is ranked: those that figures, verdict and forest plots use."""
+    """Returns the table of each task's first metric, if ranked: those that figures, verdict and forest plots use."""
     first = {table.task: table for table in reversed(made) if table.metric != BY_POSITION}
     return [t for task in dict.fromkeys(t.task for t in made) if (t := first[task]).metric.better is not None]
 
@@ -184,7 +184,7 @@ def _best(
 
 
 def _against(d: Difference) -> str:
-    """Returns a difference to plain RoPE in words: told apart, not told apart, or, with too few pairs, its value only."""
+    """Returns a difference to plain RoPE in words: told apart, not told apart or, with too few pairs, only its value."""
     if d.few:
         return f"{_amount(d, signed=True)} against {d.base}"
     if not d.apart:

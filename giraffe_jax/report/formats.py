@@ -67,12 +67,17 @@ def as_csv(results: Results, scores: Sequence[Score]) -> str:
 
 
 def data(value: float) -> str:
-    """The attribute that a column is sorted by; empty where there is no number."""
+    """Returns the HTML attribute that a column is sorted by; empty if there is no number."""
     return f"data-value='{'' if math.isnan(value) else str(float(value)).replace('inf', 'Infinity')}'"
 
 
 def as_html(table: Table, swatches: Mapping[str, str]) -> str:
-    """The table as HTML: a swatch (markup) before each name, intervals below values, leaders marked."""
+    """Returns the table as HTML: a colour mark before each name, intervals below values, leaders marked.
+
+    Args:
+      table: to show.
+      swatches: HTML of each variant's colour mark, by name.
+    """
     head = ["<th scope='col'>variant</th>"]
     for length in table.lengths:
         note = " · ".join(table.notes(length))

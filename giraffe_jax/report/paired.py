@@ -90,7 +90,7 @@ def difference(results: Results, task: str, metric: Metric, length: int, variant
 def differences(
     results: Results, task: str, metric: Metric, length: int, base: str, variants: Iterable[str]
 ) -> list[Difference]:
-    """Returns each variant's difference to `base`, best first, without those that are not finite or share no example."""
+    """Returns each variant's difference to `base`, best first; left out if not finite or without shared examples."""
     found = [difference(results, task, metric, length, v, base) for v in variants if v != base]
     kept = [d for d in found if d is not None and math.isfinite(d.estimate.value)]
     return sorted(kept, key=lambda d: d.estimate.value, reverse=metric.better == "high")

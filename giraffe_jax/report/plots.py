@@ -179,7 +179,7 @@ def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
 
 
 def by_step(plt: Any, results: Results, looks: Looks) -> Any:
-    """Plots loss against step for every training run: thin for batches, with markers for held-out text if there is any."""
+    """Plots loss against step for every training run: thin lines for batches, markers for held-out text if any."""
     trained = [variant for variant in results.variants if variant in results.training]
     if not trained:
         return None

@@ -18,7 +18,7 @@ BOOKKEEPING = ("variant", "key", "trained", "seed")  # fields about how a row wa
 
 
 def read(directories: Sequence[str | Path]) -> Results:
-    """Returns the results of one or more work directories: each has a results.jsonl and, from `giraffe run`, a manifest.
+    """Returns the results of one or more work directories: each has results.jsonl and, from `giraffe run`, a manifest.
 
     A variant of several directories appears once if they agree in everything that both measured of it; else the
     directory's name is appended to the variant's.
@@ -55,7 +55,7 @@ def read(directories: Sequence[str | Path]) -> Results:
         pictures = {new: part.drawn[v] for new, v in there.items() if v in part.drawn} | pictures
     first, *others = parts.values()
     manifest = dict(first.manifest)
-    order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # keeps the copies of a variant next to each other
+    order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # copies of a variant together
     entries = [variants[name] for name in dict.fromkeys(order) if name in variants]
     manifest["config"] = {**manifest.get("config", {}), "variants": entries}
     for key in ("original_len", "model", "date", "command"):  # facts about the whole report must hold for all parts

@@ -179,7 +179,7 @@ def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[R
 
 
 def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]:
-    """Returns perplexity by position in passes of a task's longest length: (low, high, score) for up to eight ranges."""
+    """Returns perplexity by position in passes of a task's longest length: (low, high, score) of up to eight ranges."""
     length, out = max(results.lengths(task)), []
     for variant in results.variants:
         rows = results.of(task, variant, length)
@@ -231,8 +231,8 @@ def score_all(results: Results) -> list[Score]:
 
 
 def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int, int, Estimate]]:
-    """Returns loss against position: (low, high, mean nats per token with its interval over documents) per bin; `high` is
-    exclusive.
+    """Returns loss against position: (low, high, mean nats per token with its interval over documents) per bin, where
+    `high` is exclusive.
 
     With `pieces`, neighbouring bins are merged into at most that many.
     """

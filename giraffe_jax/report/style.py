@@ -45,8 +45,8 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn. Variants with the same positions share colour and marker; untrained ones get a dashed line
-    and trained ones a solid one."""
+    """How a variant is drawn. Variants with the same positions share colour and marker; if a report has trained and
+    untrained ones, the latter get dashed lines."""
 
     colour: str
     marker: str
@@ -99,7 +99,7 @@ def looks(results: Results) -> dict[str, Look]:
 
 @contextmanager
 def drawing(name: str) -> Iterator[Any]:
-    """Context manager: yields matplotlib.pyplot with the project's settings and a file-only backend; closes all figures.
+    """Context manager for matplotlib.pyplot with the project's settings and a file-only backend; closes all figures.
 
     `name` seeds the identifiers in SVG files, so that the same rows give the same bytes.
     """

@@ -115,7 +115,7 @@ def kinds(methods: Sequence[Mapping[str, Any]]) -> list[str]:
 def stretch(
     methods: Sequence[Mapping[str, Any]], model: Mapping[str, Any], length: int, drawn: Drawn | None = None
 ) -> np.ndarray | None:
-    """Returns plain RoPE's frequencies over the variant's, [R]; infinite where a plane does not rotate. None if unknown.
+    """Returns plain RoPE's frequencies over the variant's, [R], inf where a plane does not rotate; None if unknown.
 
     For a user's method they come from `drawn`, which was saved when it was measured.
     """
