@@ -40,7 +40,7 @@ SHAPES = {
 class Job:
     """What is timed: one kind of work on `rows` sequences of `length` tokens.
 
-    forward: hidden states of all tokens and the logits of the last. nll: the loss of every token. train: loss, gradients
+    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradients
     and AdamW. packed: the same on rows packed with documents of DOCUMENT tokens. prefill: prompts into a KV cache, and
     their last logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of
     one layer, forward and with gradients. bands, bands_grad: the same with the bands, windows, chunks or biases of
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def plain(self) -> "Job | None":
-        """For a job of one layer's attention, the plain one: one causal band, kernel "auto"; None if it is that itself."""
+        """For a job of one layer's attention, the plain one (one causal band, kernel "auto"), None if it is plain."""
         kind = self.kind.replace("bands", "attention")
         plain = dataclasses.replace(self, kind=kind, method="", kernel="auto")  # type: ignore[arg-type]
         return plain if kind.startswith("attention") and plain != self else None

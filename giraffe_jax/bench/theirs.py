@@ -60,7 +60,7 @@ def _model(path: str, weights, device: str, *, random: bool) -> Any:
 
 
 def _fits(num_logits: int, device: str) -> bool:
-    """Returns whether the logits of all tokens, in the computed dtype and in float32, fit into the GPU's free memory."""
+    """Returns whether the logits of all tokens, in the compute dtype and in float32, fit into the GPU's free memory."""
     return device == "cpu" or 10 * num_logits < 0.8 * torch.cuda.mem_get_info()[0]
 
 

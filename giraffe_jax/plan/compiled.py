@@ -191,7 +191,7 @@ def _compiled(
 
 
 def without_cache(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Returns the compiled program, bypassing JAX's compilation cache, which cannot reload programs for absent chips."""
+    """Returns the compiled program without JAX's compilation cache, which cannot reload programs for absent chips."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     compilation_cache.reset_cache()  # the cache reads the setting only once
     jax.config.update("jax_enable_compilation_cache", False)
@@ -203,7 +203,7 @@ def without_cache(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def exhausted(message: str) -> tuple[int | None, int | None]:
-    """Returns (bytes needed, bytes available) from the compiler's out-of-memory error; (None, None) for other errors."""
+    """Returns (bytes needed, bytes available) of the compiler's out-of-memory error; (None, None) of other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None, None
     sizes = r"([\d.]+)([BKMGT]?)\S*"

@@ -27,7 +27,7 @@ def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
 
 
 def nodes_of(rest: str, mesh: Mapping[str, int], node: int) -> int:
-    """Returns how many nodes the largest group of a collective spans; `node` is the devices per node, 0 if all are one."""
+    """Returns how many nodes the largest group of a collective spans; `node`: devices per node, 0 for a single node."""
     if node == 0:
         return 1
     return max(len({device // node for device in group}) for group in _groups(rest, mesh)[1])

@@ -1,6 +1,6 @@
 """Counts FLOPs and bytes of collectives in the optimised HLO of one device.
 
-XLA's own `cost_analysis` counts the body of a loop once, which is a few percent of the FLOPs of a model scanned over its
+XLA's `cost_analysis` counts the body of a loop once, which is a few percent of the FLOPs of a model scanned over its
 layers. Here dots and convolutions are multiplied by the trip counts of the loops around them. For a loop whose trip
 count depends on data (blockwise attention over the blocks of keys that a block of queries sees), the caller gives it.
 """
@@ -150,8 +150,8 @@ def _share(kind: str, size: int) -> float:
 
 
 def _between(kind: str, nodes: int, size: int) -> float:
-    """Returns the bytes, per byte of operand, that leave the device's node: each device of a node sends its part through
-    its own adapter, and data that all of them need crosses once."""
+    """Returns the bytes, per byte of operand, that leave the device's node: each device of a node sends its part via its
+    own adapter, and data that all of them need crosses once."""
     if nodes == 1:
         return 0.0
     share = _share(kind, nodes)

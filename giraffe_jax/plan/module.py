@@ -101,7 +101,7 @@ def _split(text: str) -> list[str]:
 
 
 def called(computations: Mapping[str, Computation], op: Op, keys: str) -> list[Computation]:
-    """Returns the computations that an instruction names under `keys`, a regex of attributes such as "calls|to_apply"."""
+    """Returns the computations that an instruction names under `keys`, a regex of attributes like "calls|to_apply"."""
     names = []
     for found in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
         names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]

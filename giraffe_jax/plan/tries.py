@@ -131,7 +131,7 @@ def best_first(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def rows_of(config: TrainConfig, mesh: Mapping[str, int], tokens: int) -> int:
-    """Returns how many rows of `tokens` keep the tokens per step of `config`, at least the fewest that the mesh takes."""
+    """Returns how many rows of `tokens` keep the tokens per step of `config`, or the fewest that the mesh takes."""
     unit = mesh["data"] * mesh["fsdp"] * config.accumulate
     return max(config.data.batch_size * config.data.seq_len // tokens // unit, 1) * unit
 

@@ -20,7 +20,7 @@ from giraffe_jax.training.step import trainable
 def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: int | None = None) -> float:
     """Returns the FLOPs of a step that every implementation needs, over all devices.
 
-    Per token 2 N for the forward pass, 2 N for the gradients of activations, and 2 for each trained parameter (so 6 N if
+    Per token 2 N for the forward pass, 2 N for gradients of activations, and 2 for each trained parameter (so 6 N if
     all are trained); plus 12 * layers * heads * head_dim for each pair of query and key that attention allows.
 
     Args:

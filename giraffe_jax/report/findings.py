@@ -184,7 +184,7 @@ def _best(
 
 
 def _against(d: Difference) -> str:
-    """Returns a difference to plain RoPE in words: told apart, not told apart or, with too few pairs, just its value."""
+    """Returns a difference to plain RoPE in words: told apart, not told apart or, with too few pairs, its value."""
     if d.few:
         return f"{_amount(d, signed=True)} against {d.base}"
     if not d.apart:
