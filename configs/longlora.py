@@ -6,7 +6,7 @@
 The argument is the folder of the weights (config.json, safetensors, tokenizer). Adapters of rank 8 and alpha 16 on
 q, k, v and o; norms and embeddings are trained too (in the paper, Llama 2 7B at 32,768 on PG19: perplexity 8.12 with
 them, 11.44 without, 8.08 with full fine-tuning); linear interpolation; S2 attention in groups of a quarter of the
-length; AdamW with learning rate 2e-5, betas 0.9 and 0.95, no weight decay, 20 steps of linear warm-up; 1,000 steps of 64
+length; AdamW at 2e-5, betas 0.9 and 0.95, no weight decay, 20 steps of linear warm-up; 1,000 steps of 64
 rows: 2.1 billion tokens. The base stays bfloat16 and has no optimizer state. This config has not been run at this size,
 so it claims no time and no score.
 """

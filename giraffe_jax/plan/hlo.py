@@ -150,7 +150,7 @@ def _share(kind: str, size: int) -> float:
 
 
 def _between(kind: str, nodes: int, size: int) -> float:
-    """Returns the bytes, per byte of operand, that leave the device's node: each device of a node sends its part via its
+    """Returns the bytes, per byte of operand, that leave the device's node: each device of a node sends its part by its
     own adapter, and data that all of them need crosses once."""
     if nodes == 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""Copying: a text is repeated later in the context; how much of the repeat does the model predict?
+"""Copying: a text is repeated later in the context, and the model has to predict the repeat.
 
 - "random": random tokens, then the same tokens again (the induction probe of Olsson et al. 2022, arXiv:2209.11895, and
   the copying task of Jelassi et al. 2024, arXiv:2402.01032). They can only be predicted by copying.

@@ -53,7 +53,7 @@ class GiraffeQA:
     n: Count = 60  # Examples of each length: six of each question.
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True
-    new_tokens: Length = 50  # most tokens to generate, as published
+    new_tokens: Length = 50  # Most tokens to generate, as published.
     seed: Seed = 0
     name: Literal["giraffe_qa"] = "giraffe_qa"
     label: str | None = None

@@ -37,7 +37,7 @@ class Needle:
     n: Count = 10
     distractors: int = 0  # Number of further needles, of other cities, that are not asked for.
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: Length = 16  # most tokens to generate
+    new_tokens: Length = 16  # Most tokens to generate.
     seed: Seed = 0
     name: Literal["needle"] = "needle"
     label: str | None = None

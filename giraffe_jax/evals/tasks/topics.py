@@ -41,7 +41,7 @@ class Topics:
     n: Count = 50
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True
-    new_tokens: Length = 50  # most tokens to generate, as published
+    new_tokens: Length = 50  # Most tokens to generate, as published.
     seed: Seed = 0
     name: Literal["topics"] = "topics"
     label: str | None = None
