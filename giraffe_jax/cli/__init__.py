@@ -156,7 +156,7 @@ def _run(words: list[str]) -> int:
     args.overrides = overrides
     for folder in args.methods:
         if not os.path.isdir(folder):
-            parser.error(f"--methods: {folder} is no folder.")
+            parser.error(f"--methods: {folder} is not a folder.")
     # At the end of the path: modules here can be imported, but shadow nothing that is installed.
     sys.path += [folder for folder in map(os.path.abspath, (*args.methods, ".")) if folder not in sys.path]
     if words[0] == "methods":  # a method's parameters may be written as flags

@@ -109,7 +109,7 @@ def resume(args: argparse.Namespace) -> int:
     for step in wrong[:1]:
         print(f"the first is that of step {step}: {expected[step]!r} undisturbed, {found.get(step)!r} killed")
     if kills < args.kills:
-        print(f"the run was over after {kills} kills; more need more --steps", file=sys.stderr)
+        print(f"the run finished after {kills} of {args.kills} kills; raise --steps to fit more", file=sys.stderr)
     return 1 if wrong or kills < args.kills else 0
 
 

@@ -114,7 +114,7 @@ def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
     ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
     if len(ids) < length:
         raise ConfigError(
-            f"{name} has {len(ids)} tokens, {length} are asked for; give a longer --text or less --lengths."
+            f"{name} has {len(ids)} tokens, but --lengths needs {length}; give a longer --text or smaller --lengths."
         )
     return np.array(ids[:length]), f"{name}, by its own tokenizer"
 

@@ -135,9 +135,9 @@ def _workdir(text: str) -> str:
 def _check_place(path: Path, text: str) -> None:
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} is no folder.")
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} cannot be written in.")
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} is not writable.")
 
 
 def load(args: argparse.Namespace) -> Any:

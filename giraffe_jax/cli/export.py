@@ -84,8 +84,8 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     from giraffe_jax.tokenizer import read_json
 
     if as_gguf or args.gain_in_weights:
-        what = "a GGUF file" if as_gguf else "--gain-in-weights, which changes the base"
-        raise ConfigError(f"--adapter: PEFT's directory is of an adapter alone, not {what}.")
+        what = "a .gguf destination" if as_gguf else "--gain-in-weights, which changes the base"
+        raise ConfigError(f"--adapter: writes a PEFT directory with the adapter only, so it does not go with {what}.")
     check_new(args.destination)
     lm, adapters = load_unmerged(args.source)
     base = args.base or _base_of(Path(split_source(args.source)[0]))
@@ -100,7 +100,7 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     if file.is_file():
         rope = rope_in_words(read_json(file))
         print(
-            f"an adapter has no positions, and its own were not those of its base: {rope}. Load the base with "
+            f"a PEFT adapter cannot store positions, and this one has others than its base: {rope}. Load the base with "
             f'{BASE_CONFIG} (transformers: from_pretrained(BASE, config=AutoConfig.from_pretrained("{file}"))).'
         )
     return 0

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     reach = positions.reach(lm.config.positions if scaling is None else scaling, lm.config.original_len)
     if reach is not None and len(ids) + args.n > reach:
         warnings.warn(
-            f"{len(ids):,} tokens of prompt and {args.n:,} to generate are more than the {reach:,} that the positions "
-            "reach: the model was not made for what stands beyond. --positions can extend it.",
+            f"{len(ids):,} tokens of prompt and {args.n:,} to generate exceed the context length of {reach:,} tokens: "
+            "beyond it the output is unreliable. --positions can extend it.",
             stacklevel=2,
         )
     key = jax.random.key(args.seed)

@@ -104,5 +104,6 @@ def _training(values: Any, variant: str | None) -> tuple[Any, int | None]:
     trainings = spec.trainings(experiment)
     if variant not in trainings:
         hint = "" if variant is None else nearest(variant, list(trainings))
-        raise ConfigError(f"--variant: got {variant!r}; trained are {', '.join(map(repr, trainings)) or 'none'}.{hint}")
+        known = ", ".join(map(repr, trainings)) or "none"
+        raise ConfigError(f"--variant: got {variant!r}; trained variants: {known}.{hint}")
     return trainings[variant], [v.name for v in experiment.variants].index(variant)

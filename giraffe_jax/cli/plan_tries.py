@@ -56,10 +56,10 @@ class Others:
         options = self.tries.candidates(config, model, self.plan.mesh)
         if self.plan.argument_bytes > self.plan.hbm_bytes:  # saving activations cannot help
             options.sort(key=lambda changes: not any(key.startswith(("mesh.", "optim.")) for key in changes))
-        self.say(f"tried, of {len(options)} single changes and what they are together:")
+        self.say(f"tried, of {len(options)} single changes and their combinations:")
         found = self.tries.propose(self.first, options, self.attempt, self.args.tries)
         best = self.tries.best_first(found)
-        self.say("it fits with, best first:" if best else "none of these fits; more chips would do, or fewer tokens.")
+        self.say("it fits with, best first:" if best else "none of these fits; use more chips or fewer tokens.")
         for one in best:
             self.say("  " + " ".join(self.flags(one.changes)))
         return dict(proposals=[self.row(t) for t in best], tried=[self.row(t) for t in found])
@@ -72,10 +72,10 @@ class Others:
         fits, fails, tried = found
         rows = None if fits is None else self.tries.rows_of(config, self.plan.mesh, fits)
         if fits is None:
-            self.say(f"no rows were seen to fit; {fails:,} tokens do not.")
+            self.say(f"no rows were found to fit; {fails:,} tokens do not.")
         else:
             short = "" if fails is None else f"; {fails:,} do not fit"
-            self.say(f"the longest rows that were seen to fit: {fits:,} tokens, {rows:,} rows a step{short}.")
+            self.say(f"the longest rows found to fit: {fits:,} tokens, {rows:,} rows per step{short}.")
         return dict(seq_len=fits, batch_size=rows, too_long=fails, tried=[self.row(t) for t in tried])
 
     def flags(self, changes: Changes) -> list[str]:

@@ -94,8 +94,8 @@ def _first_share(args: argparse.Namespace) -> Any:
 
     if args.distributed:
         raise ConfigError(
-            f"--jobs: got {args.jobs} with --distributed, whose processes compute together what each job computes "
-            "alone. Allowed: one of the two."
+            f"--jobs: got {args.jobs} with --distributed. Processes of --distributed share each computation, jobs work "
+            "independently. Allowed: one of the two flags."
         )
     return shares(args.jobs)[0]
 

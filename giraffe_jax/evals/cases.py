@@ -116,8 +116,8 @@ def asked(
     if not found:
         spans = f"they take {min(seen):,} to {max(seen):,}" if seen else "there are none"
         raise ConfigError(
-            f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is asked at the shortest of"
-            f" lengths={task.lengths} that holds it."
+            f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is used at the shortest of"
+            f" lengths={task.lengths} that it fits into."
         )
     return found
 

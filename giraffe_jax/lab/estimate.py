@@ -86,7 +86,7 @@ class Estimate(NamedTuple):
         if not any(math.isnan(part.seconds) for part in self.parts):
             return "\n".join([*lines, f"{who} about {records.duration(self.seconds)}."])
         known = f"{who} about {records.duration(self.seconds)} for the rest."
-        return "\n".join([*lines, f"What is marked ? cannot be told beforehand. {known}"])
+        return "\n".join([*lines, f"Parts marked ? cannot be estimated. {known}"])
 
 
 def estimate(

@@ -85,9 +85,9 @@ def run(
         raise RuntimeError(f"{jobs} jobs have ended before they measured anything; their last lines say why.")
     outcome = lab_run.finish(workdir, shown.say)
     if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
-        shown.say("a device's memory was too small: with a smaller --jobs each job has more of it")
+        shown.say("a device ran out of memory: with a smaller --jobs each job gets more of it")
     if shown.left:
-        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, goes on with them")
+        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, resumes with them")
     return 1 if outcome.failures or shown.left else 0
 
 

@@ -198,7 +198,7 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
             if some:
                 notes.append(f"changed: {thing}; {len(some)} of {len(todo)} cells ({_named(some, todo)}) {fate}")
     if not keep and any(fate == AGAIN for affected in changed.values() for _, fate in affected):
-        notes.append("--keep keeps the older rows of changed cells in place of measuring them again")
+        notes.append("with --keep, changed cells keep their older rows and are not measured again")
     if taken:
         notes.append(
             f"{taken} of {len(todo)} cells are rows of an older version, which did not record the code of own methods "

@@ -192,7 +192,7 @@ def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: 
         if reach is not None and asked.get(variant.name, 0) > max(reach, seen):
             found.append(f"{variant.name} {max(reach, seen):,}")
     longest = max(asked.values(), default=0)
-    return f"prompts of up to {longest:,} tokens are longer than positions reach: {', '.join(found)}" if found else ""
+    return f"prompts of up to {longest:,} tokens exceed the context length of: {', '.join(found)}" if found else ""
 
 
 def _measure_variant(

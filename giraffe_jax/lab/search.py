@@ -83,7 +83,7 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
         parts = [to_global(pipeline.batch(i), mesh) for i in range(config.batches)]
         batches = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
         if not float(batches["weights"].sum()) > 0:
-            raise ConfigError("config.data: no token of the objective has weight; give answers or text some.")
+            raise ConfigError("config.data: all tokens have weight 0; give answers or text some weight.")
         encoding = model.bind().replace(gain=np.float32(gain(config, model)))
         settings: dict[str, Any] = dict(model=model, chunk=config.loss_chunk, at_once=config.tables_at_once)
 

@@ -76,8 +76,9 @@ class SearchConfig:
         check_fields(self, "config")
         if self.parents > self.population or self.children < 1:
             raise ConfigError(
-                "config: 2 <= parents <= population, and mutations or crossovers of them; got "
-                f"{self.parents}, {self.population}, {self.mutations}, {self.crossovers}."
+                "config: expected 2 <= parents <= population and mutations + crossovers >= 1; got parents "
+                f"{self.parents}, population {self.population}, mutations {self.mutations}, crossovers "
+                f"{self.crossovers}."
             )
         for i, start in enumerate(self.starts):
             check(start, f"config.starts[{i}]")
@@ -92,7 +93,7 @@ class SearchConfig:
                 f"{self.step:g}; longrope2 searches there. Take a smaller step."
             )
         if "positions" in self.model:
-            raise ConfigError("config.model.positions: are what is searched; `starts` lists where from.")
+            raise ConfigError("config.model.positions: set by the search; `starts` lists where it begins.")
 
     @property
     def children(self) -> int:

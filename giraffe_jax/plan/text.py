@@ -27,9 +27,9 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
     flops += f" ({plan.executed_flops / plan.model_flops:.3f} of the model's"
     lines.append(f"{flops}; {(plan.recomputed_flops or 0) / max(plan.executed_flops, 1):.1%} of them run again)")
     for kernel in plan.uncounted or ():
-        lines.append(f"warning: the FLOPs of kernel {kernel} are not known and not counted.")
+        lines.append(f"warning: the FLOPs of kernel {kernel} are unknown and not counted.")
     if plan.data_loops and not plan.attention.startswith("blockwise"):
-        lines.append(f"warning: {plan.data_loops} loops run as long as data say; each counts once.")
+        lines.append(f"warning: the trip counts of {plan.data_loops} loops depend on data; each is counted once.")
     moved = [
         f"{kind} {size / 1e9:,.3g} GB over {axes}"
         for kind, by_axes in (plan.collective_bytes or {}).items()
