@@ -128,7 +128,7 @@ def _listen(port: int, processes: int, deadline: float) -> None:
             lines.append(line)
             if total != processes or number in came or not 0 < number < processes:
                 there = came.get(number, socket.gethostname())
-                job = f"this job of {processes} processes, which has one on {there}"
+                job = f"this job of {processes} processes with {there}"
                 verdict = f"wrong: process {number} of {total} on {host} does not belong to {job}"
             came[number] = host
         for line in lines:
