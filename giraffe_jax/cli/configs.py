@@ -137,7 +137,7 @@ def _check_place(path: Path, text: str) -> None:
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"got {text}, but {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} is not writable.")
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} cannot be written in.")
 
 
 def load(args: argparse.Namespace) -> Any:

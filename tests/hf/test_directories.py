@@ -92,7 +92,7 @@ def test_a_destination_that_cannot_be_is_refused_before_the_weights_are_read(tmp
         assert said in err and err.count("\n") == 1 and str(tmp_path / place) in err
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     assert main([verb, str(given), str(tmp_path / "new")]) == 2
-    assert f"{tmp_path} is not writable" in capsys.readouterr().err
+    assert f"{tmp_path} cannot be written in" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full", "in"]
 
 
