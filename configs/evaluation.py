@@ -1,11 +1,11 @@
-"""Measure one model: passkey and line retrieval in this project's short style; perplexity where there are documents.
+"""Evaluate one model: passkey and line retrieval in this project's short style; perplexity if documents are given.
 
     giraffe evaluate --config=configs/evaluation.py:giraffe-mini --workdir=runs/measured
     giraffe evaluate --config=configs/evaluation.py:runs/llama2,books/ --workdir=runs/llama2-measured
 
-The argument is what to measure (a workdir of `giraffe train`, a Hugging Face directory, a .gguf file, a packaged name),
-then, after a comma, a text file or a folder of them. Lengths are powers of two from 256 to 2,048 tokens;
-for a model of billions of parameters leave out `style`, which makes the prompts those of the papers.
+The argument is the model (a workdir of `giraffe train`, a Hugging Face directory, a .gguf file, a packaged name), then,
+after a comma, a text file or a folder of them. Lengths are powers of two from 256 to 2,048 tokens. For a model of
+billions of parameters leave out `style`: the prompts are then those of the papers.
 """
 
 from ml_collections import ConfigDict

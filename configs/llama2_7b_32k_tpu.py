@@ -3,11 +3,11 @@
     giraffe train --distributed --workdir=/shared/llama2-32k \
         --config=configs/llama2_7b_32k_tpu.py:/shared/Llama-2-7b-hf "--config.data.sources[0].path=/shared/books"
 
-The argument is the folder of the weights (config.json, safetensors, tokenizer). Run it on every host of the slice, on
-files all of them see; the mesh takes all chips there are. 1,000 steps of 64 rows of 32,768 tokens: 2.1 billion tokens.
-Whether a slice holds it is told by `giraffe plan --config=configs/llama2_7b_32k_tpu.py --model=llama2_7b
---topology=v5p:4x4x4`, on any machine. It has been run in this shape only with a small model on virtual devices
-(tests/test_configs.py), so it claims no time and no score.
+The argument is the folder of the weights (config.json, safetensors, tokenizer). Run it on every host of the slice, with
+files on a shared file system; the mesh uses all chips. 1,000 steps of 64 rows of 32,768 tokens: 2.1 billion tokens.
+`giraffe plan --config=configs/llama2_7b_32k_tpu.py --model=llama2_7b --topology=v5p:4x4x4` says on any machine whether
+it fits. It has been run only with a small model on virtual devices (tests/test_configs.py), so it claims no time and
+no score.
 """
 
 from ml_collections import ConfigDict

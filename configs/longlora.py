@@ -4,11 +4,11 @@
         "--config.data.sources[0].path=/data/redpajama"
 
 The argument is the folder of the weights (config.json, safetensors, tokenizer). Adapters of rank 8 and alpha 16 on
-q, k, v and o, with norms and embeddings trained too (in the paper, perplexity 8.12 against 11.44 without and 8.08 of a
-full fine-tune, Llama 2 7B at 32,768 on PG19); linear interpolation; S2 attention in groups of a quarter of the length;
-AdamW 2e-5, betas 0.9 and 0.95, no weight decay, 20 steps of linear warm-up; 1,000 steps of 64 rows: 2.1 billion tokens.
-The base stays bfloat16 and has no optimizer state. It has not been run in this shape: it claims no time and no score of
-its own.
+q, k, v and o; norms and embeddings are trained too (in the paper, Llama 2 7B at 32,768 on PG19: perplexity 8.12 with
+them, 11.44 without, 8.08 with full fine-tuning); linear interpolation; S2 attention in groups of a quarter of the
+length; AdamW at 2e-5, betas 0.9 and 0.95, no weight decay, 20 steps of linear warm-up; 1,000 steps of 64
+rows: 2.1 billion tokens. The base stays bfloat16 and has no optimizer state. This config has not been run at this size,
+so it claims no time and no score.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config(source: str = "/data/Llama-2-7b-hf") -> ConfigDict:
     c.model.attention = "blockwise"
     c.model.remat = "save_attention"
     c.model.dtype = "bfloat16"
-    c.model.param_dtype = "bfloat16"  # of the frozen base; whatever is trained is float32
+    c.model.param_dtype = "bfloat16"  # of the frozen base; trained parameters are float32
 
     c.lora = ConfigDict()
     c.lora.rank = 8

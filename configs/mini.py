@@ -1,8 +1,8 @@
-"""giraffe-mini, trained on 256 tokens, to 1,024 with yarn: a run of a minute on a laptop, to see how runs go.
+"""Extend giraffe-mini from 256 to 1,024 tokens with yarn: a training run of a minute on a laptop, to try things out.
 
     giraffe train --config=configs/mini.py --workdir=runs/mini
 
-Its documents are made, not read: lists of `line WORD NUMBER` that are asked at their end, and passkeys.
+Its documents are synthetic: lists of `line WORD NUMBER` with questions at their end, and passkeys.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """Models by name: the published shapes of Llama checkpoints, as config functions.
 
     from configs import models
-    c.model = models.llama2_7b()          # in a config that trains from nothing, or plans
-    giraffe train --config=...            # weights come with their own shape: `source` needs no model
+    c.model = models.llama2_7b()          # in a config that trains from scratch, or for `giraffe plan`
+    giraffe train --config=...            # with `source`, the shape comes with the weights: no model needed
 
 Numbers are those of each checkpoint's config.json. `original_len` is the length it was pretrained on, before any
 scaling its own config applies; models that extend themselves (Llama 3.1, 3.2) say so in `positions`.
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def llama(vocab_size: int, d_model: int, d_mlp: int, num_layers: int, num_heads: int, **rest: Any) -> ConfigDict:
-    """Returns a Llama's shape; keys and values have as many heads as queries, and heads split d_model, unless said."""
+    """Returns a Llama's shape; by default num_kv_heads is num_heads and head_dim is d_model / num_heads."""
     shape = dict(vocab_size=vocab_size, d_model=d_model, d_mlp=d_mlp, num_layers=num_layers, num_heads=num_heads)
     return ConfigDict(shape | dict(num_kv_heads=num_heads, head_dim=d_model // num_heads) | rest)
 

@@ -3,8 +3,8 @@
     giraffe evaluate --config=configs/ruler.py:path/to/Llama-3.1-8B,books/ --workdir=runs/ruler
     giraffe evaluate --config=configs/ruler.py:runs/yarn@best,books/,dev-v2.0.json,hotpot_dev_distractor_v1.json ...
 
-The argument is what to measure, then what needles are hidden in (text files), then SQuAD's and HotpotQA's files.
-Without books, the six tasks that need none. 50 questions a cell; the paper asks 500 (`--config.tasks[0].n=500`).
+The argument is the model, then text files in which needles are hidden, then SQuAD's and HotpotQA's files. Without
+books, only the six tasks that need none. 50 questions per cell; the paper has 500 (`--config.tasks[0].n=500`).
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""Side by side with a peer on one machine: time and peak memory of what a model is used for, on a CPU or a GPU.
+"""Benchmarks giraffe-jax against transformers on one machine, CPU or GPU: time and peak memory of a model's main uses.
 
-Every measurement is a process of its own (`worker`), so that its peak of memory is its own and a failure is its own
-too, and sides take turns within a round, so that a machine that slows down slows both. Both sides get the same weights
-from one exported directory, or random ones of the same sizes.
+Every measurement is a process of its own (`worker`), so that its peak memory and its failures do not affect others.
+Sides take turns within a round, so that a machine that slows down slows both. Both sides get the same weights from one
+exported directory, or random weights of the same shapes.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 Side = Literal["giraffe_jax", "transformers"]
-GRACE = 60.0  # seconds that a measurement which has begun is given after the last minute
+GRACE = 60.0  # seconds beyond `minutes` that a running measurement is given to finish
 
 
 def run(
@@ -61,25 +61,29 @@ def run(
     minutes: float | None = None,
     say: Callable[[dict[str, Any], list[dict[str, Any]]], None] = lambda machine, rows: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns (the machine: what it is and its matmul_flops and bandwidth per second, one row per measurement).
+    """Returns (the machine: its description, matmul_flops and bandwidth per second; one row per measurement).
 
-    A row has run, side, job, seconds, peak_bytes, compile_seconds, tokens_per_second, flops_per_second, note (what the
-    side did) and fraction: of the machine's matmul peak, or of its bandwidth where `bound` says so. For `decode` the
-    seconds are a token's. The row of a measurement that failed has `error` in place of all that; one that was not begun
-    has `left` too. Off a CPU the first run compiles into an empty cache of JAX's, which later ones read.
+    A row has run, side, job, seconds, peak_bytes, compile_seconds, tokens_per_second, flops_per_second, note (on the
+    side's settings) and fraction: of the machine's matmul peak, or of its bandwidth if `bound` says so. For `decode`,
+    seconds are per token. The row of a failed measurement has `error` instead; if it was never started, also `left`.
+    Except on a CPU, the first run compiles into an empty JAX compilation cache, which later runs read.
 
     Args:
       source: a model, see TrainConfig.source; or its shape, for random weights that each side draws itself.
       jobs: what to time.
-      sides: who; "transformers" needs the `oracle` extra.
+      sides: which libraries to measure; "transformers" needs the `oracle` extra.
       runs: rounds over all jobs and sides.
       dtype: of activations.
-      param_dtype: of weights; by default float32 in training and `dtype` else.
-      remat: model.remat in training, "none" or a policy; transformers has gradient checkpointing where it is a policy.
-        By default "save_attention" for more than REMAT_ABOVE tokens.
-      threads: CPU cores of every measurement; None takes all.
-      minutes: after which nothing more is begun.
-      say: takes the machine and the rows so far, as each comes.
+      param_dtype: of weights; by default float32 in training, else `dtype`.
+      remat: model.remat in training, "none" or a policy; with a policy, transformers uses gradient checkpointing. By
+        default "save_attention" for more than REMAT_ABOVE tokens, else "none".
+      threads: CPU cores of every measurement; None: all.
+      minutes: after which no measurement is started.
+      say: called after each measurement with the machine and all rows so far.
+
+    Raises:
+      ConfigError: a wrong job or source.
+      RuntimeError: the machine could not be measured.
     """
     end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     threads = threads or len(os.sched_getaffinity(0))
@@ -87,14 +91,14 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         model = _write_model(source, Path(folder) / "model", dtype)
         for what in jobs:
-            banded(model, what)  # its mistakes are told before anything is started
+            banded(model, what)  # reports mistakes in jobs before anything is started
         settings = dict(path=str(Path(folder) / "model"), dtype=dtype, threads=threads)
         settings |= dict(random=isinstance(source, ModelConfig))
         machine = _worker(settings | dict(side="machine")) | _versions()
         machine |= dict(dtype=dtype, params=num_params(model), source=source if isinstance(source, str) else "random")
         if "error" in machine:
             raise RuntimeError(f"bench: measuring the machine: {machine['error']}")
-        if machine["platform"] != "cpu":  # whose peak of memory is the process's, compiling included
+        if machine["platform"] != "cpu":  # on a CPU, peak memory is the process's and has to include compilation
             settings["cache"] = str(Path(folder) / "cache")
         for number, what, side in _order(runs, jobs, sides):
             row: dict[str, Any] = dict(run=number, side=side, job=str(what))
@@ -117,7 +121,7 @@ def run(
 
 
 def _write_model(source: str | ModelConfig, path: Path, dtype: str) -> ModelConfig:
-    """Writes a model for both sides, of random weights its config alone, and returns the config."""
+    """Writes the model for both sides (for random weights, only its config), and returns the config."""
     if isinstance(source, ModelConfig):
         path.mkdir()
         (path / "config.json").write_text(json.dumps(hf.config_to_json(source, None, dtype=dtype)))
@@ -131,7 +135,7 @@ def _order(runs: int, jobs: Sequence[Job], sides: Sequence[Side]) -> Iterator[tu
     for number in range(runs):
         seen = set()
         for what in jobs:
-            # Who goes first alternates, since a processor that has rested is faster.
+            # The side that goes first alternates, since a processor is faster after idling.
             for side in sides if number % 2 == 0 else reversed(sides):
                 one = what if side == "giraffe_jax" else what.peer
                 if one is not None and (side, one) not in seen:
@@ -140,7 +144,7 @@ def _order(runs: int, jobs: Sequence[Job], sides: Sequence[Side]) -> Iterator[tu
 
 
 def _judged(model: ModelConfig, what: Job, got: dict[str, Any], machine: dict[str, Any], weights: str):
-    """Returns a measurement with what follows from it."""
+    """Returns a measurement with derived values: rates and fraction of the peak."""
     if got.get("params", num_params(model)) != num_params(model):
         return dict(error=f"it has {got['params']:,} parameters, the model {num_params(model):,}")
     seconds, work = got["seconds"], flops(model, what)
@@ -150,7 +154,7 @@ def _judged(model: ModelConfig, what: Job, got: dict[str, Any], machine: dict[st
         return found | dict(bound="matmul", fraction=work / seconds / machine["matmul_flops"])
     read = moved(model, what, 4 if weights == "float32" else 2)
     found |= dict(bound="bandwidth", fraction=read / seconds / machine["bandwidth"])
-    return found | dict(seconds=seconds / DECODED)  # a decoded token of every row
+    return found | dict(seconds=seconds / DECODED)  # per decoded token, of all rows
 
 
 def _versions() -> dict[str, str]:
@@ -162,14 +166,14 @@ def _versions() -> dict[str, str]:
 
 
 def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, Any]:
-    """Returns what a measurement printed, or {"error": why it could not}."""
+    """Runs a measurement in a new process; returns the JSON that it printed, or {"error": the reason}."""
     command = [sys.executable, "-m", "giraffe_jax.bench.worker", json.dumps(settings)]
     env = dict(os.environ)
     if "cache" in settings:
         env |= dict(JAX_COMPILATION_CACHE_DIR=settings["cache"], JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
         env |= dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     if settings["side"] == "transformers":
-        env["JAX_PLATFORMS"] = "cpu"  # the device and its memory are the peer's
+        env["JAX_PLATFORMS"] = "cpu"  # leaves the device and its memory to the peer
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -187,7 +191,11 @@ def write(path: str | Path, machine: dict[str, Any], rows: Sequence[dict[str, An
 
 
 def read(paths: Sequence[str | Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns (machine, rows) of files that `write` wrote, on one kind of device; the machine is the first file's."""
+    """Returns (machine, rows) of files that `write` wrote on one kind of device; the machine is the first file's.
+
+    Raises:
+      ConfigError: a file is not from `write`, or the files are from different kinds of device.
+    """
     machines, rows = [], []
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""Jobs: what can be timed, of which model, and the operations that it takes by closed forms."""
+"""The jobs that can be timed, the models, and closed forms of a job's FLOPs and bytes."""
 
 import ast
 import dataclasses
@@ -20,11 +20,11 @@ from giraffe_jax.positions.layers import of_layer
 Kind = Literal[
     "forward", "nll", "train", "packed", "prefill", "decode", "attention", "attention_grad", "bands", "bands_grad"
 ]
-LONGEST = 2**24  # tokens of a job; positions are float32, which counts so far
-DECODED = 64  # tokens of a decode job
+LONGEST = 2**24  # most tokens of a job: up to here, float32 positions are exact
+DECODED = 64  # tokens that a decode job generates
 MOST_ROWS = 4096
-DOCUMENT = 500  # tokens of a document of a packed row
-REMAT_ABOVE = 2**14  # tokens of a training step, from which on layers are run again in the backward pass
+DOCUMENT = 500  # tokens per document in a packed row
+REMAT_ABOVE = 2**14  # training steps with more tokens recompute layers in the backward pass
 TRAINS = ("train", "packed")
 
 # The model of the README's table on a GPU, about a billion parameters.
@@ -40,11 +40,11 @@ SHAPES = {
 class Job:
     """What is timed: one kind of work on `rows` sequences of `length` tokens.
 
-    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradient
-    and AdamW. packed: the same with rows of documents of DOCUMENT tokens. prefill: prompts into a cache, and their last
-    logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of one layer,
-    and with its gradient. bands, bands_grad: the same with the bands, windows, chunks or biases of `method`, "rerope"
-    or "rerope,window=256". `kernel` is what model.attention says.
+    forward: hidden states of all tokens and the last one's logits. nll: the loss of every token. train: loss, gradients
+    and AdamW. packed: the same on rows packed with documents of DOCUMENT tokens. prefill: prompts into a KV cache, and
+    their last logits. decode: DECODED tokens after `length` cached ones. attention, attention_grad: causal attention of
+    one layer, forward and with gradients. bands, bands_grad: the same with the bands, windows, chunks or biases of
+    `method`, "rerope" or "rerope,window=256". `kernel` is a value of model.attention.
     """
 
     kind: Kind
@@ -60,19 +60,23 @@ class Job:
 
     @property
     def peer(self) -> "Job | None":
-        """What transformers is measured at beside this job; None where it has nothing like it."""
+        """The job that transformers is measured on for comparison; None if it has no counterpart."""
         return None if self.method else dataclasses.replace(self, kernel="auto")
 
     @property
     def plain(self) -> "Job | None":
-        """For attention of one layer that is not plain, the job that is: one causal band by the kernel of "auto"."""
+        """For a job of one layer's attention, the plain one (one causal band, kernel "auto"), None if it is plain."""
         kind = self.kind.replace("bands", "attention")
         plain = dataclasses.replace(self, kind=kind, method="", kernel="auto")  # type: ignore[arg-type]
         return plain if kind.startswith("attention") and plain != self else None
 
 
 def job(text: str) -> Job:
-    """Returns the job that `kind:length`, `kind:lengthxrows`, `bands:method:length` or one with `@kernel` says."""
+    """Returns the job of `kind:length`, `kind:lengthxrows` or `bands:method:length`, each with an optional `@kernel`.
+
+    Raises:
+      ConfigError: the text is no such job.
+    """
     kind, _, size = text.partition(":")
     kinds = get_args(Kind)
     if kind not in kinds:
@@ -101,10 +105,13 @@ def job(text: str) -> Job:
 
 
 def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str, Any]:
-    """Returns the config's item for "rerope" or "rerope,window=256".
+    """Returns the entry of `positions` for "rerope" or "rerope,window=256".
 
-    A number of tokens that the method requires and the text leaves out is a quarter of original_len; anything else it
-    requires is as in its EXAMPLE.
+    Required parameters that the text leaves out are original_len / 4 if counted in tokens, else those of the method's
+    EXAMPLE.
+
+    Raises:
+      ConfigError: an unknown method, or wrong parameters.
     """
     name, *words = text.split(",")
     function = positions.lookup(name, where)
@@ -126,7 +133,11 @@ def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str
 
 
 def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any]:
-    """Returns (bands, bias) of a job's method in the first layer, as attention takes them."""
+    """Returns (bands, bias) of a job's method in the first layer, as arguments of attention.
+
+    Raises:
+      ConfigError: the method has neither, so that it is timed as plain attention.
+    """
     if not what.method:
         return (), None
     call = method_of(what.method, original_len=model.original_len)
@@ -142,20 +153,17 @@ def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any]:
 
 
 def pairs(model: ModelConfig, what: Job) -> int:
-    """Returns how many keys the queries of a row see together, in a job of attention in bands."""
+    """Returns the number of visible query-key pairs of a row, for a job of attention with bands."""
     bands, _ = banded(model, what)
     seen = intervals(place_of_rows(None, (1, what.length)), bands)
     return int((np.asarray(seen.high, np.int64) - np.asarray(seen.low, np.int64)).sum())
 
 
 def flops(model: ModelConfig, what: Job) -> float:
-    """Returns the model FLOPs of a job, two per multiply-add; attention is causal and counted once.
-
-    In bands they are those of the pairs that are seen.
-    """
+    """Returns the model FLOPs of a job, two per multiply-add; attention counts only visible query-key pairs."""
     tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
     attended = what.length + DECODED / 2 if what.kind == "decode" else what.length / 2
-    if what.kind == "packed":  # whole documents, and what is left of the row
+    if what.kind == "packed":  # full documents, and the rest of the row
         whole, rest = divmod(what.length, DOCUMENT)
         attended = (whole * DOCUMENT**2 + rest**2) / 2 / what.length
     if what.method:
@@ -173,14 +181,24 @@ def flops(model: ModelConfig, what: Job) -> float:
 
 
 def moved(model: ModelConfig, what: Job, itemsize: int) -> float:
-    """Returns the bytes that decoding has to read: all matrices and the cache, for every token."""
+    """Returns the bytes that decoding has to read: all weights and the KV cache, for every token.
+
+    Args:
+      model: its config.
+      what: a decode job.
+      itemsize: bytes per number.
+    """
     cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim * what.rows
     head = 0 if model.tie_embeddings else model.vocab_size * model.d_model
     return DECODED * itemsize * (num_params(model) - head + cached)
 
 
 def shape(text: str) -> ModelConfig:
-    """Returns the model that "1b" or "1b,num_layers=4,vocab_size=512" says: a name of SHAPES, and keys that differ."""
+    """Returns the ModelConfig of "1b" or "1b,num_layers=4,vocab_size=512": a name of SHAPES, and keys to change.
+
+    Raises:
+      ConfigError: an unknown name or key, or a wrong value.
+    """
     name, *words = text.split(",")
     if name not in SHAPES:
         raise ConfigError(f"--shape {text}: it begins with one of {', '.join(SHAPES)}, as in 1b,num_layers=4.")

@@ -1,4 +1,4 @@
-"""What the device is, and what it gives at best: matrix products per second, and bytes read per second."""
+"""The device's name and peak rates: matmul FLOP/s and memory bandwidth in bytes/s."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from giraffe_jax.bench.timing import QUICK, fastest
 
 SIZES = (2048, 4096)
-LARGE = (8192,)  # beside them where there is more than a CPU
-READ = 2**28  # elements: far more than any cache holds
+LARGE = (8192,)  # in addition, on accelerators
+READ = 2**28  # elements: far more than fit any cache
 
 
 def measure(dtype: str) -> dict[str, Any]:
-    """Returns platform, device_kind, matmul_flops (FLOP/s of the fastest square product, at the precision that a model
-    of the dtype multiplies at) and bandwidth (bytes/s of reading a large matrix)."""
+    """Returns platform, device_kind, matmul_flops (FLOP/s of the fastest square matmul, at the matmul precision of a
+    model of this dtype) and bandwidth (bytes/s when reading a large matrix)."""
     device, peak = jax.devices()[0], 0.0
     quick, more = (0.0, ()) if device.platform == "cpu" else (QUICK, LARGE)
     for size in (*SIZES, *more):
@@ -24,7 +24,7 @@ def measure(dtype: str) -> dict[str, Any]:
         seconds = fastest(lambda: jax.block_until_ready(product(a, a)), most=20, least=quick)  # noqa: B023
         peak = max(peak, 2.0 * size**3 / seconds)
     x = jnp.ones(READ, dtype)
-    # A product with a vector, which compilers split over all cores, unlike a sum.
+    # A matrix-vector product: compilers split it over all cores, unlike a sum.
     rows = x.reshape(-1, 4096)
     total = jax.jit(jnp.matmul).lower(rows, rows[0]).compile()
     seconds = fastest(lambda: jax.block_until_ready(total(rows, rows[0])), most=20, least=quick)

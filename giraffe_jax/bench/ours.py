@@ -1,4 +1,4 @@
-"""Our side of the bench."""
+"""giraffe-jax's side of the bench."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,8 @@ from giraffe_jax.training.step import TrainState, make_update, train_step
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
-    """Loads the weights, or draws them, and returns (the function that compiles the job, which returns the function to
-    time; what is known of it)."""
+    """Loads or draws the weights; returns (a function that compiles the job and returns the function to time; facts for
+    the row)."""
     kind, rows, length, dtype = (settings[key] for key in ("kind", "rows", "length", "dtype"))
     what = Job(kind, length, rows, settings["method"], settings["kernel"])
     config = hf.read_config(settings["path"])
@@ -152,6 +152,6 @@ def _passed(kernel) -> str:
 
 
 def peak_bytes() -> int | None:
-    """Returns the device's own peak where it keeps one; the CPU's is the process's."""
+    """Returns the device's peak memory in bytes; None on a CPU, where the worker measures the process."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("peak_bytes_in_use") if stats else None

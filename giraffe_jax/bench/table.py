@@ -1,4 +1,4 @@
-"""The bench's table: medians over runs, both sides beside each other, and below it what each did and what failed."""
+"""The bench's table: medians over runs, both sides next to each other; below it, notes on each side and failures."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ HEAD = [
 def table(machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Returns a Markdown table: medians over runs, and ratios of the peer's median to ours.
 
-    "time of plain attention" is a method's seconds over those of causal attention in one band. "compiled in" is ours in
-    the first run, "again" in later ones, which off a CPU find JAX's cache. Of `decode` the peak is the memory's
-    bandwidth.
+    "time of plain attention" is a method's time over that of causal attention in one band. "compiled in" is our compile
+    time in the first run, "again" in later runs, which read JAX's compilation cache except on a CPU. For `decode`, "of
+    peak" is relative to the memory bandwidth.
     """
     lines = [_machine(machine), "", "| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
     for name in dict.fromkeys(row["job"] for row in rows if row["side"] == OURS) or dict.fromkeys(
@@ -37,7 +37,7 @@ def table(machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    """Returns the device, versions and what was measured of it, in a line."""
+    """Returns a line with the device, versions and measured peaks."""
     device = machine.get("device_kind", "")
     parts = [f"{device} ({machine['platform']})"] if device else []
     parts += [f"{name} {machine[name]}" for name in ("jax", "torch", "transformers", "python") if name in machine]
@@ -50,7 +50,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns what each side did, what failed and what was left, as a list below the table."""
+    """Returns the list below the table: notes on each side, failed measurements and skipped ones."""
     notes: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if row.get("note"):

@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from giraffe_jax.bench.jobs import DECODED, DOCUMENT
 
-CHUNK = 4096  # tokens of a row whose logits exist at once where those of all do not fit
+CHUNK = 4096  # tokens of a row whose logits are in memory at once, if those of all do not fit
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], dict[str, Any]]:
-    """Loads the weights, or draws them, and returns (the function that readies the job, which returns the function to
-    time; what is known of it)."""
+    """Loads or draws the weights; returns (a function that prepares the job and returns the function to time; facts for
+    the row)."""
     torch.set_num_threads(settings["threads"])
     kind, length, rows = settings["kind"], settings["length"], settings["rows"]
     dtype, weights = (getattr(torch, settings[key]) for key in ("dtype", "param_dtype"))
@@ -32,7 +32,7 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], 
     casts = f"weights {settings['param_dtype']}, autocast to {settings['dtype']}"
     said = [f"all in {settings['dtype']}" if weights == dtype else casts, "attention sdpa"]
     if settings["remat"] != "none":
-        # Its name of late, or the one that older transformers know it by.
+        # Named differently in newer and older versions of transformers.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable(dict(use_reentrant=False))
         said.append("gradient checkpointing")
@@ -55,17 +55,17 @@ def _model(path: str, weights, device: str, *, random: bool) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=weights, attn_implementation="sdpa")
         return model.to(device)
     config = AutoConfig.from_pretrained(path)
-    with torch.device(device):  # drawn there, which takes seconds less
+    with torch.device(device):  # initialised on the device, which is seconds faster
         return AutoModelForCausalLM.from_config(config, dtype=weights, attn_implementation="sdpa")
 
 
 def _fits(num_logits: int, device: str) -> bool:
-    """Whether the logits of all tokens, as computed and in float32, fit into a GPU beside what is there."""
+    """Returns whether the logits of all tokens, in the compute dtype and in float32, fit into the GPU's free memory."""
     return device == "cpu" or 10 * num_logits < 0.8 * torch.cuda.mem_get_info()[0]
 
 
 def _finished(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Returns the call followed by the wait for what it started."""
+    """Returns a function that makes the call and waits for the GPU to finish."""
 
     def run():
         call()
@@ -111,7 +111,7 @@ def _nll_in_chunks(model, tokens, cast):
 
 
 def _packed(model, tokens, cast):
-    # By restarting positions transformers knows documents of one row, and masks the pairs of two.
+    # transformers recognises documents within a row by restarting positions, and masks pairs across documents.
     places = torch.arange(tokens.shape[1], device=tokens.device) % DOCUMENT
     return _train(model, tokens, cast, places.expand(tokens.shape))
 
@@ -175,5 +175,5 @@ def _attention(config, rows: int, length: int, dtype, device: str, *, grad: bool
 
 
 def peak_bytes() -> int | None:
-    """Returns the device's own peak where it keeps one; the CPU's is the process's."""
+    """Returns the GPU's peak memory in bytes; None on a CPU, where the worker measures the process."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

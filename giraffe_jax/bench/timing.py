@@ -1,17 +1,20 @@
-"""How often a call is repeated, and which time of it counts."""
+"""Times a call: how often to repeat it, and which time counts."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-ENOUGH, LONG = 5.0, 60.0  # seconds after which a call is not repeated again; not even once
-QUICK = 0.5  # seconds that calls on a GPU are repeated for at least, since its clock takes a while to rise
+ENOUGH, LONG = 5.0, 60.0  # seconds in total after which a call is not repeated; of a first call that is not repeated
+QUICK = 0.5  # least seconds of repeating calls on a GPU, whose clock takes a while to rise
 
 
 def fastest(call: Callable[[], Any], most: int = 5, least: float = 0.0) -> float:
-    """Returns the seconds of the fastest call; the first is a warm-up, unless it alone took LONG.
+    """Returns the seconds of the fastest call.
 
-    Calls are `most`, or as many as take `least` seconds where that is more.
+    Args:
+      call: to time.
+      most: number of calls, unless they take too long (ENOUGH, LONG).
+      least: seconds for which to go on calling, beyond `most` calls.
     """
     best, spent, n = float("inf"), 0.0, 0
     while n < most or (spent < least and n < 10_000):

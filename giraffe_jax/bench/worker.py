@@ -14,16 +14,17 @@ from giraffe_jax.tuning import tune
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns seconds (the fastest call), peak_bytes, compile_seconds and what the side did; or what the machine gives.
+    """Returns seconds (of the fastest call), peak_bytes, compile_seconds and the side's own facts; for the side
+    "machine", its peak FLOP/s and bandwidth.
 
-    compile_seconds: until the job can be called: tracing and compiling, or reading what a cache of JAX's has.
+    compile_seconds: time until the job can be called: tracing and compiling, or reading JAX's compilation cache.
     """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
     if settings["side"] != "transformers":
-        # Set before JAX takes its share of a GPU, three quarters by default.
+        # Set before JAX allocates its share of GPU memory, which is three quarters by default.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     if settings["side"] == "giraffe_jax":
-        tune()  # as the command does
+        tune()  # as `giraffe` does
     if settings["side"] == "machine":
         from giraffe_jax.bench import machine
 
@@ -42,7 +43,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """Lets the peak of resident memory start anew from what is resident now, where the kernel can (Linux)."""
+    """Resets the peak of resident memory to what is resident now, if the kernel can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

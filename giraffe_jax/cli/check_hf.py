@@ -1,10 +1,10 @@
-"""Read one Hugging Face directory here and with transformers (extra `oracle`), in float32, and compare logits,
-next-token distributions and perplexities on a text: within the original length, at it, and at the length that the
-positions reach (or at twice the original). DIR may be a LoRA adapter of PEFT, which transformers reads with peft.
+"""Load one Hugging Face directory here and with transformers (extra `oracle`), in float32, and compare logits,
+next-token distributions and perplexities on a text: at half the original length, at the original length, and at the
+extended context length (or twice the original). DIR may be a LoRA adapter of PEFT, which transformers loads with peft.
 
-The text is --text, or the English reference text that Python carries (pydoc_data). A directory without a tokenizer gets
-random ids. The largest difference may be 2e-5 of the largest logit, or what float32 leaves of the angle of the last
-position where that is more: 2^-23 radians for each token.
+The text is --text, or the English reference text that ships with Python (pydoc_data). A directory without a tokenizer
+gets random ids. Logits may differ by 2e-5 of the largest logit, or by the float32 rounding error of the last position's
+angle if that is more: 2^-23 radians per token of length.
 """
 
 import argparse
@@ -14,11 +14,12 @@ from typing import Any
 from giraffe_jax.cli import configs
 from giraffe_jax.config import ConfigError
 
-LEAST = 2e-5  # of the largest logit
-CHUNK = 256  # positions whose logits exist at once
+LEAST = 2e-5  # smallest tolerance, relative to the largest logit
+CHUNK = 256  # positions whose logits are held in memory at once
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe check hf`."""
     parser.add_argument("directory", metavar="DIR", type=configs.source, help="a Hugging Face directory, or an adapter")
     configs.base_argument(parser)
     parser.add_argument(
@@ -29,11 +30,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=configs.number(int, 2, high=2**24),
         metavar="N",
-        help="tokens (default: half the original length, the original, and what the positions reach or twice it)",
+        help="lengths in tokens (default: half the original length, the original, the extended or twice the original)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints one line per length; returns 0 if all logits are within tolerance, else 1.
+
+    Raises:
+      ConfigError: torch, transformers or peft is missing, DIR is no Hugging Face directory, or the text is too short.
+    """
     try:
         import torch  # noqa: F401
         import transformers
@@ -82,7 +88,7 @@ def _theirs(where: Path, adapter: Any) -> Any:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         where, dtype=torch.float32, attn_implementation="sdpa", **config
     )
-    if adapter is None or adapter.directory == where:  # beside the weights: it is in the model already
+    if adapter is None or adapter.directory == where:  # transformers has loaded an adapter that is beside the weights
         return model
     try:
         import peft
@@ -92,7 +98,7 @@ def _theirs(where: Path, adapter: Any) -> Any:
 
 
 def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
-    """Returns (ids, what they are)."""
+    """Returns `length` token ids and a description of where they come from."""
     import numpy as np
 
     if ours.tokenizer is None:
@@ -108,19 +114,19 @@ def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
     ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
     if len(ids) < length:
         raise ConfigError(
-            f"{name} has {len(ids)} tokens, {length} are asked for; give a longer --text or less --lengths."
+            f"{name} has {len(ids)} tokens, but --lengths needs {length}; give a longer --text or smaller --lengths."
         )
     return np.array(ids[:length]), f"{name}, by its own tokenizer"
 
 
 def compare(ours: Any, model: Any, tokens: Any) -> dict[str, float]:
-    """Returns the largest difference of logits over the largest logit, the divergence of the next-token distributions
-    (KL of ours from theirs, nats), and both perplexities.
+    """Returns the largest difference of logits relative to the largest logit, the mean and largest KL divergence of the
+    next-token distributions (of ours from theirs, nats), and both perplexities.
 
     Args:
-      ours: decode.LM.
-      model: transformers' model of the same weights.
-      tokens: [T].
+      ours: inference.LM.
+      model: transformers' model with the same weights.
+      tokens: [T] ids.
     """
     import jax
     import jax.numpy as jnp

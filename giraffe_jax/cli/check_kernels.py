@@ -1,18 +1,19 @@
-"""Run the attention of every method's example by the kernel that `model.attention="auto"` takes for it on this machine.
+"""Run the attention of every method's example with the kernel that `model.attention="auto"` chooses on this machine.
 
-Printed are which kernel that is, why faster ones were passed over, and by how much its output and gradients differ from
-dense attention in float32: relative norms, for rows of one document and of three.
+Prints which kernel that is, why faster ones were not used, and how far its output and gradients are from dense
+attention in float32 (relative L2 norms), for rows of one document and of three packed documents.
 """
 
 import argparse
 import importlib
 from typing import Any
 
-BATCH, HEADS = 2, (4, 2, 64)  # rows; query heads, key heads, their width
-ALLOWED = {"bfloat16": (5e-3, 1e-2), "float32": (1e-5, 1e-5)}  # of the output and of the gradients
+BATCH, HEADS = 2, (4, 2, 64)  # rows; query heads, key heads, head_dim
+ALLOWED = {"bfloat16": (5e-3, 1e-2), "float32": (1e-5, 1e-5)}  # tolerances of output and gradients
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints one line per method and number of documents; returns 0 if all are within tolerance, else 1."""
     from giraffe_jax.positions import lookup, names
 
     chosen = args.names or names()
@@ -33,8 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_program() -> Any:
-    """Returns program(q, k, v, d_out, place, bands, bias, implementation) -> (output, gradients), compiled once for
-    all methods that differ in numbers alone."""
+    """Returns program(q, k, v, d_out, place, bands, bias, implementation) -> (output, gradients).
+
+    Methods that differ only in the values of arrays share one compilation.
+    """
     import jax
 
     from giraffe_jax.attention import attend_rows
@@ -51,8 +54,8 @@ def make_program() -> Any:
 
 
 def differences(name: str, tokens: int, dtype: str, documents: int, program: Any) -> tuple[str, float, float]:
-    """Returns the kernel of a method's example and why it was taken, and the relative norm of what its output differs
-    by from dense attention's in float32, and of what its gradients do, the largest of them."""
+    """Returns, for a method's example: the kernel and why it was chosen; the error of its output; the largest error of
+    its gradients. Errors are relative L2 norms of the difference from dense attention in float32."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -89,7 +92,7 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
 
 
 def _wider(example: Any) -> Any:
-    """Returns an example, which is of heads of 8 numbers, for heads of HEADS: each number of four planes repeated."""
+    """Returns an example, written for head_dim 8, with its lists of four planes repeated for the head_dim of HEADS."""
     if isinstance(example, dict):
         return {key: _wider(value) for key, value in example.items()}
     if not isinstance(example, list | tuple):

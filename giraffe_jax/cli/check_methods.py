@@ -1,6 +1,6 @@
-"""Run every method's example through a Llama of two layers with random weights, on 48 tokens after a training length of
-32, and print the largest differences: of the logits of tokens decoded one by one from those of one forward pass, and of
-blockwise attention from dense, hidden states and gradients of all parameters and frequencies.
+"""Run every method's example through a two-layer Llama with random weights and original_len 32, on 48 tokens, and print
+the largest differences: between the logits of token-by-token decoding and of one forward pass, and between blockwise
+and dense attention, for hidden states and for the gradients of all parameters and frequencies.
 """
 
 import argparse
@@ -12,10 +12,11 @@ MODEL: dict[str, Any] = dict(head_dim=8, theta=1e4, original_len=32)
 LLAMA: dict[str, Any] = MODEL | dict(
     vocab_size=32, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, block_size=16
 )
-DECODING, BLOCKWISE = 1e-4, 1e-5  # allowed
+DECODING, BLOCKWISE = 1e-4, 1e-5  # tolerances
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints one line per method; returns 0 if all differences are within tolerance, else 1."""
     from giraffe_jax.positions import lookup, names
 
     chosen = args.names or names()
@@ -34,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_program() -> Any:
-    """Returns program(params, encoding, tokens, attention) -> (hidden states, gradients of parameters and frequencies),
-    compiled once for all methods that differ in numbers alone."""
+    """Returns program(params, encoding, tokens, attention) -> (hidden states, gradients of parameters and frequencies).
+
+    Methods that differ only in the values of arrays share one compilation.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -57,8 +60,9 @@ def make_program() -> Any:
 
 
 def differences(name: str, program: Any) -> tuple[float, float, float]:
-    """Returns the largest differences of a method's example: of logits between decoding and prefill, of hidden states
-    between blockwise and dense, and of gradients between these, as a share of each array's largest value or of 1."""
+    """Returns the largest differences of a method's example: of logits between decoding and one forward pass, of hidden
+    states between blockwise and dense attention, and of their gradients (relative to each array's largest value, or to
+    1 if that is larger)."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -74,10 +78,10 @@ def differences(name: str, program: Any) -> tuple[float, float, float]:
     params = jax.jit(Llama(config).init)(jax.random.key(0), tokens[:, :2], e.at(where[:, :2]))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    # Off where they start, which is zero for some, and large enough that attention is not nearly uniform.
+    # Noise: some parameters start at zero, and with small weights attention would be nearly uniform.
     params = tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
-    training = e.at(where, key=jax.random.key(2))  # where random positions and S2 do something
+    training = e.at(where, key=jax.random.key(2))  # a key switches on random positions and S2 attention
     dense, blockwise = (program(params, training, tokens, attention) for attention in ("dense", "blockwise"))
     sides = zip(jax.tree.leaves(dense[1]), jax.tree.leaves(blockwise[1]), strict=True)
     gradient = max(float(np.abs(a - b).max()) / max(1.0, float(np.abs(a).max())) for a, b in sides)

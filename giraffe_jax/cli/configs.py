@@ -1,4 +1,4 @@
-"""What the verbs that read a config share: their flags, and the config those flags stand for."""
+"""Flags shared by the verbs that read a config, and how those flags become a config."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from giraffe_jax.cli import distributed
 
 
 def config_arguments(parser: argparse.ArgumentParser, several: bool = True) -> None:
-    """Adds --config, --config.key=value and, of a verb that may run in several processes, --distributed."""
+    """Adds --config, --config.key=value and, if `several` processes may run the verb, --distributed."""
     parser.add_argument(
         "--config",
         required=True,
@@ -25,16 +25,16 @@ def config_arguments(parser: argparse.ArgumentParser, several: bool = True) -> N
 
 
 def shape_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --model, of a verb that needs no weights."""
-    what = "shape of configs/models.py (llama2_7b, ...) in place of a source whose config.json is not here"
+    """Adds --model, for a verb that needs no weights."""
+    what = "a model shape of configs/models.py (llama2_7b, ...), for a source whose config.json is not on this machine"
     parser.add_argument("--model", metavar="NAME", help=what)
 
 
 def shape(args: argparse.Namespace) -> Any:
-    """Returns the ModelConfig's keys of the shape that --model names, or None.
+    """Returns the ModelConfig keys of the shape that --model names, or None without --model.
 
     Raises:
-      ConfigError: no such shape.
+      ConfigError: there is no such shape.
     """
     from giraffe_jax.config import ConfigError, nearest
 
@@ -49,6 +49,7 @@ def shape(args: argparse.Namespace) -> Any:
 
 
 def distributed_argument(parser: argparse.ArgumentParser, several: bool = True) -> None:
+    """Adds --config.KEY (for --help; overrides are split off earlier) and, if `several`, --distributed."""
     parser.add_argument(
         "--config.KEY",
         dest="ignored",
@@ -60,25 +61,25 @@ def distributed_argument(parser: argparse.ArgumentParser, several: bool = True) 
 
 
 def workdir_argument(parser: argparse.ArgumentParser, help: str, required: bool = True) -> None:
-    """Adds --workdir to a verb's parser; an empty one is refused, since a Path makes the current folder of it."""
+    """Adds --workdir. An empty value is rejected: Path("") would silently be the current folder."""
     parser.add_argument("--workdir", required=required, metavar="DIR", type=_workdir, help=help)
 
 
 def keep_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --keep to a verb's parser."""
-    keep = "keep the rows of cells whose methods, documents... have changed, marked so; else they are measured again"
+    """Adds --keep."""
+    keep = "keep (and mark) results whose methods, documents... have changed since; by default they are measured again"
     parser.add_argument("--keep", action="store_true", help=keep)
 
 
 def folder(text: str) -> str:
-    """Returns the name of a folder that a flag gives; an empty one is refused."""
+    """Returns a flag's folder name unchanged; argparse type that rejects an empty one."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder; the current one is written as a dot.")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder; write . for the current folder.")
     return text
 
 
 def source(text: str) -> str:
-    """Returns the source that a flag gives; an empty one is refused."""
+    """Returns a flag's source unchanged; argparse type that rejects an empty one."""
     if not text.strip():
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected a directory, a .gguf file or a packaged model's name."
@@ -87,14 +88,14 @@ def source(text: str) -> str:
 
 
 def base_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Adds --base."""
-    where = "directory of the base of an adapter that does not lie beside it, or of a LoRA run's source that has moved"
-    where += more
+    """Adds --base; `more` is appended to its help."""
+    where = "directory of an adapter's base model, if it is not beside the adapter; or of a LoRA run's source that has "
+    where += f"moved{more}"
     parser.add_argument("--base", type=source, metavar="DIR", help=where)
 
 
 def new_file(*suffixes: str) -> Callable[[str], str]:
-    """Returns what reads the name of a file to write, which ends in one of `suffixes` if there are any."""
+    """Returns an argparse type for the name of a file to write, ending in one of `suffixes` if any are given."""
 
     def read(text: str) -> str:
         path = Path(folder(text))
@@ -109,7 +110,7 @@ def new_file(*suffixes: str) -> Callable[[str], str]:
 
 
 def number(kind: type, low: int | float, **bound: Any) -> Callable[[str], Any]:
-    """Returns what reads a flag's int or float within config.Bound(low, **bound)."""
+    """Returns an argparse type for an int or float within config.Bound(low, **bound)."""
     from giraffe_jax.config import Bound, ConfigError, coerce
 
     def read(text: str) -> Any:
@@ -117,7 +118,7 @@ def number(kind: type, low: int | float, **bound: Any) -> Callable[[str], Any]:
             return coerce(Annotated[kind, Bound(low, **bound)], kind(text), "")
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
-        except ValueError as error:  # no number, or one with thousands of digits
+        except ValueError as error:  # not a number, or one with thousands of digits
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {what}, got {text[:40]!r}.") from error
 
@@ -125,8 +126,8 @@ def number(kind: type, low: int | float, **bound: Any) -> Callable[[str], Any]:
 
 
 def _workdir(text: str) -> str:
-    """Returns a workdir's name; refused before anything is read where no folder is or can be made there."""
-    if "://" not in folder(text):  # the library says what it takes
+    """Returns a workdir's name; rejects, before anything is read, a path where no folder exists or can be created."""
+    if "://" not in folder(text):  # remote paths are checked by the checkpoint library
         _check_place(Path(text).absolute(), text)
     return text
 
@@ -134,16 +135,16 @@ def _workdir(text: str) -> str:
 def _check_place(path: Path, text: str) -> None:
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} is no folder.")
+        raise argparse.ArgumentTypeError(f"got {text}, but {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"got {text}, but {there} cannot be written in.")
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Returns the config that a command's flags stand for, after joining the job's other processes, if any.
+    """Returns the config that a command's flags describe, after joining the job's other processes, if any.
 
     Raises:
-      ConfigError: a config that another verb takes, besides what `read` raises.
+      ConfigError: the config belongs to another verb; or any error of `read`.
     """
     values = read(args)
     for verb, key in (("run", "variants"), ("evaluate", "tasks"), ("train", "steps")):
@@ -163,7 +164,7 @@ def _check_verb(args: argparse.Namespace, verb: str, key: str) -> None:
 
 
 def read(args: argparse.Namespace) -> Any:
-    """Returns the config that a command's flags stand for."""
+    """Returns the config that a command's flags describe: the file with its overrides applied."""
     from giraffe_jax import config
 
     path = found(args.config)
@@ -174,16 +175,16 @@ def read(args: argparse.Namespace) -> Any:
 
 
 def shipped() -> Path:
-    """Returns the folder of the configs/ and experiments/ that ship with the package: inside it where it was installed
-    from a wheel, else the clone."""
+    """Returns the folder that holds the shipped configs/ and experiments/: in the package if it was installed from a
+    wheel, else the root of the clone."""
     package = Path(__file__).parents[1]
     return package / "shipped" if (package / "shipped").is_dir() else package.parent
 
 
 def found(path: str) -> str:
-    """Returns FILE[:ARG] as it was typed where there is such a file; else a config that ships and is called so, if any.
+    """Returns FILE[:ARG] unchanged if the file exists, else the path of the shipped config of that name, if any.
 
-    `quickstart` is experiments/quickstart, and `longlora` configs/longlora.py.
+    `quickstart` is experiments/quickstart, and `longlora` is configs/longlora.py.
     """
     name, colon, argument = path.partition(":")
     if not name.strip() or os.path.lexists(name):
@@ -196,9 +197,9 @@ def found(path: str) -> str:
 
 
 def quiet(args: argparse.Namespace) -> None:
-    """Lets the threads that write checkpoints say nothing of an error that is raised too, and printed once.
+    """Silences the checkpoint-writing threads, whose errors are raised and printed once anyway; not with --debug.
 
-    orbax logs it with its traceback in each thread; tensorstore tells event loops that have ended of it.
+    Orbax logs each error with a traceback in every thread, and tensorstore reports it to event loops that are closed.
     """
     if args.debug:
         return
@@ -213,10 +214,10 @@ def quiet(args: argparse.Namespace) -> None:
 
 
 def import_roots(path: str) -> list[Path]:
-    """Returns the folders that a config file may import from: here, its own, the project it is in, and what ships.
+    """Returns the folders that a config file may import from: the current one, its own, its project's, the shipped one.
 
-    So `from configs import models`, and methods named by a dotted path or in a file beside the config, work from
-    wherever the command is typed.
+    With them, `from configs import models` and methods given by a dotted path or in a file beside the config work
+    wherever the command is run.
     """
     file = Path(path.partition(":")[0]).absolute()
     own = file if file.is_dir() else file.parent

@@ -1,8 +1,8 @@
-"""Joining the other processes of a job: from the environment (Cloud TPU, GKE, SLURM, MPI) or from flags.
+"""Joining the other processes of a multi-host job, found in the environment (Cloud TPU, GKE, SLURM, MPI) or in flags.
 
-JAX's own start-up ends a process that waits in vain with a core dump that names nobody. So before it there is a roll
-call: process 0 listens on the coordinator's port, the others say who they are, and when the time is up all that came
-are told who did not.
+If a process is missing, `jax.distributed.initialize` times out with a core dump that does not say which one. So a roll
+call comes before it: process 0 listens on the coordinator's port, the others report to it, and at the timeout every
+process that came is told which ones did not.
 """
 
 import argparse
@@ -15,23 +15,24 @@ from giraffe_jax.config import ConfigError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --distributed and the flags that go with it."""
     group = parser.add_argument_group("several processes (docs/multihost.md)")
     group.add_argument("--distributed", action="store_true", help="this process is one of several")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; found by itself on TPU, GKE and SLURM")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are; likewise")
-    group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0; likewise")
-    group.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS", help="for all to come (300)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; detected on TPU, GKE and SLURM")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes; detected likewise")
+    group.add_argument("--process-id", type=int, metavar="I", help="number of this one, from 0; detected likewise")
+    group.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS", help="wait for all to start (300)")
     group.add_argument(
-        "--heartbeat-timeout", type=int, default=100, metavar="SECONDS", help="until a silent one is lost (100)"
+        "--heartbeat-timeout", type=int, default=100, metavar="SECONDS", help="until a silent process is lost (100)"
     )
 
 
 def join(args: argparse.Namespace) -> None:
-    """Returns once all processes of the job have come; at once where the flags ask for none.
+    """Waits until all processes of the job have joined and JAX is initialised; without --distributed, does nothing.
 
     Raises:
-      ConfigError: flags that contradict each other, or an environment that does not say what they leave open.
-      TimeoutError: some process has not come in time; the message says which.
+      ConfigError: flags contradict each other, or neither flags nor environment give a value.
+      TimeoutError: a process has not joined in time; the message says which.
     """
     given = {"--coordinator": args.coordinator, "--processes": args.processes, "--process-id": args.process_id}
     if not args.distributed:
@@ -66,11 +67,11 @@ def join(args: argparse.Namespace) -> None:
 
 
 def roll_call(coordinator: str, processes: int, process: int, deadline: float) -> None:
-    """Returns once process 0 has heard of all `processes`; `deadline` is of time.monotonic().
+    """Waits until all `processes` have reported to process 0; `deadline` is a time of time.monotonic(), in seconds.
 
     Raises:
-      TimeoutError: naming the processes that did not come, in every process that did.
-      ConfigError: two processes with one number, or of jobs of different sizes.
+      TimeoutError: in every process that came, naming those that did not.
+      ConfigError: two processes have the same number, or they disagree on the number of processes.
     """
     if processes == 1:
         return
@@ -82,7 +83,7 @@ def roll_call(coordinator: str, processes: int, process: int, deadline: float) -
 
 
 def _report(host: str, port: int, processes: int, process: int, deadline: float) -> None:
-    """Tells process 0 that this one is here, and waits for its answer."""
+    """Reports this process to process 0 and waits for its answer."""
     me = f"{process} {processes} {socket.gethostname()}\n".encode()
     answer, reason = "", OSError("no answer")
     while time.monotonic() < deadline and not answer:
@@ -122,12 +123,13 @@ def _listen(port: int, processes: int, deadline: float) -> None:
                 if time.monotonic() >= deadline:
                     verdict = _missing(processes, came)
                 continue
-            except (OSError, ValueError):  # not one of ours
+            except (OSError, ValueError):  # not a process of a giraffe job
                 continue
             lines.append(line)
             if total != processes or number in came or not 0 < number < processes:
                 there = came.get(number, socket.gethostname())
-                verdict = f"wrong: process {number} of {total} on {host} is not of this job of {processes} with {there}"
+                job = f"this job of {processes} processes with {there}"
+                verdict = f"wrong: process {number} of {total} on {host} does not belong to {job}"
             came[number] = host
         for line in lines:
             with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""Measure one model on tasks x lengths: one row per example in results.jsonl, and the report.
+"""Evaluate one model on tasks x lengths: writes one row per example to results.jsonl, and the report.
 
   giraffe evaluate --config=configs/evaluation.py:giraffe-mini --workdir=runs/mini-measured
   giraffe evaluate --config=configs/evaluation.py:runs/llama2 --workdir=runs/llama2-measured
 
-The config has `source` and `tasks`, and may have `positions` (by default those the model was trained with), `name`,
-`model` and the other keys of an experiment. Several variants side by side are an experiment: `giraffe run`.
+The config has `source` and `tasks`, and may have `positions` (default: those the model was trained with), `name`,
+`model` and the other keys of an experiment. To compare several variants, write an experiment: `giraffe run`.
 """
 
 import argparse
@@ -16,24 +16,26 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe evaluate`."""
     configs.config_arguments(parser)
     configs.keep_argument(parser)
     configs.workdir_argument(parser, "where results go")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Evaluates the model and writes the report; returns 1 if any part failed, else 0."""
     config = configs.load(args)
     from giraffe_jax.config import ConfigError
     from giraffe_jax.lab import run as lab_run
 
     try:
         return 1 if lab_run.run(as_experiment(config), args.workdir, keep=args.keep).failures else 0
-    except ConfigError as error:  # this config has no variants
+    except ConfigError as error:  # the user's config has no variants
         raise ConfigError(str(error).replace("config.variants[0].positions", "config.positions")) from error
 
 
 def as_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the experiment of one variant that measures the config's source as it is.
+    """Returns the config of an experiment whose one variant evaluates the config's source.
 
     Raises:
       ConfigError: the config has variants, or no source.

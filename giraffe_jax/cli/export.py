@@ -6,12 +6,13 @@
   giraffe export runs/longlora longlora-adapter --adapter
   giraffe export their-adapter merged-hf --base=Llama-3.2-1B
 
-Position methods are written as Hugging Face's own (`rope_scaling`) where it has them, and else as a longrope table of
-the same frequencies; for llama.cpp as `rope_freqs.weight`. Logits there are those here (`giraffe check hf` proves it).
-What cannot be said is refused by name, and nothing is written.
+Position methods are written as Hugging Face's own (`rope_scaling`) if it has them, else as a longrope table of the same
+frequencies; for llama.cpp as `rope_freqs.weight`. The logits stay the same (`giraffe check hf` checks that). A method
+that the format cannot express is rejected by name, and nothing is written.
 
---adapter writes what a run with config.lora has trained as PEFT does (LoRA, and in modules_to_save norms and
-embeddings), for the base that the run started from. A source may be such an adapter too: it is merged into its base.
+--adapter writes what a run with config.lora has trained in PEFT's format (LoRA; norms and embeddings in
+modules_to_save), for the base model that the run started from. SOURCE may be such an adapter too: it is merged into its
+base.
 """
 
 import argparse
@@ -21,25 +22,31 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    sources = 'workdir of a run, Hugging Face directory, adapter of PEFT, .gguf file, "giraffe-mini", "smollm2"'
+    """Adds the flags of `giraffe export`."""
+    sources = 'workdir of a run, Hugging Face directory, PEFT adapter, .gguf file, "giraffe-mini", "smollm2"'
     parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
     new = "a new folder, or a new file NAME.gguf; nothing is overwritten"
     parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
     dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights; smaller ones are rounded")
-    reach = "max_position_embeddings to write, in tokens; by default how far the positions reach"
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="dtype of the weights to write (float32)")
+    reach = "max_position_embeddings to write, in tokens (default: the context length of the position methods)"
     tokens = configs.number(int, 1, high=2**31 - 1)
     parser.add_argument("--max-len", type=tokens, metavar="N", help=reach)
     parser.add_argument("--max_len", type=tokens, dest="max_len", help=argparse.SUPPRESS)
-    gain = "write the positions' gain into the query map, for readers that ignore attention_factor (GGUF: always so)"
+    gain = "fold the positions' gain into the query weights, for readers that ignore attention_factor (GGUF: always)"
     parser.add_argument("--gain-in-weights", action="store_true", help=gain)
-    configs.base_argument(parser, "; with --adapter, of the run where its own source is none")
-    adapter = "a run's adapter alone, as PEFT's adapter_config.json and adapter_model.safetensors"
+    configs.base_argument(parser, "; with --adapter, the base to name if the run's source is no directory of weights")
+    adapter = "write only the run's adapter, as PEFT's adapter_config.json and adapter_model.safetensors"
     parser.add_argument("--adapter", action="store_true", help=adapter)
-    parser.add_argument("--no-tokenizer", action="store_true", help="without its tokenizer: for token ids alone")
+    parser.add_argument("--no-tokenizer", action="store_true", help="do not write the tokenizer")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Writes the export and prints one line about it; returns 0.
+
+    Raises:
+      ConfigError: the destination exists, or the format cannot express the model.
+    """
     import json
 
     from giraffe_jax import hf
@@ -77,8 +84,8 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     from giraffe_jax.tokenizer import read_json
 
     if as_gguf or args.gain_in_weights:
-        what = "a GGUF file" if as_gguf else "--gain-in-weights, which changes the base"
-        raise ConfigError(f"--adapter: PEFT's directory is of an adapter alone, not {what}.")
+        what = "a .gguf destination" if as_gguf else "--gain-in-weights, which changes the base"
+        raise ConfigError(f"--adapter: writes a PEFT directory with the adapter only, so it does not go with {what}.")
     check_new(args.destination)
     lm, adapters = load_unmerged(args.source)
     base = args.base or _base_of(Path(split_source(args.source)[0]))
@@ -93,14 +100,14 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     if file.is_file():
         rope = rope_in_words(read_json(file))
         print(
-            f"an adapter has no positions, and its own were not those of its base: {rope}. Load the base with "
+            f"a PEFT adapter cannot store positions, and this one has others than its base: {rope}. Load the base with "
             f'{BASE_CONFIG} (transformers: from_pretrained(BASE, config=AutoConfig.from_pretrained("{file}"))).'
         )
     return 0
 
 
 def _base_of(workdir: Path) -> str:
-    """Returns the directory that a run started from: its source, or the base of the adapter that this is."""
+    """Returns the directory of weights that a run started from: its source, or the base of an adapter source."""
     from giraffe_jax.checkpoint import is_workdir
     from giraffe_jax.config import ConfigError
     from giraffe_jax.hf.load import find_base

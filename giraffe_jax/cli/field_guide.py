@@ -1,4 +1,4 @@
-"""The catalogue as a page that can be read like a field guide: every method with its facts and a plot."""
+"""The catalogue of position methods as a Markdown page: every method with its facts and a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,20 @@ from giraffe_jax.positions import bind
 
 MODEL: dict[str, Any] = dict(
     head_dim=64, theta=1e4, original_len=256
-)  # of the page's plots: small, so that all methods can be probed
+)  # the model of the page's plots; small, since the distances of every method are measured
 PANEL = (3.6, 2.6)  # inches
 
 
 def draw_method(
     call: dict[str, Any], file: Path, *, head_dim: int, theta: float, original_len: int, length: int | None = None
 ) -> Path:
-    """Returns the file drawn, .svg or .png: wavelengths, distances as attention gives them, and temperature.
+    """Draws a method's wavelengths, distances as attention sees them, and temperature; returns the file written.
 
     Args:
       call: the method and its parameters, as in a config.
-      file: where to.
-      head_dim, theta, original_len: the model.
-      length: tokens of the sequence; 4 original_len by default.
+      file: the .svg or .png file to write.
+      head_dim, theta, original_len: of the model.
+      length: sequence length in tokens; 4 * original_len by default.
     """
     import matplotlib.pyplot as plt
 
@@ -78,7 +78,7 @@ def _temperature(axes, e, length: int) -> None:
 
 
 def write_page(entries: list[Entry], page: Path) -> Path:
-    """Returns the Markdown page written; its plots go into a folder of its name beside it."""
+    """Writes the Markdown page, and its plots into a folder of the same name beside it; returns the page's path."""
     folder = page.parent / page.stem
     for entry in entries:
         call = {"name": entry.name, **_on_the_page(entry)}
@@ -88,16 +88,21 @@ def write_page(entries: list[Entry], page: Path) -> Path:
 
 
 def page_text(entries: list[Entry], folder: str) -> str:
-    """Returns the page of these methods, whose plots are in `folder`."""
+    """Returns the page as Markdown text.
+
+    Args:
+      entries: the methods.
+      folder: of the plots, relative to the page.
+    """
     lines = [
         "# The catalogue of methods",
         "",
-        f"{len(entries)} methods, written by `giraffe methods --page=docs/methods.md` from what their files say. Each "
-        f"plot is of a model with {MODEL['head_dim']} features to a head, theta {MODEL['theta']:g} and trained on "
-        f"{MODEL['original_len']} tokens, reading {4 * MODEL['original_len']}: the wavelength of each rotary plane, "
-        "the distance at which its last token sees each earlier one (measured through attention; the slowest plane's, "
-        "where planes differ), and what multiplies its logits. "
-        "Grey is plain RoPE, dotted the trained length; crosses are planes that stand still.",
+        f"{len(entries)} methods. `giraffe methods --page=docs/methods.md` writes this page from their files. Each "
+        f"plot is of a model with head_dim {MODEL['head_dim']}, theta {MODEL['theta']:g} and a pretraining context of "
+        f"{MODEL['original_len']} tokens, on a sequence of {4 * MODEL['original_len']}: the wavelength of each rotary "
+        "plane, the distance at which the last token sees each earlier one (measured through attention; of the slowest "
+        "plane, where planes differ), and the factor on its logits. "
+        "Grey is plain RoPE, dotted the pretraining context; crosses are planes that do not rotate.",
     ]
     for kind, what in KINDS.items():
         members = [entry for entry in entries if entry.kind == kind]
@@ -123,7 +128,7 @@ def page_text(entries: list[Entry], folder: str) -> str:
 
 
 def _on_the_page(entry: Entry) -> dict[str, Any]:
-    """Returns the example's parameters, in the page's model where they are counted in tokens or planes."""
+    """Returns the example's parameters, with those counted in tokens or planes scaled to the page's model."""
     if entry.name == "longrope":
         planes = MODEL["head_dim"] // 2
         slow = [1 + 3 * i / (planes - 1) for i in range(planes)]

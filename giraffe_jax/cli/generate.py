@@ -3,7 +3,7 @@
   giraffe generate --source=giraffe-mini --prompt="It is a truth universally" -n 64
   giraffe generate --source=runs/llama --prompt-file=book.txt --positions='[dict(name="yarn", factor=4.0)]'
 
-The text that is generated goes to standard output, everything else to standard error.
+The generated text goes to standard output, everything else to standard error.
 """
 
 import argparse
@@ -16,36 +16,38 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe generate`."""
     parser.add_argument(
         "--source",
         required=True,
         type=configs.source,
         metavar="SOURCE",
-        help='a workdir, a Hugging Face directory, an adapter of PEFT, a .gguf file, "giraffe-mini" or "smollm2"',
+        help='a workdir, a Hugging Face directory, a PEFT adapter, a .gguf file, "giraffe-mini" or "smollm2"',
     )
     configs.base_argument(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="what to continue")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file to continue; - reads standard input")
     parser.add_argument(
-        "-n", type=configs.number(int, 1, high=2**24), default=64, metavar="N", help="most tokens to generate (64)"
+        "-n", type=configs.number(int, 1, high=2**24), default=64, metavar="N", help="maximum number of new tokens (64)"
     )
     parser.add_argument(
         "--positions", metavar="LIST", help="position methods, as in a config; by default the model's own"
     )
     parser.add_argument("--policy", choices=("pinned", "per_call", "running"), default="pinned",
-                        help="the length that length-dependent methods read while text grows (pinned)")  # fmt: skip
+                        help="the length that length-dependent methods use as the text grows (pinned)")  # fmt: skip
     parser.add_argument(
         "--temperature",
         type=configs.number(float, 0.0),
         default=0.0,
-        help="of sampling; 0, the default, takes the likeliest",
+        help="sampling temperature; 0, the default, takes the most likely token",
     )
-    parser.add_argument("--seed", type=configs.number(int, 0, high=2**31 - 1), default=0, help="of sampling")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in; by default the model's own")
+    parser.add_argument("--seed", type=configs.number(int, 0, high=2**31 - 1), default=0, help="seed of sampling")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype to compute in (default: the model's)")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the continuation; returns 0. Warns where it goes beyond the context length of the position methods."""
     text = read_prompt(args)
     scaling = None if args.positions is None else parse_positions(args.positions)
     import jax
@@ -63,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     reach = positions.reach(lm.config.positions if scaling is None else scaling, lm.config.original_len)
     if reach is not None and len(ids) + args.n > reach:
         warnings.warn(
-            f"{len(ids):,} tokens of prompt and {args.n:,} to generate are more than the {reach:,} that the positions "
-            "reach: the model was not made for what stands beyond. --positions can extend it.",
+            f"{len(ids):,} tokens of prompt and {args.n:,} to generate exceed the context length of {reach:,} tokens: "
+            "beyond it the output is unreliable. --positions can extend it.",
             stacklevel=2,
         )
     key = jax.random.key(args.seed)
@@ -91,10 +93,10 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def parse_positions(text: str) -> list[dict[str, Any]]:
-    """Returns the list of methods that a flag spells: Python literals, `dict(name="yarn", factor=4.0)` included.
+    """Returns the list of methods that --positions spells: Python literals and calls like `dict(name="yarn")`.
 
     Raises:
-      ConfigError: it is not such a list; which methods there are is checked later.
+      ConfigError: the text is not a list. Whether its methods exist is checked later.
     """
     from giraffe_jax.config import ConfigError, literal
 

@@ -3,8 +3,9 @@
   giraffe import path/to/Llama-3.2-1B runs/llama
   giraffe generate --source=runs/llama --prompt="A giraffe"
 
-DESTINATION becomes a workdir, as a training run has: the `source` of a config, and of every verb that takes one. SOURCE
-itself is one too; importing saves converting it each time, and a checkpoint is read onto any mesh in parallel.
+DESTINATION becomes a workdir like that of a training run, to be used as the `source` of a config or of any verb that
+takes one. SOURCE can be used as a `source` directly; importing saves the conversion each time, and a checkpoint is read
+onto any mesh in parallel.
 """
 
 import argparse
@@ -14,15 +15,21 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    sources = 'Hugging Face directory, adapter of PEFT (which is merged), .gguf file, "giraffe-mini", "smollm2"'
+    """Adds the flags of `giraffe import`."""
+    sources = 'Hugging Face directory, PEFT adapter (merged into its base), .gguf file, "giraffe-mini", "smollm2"'
     parser.add_argument("source", metavar="SOURCE", type=configs.source, help=sources)
     configs.base_argument(parser)
     new = "a new folder; nothing is overwritten"
     parser.add_argument("destination", metavar="DESTINATION", type=configs.folder, help=new)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Writes the checkpoint and prints one line about it; returns 0.
+
+    Raises:
+      ConfigError: the destination exists, or the source has no tokenizer.
+    """
     from giraffe_jax import hf
     from giraffe_jax.config import ConfigError
     from giraffe_jax.hf.write import check_new, new_directory

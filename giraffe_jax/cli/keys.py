@@ -1,4 +1,4 @@
-"""Every key that a config may have: its type and range, its default, what it means. With a NAME, those that begin so.
+"""List every key that a config may have: type and range, default, meaning. With a NAME, only keys that begin with it.
 
   giraffe keys
   giraffe keys optim
@@ -20,28 +20,34 @@ from giraffe_jax.cli import configs
 if TYPE_CHECKING:
     from giraffe_jax.config.keys import Key
 
-# What several tasks have and none explains again.
+# Meanings of keys that several tasks share, where the task's own file gives none.
 OF_TASKS = {
     "lengths": "Lengths to measure at, in tokens of the model's own tokenizer, answer included.",
     "n": "Examples of each length, or of each length and depth where there are depths.",
-    "depths": "Where what is asked for stands, from 0 (the start) to 1 (the end).",
+    "depths": "Positions of the answer in the prompt, from 0 (the start) to 1 (the end).",
     "scoring": 'How answers are scored: "teacher" by one forward pass over prompt and answer, right when every token '
-    'of the answer is the likeliest; "generate" by greedy decoding.',
+    'of the answer is the most likely one; "generate" by greedy decoding.',
     "cue": "The prompt ends with the start of the answer.",
-    "new_tokens": "Most tokens that are generated.",
-    "seed": "Of the examples that are drawn.",
+    "new_tokens": "Maximum number of tokens to generate.",
+    "seed": "Seed of the random examples.",
     "name": "Which task.",
-    "label": "What tables call it, where two tasks have the same name. None is the name.",
+    "label": "The task's name in tables, needed if two tasks have the same name. None: the name.",
 }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a key, or what its name begins with")
+    """Adds the flags of `giraffe keys`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a key, or the beginning of one: model")
     page = "write all keys as a Markdown page"
     parser.add_argument("--page", type=configs.new_file(), metavar="FILE", help=page)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the keys, or writes their page; returns 0.
+
+    Raises:
+      ConfigError: no key begins with NAME.
+    """
     from giraffe_jax.config import ConfigError, nearest
 
     found = list(sections())
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sections() -> Iterator[tuple[str, str, list["Key"]]]:
-    """Yields (heading, what it is, keys) of all that a config may hold."""
+    """Yields (heading, description, keys) for each kind of config and each task."""
     from dataclasses import replace
 
     from giraffe_jax import evals
@@ -93,7 +99,7 @@ def sections() -> Iterator[tuple[str, str, list["Key"]]]:
 
 
 def page(found: list[tuple[str, str, list["Key"]]]) -> str:
-    """Returns the page of all keys."""
+    """Returns the Markdown page of all keys, from what `sections` yields."""
     from giraffe_jax.config.keys import ITS_KEYS
 
     lines = [

@@ -1,4 +1,4 @@
-"""The catalogue of position methods; with a NAME, one of them drawn and explained, or your own by its dotted path.
+"""List the catalogue of position methods; with a NAME, draw and explain one of them, or your own by its dotted path.
 
   giraffe methods
   giraffe methods yarn
@@ -21,20 +21,22 @@ from giraffe_jax.cli.catalogue import KINDS, OWN, Entry, catalogue, own_entry
 
 WIDTH = 48  # characters of the longest bar
 LAYERS = 4  # of the model that methods are drawn for
-DRAWN = ("inv_freq", "gain", "theta", "original_len", "length", "num_layers", "pending")  # of an Encoding, or given
+# Fields of an Encoding that the drawing shows, or that are given.
+DRAWN = ("inv_freq", "gain", "theta", "original_len", "length", "num_layers", "pending")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe methods`."""
     width, tokens = configs.number(int, 2, high=2**16), configs.number(int, 1, high=2**31 - 1)
     parser.add_argument("name", nargs="?", metavar="NAME", help="a method")
     parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE",
-                        help="its parameters, --KEY=VALUE too; by default its example's")  # fmt: skip
+                        help="its parameters, or as --KEY=VALUE; by default its example's")  # fmt: skip
     parser.add_argument(
         "--head-dim",
         "--head_dim",
         type=width,
         metavar="N",
-        help="width of a head (64, or what a list of its parameters fits)",
+        help="width of a head (64, or twice the length of a list among the parameters)",
     )
     base = configs.number(float, 0.0, above=True)
     parser.add_argument("--theta", type=base, default=10000.0, metavar="X", help="RoPE base (10000)")
@@ -49,13 +51,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     reach = "sequence length in tokens, for methods that depend on it"
     parser.add_argument("--length", type=tokens, metavar="N", help=reach)
     drawing = configs.new_file(".svg", ".png")
-    plot = "draw wavelengths, distances and temperature to this file too (.svg, .png)"
+    plot = "also plot wavelengths, distances and temperature to this file (.svg, .png)"
     parser.add_argument("--out", type=drawing, metavar="FILE", help=plot)
     page = "write the whole catalogue as a Markdown page, with a plot of each method"
     parser.add_argument("--page", type=configs.new_file(), metavar="FILE", help=page)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the catalogue or one method, or writes the page; returns 0.
+
+    Raises:
+      ConfigError: the method is unknown, or its parameters are missing or wrong.
+    """
     from giraffe_jax.config import ConfigError, nearest
 
     entries = {entry.name: entry for entry in catalogue()}
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.name}: missing {missing}: write --{first}=VALUE"
             + (f", or EXAMPLE = dict({example}) in its file." if entry.kind == OWN else ".")
         )
-    picture = draw(call, args, entry)  # first: it may refuse the parameters
+    picture = draw(call, args, entry)  # before anything is printed: it may reject the parameters
     print(f"{entry.name}: {entry.text or 'its file has no docstring.'}\n\n{entry.name}({entry.parameters})\n")
     if entry.about:
         print(f"    {entry.about}\n")
@@ -104,13 +111,13 @@ def _needs_training(entry: Entry) -> str:
 
 
 def listing(entries: list[Entry]) -> str:
-    """Returns the catalogue by what methods change, with what one needs to choose among them."""
+    """Returns the catalogue as text: methods grouped by what they change, each with the facts needed to choose one."""
     width = max(len(entry.name) for entry in entries)
     tests = max(len(entry.closed_form) for entry in entries)
     head = f"{'':<{width}}  {'paper':<11} {'training':<8} {'keys':<8} {'export':<12} {'closed form':<{tests}}"
     lines = [
-        f"{len(entries)} methods. training: whether one comes before use; keys: how a cache holds them; closed form: "
-        "the test in tests/positions that writes the formula out in float64.",
+        f"{len(entries)} methods. training: whether the model must be trained with it; keys: how the KV cache stores "
+        "them; closed form: the test in tests/positions that computes the formula in float64.",
         "",
         head.rstrip(),
     ]
@@ -127,7 +134,11 @@ def listing(entries: list[Entry]) -> str:
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Returns `factor=8` and the like as keys and values; what is not a Python literal is text."""
+    """Returns words like `factor=8` as keys and values; a value that is not a Python literal is a string.
+
+    Raises:
+      ConfigError: a word is not KEY=VALUE.
+    """
     from giraffe_jax.config import ConfigError
 
     found = {}
@@ -143,7 +154,7 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 
 def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
-    """Returns each rotary plane's speed relative to plain RoPE, as bars of text, and what else the method sets."""
+    """Returns the speed of rotary planes relative to plain RoPE, as bars of text, and what else the method changes."""
     from giraffe_jax import positions
 
     model = shape(call, args)
@@ -167,7 +178,7 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
 
 
 def _bars(ratio: Any, plain: Any) -> list[str]:
-    """Returns a line for each of sixteen planes: wavelength, speed over plain RoPE's, and that as a bar."""
+    """Returns a line for each of up to sixteen planes: its wavelength, its speed over plain RoPE's, a bar of that."""
     lines, top = [], max(1.0, *ratio)
     for plane in sorted({round(i * (len(ratio) - 1) / 15) for i in range(16)}):
         bar = "\u2588" * round(WIDTH * ratio[plane] / top)
@@ -178,7 +189,7 @@ def _bars(ratio: Any, plain: Any) -> list[str]:
 
 
 def shape(call: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the model that a method is drawn for; a list among its parameters has one value per rotary plane."""
+    """Returns head_dim, theta and original_len to draw a method for; head_dim fits lists of one value per plane."""
     lists = [value for key, value in call.items() if key in ("short_factor", "long_factor")]
     fitting = 2 * len(lists[0]) if lists else 64
     head_dim = fitting if args.head_dim is None else args.head_dim

@@ -1,6 +1,6 @@
-"""Other configs than the one that `giraffe plan` is asked for, each planned by the same command with flags appended.
+"""Plans variations of the config given to `giraffe plan`, each by the same command with flags appended.
 
-A process of its own for each: what the compiler holds is given back, and where it aborts, this goes on.
+Each plan is a process of its own, so that the compiler's memory is released and this process survives its aborts.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ _KNOWN = ("fits", "peak_bytes", "needed_bytes", "host_bytes", "model_flops", "ex
 
 
 def flags(changes: Changes, variant: int | None = None) -> list[str]:
-    """Returns changes of a training's config as flags.
+    """Returns changes to a training config as command-line flags.
 
     Args:
-      variant: of an experiment's config, the index of the variant whose training it is.
+      changes: config key -> value.
+      variant: where the config is an experiment's, the index of the variant that is trained.
     """
     found = []
     for key, value in changes.items():
-        if variant is not None:  # whose model is the experiment's
+        if variant is not None:  # an experiment's variants share its model
             key = f"overrides.{key[6:]}" if key.startswith("model.") else f"variants[{variant}].train.{key}"
         found.append(f"--config.{key}={value}")
     return found
 
 
 class Others:
-    """The tries of one command.
+    """Plans variations of one config.
 
     Args:
-      args: of the command.
+      args: the flags of `giraffe plan`.
       variant: as in `flags`.
-      first: the Plan of the config as it is.
-      say: is told each try as soon as it is known.
+      first: the Plan of the unchanged config.
+      say: called with a line of text after each try.
     """
 
     def __init__(self, args: argparse.Namespace, variant: int | None, first: Any, say: Callable[[str], Any]):
@@ -51,43 +52,44 @@ class Others:
         self.first = self._tried({}, dataclasses.asdict(first))
 
     def proposals(self, config: Any, model: Any) -> dict[str, Any]:
-        """Returns "proposals", changes with which the training fits, best first, and "tried": all that were."""
+        """Returns {"proposals": changes with which the training fits, best first; "tried": every try}."""
         options = self.tries.candidates(config, model, self.plan.mesh)
-        if self.plan.argument_bytes > self.plan.hbm_bytes:  # no other activations help
+        if self.plan.argument_bytes > self.plan.hbm_bytes:  # saving activations cannot help
             options.sort(key=lambda changes: not any(key.startswith(("mesh.", "optim.")) for key in changes))
-        self.say(f"tried, of {len(options)} single changes and what they are together:")
+        self.say(f"tried, of {len(options)} single changes and their combinations:")
         found = self.tries.propose(self.first, options, self.attempt, self.args.tries)
         best = self.tries.best_first(found)
-        self.say("it fits with, best first:" if best else "none of these fits; more chips would do, or fewer tokens.")
+        self.say("it fits with, best first:" if best else "none of these fits; use more chips or fewer tokens.")
         for one in best:
             self.say("  " + " ".join(self.flags(one.changes)))
         return dict(proposals=[self.row(t) for t in best], tried=[self.row(t) for t in found])
 
     def longest(self, config: Any) -> dict[str, Any]:
-        """Returns the longest rows that were seen to fit, the shortest seen not to, and what was tried."""
+        """Returns the longest rows found to fit, the shortest found not to fit, and every try, as JSON values."""
         self.say("longest rows that fit; tried:")
         about = dict(arguments=self.plan.argument_bytes, hbm=self.plan.hbm_bytes)
         found = self.tries.longest(self.first, config, self.plan.mesh, self.attempt, self.args.tries, **about)
         fits, fails, tried = found
         rows = None if fits is None else self.tries.rows_of(config, self.plan.mesh, fits)
         if fits is None:
-            self.say(f"no rows were seen to fit; {fails:,} tokens do not.")
+            self.say(f"no rows were found to fit; {fails:,} tokens do not.")
         else:
             short = "" if fails is None else f"; {fails:,} do not fit"
-            self.say(f"the longest rows that were seen to fit: {fits:,} tokens, {rows:,} rows a step{short}.")
+            self.say(f"the longest rows found to fit: {fits:,} tokens, {rows:,} rows per step{short}.")
         return dict(seq_len=fits, batch_size=rows, too_long=fails, tried=[self.row(t) for t in tried])
 
     def flags(self, changes: Changes) -> list[str]:
+        """Returns `flags` for this command's variant."""
         return flags(changes, self.variant)
 
     def row(self, tried: Tried) -> dict[str, Any]:
-        """Returns a try as JSON has it: its changes as flags."""
+        """Returns a try as a JSON object, with its changes as flags."""
         return {"flags": self.flags(tried.changes)} | {
             key: value for key, value in dataclasses.asdict(tried).items() if key != "changes"
         }
 
     def attempt(self, changes: Changes) -> Tried:
-        """Returns what `giraffe plan` says of the config with changes."""
+        """Returns the result of `giraffe plan` for the config with these changes."""
         from giraffe_jax.plan.text import of_try
 
         found = self._attempt(changes)
@@ -113,7 +115,7 @@ class Others:
 
 
 def why(code: int, said: str) -> str:
-    """Returns why a plan did not come about, of its exit status and what it wrote to standard error."""
+    """Returns why a plan failed, from its exit status and its standard error."""
     if code < 0:  # by a signal
         check = re.search(r"Check failed: .*", said)
         return "the compiler aborted" + ("" if check is None else f" ({check[0].strip()})")

@@ -1,19 +1,18 @@
-"""Run an experiment: measure every variant on every task at every length, then write the report.
+"""Run an experiment: evaluate every variant on every task at every length, then write the report.
 
   giraffe run experiments/quickstart --workdir=runs/quickstart
   giraffe run quickstart                                          # the same, from anywhere
 
-What the workdir already holds is not computed again, so a stopped experiment is continued by the same command, and a
-variant added to the config costs only itself. Where a method of your own has been edited, or a document, the weights or
-anything else that decides numbers, that is named and the cells that depend on it are measured again; --keep keeps their
-rows.
+Results that the workdir already holds are not computed again: the same command resumes a stopped experiment, and a
+variant added to the config costs only itself. If one of your own methods, a document, the weights or anything else that
+affects results has changed, the run says so and measures the cells that depend on it again; --keep keeps their rows.
 
---jobs=N runs N processes that divide the machine's cores, its GPUs too, or the memory of one GPU. They show one line of
-progress, one Ctrl-C ends all of them, and the same command goes on, with another N too. The same command started
-several times, on one file system, shares the work likewise: each process measures variants that no other one has taken,
-and a killed one's go to whoever comes next.
+--jobs=N runs N processes that divide the machine's cores and its GPUs, or the memory of a single GPU. They show one
+line of progress, one Ctrl-C ends all of them, and the same command resumes, even with another N. The same command
+started several times on one file system shares the work too: each process measures variants that no other one has
+claimed, and the variants of a killed process go to the next one that is free.
 
---dry-run says what is left to do and about how long this machine will take for it: it times one call of each kind, and
+--dry-run prints what is left to do and estimates how long it takes on this machine: it times one call of each kind and
 writes nothing.
 """
 
@@ -28,13 +27,14 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe run`."""
     parser.add_argument(
         "config",
         metavar="FILE",
         help="an experiment's folder or config file, FILE[:ARG], or the name of one that ships: quickstart",
     )
     configs.distributed_argument(parser)
-    jobs = "processes that share the machine and the work; each measures other variants (default 1)"
+    jobs = "processes that share the machine; each measures different variants (default 1)"
     parser.add_argument("--jobs", type=configs.number(int, 1), default=1, metavar="N", help=jobs)
     dry = "count what is left to do, time one call of each kind, and stop"
     parser.add_argument("--dry-run", action="store_true", help=dry)
@@ -44,12 +44,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    job = os.environ.pop("GIRAFFE_JOB", None)  # of a process that lab/jobs.py has started
+    """Runs, resumes or estimates the experiment; returns 1 if any part failed, else 0."""
+    job = os.environ.pop("GIRAFFE_JOB", None)  # set in processes that lab/jobs.py has started
     if job is not None:
         return _work(args, job)
     first = _first_share(args) if args.jobs > 1 else None
     if first is not None and args.dry_run:
-        os.environ.update(first.env)  # before JAX starts: what is timed is one of the jobs
+        os.environ.update(first.env)  # before JAX is initialised: the estimate times calls with one job's share
     config, workdir = _config(args)
     if args.dry_run:
         from giraffe_jax.lab.estimate import estimate
@@ -87,19 +88,19 @@ def _work(args: argparse.Namespace, job: str) -> int:
 
 
 def _first_share(args: argparse.Namespace) -> Any:
-    """Returns what the first job gets of this machine, and refuses what cannot be divided before anything is read."""
+    """Returns the first job's share of this machine; rejects --jobs that cannot work before anything is read."""
     from giraffe_jax.config import ConfigError
     from giraffe_jax.lab.shares import shares
 
     if args.distributed:
         raise ConfigError(
-            f"--jobs: got {args.jobs} with --distributed, whose processes compute together what each job computes "
-            "alone. Allowed: one of the two."
+            f"--jobs: got {args.jobs} with --distributed. Processes of --distributed share each computation, jobs work "
+            "independently. Allowed: one of the two flags."
         )
     return shares(args.jobs)[0]
 
 
 def _words(args: argparse.Namespace, workdir: str | Path) -> list[str]:
-    """Returns the command of a job, after `giraffe`."""
+    """Returns the command-line words of a job, after `giraffe`."""
     flags = ["--keep"] * args.keep + ["--debug"] * args.debug + [f"--methods={folder}" for folder in args.methods]
     return ["run", args.config, f"--workdir={workdir}", f"--jobs={args.jobs}", *flags, *args.overrides]

@@ -1,14 +1,15 @@
-"""Search for the frequencies that carry a model furthest, without training it: LongRoPE's evolution, or LongRoPE2's.
+"""Search for the frequencies that extend a model furthest, without training, by the evolution of LongRoPE or LongRoPE2.
 
   giraffe search --config=experiments/learned/config.py:text,4 --workdir=runs/searched
   giraffe search --config=FILE --config.recipe=longrope2 --workdir=runs/searched2
 
-LongRoPE2's recipe searches slow planes alone, between 1 and 2 times the factor, and which plane is the first of them;
-faster planes follow NTK's formula. It is meant for an objective of answers alone: synthetic documents whose other
-tokens have no weight.
+LongRoPE2's recipe searches only the slow planes, with scales between 1 and 2 times the factor, and which plane is the
+first slow one; faster planes follow the NTK formula. It is meant for a loss on answer tokens only: synthetic documents
+in which all other tokens have weight 0.
 
-The workdir gets search.jsonl, a row per generation, and positions.json, the best table so far as an entry that any
-config takes and that exports. The same command with the same workdir goes on after the last whole generation.
+The workdir gets search.jsonl, with a row per generation, and positions.json: the best table so far, as an entry for
+`positions` of any config, which can also be exported. The same command with the same workdir resumes after the last
+complete generation.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from giraffe_jax.cli import configs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `giraffe search`."""
     configs.config_arguments(parser)
-    configs.workdir_argument(parser, "where the search lives")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no line with the result")
+    configs.workdir_argument(parser, "folder of the search's results and state")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no result")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs or resumes the search; returns 0."""
     config = configs.load(args)
     from giraffe_jax.lab.search import search
 

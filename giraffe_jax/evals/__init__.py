@@ -1,10 +1,10 @@
 """Evaluation tasks, one file each in tasks/: a config names a task by its file, and sets the fields of its `Task`.
 Your own is a file beside the config, named by the dotted path of its dataclass (own.py).
 
-A task module has `Task` (a frozen dataclass whose first field is `name`), `METRICS` (what its rows may hold, see
+A task module has `Task` (a frozen dataclass with a field `name`), `METRICS` (the metrics its rows may have, see
 `evals.metrics`) and `rows(task, lm, length, encoding, *, tokens_per_batch)`, which yields one row per example. Examples
-are a pure function of (task, tokenizer, length), so every model and method is asked exactly the same. Imports nothing
-heavy: reports use `stats` where JAX is not started.
+are a pure function of (task, tokenizer, length), so every model and method sees the same prompts. Imports nothing
+heavy: reports use `stats` without JAX.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def module(name: str) -> Any:
 
 
 def metrics_of(names: Iterable[str]) -> dict[str, Metric]:
-    """Returns the metrics that tasks declare, by name. ValueError where two declare one name differently."""
+    """Returns the metrics that tasks declare, by name. ValueError if two declare the same name differently."""
     found: dict[str, Metric] = {}
     for name in names:
         for metric in module(name).METRICS:
@@ -68,5 +68,5 @@ def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:
 
 
 def label(task: Any) -> str:
-    """Returns how rows name the task: its `label` where one is set (two tasks of one kind need it), else its name."""
+    """Returns the task's name in rows: its `label` if set (needed for two tasks of one kind), else its `name`."""
     return task.label or task.name

@@ -1,7 +1,7 @@
-"""The files that tasks name: documents, and cases that others published, read as they are.
+"""The files that tasks name: documents, and published cases (prompts with answers), which are used unchanged.
 
-Both are read by the rule of data/reading.py, packed (.gz, .zst) too. Cases are JSON lines and Parquet. Each is asked at
-the shortest of a task's lengths that holds it, so that none is cut and none is asked twice.
+Both are read as in data/reading.py, compressed ones (.gz, .zst) too. Cases are JSON lines or Parquet. Each case is used
+at the shortest of a task's lengths that it fits into, so that none is cut and none is used twice.
 """
 
 import warnings
@@ -17,11 +17,11 @@ from giraffe_jax.positions import code
 
 KINDS = dict(zip(NAMED, ("document", "case file", "questions", "conversations"), strict=True))
 TEXT_SUFFIXES = (".txt", ".md", ".py")
-LARGEST = 2**30  # bytes of a file once it is unpacked
+LARGEST = 2**30  # most bytes of a decompressed file
 
 
 def present(task: Any) -> None:
-    """Raises ConfigError where a file that a task names is missing."""
+    """Raises ConfigError if a file that a task names is missing; warns of files in its folders that are not read."""
     for key in NAMED:
         named = getattr(task, key, ())
         if named:
@@ -32,8 +32,8 @@ def present(task: Any) -> None:
 
 
 def contents(task: Any) -> dict[str, str]:
-    """Returns what the task's numbers depend on beside its keys: {"document a.txt": digest of its bytes, ...}, the
-    version of its code, and the model that it asks which tokens count."""
+    """Returns what the task's results depend on besides its keys, as {"document a.txt": digest of its bytes, ...}: its
+    files, the version of its code, and the evaluator model that chooses tokens, if it has one."""
     from giraffe_jax import identity
 
     found = {f"version of the code of {task.name}": str(task.VERSION)}
@@ -50,7 +50,11 @@ def contents(task: Any) -> dict[str, str]:
 
 
 def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
-    """Returns (name, path) of the files that `places` name, in that order, the text files of a directory sorted."""
+    """Returns (name, path) of the files that `places` name, in that order; text files of a directory are sorted.
+
+    Raises:
+      ConfigError: at `where`, for a missing place, or a directory without text files.
+    """
     found: list[tuple[str, Path]] = []
     for place in places:
         path = Path(place).expanduser()
@@ -66,14 +70,14 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
 
 
 def text(path: Path, where: str) -> str:
-    """Returns the text of a file; ConfigError where it is not UTF-8 or cannot be unpacked."""
+    """Returns the text of a file; ConfigError if it is not UTF-8 or cannot be decompressed."""
     return reading.read_text(path, where)
 
 
 def read(paths: Sequence[str], kinds: Mapping[str, type | tuple[type, ...]], where: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of files, in order, each checked to have fields of these kinds.
+    """Yields the rows of files, in order, after checking that each has fields of these types.
 
-    ConfigError, naming file and row, where a file is missing or unreadable, or a field is missing or of another kind.
+    ConfigError, naming file and row, if a file is missing or unreadable, or a field is missing or of another type.
     """
     for name in paths:
         path = Path(name).expanduser()
@@ -98,9 +102,9 @@ def asked(
     length: int,
     where: str,
 ) -> list[Example]:
-    """Returns the first `task.n` cases whose shortest fitting length of `task.lengths` is `length`.
+    """Returns the first `task.n` cases for which `length` is the shortest of `task.lengths` that they fit into.
 
-    ConfigError where there is none, saying how long the cases are.
+    ConfigError if there is none, saying how long the cases are.
     """
     shorter = max((n for n in task.lengths if n < length), default=0)
     found: list[Example] = []
@@ -115,8 +119,8 @@ def asked(
     if not found:
         spans = f"they take {min(seen):,} to {max(seen):,}" if seen else "there are none"
         raise ConfigError(
-            f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is asked at the shortest of"
-            f" lengths={task.lengths} that holds it."
+            f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is used at the shortest of"
+            f" lengths={task.lengths} that it fits into."
         )
     return found
 

@@ -1,9 +1,9 @@
-"""Scores and ranks over bases, training seeds and questions: what would come out with others of each.
+"""Scores and ranks over base models, training seeds and questions, with intervals for how they vary with each.
 
-A base is what training starts from, a seed is one training of it, and all bases, seeds and variants answer the same
-questions. The mean over questions of one base says nothing of the next base, which is most of the uncertainty of a
-ranking, so what is drawn again are whole bases (with their seeds) and, independently, questions; the same ones for all
-variants. NumPy only, as stats.
+A base is the model that training starts from, a seed is one training of it, and all bases, seeds and variants answer
+the same questions. Questions of one base say nothing about another base, and most of the uncertainty of a ranking is
+between bases. So the bootstrap resamples whole bases (with their seeds) and, independently, questions; the same ones
+for all variants. NumPy only, as stats.
 """
 
 import math
@@ -17,7 +17,7 @@ from giraffe_jax.evals.stats import FEWEST, Estimate, student
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
-SAME = 1e-9  # scores that are nearer than this, relative to the largest, are equal: rounding is no order
+SAME = 1e-9  # scores closer than this, relative to the largest, count as ties: rounding must not rank them
 
 
 class Ranked(NamedTuple):
@@ -37,23 +37,24 @@ def ranked(
 ) -> dict[str, Ranked]:
     """Returns each variant's mean score and its rank.
 
-    The score is the mean over bases of the mean over seeds, lengths and questions. The rank is one more than how many
-    variants are better, in every resample too: equal ones share it, it is a whole number, and "2 to 5" says that one
-    to four are better. No bound of a score lies outside the values measured. Where a variant's values are all equal,
-    its score's interval has no width: a resample of them cannot differ.
+    The score is the mean over bases of the mean over seeds, lengths and questions. The rank is one plus the number of
+    better variants, in every resample too: ties share a rank, it is a whole number, and "2 to 5" means that one to four
+    variants are better. Bounds of a score stay within the range of the measured values. If all values of a variant are
+    equal, its score's interval has no width, since resamples cannot differ.
 
-    What the intervals cover depends on what there is: of several bases, other bases, seeds and questions; of one
-    base, other seeds and questions on that base; of one base and one seed, other questions to those very weights.
-    `n` counts the first of bases, seeds and questions of which there are several. Fewer than FEWEST questions have
-    nan bounds.
+    What the intervals account for depends on the data: with several bases, the choice of bases, seeds and questions;
+    with one base, the choice of seeds and questions; with one base and one seed, the choice of questions only.
+    `n` is the number of bases, else of seeds, else of questions: the first of them that is more than one. With fewer
+    than FEWEST questions the bounds are nan.
 
     Args:
-      scores: for each variant its bases, each [seeds, lengths, questions]. Numbers of seeds may differ between bases,
-        not between variants.
+      scores: for each variant its bases, each [seeds, lengths, questions]. The number of seeds may differ between
+        bases, not between variants.
       higher: whether a higher score is better.
-      weights: [lengths, questions], of each question in the mean of its length: a document's tokens. None: all alike.
-      resamples: how many times bases and questions are drawn again.
-      seed: of the draws; the same numbers always give the same intervals.
+      weights: [lengths, questions], the weight of each question in the mean of its length: a document's tokens. None:
+        equal weights.
+      resamples: number of resamples of bases and questions.
+      seed: of the resampling; the same input always gives the same intervals.
 
     Raises:
       ValueError: as `draws`.
@@ -87,15 +88,16 @@ def draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the scores [variants, lengths], and their resamples [resamples, variants, lengths].
 
-    A resample moves each score by what other bases change and by what other questions change, in the mean over the
-    rest. Of one base, seeds take the place of bases. Each part is widened by as much as Student's t is wider than the
-    normal distribution and as the spread of n numbers is below that of what they were drawn from (Hesterberg 2015),
-    with its own n: without that, intervals over five bases hold 83%. What is left of an answer once base and question
-    are known counts in both parts, so intervals are never too narrow for it; they are too wide where there is little
-    else. Question i of all lengths, and of seeds that ask questions of their own, is drawn together.
+    A resample adds two deviations to each score: that of resampled bases, averaged over questions, and that of
+    resampled questions, averaged over bases. With a single base, seeds are resampled instead of bases. Each deviation
+    is widened for its own sample size n (Hesterberg 2015): by Student's t over the normal quantile and by
+    sqrt(n / (n - 1)); without that, intervals over five bases would cover only 83%. The residual variance of an answer,
+    given its base and question, counts in both deviations. So the intervals are never too narrow because of it, but too
+    wide if there is little other variance. Question i is resampled together at all lengths, and for seeds that ask
+    questions of their own.
 
-    Of one `seed`, tables of as many bases are resampled with the same bases, and of as many questions, with the same
-    questions. Other arguments are those of `ranked`.
+    With the same `seed`, tables with equal numbers of bases resample the same bases, and those with equal numbers of
+    questions the same questions. The other arguments are those of `ranked`.
 
     Raises:
       ValueError: there is no variant, or shapes differ where they must not.
@@ -122,7 +124,7 @@ def draws(
 
 
 def check(scores: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Raises ValueError where variants are not of the same bases, seeds, lengths and questions."""
+    """Raises ValueError if variants differ in their bases, seeds, lengths or questions."""
     if not scores:
         raise ValueError("crossed: there is no variant to score.")
     first, of_first = next(iter(scores.items()))
@@ -139,13 +141,13 @@ def check(scores: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def places(scores: np.ndarray) -> np.ndarray:
-    """Returns ranks [resamples, variants] of scores of that shape: one more than how many are higher."""
+    """Returns ranks [resamples, variants] of scores of that shape: one plus the number of higher scores."""
     least = SAME * max(1.0, float(np.abs(scores).max()))
     return np.stack([1 + (scores > scores[:, v : v + 1] + least).sum(1) for v in range(scores.shape[1])], 1)
 
 
 def interval(drawn: np.ndarray, whole: bool = False) -> tuple[float, float]:
-    """Returns the two ends of the middle 95% of resamples [resamples, ...]; of whole numbers, whole ones."""
+    """Returns the bounds of the middle 95% of resamples [resamples, ...]; with `whole`, values that occur in them."""
     tail = (1 - CONFIDENCE) / 2
     if whole:
         return float(np.quantile(drawn, tail, method="lower")), float(np.quantile(drawn, 1 - tail, method="higher"))
@@ -154,6 +156,6 @@ def interval(drawn: np.ndarray, whole: bool = False) -> tuple[float, float]:
 
 
 def widening(n: int) -> float:
-    """Returns by how much deviations of a mean of n drawn units are too small for a 95% interval."""
+    """Returns the factor by which bootstrap deviations of a mean of n units must grow for a 95% interval."""
     p = 0.5 + CONFIDENCE / 2
     return math.sqrt(n / (n - 1)) * student(p, n - 1) / NormalDist().inv_cdf(p)

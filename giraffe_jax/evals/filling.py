@@ -1,7 +1,8 @@
-"""How prompts are filled: with units (sentences, lines, pairs, documents) until one more does not fit.
+"""Fills prompts with units (sentences, lines, pairs, documents) until one more does not fit.
 
-Tokenising a whole prompt for every try is what would take time. Tries are counted by their words, whose tokens are
-counted once; only the one that is taken is tokenised, and those beside it where the count cannot tell.
+Tokenising the whole prompt for every attempt would be slow. So the length of an attempt is estimated from the token
+counts of its words, which are cached; only the best attempt is tokenised, and its neighbours if the estimate is too
+close to decide.
 """
 
 import dataclasses
@@ -15,14 +16,14 @@ from giraffe_jax.evals import lengths, scoring
 from giraffe_jax.evals.scoring import Example
 from giraffe_jax.tokenizer import begun
 
-UNSURE = 8  # tokens by which the count of one more unit may be wrong
-WORDS = 2**18  # kept of a tokenizer
+UNSURE = 8  # tokens by which the estimate for one more unit may be wrong
+WORDS = 2**18  # most words whose token counts are cached per tokenizer
 _WORD = re.compile(r"\s*\S{1,16}")
 _counted: weakref.WeakKeyDictionary[Any, dict[str, int]] = weakref.WeakKeyDictionary()
 
 
 class Made(NamedTuple):
-    """A prompt and the answer that follows it, as text; `expected` and `depth` as in `Example`."""
+    """A prompt and the answer that follows it, as text; `expected` and `depth` are those of `Example`."""
 
     prompt: str
     answer: str
@@ -31,14 +32,14 @@ class Made(NamedTuple):
 
 
 class Filler:
-    """Fills the prompts of one task and length; where one search ends the next one begins.
+    """Fills the prompts of one task and length; each search starts from the result of the last one.
 
     Args:
-      task: names itself in errors.
-      tokenizer: of the model that is asked.
-      length: tokens that prompt and answer may take.
-      probe: units that the first search begins with; only the time depends on it.
-      answer: tokens kept for an answer that takes fewer.
+      task: named in errors.
+      tokenizer: of the evaluated model.
+      length: most tokens of prompt and answer together.
+      probe: number of units with which the first search starts; affects only the time.
+      answer: least number of tokens reserved for the answer.
     """
 
     def __init__(self, task: Any, tokenizer: Any, length: int, *, probe: int = 16, answer: int = 0):
@@ -51,10 +52,10 @@ class Filler:
         """Returns (k, make(k) as tokens) with the largest k >= 0 that fits.
 
         Args:
-          make: the prompt with k units; its tokens grow with k.
-          most: the largest k there is; None where there is always more.
-          probe: as in the class, of units that are none of the searches before.
-          whole: a unit that does not fit any more is not cut: the prompt may be shorter by as much (`Example.slack`).
+          make: returns the prompt with k units; its length must grow with k.
+          most: the largest possible k; None if there is no limit.
+          probe: as in the class, for units of another kind than in earlier searches.
+          whole: units cannot be cut, so the prompt may be shorter by the size of one (`Example.slack`).
 
         Raises:
           ConfigError: not even k = 0 fits.
@@ -100,24 +101,24 @@ class Filler:
 
 
 def example(tokenizer: Any, made: Made) -> Example:
-    """Returns a prompt and its answer as tokens, after those that every text begins with."""
+    """Returns a prompt and its answer as tokens, with the tokenizer's prefix (begin token) first."""
     before, answer = scoring.split(tokenizer, made.prompt, made.answer)
     return Example(begun(tokenizer, before), answer, made.expected, made.depth)
 
 
 def largest(cost: Callable[[int], float], budget: float, k: int, high: int | None = None) -> int:
-    """Returns the largest k >= 0 below `high` whose cost is within the budget, 0 where there is none.
+    """Returns the largest k >= 0 below `high` whose cost is within the budget, 0 if there is none.
 
     Args:
-      cost: grows with k, about as a line does.
-      budget: what may be taken.
-      k: where to look first.
-      high: one more than the largest k; None where there is always more.
+      cost: an increasing, roughly linear function of k.
+      budget: the largest allowed cost.
+      k: first guess.
+      high: one more than the largest possible k; None if there is no limit.
     """
     low, least, tries = 0, cost(0), 0
     while high is None or high - low > 1:
         tries += 1
-        if tries > 6:  # no line: double, or halve what is left
+        if tries > 6:  # not linear: double, or bisect
             k = 2 * low + 1 if high is None else (low + high) // 2
         k = max(k, low + 1) if high is None else min(max(k, low + 1), high - 1)
         taken = cost(k)
@@ -130,7 +131,7 @@ def largest(cost: Callable[[int], float], budget: float, k: int, high: int | Non
 
 
 def count(tokenizer: Any, text: str) -> int:
-    """Returns about as many tokens as a text has: those of its words."""
+    """Returns an estimate of a text's number of tokens: the sum over its words."""
     known = _counted.setdefault(tokenizer, {})
     if len(known) > WORDS:
         known.clear()

@@ -1,8 +1,8 @@
-"""The text that needles hide in, of any script: cut into sentences, or what can be had of them.
+"""The text in which needles are hidden, in any script, split into sentences where possible.
 
-Prose with ASCII capitals is cut where a full stop, an exclamation or question mark precedes one. Text that this leaves
-in long stretches (other scripts, lower case, code) is cut after the terminators of any script, then where lines end,
-then between words, then, as the last resort, between characters. White space becomes one space, as in RULER.
+Prose with ASCII capitals is split where a full stop, exclamation mark or question mark precedes a capital. Text that
+this leaves in long pieces (other scripts, lower case, code) is split after the sentence terminators of any script, then
+at line ends, then between words, and as the last resort between characters. White space becomes one space, as in RULER.
 """
 
 import functools
@@ -15,12 +15,12 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import cases, filling, lengths
 from giraffe_jax.evals.scoring import Example
 
-LONGEST_END = 2**14  # words or characters of a piece that a prompt may end with
-LONGEST = 300  # bytes of a piece, where the rule for prose does not do
-PROSE = 1000  # bytes of a sentence of prose
-PROSE_SHARE = 0.95  # of a text's bytes in such sentences, for the rule for prose to do
+LONGEST_END = 2**14  # most words or characters of the partial piece at the end of a prompt
+LONGEST = 300  # most bytes of a piece, if the text is not prose
+PROSE = 1000  # most bytes of a sentence of prose
+PROSE_SHARE = 0.95  # a text is prose if such sentences hold this share of its bytes
 _ENGLISH = re.compile(r"(?<=[.!?])\s+(?=[\"'(A-Z0-9])")
-# Sentence_Terminal of Unicode beyond ASCII: such a mark ends a sentence whether a space follows or not.
+# Unicode's Sentence_Terminal beyond ASCII: such a mark ends a sentence even without a space after it.
 _MARKS = (
     "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367\u1368"
     "\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b5a\u1b5b\u1b5e\u1b5f\u1c3b\u1c3c\u1c7e"
@@ -33,7 +33,7 @@ _LEVELS = (_SENTENCE, re.compile(r"\n"), re.compile(r"\s+"))
 
 
 class End(NamedTuple):
-    """Words or characters of a piece, its first ones."""
+    """How much of the beginning of a piece to take, in words or characters."""
 
     count: int
     unit: Literal["words", "characters"] = "words"
@@ -47,12 +47,12 @@ END_UNITS: dict[Literal["words", "characters"], re.Pattern[str]] = {
 
 
 class Haystack(NamedTuple):
-    """Pieces of text in order, each with the white space that stands after it (none in Chinese, say)."""
+    """Pieces of text in order, each with the white space after it (none in Chinese, for example)."""
 
     pieces: tuple[str, ...]
 
     def part(self, start: int, size: int, end: End = NOTHING) -> list[str]:
-        """Returns `size` pieces from `start` on, going round, and what `end` takes of the next."""
+        """Returns `size` pieces from `start` on, wrapping around, and the part of the next piece that `end` takes."""
         found = [self.pieces[(start + k) % len(self.pieces)] for k in range(size)]
         if end.count:
             piece = self.pieces[(start + size) % len(self.pieces)]
@@ -61,9 +61,9 @@ class Haystack(NamedTuple):
 
 
 def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str = " ") -> str:
-    """Returns the text of pieces with needles, each (place, text), put before the piece at its place.
+    """Returns the text of pieces with needles inserted, each (place, text) before the piece at index `place`.
 
-    `space` stands before and after a needle, also where there is none between the pieces.
+    `space` is put before and after each needle, even if the pieces have none between them.
     """
     parts: list[str] = []
     at = 0
@@ -75,20 +75,20 @@ def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str
 
 
 def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
-    """Returns the example of as many pieces as fit, and of words of the next, or characters, where it is too short.
+    """Returns the example with as many pieces as fit and, if it is too short, words or characters of the next one.
 
-    `make(size, end)` makes it of so many pieces and the end, as `Haystack.part` gives them.
+    `make(size, end)` builds it from that many pieces and the end, as `Haystack.part` returns them.
     """
     size, example = fill(lambda k: make(k, NOTHING), whole=False)
     for unit in END_UNITS:
         if lengths.short(example, fill.length):
-            # More words than a piece has are all of it.
+            # Asking for more words than the piece has takes all of it.
             _, example = fill(lambda k, unit=unit: make(size, End(k, unit)), probe=4, most=LONGEST_END, whole=False)
     return example
 
 
 def read(documents: tuple[str, ...], where: str) -> Haystack:
-    """Returns the pieces of documents, in order; ConfigError where there is no text."""
+    """Returns the pieces of documents, in order; ConfigError if there is no text."""
     files = tuple(path for _, path in cases.documents(documents, where))
     states = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in (path.stat() for path in files))
     found = _read(files, states, where)
@@ -99,12 +99,12 @@ def read(documents: tuple[str, ...], where: str) -> Haystack:
 
 @functools.lru_cache(maxsize=8)
 def _read(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...], where: str) -> Haystack:
-    """`states` only tells apart what a file was at different times."""
+    """Caches by the files' content: `states` (size, mtime, inode) is a cache key only."""
     return Haystack(tuple(piece for path in files for piece in pieces(cases.text(path, where))))
 
 
 def pieces(text: str) -> list[str]:
-    """Returns a text's sentences, or shorter pieces than its sentences are; together they are the text."""
+    """Returns a text's sentences, or shorter pieces if it is not prose; joined they give the text."""
     text = "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
     found = [f"{sentence} " for sentence in _ENGLISH.split(text) if sentence]
     prose = sum(size for size in map(_size, found) if size <= PROSE)
@@ -118,7 +118,7 @@ def _size(text: str) -> int:
 
 
 def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Yields pieces of at most LONGEST bytes that together are the text, cut at the first level that does."""
+    """Yields pieces of at most LONGEST bytes that join to the text, split at the first of `levels` that suffices."""
     if _size(text) <= LONGEST:
         yield text
     elif not levels:
@@ -131,7 +131,7 @@ def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
             for part in parts:
                 yield from _cut(part, levels[1:])
             return
-        held = ""  # lines and words together, as many as a piece holds
+        held = ""  # merges lines or words up to LONGEST bytes
         for part in parts:
             if held and _size(held) + _size(part) > LONGEST:
                 yield from _cut(held, levels[1:])

@@ -1,27 +1,27 @@
-"""The one place that compares what a task made with the length that its column says, and refuses what is shorter."""
+"""Checks that a task's examples are as long as the length they are reported under; rejects shorter ones."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from giraffe_jax.config import ConfigError
 
-SHARE = 0.02  # of the length, by which a prompt may be shorter
+SHARE = 0.02  # fraction of the length by which an example may be shorter
 NAMED = ("documents", "files", "questions", "conversations")  # keys of tasks that name files
 
 
 def tokens(example: Any) -> int:
-    """Returns the tokens of an example: of prompt and answer, or of the text that is scored."""
+    """Returns the number of tokens of an example: prompt and answer, or the scored text."""
     return len(example.prompt) + len(example.answer) if hasattr(example, "prompt") else len(example.tokens)
 
 
 def short(example: Any, length: int) -> bool:
-    """Returns whether an example is shorter than its column says by more than SHARE and its own `slack`."""
+    """Returns whether an example is shorter than `length` by more than SHARE of it plus the example's `slack`."""
     return tokens(example) + getattr(example, "slack", 0) < (1 - SHARE) * length
 
 
 def check(task: Any, length: int, examples: Sequence[Any]) -> None:
-    """Raises ConfigError where an example is too short. Published cases are as they are: each has the shortest of a
-    task's lengths that holds it."""
+    """Raises ConfigError if an example is too short. Published cases are exempt: they are used unchanged, each at the
+    shortest of the task's lengths that it fits into."""
     if getattr(task, "files", ()):
         return
     found = [tokens(e) for e in examples if short(e, length)]
@@ -30,7 +30,7 @@ def check(task: Any, length: int, examples: Sequence[Any]) -> None:
 
 
 def refusal(task: Any, length: int, got: int, file: str = "") -> ConfigError:
-    """Returns the error of a task whose files, or the longest of them, give `got` tokens where `length` were asked."""
+    """Returns the error of a task whose files (or `file`, the longest of them) give only `got` of `length` tokens."""
     named = [f"{key} ({', '.join(getattr(task, key))})" for key in NAMED if getattr(task, key, ())]
     places = file or " and ".join(f"{task.name}.{place}" for place in named) or "what it makes itself"
     return ConfigError(

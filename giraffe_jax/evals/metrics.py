@@ -1,6 +1,6 @@
-"""What a task's rows are measured in: every metric's title, how it is averaged and compared, and how it was scored.
+"""The metrics of tasks: each one's title, how it is averaged and compared, and how it is scored.
 
-A task module declares its own as `METRICS`; a name means the same in every task.
+A task module lists its metrics in `METRICS`; a name means the same in every task.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Kind = Literal["perplexity", "share", "fraction", "nll", "mean"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of rows. `better` is None where values are not ranked.
+    """A metric of rows. `better` is None if values are not ranked.
 
     Kinds: "perplexity" (rows of nll and tokens), "share" (0 or 1), "fraction" (0 to 1), "nll" (nats), "mean".
     """
@@ -24,7 +24,7 @@ class Metric:
 
     @property
     def share(self) -> bool:
-        """Whether it is of right answers, shown in percent."""
+        """Whether it counts right answers and is shown in percent."""
         return self.kind in ("share", "fraction")
 
 

@@ -1,7 +1,7 @@
-"""The prompts of RULER's tasks (tasks/ruler.py): to the letter of NVIDIA/RULER, scripts/data/synthetic.
+"""The prompts of RULER's tasks (tasks/ruler.py), with the exact wording of NVIDIA/RULER, scripts/data/synthetic.
 
-Each maker returns (prompt, what the output must hold, the answer as the prompt's examples would put it, depth of the
-first thing asked for), of a size in the units that fill it: sentences, words or documents.
+Each function returns (prompt, texts that the output must contain, answer in the form that the prompt asks for, depth of
+the first thing asked for). `size` counts the units that fill the prompt: sentences, words or documents.
 """
 
 import math
@@ -47,7 +47,7 @@ Shuffle = Callable[[list[Any]], None]
 
 
 class Needles(NamedTuple):
-    """Where needles hide, what their keys and values are, and how many keys, values of each and questions there are."""
+    """A needle task: kinds of haystack, keys and values; numbers of keys, of values per key and of queried keys."""
 
     haystack: Literal["noise", "text", "needles"]
     key: Literal["words", "uuids"]
@@ -58,7 +58,7 @@ class Needles(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """Documents, and cases on them: (question, allowed answers, its documents, others of the same article)."""
+    """Documents and cases: (question, allowed answers, indices of its documents, indices of others of the article)."""
 
     documents: list[str]
     cases: list[tuple[str, tuple[str, ...], list[int], list[int]]]
@@ -73,13 +73,13 @@ def needles(
     text: haystack.Haystack | None,
     end: haystack.End,
 ):
-    """Needles between `size` sentences: at `depth`, or at places that are drawn."""
+    """Needles between `size` sentences, at `depth` or, if None, at random places."""
     keys = _draw(rng, task.key, task.keys)
     values = [_draw(rng, task.value, task.values) for _ in keys]
     pairs = [(key, value) for key, mine in zip(keys, values, strict=True) for value in mine]
     asked = rng.sample(range(task.keys), task.queries)
     shuffle(pairs)
-    hay_rng = random.Random(rng.random())  # what lies around does not change what is hidden
+    hay_rng = random.Random(rng.random())  # a stream of its own: the haystack does not change the needles
     if task.haystack == "needles":
         others = zip(_draw(hay_rng, task.key, size, but=keys), _draw(hay_rng, task.value, size), strict=True)
         hay = [NEEDLE.format(kind=task.value, key=k, value=v) for k, v in others]
@@ -106,9 +106,9 @@ def needles(
 
 
 def chain(rng: random.Random, size: int, hops: int, chains: int):
-    """Chains of `hops` assignments between `size` sentences, after a short one that is solved."""
+    """Chains of `hops` variable assignments between `size` sentences, after a short solved example."""
     examples = []
-    for letters, noise in ((3, 5), (5, size)):  # one solved, and the one that is asked
+    for letters, noise in ((3, 5), (5, size)):  # the solved example, then the question
         names = _different(lambda k=letters: "".join(rng.choices(string.ascii_uppercase, k=k)), chains * (hops + 1))
         values = _different(lambda: str(rng.randint(10_000, 99_999)), chains)
         assigned, lines = [], [NOISE] * noise
@@ -126,7 +126,7 @@ def chain(rng: random.Random, size: int, hops: int, chains: int):
 
 
 def common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
-    """Ten words that come often among `size` that come seldom; in prompts that are short all come less often."""
+    """Ten common words among `size` rare ones; in `short` prompts all are repeated fewer times."""
 
     def numbered(words):
         return " ".join(f"{i}. {word}" for i, word in enumerate(words, 1))
@@ -143,11 +143,11 @@ def common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
 
 
 def frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
-    """`words` different words, as often as Zipf's law says in a text of 256 + size of them."""
+    """A text of 256 + size words, with `words` different ones distributed by Zipf's law."""
     coded = _different(lambda: "".join(rng.choices(string.ascii_lowercase, k=6)), words)
     coded[0] = "..."  # the most frequent is noise
-    # Zipf's law with exponent 2, of ever more words, whose sum is pi^2 / 6.
-    total = 256 + size  # so many that the three that are asked for differ in how often they come
+    # Zipf's law with exponent 2; normalised by the infinite sum, pi^2 / 6.
+    total = 256 + size  # enough that the three most frequent words have different counts
     counts = [int(total * 6 / math.pi**2 / rank**2) for rank in range(1, words + 1)]
     text = [word for word, count in zip(coded, counts, strict=True) for _ in range(count)]
     shuffle(text)
@@ -157,8 +157,8 @@ def frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
 def question(rng: random.Random, shuffle: Shuffle, size: int, asked: Questions, i: int):
     """The i-th question, on its own documents among `size` others."""
     query, answers, own, near = asked.cases[i % len(asked.cases)]
-    # Documents of its own, then those of the same article, then any; of all that there are, so that more is never less.
-    # Where they are too few, all of them once more, as often as it takes (as released).
+    # Its own documents, then those of the same article, then any, drawn so that a larger size only adds documents.
+    # If there are too few, all are repeated as often as needed (as released).
     near, known = rng.sample(near, len(near)), {*own, *near}
     count = len(asked.documents)
     far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
@@ -188,7 +188,7 @@ def _different(draw: Callable[[], str], n: int) -> list[str]:
 
 
 def _words(rng: random.Random, n: int) -> list[str]:
-    """Returns n different words: of the list, then pairs of them."""
+    """Returns n different words: first single ones of the list, then pairs of them."""
     single = list(dict.fromkeys(ADJECTIVES + NOUNS))
     rng.shuffle(single)
     return single[:n] + (draw_keys(rng, n - len(single)) if n > len(single) else [])

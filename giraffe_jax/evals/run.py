@@ -1,4 +1,4 @@
-"""Tasks x lengths -> rows, one row per example; nothing here knows what a task asks."""
+"""Tasks x lengths -> rows, one row per example; independent of what a task asks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,12 +21,15 @@ def evaluate(
     """Yields the rows of every task at every length, in order, as soon as their batch is done.
 
     Args:
-      lm: a `decode.LM`.
+      lm: an `inference.LM`.
       tasks: task dataclasses or mappings with `name`.
       encoding_for: length in tokens -> Encoding bound for it (`positions.bind(..., length=length)`), without positions.
-      tokens_per_batch: tokens in one forward pass; rows per batch are at most this over the length.
+      tokens_per_batch: tokens in one forward pass, which limits the rows per batch to this over the length.
       variant: copied to every row.
-      skip: (task label, length) -> whether that cell has its rows already.
+      skip: (task label, length) -> whether to skip that cell.
+
+    Raises:
+      ConfigError: a task is wrong, or two have the same label.
     """
     built = [evals.build(task, f"tasks[{i}]") for i, task in enumerate(tasks)]
     check_labels(built)
@@ -41,7 +44,7 @@ def evaluate(
 
 
 def check_labels(tasks: Sequence[Any]) -> None:
-    """Raises ConfigError where two tasks would write rows under one name."""
+    """Raises ConfigError if two tasks would write rows under the same name."""
     from giraffe_jax.config import ConfigError
 
     labels = [evals.label(task) for task in tasks]
@@ -51,7 +54,7 @@ def check_labels(tasks: Sequence[Any]) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, stats.Estimate]]:
-    """Returns (task, length) -> metric -> Estimate of the rows of one variant: ppl, shares of right answers, means."""
+    """Returns (task, length) -> metric -> Estimate for the rows of one variant: ppl, shares of right answers, means."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["length"]), []).append(row)

@@ -1,9 +1,8 @@
-"""How examples become rows: fixed-shape batches through the model, and the two scorings of retrieval.
+"""From examples to rows: fixed-shape batches through the model, and the two ways to score retrieval.
 
-Teacher-forced: prompt and answer in one forward pass; right when the most likely token is the answer's at every answer
-position, which is when greedy decoding would have said the answer. It needs no cache and moves before generation does
-(the answer's loss). Generated: greedy decoding from the prompt, and a rule of the task's, a `Judge`, says what the
-output is worth.
+Teacher-forced: prompt and answer in one forward pass; right if the most likely token is the answer's at every answer
+position, which is when greedy decoding would produce the answer. It needs no KV cache, and the answer's loss shows
+progress earlier than generation does. Generated: greedy decoding from the prompt, scored by the task's rule, a `Judge`.
 """
 
 import dataclasses
@@ -22,56 +21,56 @@ from giraffe_jax.evals import lengths
 from giraffe_jax.evals.lengths import NAMED
 
 Scoring = Literal["generate", "teacher"]
-Count = Annotated[int, Bound(1, high=10**6)]  # of examples, which are made before the first is measured
+Count = Annotated[int, Bound(1, high=10**6)]  # bounded, since all examples are built before the first is evaluated
 Seed = Annotated[int, Bound(0)]
 Share = Annotated[float, Bound(0.0, high=1.0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A question and its answer as tokens, so that prompt + answer is the whole text."""
+    """A prompt and its answer as tokens; prompt + answer is the whole text."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     expected: int | tuple[str, ...]  # a number, or the texts that the task's rule looks for in the output
-    depth: float  # where in the record the answer (the first of several) stands, 0 the start, 1 the end
-    slack: int = 0  # tokens by which the prompt may be short: of one more unit, or kept for a longer answer
+    depth: float  # relative position of the answer (of the first of several): 0 the start, 1 the end
+    slack: int = 0  # tokens by which the prompt may be short: the size of one more unit, or room for a longer answer
 
 
-TAIL = 200  # characters of a prompt that say where its tokens end
-KEPT = 2**22  # tokens of examples kept in memory, some 36 bytes each
+TAIL = 200  # characters of a prompt's end that determine where its last tokens end
+KEPT = 2**22  # most tokens of examples kept in memory, about 36 bytes each
 ASKED = 200  # characters of a prompt's end that a row keeps
 
-# (output, expected) -> metrics: a task's rule for what was generated.
+# (output, expected) -> metrics: a task's rule for generated output.
 Judge = Callable[[str, Any], dict[str, float]]
 
 
 def numbers(text: str, expected: int) -> dict[str, float]:
-    """Returns whether the first number of the output is the answer (Giraffe's rule), and whether the last is
+    """Returns whether the first number in the output is the answer (Giraffe's rule), and whether the last one is
     (LongEval's)."""
     return {"generate": int(first_number(text) == expected), "generate_last": int(last_number(text) == expected)}
 
 
 def match_all(text: str, expected: Sequence[str]) -> dict[str, float]:
-    """Returns the share of the texts that the output holds, in any case of letters (RULER's string_match_all)."""
+    """Returns the share of the texts that the output contains, ignoring case (RULER's string_match_all)."""
     return {"match_all": sum(e.lower() in text.lower() for e in expected) / len(expected)}
 
 
 def match_part(text: str, expected: Sequence[str]) -> dict[str, float]:
-    """Returns whether the output holds one of the texts, in any case of letters (RULER's string_match_part)."""
+    """Returns whether the output contains one of the texts, ignoring case (RULER's string_match_part)."""
     return {"match_part": int(any(e.lower() in text.lower() for e in expected))}
 
 
 def presence(text: str, expected: Sequence[str]) -> dict[str, float]:
-    """Returns whether the output holds one of the texts to the letter (Giraffe's presence accuracy)."""
+    """Returns whether the output contains one of the texts, case-sensitively (Giraffe's presence accuracy)."""
     return {"presence": int(any(e.strip() in text for e in expected))}
 
 
 def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any, Any, int], list[Any]]:
-    """Returns `examples(task, tokenizer, length)` that makes the same only once: sixteen methods ask for them in turn.
+    """Decorates `examples(task, tokenizer, length)` with a cache, since every variant asks for the same examples.
 
-    They are made again once a file that the task names has changed, and forgotten with the tokenizer, or, the oldest
-    first, beyond `KEPT` tokens a task. ConfigError where they are shorter than `length` says (`lengths.check`).
+    They are rebuilt if a file that the task names has changed. They are dropped with the tokenizer or, oldest first,
+    beyond `KEPT` tokens per task. ConfigError if they are shorter than `length` (`lengths.check`).
     """
 
     memories: weakref.WeakKeyDictionary[Any, dict[Any, list[Any]]] = weakref.WeakKeyDictionary()
@@ -104,17 +103,17 @@ def _files_of(task: Any) -> tuple[Any, ...]:
 def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns (prompt tokens, answer tokens) of the text prompt + answer, tokenised as one text.
 
-    A tokenizer may join the prompt's end with the answer's start; the split is then before the joined token, so the
-    model is never asked to continue from a cut that its training text does not have.
+    A tokenizer may merge the prompt's end with the answer's start into one token. The split is then before that token,
+    so the model never has to continue from a token boundary that does not occur in its training text.
     """
     whole = tokenizer.encode(prompt + answer)
-    # The last words say where, without all of a long prompt once more, where they are the same tokens in it.
+    # Tokenises only the last words of a long prompt a second time, if they have the same tokens on their own.
     for tail in (prompt[max(0, prompt.rfind(" ", 0, -TAIL)) :], prompt):
         together, alone = tokenizer.encode(tail + answer), tokenizer.encode(tail)
         common = 0
         while common < min(len(together), len(alone)) and together[common] == alone[common]:
             common += 1
-        begun = common // 2  # beyond what the start of a text makes other
+        begun = common // 2  # skips tokens that differ because the tail is at the start of a text
         if tail is prompt or (common > 8 and whole[len(whole) - len(together) + begun :] == together[begun:]):
             break
     at = len(whole) - len(together) + common
@@ -123,13 +122,13 @@ def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tu
 
 def from_pieces(document: Sequence[Any], encode: Callable[[str], Sequence[int]], bos: tuple[int, ...], depth: float):
     """Returns the Example of a synthetic document that ends with its question and answer (see `data.synthetic`)."""
-    answer = document[-1].text.rstrip("\n")  # its space, if any, is part of what must be said
+    answer = document[-1].text.rstrip("\n")  # a leading space is part of the expected answer
     prompt = tuple(token for piece in document[:-1] for token in encode(piece.text))
     return Example(bos + prompt, tuple(encode(answer)), int(answer), depth)
 
 
 def check_retrieval(task: Any) -> None:
-    """Raises ConfigError where the numbers of a retrieval task are out of range."""
+    """Raises ConfigError if a setting of a retrieval task is out of range."""
     if not task.scoring:
         raise ConfigError(f"{task.name}.scoring: the list is empty; allowed are 'generate', 'teacher' or both.")
     if task.n < 1 or task.new_tokens < 1:
@@ -142,10 +141,11 @@ def check_retrieval(task: Any) -> None:
 def scores(
     lm: Any, rows: Sequence[Sequence[int] | np.ndarray], length: int, encoding: Any, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields per row (nll, correct) of its tokens from the second on, in order.
+    """Yields (nll, correct) per row, each [T - 1]: the loss in nats and whether the token was the most likely one, for
+    the row's tokens from the second on.
 
-    Every batch has the same shape, [size, length], short rows and short batches padded: methods share one compilation,
-    and tasks of one length and size do too.
+    Every batch is padded to the shape [size, length], so that methods, and tasks of one length and size, share one
+    compilation.
     """
 
     for start in range(0, len(rows), size):
@@ -170,9 +170,9 @@ def retrieval_rows(
     judge: Judge = numbers,
 ) -> Iterator[dict[str, Any]]:
     """Yields one row per example, scored as `task.scoring` says: metrics teacher (0 or 1) and answer_nll (mean nats
-    per token), and for what was generated those of `judge`.
+    per token), and for generated output those of `judge`.
 
-    `prompt` in a row is a hash of the prompt's tokens: equal for every model and method that was asked the same.
+    `prompt` in a row is a hash of the prompt's tokens: equal for all models and methods given the same prompt.
     """
 
     size = batch_size(length, tokens_per_batch, len(examples))
@@ -206,9 +206,9 @@ def retrieval_rows(
 
 
 def batch_size(length: int, tokens_per_batch: int, examples: int) -> int:
-    """Returns rows in a batch: as many as the tokens allow, one at least, and no more than hold the examples.
+    """Returns the rows of a batch: as many as `tokens_per_batch` allows, at least one, and not many more than examples.
 
-    For few examples it is a power of two, so that tasks with about as many share a compilation.
+    With few examples it is a power of two, so that tasks with similar numbers of examples share a compilation.
     """
     return max(1, min(tokens_per_batch // length, 1 << max(0, examples - 1).bit_length()))
 

@@ -1,4 +1,4 @@
-"""p-values of intervals, and Holm's correction for many comparisons."""
+"""p-values from intervals, and Holm's correction for multiple comparisons."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ def student_p(t: float, freedom: int) -> float:
 
 
 def interval_p(estimate: Estimate, confidence: float = 0.95) -> float:
-    """Returns the two-sided p that a mean is 0, as Student's t has it of an interval that wide; 1 without one.
+    """Returns the two-sided p-value of "the mean is 0" by Student's t, from an estimate's interval; 1 without one.
 
-    For the bootstrap's, expanded: half its width over t's quantile is then the standard error of the mean.
+    Meant for the expanded bootstrap: half the width of its interval over the t quantile is the standard error.
     """
     half = (estimate.high - estimate.low) / 2
     if not math.isfinite(half):
@@ -34,7 +34,7 @@ def interval_p(estimate: Estimate, confidence: float = 0.95) -> float:
 
 
 def holm(ps: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Returns which hypotheses are rejected, none of them true with probability 1 - level or more (Holm 1979)."""
+    """Returns which hypotheses are rejected, with a family-wise error rate of at most `level` (Holm 1979)."""
     rejected = [False] * len(ps)
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         if ps[i] > level / (len(ps) - rank):

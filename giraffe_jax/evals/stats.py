@@ -1,11 +1,11 @@
-"""Intervals: every score is shown with its number of examples and a 95% interval, and these are the intervals.
+"""Confidence intervals: reports show every score with its number of examples and a 95% interval, computed here.
 
 Proportions (retrieval) get Wilson's score interval, which stays inside [0, 1] and does not collapse to a point when
-every answer is right. Means (losses, perplexity) get a bootstrap, which stays inside the values: a loss has no interval
-below zero. What is drawn again are whole documents, because what stands in one is far from independent. Two models that
-read the same are compared by `paired_nll`, `paired_mean` and `paired_share`: what makes a window hard is hard for both,
-so differences are far sharper than the two scores. A pair is told apart where the interval of its difference excludes
-zero, and by nothing else. NumPy only: reports are made where JAX need not be installed or started.
+every answer is right. Means (losses, perplexity) get a bootstrap, which stays within the range of the values: no
+interval of a loss reaches below zero. The bootstrap resamples whole documents, since windows of one document are far
+from independent. Two models evaluated on the same examples are compared by `paired_nll`, `paired_mean` and
+`paired_share`: a hard window is hard for both, so the difference has a far narrower interval than either score. Two
+models count as different only if the interval of their difference excludes zero. NumPy only: reports do not need JAX.
 """
 
 import math
@@ -20,20 +20,21 @@ LEVEL = 0.05
 
 
 def fewest_pairs(level: float = LEVEL) -> int:
-    """Returns how many pairs it takes before any difference can be told at a level: the least n of 2^(1-n) < level.
+    """Returns the fewest pairs with which a difference can be significant at a level: the least n with 2^(1-n) < level.
 
-    Of two models that differ in nothing, all n differences have one sign with probability 2^(1-n), whatever else they
-    are. That is the least p of the sign-flip test and of McNemar's, and how often a bootstrap at least excludes zero,
-    for no resampled mean leaves the range of the values. At 5% it is 6: of five, one in sixteen looks different.
+    For two equally good models, all n differences have the same sign with probability 2^(1-n), whatever their
+    distribution. That is the smallest p that the sign-flip test and McNemar's test can give. It also bounds the false
+    positives of a bootstrap from below, since resampled means stay within the range of the values. At 5% it is 6: with
+    five pairs, one comparison in sixteen would look different by chance.
     """
     return math.floor(1 - math.log2(level)) + 1
 
 
-FEWEST = fewest_pairs()  # examples of a difference, or of a bootstrap: fewer have no interval
+FEWEST = fewest_pairs()  # differences and bootstraps of fewer examples get no interval
 
 
 class Estimate(NamedTuple):
-    """A score, its interval and the number of independent examples behind it; `nan` bounds where there is none."""
+    """A score, its interval (nan bounds if there is none) and the number of independent examples."""
 
     value: float
     low: float
@@ -71,15 +72,15 @@ def bootstrap_mean(
     """Returns the weighted mean `sum(sums) / sum(weights)` with a percentile bootstrap interval.
 
     Args:
-      sums: per unit (document or window), the sum of what is averaged; nats for a loss.
-      weights: per unit, how many tokens that sum is over.
-      confidence: share of the resampled means inside the interval.
-      resamples: how many times the units are drawn again, with replacement.
-      seed: of the draws; the same numbers always give the same interval.
-      expanded: takes percentiles further out, by as much as Student's t is wider than the normal distribution and as
-        the spread of n numbers is below that of what they were drawn from (Hesterberg 2015). Of the means of five
-        normal units it holds 91%, percentiles as they are (False) 83%; of sixteen 95% and 92%.
-      fewest: units that it takes for an interval; fewer have nan bounds.
+      sums: per unit (document or window), the sum of the averaged quantity; nats for a loss.
+      weights: per unit, the number of tokens in that sum.
+      confidence: nominal coverage of the interval.
+      resamples: number of resamples of the units, with replacement.
+      seed: of the resampling; the same input always gives the same interval.
+      expanded: widens the percentiles for small samples (Hesterberg 2015): by Student's t over the normal quantile, and
+        by sqrt(n / (n - 1)) for the bias of the sample's spread. With five normal units the interval then covers the
+        mean 91% of the time, against 83% without (False); with sixteen, 95% against 92%.
+      fewest: least number of units for an interval; with fewer the bounds are nan.
     """
     total, weight = np.asarray(sums, np.float64), np.asarray(weights, np.float64)
     if total.shape != weight.shape or total.ndim != 1:
@@ -89,7 +90,7 @@ def bootstrap_mean(
     if n < max(2, fewest) or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan, n)
     rng = np.random.default_rng(seed)
-    # How often each unit was drawn, instead of which; a million counts at a time, however many units there are.
+    # Draws counts per unit instead of indices, at most a million at a time to bound memory.
     at_once = max(1, 10**6 // n)
     sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
     counts = (rng.multinomial(n, np.full(n, 1 / n), size) for size in sizes)
@@ -102,7 +103,7 @@ def bootstrap_mean(
 
 
 def student(p: float, freedom: int) -> float:
-    """Returns the quantile p of Student's t, within 0.1% from 4 degrees of freedom up (Abramowitz, Stegun 26.7.5)."""
+    """Returns the p-quantile of Student's t, within 0.1% from 4 degrees of freedom up (Abramowitz, Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(p)
     terms = (
         (z**3 + z) / 4,
@@ -114,8 +115,8 @@ def student(p: float, freedom: int) -> float:
 
 
 def mean(rows: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any) -> Estimate:
-    """Returns the mean of a metric over rows that have it, with a bootstrap interval over documents where rows name
-    them, else over rows."""
+    """Returns the mean of a metric over the rows that have it; the bootstrap resamples documents if rows name them,
+    else rows."""
     units = _by_document((row.get("document"), float(row["metrics"][metric]), 1.0) for row in _having(rows, metric))
     return bootstrap_mean(*units, **bootstrap)
 
@@ -125,7 +126,7 @@ def _having(rows: Iterable[Mapping[str, Any]], metric: str) -> list[Mapping[str,
 
 
 def _by_document(values: Iterable[tuple[Any, float, float]]) -> tuple[list[float], list[float]]:
-    """The sums and weights of (document, value, weight) by document; one of no document, None, is a unit by itself."""
+    """Returns sums and weights of (document, value, weight) per document; without a document (None), each is a unit."""
     grouped: dict[Any, list[float]] = {}
     for i, (document, value, weight) in enumerate(values):
         entry = grouped.setdefault(("", i) if document is None else str(document), [0.0, 0.0])
@@ -135,11 +136,11 @@ def _by_document(values: Iterable[tuple[Any, float, float]]) -> tuple[list[float
 
 
 def mean_nll(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap: Any) -> Estimate:
-    """Returns the mean loss in nats of perplexity rows, and its bootstrap interval.
+    """Returns the mean loss of perplexity rows, in nats per token, and its bootstrap interval.
 
-    `by` says what is averaged: "token" weighs every scored token alike; "window" every window alike, whatever it scores
-    (what YaRN's script and LongLoRA's do); "document" every document alike. Documents are resampled, and `n` counts
-    them: windows of one document are not several. A row whose loss is not finite (null) makes it all nan.
+    `by` sets the weights: "token" weighs every scored token equally; "window" every window, whatever it scores (as the
+    scripts of YaRN and LongLoRA do); "document" every document. The bootstrap resamples documents, and `n` counts them:
+    windows of one document are not independent. A row with a non-finite loss (null) makes the result nan.
     """
     values = []
     for row in rows:
@@ -152,16 +153,16 @@ def mean_nll(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap: A
 
 
 def perplexity(rows: Iterable[Mapping[str, Any]], by: By = "token", **bootstrap: Any) -> Estimate:
-    """Returns exp of `mean_nll` and of both its bounds; infinite where the exponential overflows."""
+    """Returns exp of `mean_nll` and of its bounds; infinite if exp overflows."""
     mean = mean_nll(rows, by, **bootstrap)
     return Estimate(_exp(mean.value), _exp(mean.low), _exp(mean.high), mean.n)
 
 
 def share(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
-    """Returns the mean of a metric within 0..1, with Wilson's interval; rows without the metric do not count.
+    """Returns the mean of a metric within 0..1, with Wilson's interval; rows without the metric are skipped.
 
-    Of a metric that is 0 or 1 that is the share of ones; the interval of fractions is wider than it need be, since
-    nothing within 0..1 spreads as far as zeros and ones of the same mean. Rows that name documents count as many.
+    For a metric of zeros and ones that is the share of ones. For fractions the interval is conservative: zeros and ones
+    have the largest variance of all values in 0..1 with the same mean. Rows of one document count as one example.
     """
     values = [(row.get("document"), float(row["metrics"][metric]), 1.0) for row in _having(rows, metric)]
     if not values:
@@ -171,9 +172,9 @@ def share(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
 
 
 def paired_nll(rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], **bootstrap: Any) -> Estimate:
-    """Returns the mean loss of perplexity rows less that of `base` on the same windows, nats per token.
+    """Returns the mean loss of perplexity rows minus that of `base` on the same windows, in nats per token.
 
-    Documents are resampled. exp of it is the ratio of perplexities.
+    The bootstrap resamples documents. exp of the result is the ratio of perplexities.
     """
     pairs = paired(rows, base, "nll")
     units = _by_document((document, mine - other, tokens) for document, tokens, mine, other in pairs)
@@ -183,8 +184,8 @@ def paired_nll(rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, An
 def paired_mean(
     rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str, **bootstrap: Any
 ) -> Estimate:
-    """Returns the mean of a metric less that of `base` on the same examples; documents are resampled where rows name
-    them, else examples."""
+    """Returns the mean of a metric minus that of `base` on the same examples; the bootstrap resamples documents if rows
+    name them, else examples."""
     pairs = paired(rows, base, metric)
     return bootstrap_mean(*_by_document((d, mine - other, 1.0) for d, _, mine, other in pairs), **bootstrap)
 
@@ -192,10 +193,10 @@ def paired_mean(
 def paired_share(
     rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str
 ) -> tuple[Estimate, float]:
-    """Returns the share right less that of `base` on the same examples with its interval, and McNemar's exact p.
+    """Returns the share of right answers minus that of `base` on the same examples, and McNemar's exact p.
 
-    The interval is that of `difference_of_shares`, reaching to zero where McNemar's p is not below 5%, so that the two
-    never say different things; nan of fewer than FEWEST examples.
+    The interval is that of `difference_of_shares`, extended to include zero if McNemar's p is not below 5%, so that the
+    two never contradict each other. With fewer than FEWEST examples its bounds are nan.
     """
     pairs = paired(rows, base, metric)
     gained = sum(mine > other for _, _, mine, other in pairs)
@@ -209,8 +210,8 @@ def paired_share(
 def difference_of_shares(gained: int, lost: int, n: int, confidence: float = 0.95) -> Estimate:
     """Returns (gained - lost) / n with the adjusted Wald interval for paired shares (Bonett and Price 2012).
 
-    `gained` examples of n are right only for the first, `lost` only for the second. The interval's middle is drawn
-    towards 0, and it does not collapse where nothing differs.
+    Of n examples, `gained` are right only for the first, `lost` only for the second. The interval's centre is shrunk
+    towards 0, and its width stays positive if no example differs.
     """
     if n < 2:
         return Estimate((gained - lost) / n if n else math.nan, math.nan, math.nan, n)
@@ -221,7 +222,7 @@ def difference_of_shares(gained: int, lost: int, n: int, confidence: float = 0.9
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns McNemar's exact two-sided p: how often a fair coin splits the examples that differ so unevenly."""
+    """Returns McNemar's exact two-sided p: the probability that gained + lost coin flips split at least as unevenly."""
     n, fewer = gained + lost, min(gained, lost)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
@@ -229,9 +230,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired(
     rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]], metric: str
 ) -> list[tuple[Any, float, float, float]]:
-    """Returns (document, tokens, value, value of `base`) of what both read: the same window, or the same prompt.
+    """Returns (document, tokens, value, value of `base`) for each example in both: the same window or the same prompt.
 
-    A side's rows of one example, from several seeds of its training, count as their mean. Null is nan.
+    If one side has several rows of an example (from several training seeds), their mean is used. Null becomes nan.
     """
     mine, other = _by_example(rows, metric), _by_example(base, metric)
     return [(key[0], key[-1] or 1.0, float(mine[key]), float(other[key])) for key in mine if key in other]
@@ -256,9 +257,9 @@ def _exp(x: float) -> float:
 
 
 def effective_length(bounds: Mapping[int, float], threshold: float) -> int | None:
-    """Returns the longest length where the bound of it and of all shorter ones is `threshold` or more, None if none is.
+    """Returns the longest length for which its bound and those of all shorter lengths reach `threshold`; None if none.
 
-    `bounds` are lower ends of intervals by length; nan is below every threshold.
+    `bounds` maps lengths to the lower ends of intervals; nan counts as below every threshold.
     """
     longest = None
     for length in sorted(bounds):
@@ -269,6 +270,6 @@ def effective_length(bounds: Mapping[int, float], threshold: float) -> int | Non
 
 
 def fewest_for(threshold: float, confidence: float = 0.95) -> int:
-    """Returns how many examples, all right, it takes for Wilson's lower bound, n / (n + z^2), to reach a threshold."""
+    """Returns how many examples, all answered right, raise Wilson's lower bound n / (n + z^2) to a threshold."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     return math.ceil(threshold / (1 - threshold) * z * z)

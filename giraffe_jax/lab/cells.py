@@ -1,7 +1,7 @@
-"""The cells of an experiment, and the key of each: a digest of all that decides its numbers.
+"""The cells of an experiment and their keys. A cell's key is a digest of everything that affects its results.
 
-That is what the config says and the content of what it names (identity.py): own methods and what they import,
-documents, case files, tokenizer, weights, training data, and the version of the task's code.
+That is its part of the config, and the content of what the config names (identity.py): the user's methods and what they
+import, documents, case files, tokenizer, weights, training data, and the version of the task's code.
 """
 
 import dataclasses
@@ -18,29 +18,30 @@ Name = tuple[str, str, int, int]  # of a cell: variant, task, length, seed
 
 
 class Cell(NamedTuple):
-    """One task at one length for one variant: what is measured, and recorded as done, in one piece."""
+    """One task at one length for one variant and seed: the unit that is measured and recorded as done."""
 
     variant: Any
     task: Any
     length: int
     seed: int
     key: str
-    older: str  # the key that it had in versions which knew no contents, for the source's fingerprint of then
+    older: str  # its key in older versions, which recorded no contents but a fingerprint of the source
 
     @property
     def name(self) -> Name:
+        """(variant, label of the task, length, seed)."""
         return self.variant.name, evals.label(self.task), self.length, self.seed
 
 
 class All(NamedTuple):
-    """The contents that cells depend on: of the source, and by name those of variants and tasks."""
+    """The contents that cells depend on: those of the source, and those of variants and tasks by name."""
 
     source: Contents
     variants: Mapping[str, Contents]
     tasks: Mapping[str, Contents]
 
     def of(self, cell: Cell) -> list[Contents | None]:
-        """Returns those of a cell; None for a variant or task that is not known here."""
+        """Returns the contents of a cell's source, variant and task; None for each that is unknown."""
         variant, task, *_ = cell.name
         return [self.source or None, self.variants.get(variant), self.tasks.get(task)]
 
@@ -50,9 +51,9 @@ def contents(config: Any, tasks: list[Any], trainings: Mapping[str, Any], before
 
     Args:
       config: ExperimentConfig.
-      tasks: built ones.
-      trainings: TrainConfig of each variant that is trained, by its name.
-      before: of an earlier run, for training data that is no longer there.
+      tasks: built tasks.
+      trainings: TrainConfig of each trained variant, by the variant's name.
+      before: contents recorded by an earlier run, used for training data that no longer exists.
     """
     variants = {}
     for variant in config.variants:
@@ -65,23 +66,36 @@ def contents(config: Any, tasks: list[Any], trainings: Mapping[str, Any], before
 
 
 def of_training(found: All, variant: Any, config: Any) -> Contents:
-    """Returns what a variant's training depends on: the experiment's source, and what its TrainConfig reads."""
+    """Returns the contents that a variant's training depends on: the experiment's source and what `config` reads.
+
+    Args:
+      found: the experiment's contents.
+      variant: the trained variant.
+      config: its TrainConfig.
+    """
     return found.source | identity.of_training(config, found.variants[variant.name])
 
 
 def scaling_of(variant: Any) -> list[Any]:
-    """Returns all position methods that a variant is trained or read with."""
+    """Returns all position methods that a variant is trained or evaluated with."""
     trained = variant.train is not None or variant.eval_positions is None
     return [*(variant.positions if trained else ()), *(variant.eval_positions or ())]
 
 
 def code_of(variant: Any) -> dict[str, str]:
-    """Returns {"folder/my_method.py": text} of a variant's own methods and what they import."""
+    """Returns {"folder/my_method.py": text} of the user's methods in a variant and of what they import."""
     return positions.sources(scaling_of(variant))
 
 
 def cells(config: Any, tasks: list[Any], found: All, fingerprint: str | None = None) -> list[Cell]:
-    """Returns all cells in the order they are measured; what no seed can change is there for the first one only."""
+    """Returns all cells in the order of measurement; cells that no seed changes appear for the first seed only.
+
+    Args:
+      config: ExperimentConfig.
+      tasks: built tasks.
+      found: the experiment's contents.
+      fingerprint: of the source, as recorded by an older version; for `Cell.older`.
+    """
     out = []
     for seed in config.seeds:
         for variant in config.variants:
@@ -100,13 +114,13 @@ def cells(config: Any, tasks: list[Any], found: All, fingerprint: str | None = N
 
 
 def about_variant(variant: Any) -> dict[str, Any]:
-    """Returns what the config says of a variant."""
+    """Returns a variant's keys in the config, without its name."""
     return {key: value for key, value in to_dict(variant).items() if key != "name"}
 
 
 def about_task(task: Any) -> dict[str, Any]:
-    """Returns what a task's examples depend on in the config: other lengths too, where they choose documents or what is
-    scored of them."""
+    """Returns the config values that a task's examples depend on. That includes other lengths, if they determine which
+    documents are used or what is scored."""
     about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
     about |= {"longest": max(task.lengths)} if hasattr(task, "documents") or about.get("questions") else {}
     about |= {"lengths": sorted(task.lengths)} if about.get("files") else {}  # each case at the shortest that holds it
@@ -114,8 +128,8 @@ def about_task(task: Any) -> dict[str, Any]:
 
 
 def folder(config: Any, variant: Any, seed: int) -> str:
-    """Returns the name of a variant's training: that of the first variant which is trained alike, and read at other
-    scales."""
+    """Returns the folder name of a variant's training: the name of the first variant with the same training, since
+    variants that differ only in eval_positions share it."""
     alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
     first = variant if variant.train is None else next(alike)
     return records.slug(first.name, seed if len(config.seeds) > 1 else None)

@@ -1,4 +1,4 @@
-"""What an estimate times: the calls that tasks make of a model, each structure of a program once."""
+"""Times the model calls that tasks make, for estimates: each shape once per structure of the compiled program."""
 
 import dataclasses
 import time
@@ -14,13 +14,13 @@ from giraffe_jax.lab import spec
 from giraffe_jax.lab.spec import Variant
 from giraffe_jax.positions import Encoding
 
-# Seconds of a call of plain RoPE up to which other structures are timed too; longer calls of theirs take as many times
-# plain RoPE's as the longest timed one did.
+# Seconds. If a call takes longer than this with plain RoPE, other structures are not timed on it: their time is
+# extrapolated with the ratio to plain RoPE at the longest call that was timed with both.
 SLOW = 5.0
 
 
 class Call(NamedTuple):
-    """Rows x tokens that a model was given, to score (new = 0) or to continue by so many tokens."""
+    """A model call on rows x tokens: scoring if new is 0, else generation of `new` tokens."""
 
     rows: int
     tokens: int
@@ -28,30 +28,32 @@ class Call(NamedTuple):
 
 
 def structure(encoding: Encoding) -> Hashable:
-    """Returns what two encodings have in common when they are one compiled program."""
+    """Returns a key that is equal for encodings which share one compiled program."""
     leaves, tree = jax.tree.flatten(encoding)
     return tree, tuple(np.shape(leaf) for leaf in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counted(LM):
-    """Stands in for a model, notes what is asked and does nothing of it: every loss is 0, every continuation empty."""
+    """Stands in for a model and records its calls without computing: every loss is 0, every continuation empty."""
 
     calls: list[Call] = dataclasses.field(default_factory=list)
 
     def score_rows(self, tokens, *_: Any, **__: Any):
+        """Records the call; returns losses of 0 and hits of False, each [B T-1]."""
         self.calls.append(Call(*tokens.shape))
         nothing = np.zeros((tokens.shape[0], tokens.shape[1] - 1), np.float32)
         return nothing, nothing > 0
 
     def generate_rows(self, prompts, n: int, *_: Any, batch: int | None = None, width: int | None = None, **__: Any):
+        """Records the call; returns an empty continuation for each prompt."""
         longest = max(map(len, prompts), default=1)
         self.calls.append(Call(batch or len(prompts), max(longest, width or 0), n))
         return [[] for _ in prompts]
 
 
 class _Clock:
-    """Times calls, each shape and structure once."""
+    """Times calls: each shape once per program structure."""
 
     def __init__(self, lm: LM):
         self.lm, self.plain = lm, lm.config.bind(1.0)
@@ -86,7 +88,7 @@ class _Clock:
                 began = time.monotonic()
                 self._run(call, encoding)
                 seconds.append(time.monotonic() - began)
-                if seconds[0] > 4 * SLOW:  # little of it is compilation
+                if seconds[0] > 4 * SLOW:  # so slow that compilation hardly counts
                     break
             self.took[key], self.compiled[key] = seconds[-1], seconds[0] - seconds[-1]
         return self.took[key]

@@ -1,9 +1,9 @@
-"""What an experiment will cost, before it is run: its forward passes and training steps are counted, and one is timed.
+"""Estimates how long an experiment will take: counts its forward passes and training steps, and times one of each kind.
 
-The tasks are asked of a stand-in that notes the shapes it was given and answers nothing; each shape is then timed with
-the source's weights, once for every structure of position methods (those that differ in numbers alone are one program),
-and one training of each kind is begun in a temporary folder. What the workdir has finished is not counted, and its
-times are used where they are known. Nothing is written there.
+The tasks run on a stand-in for the model that records the shapes of its inputs and computes nothing. Each shape is then
+timed with the source's weights, once per structure of position methods (methods that differ only in the values of
+arrays share a program). A few steps of each kind of training run in a temporary folder. Finished work in the workdir is
+not counted, and its recorded times are used where they apply. Nothing is written to the workdir.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.loop import train
 from giraffe_jax.training.workdir import stale
 
-TIMED_STEPS = 3  # of a training that is begun to be timed; the first one compiles
+TIMED_STEPS = 3  # training steps to time; the first one compiles
 
 
 class Part(NamedTuple):
@@ -45,28 +45,28 @@ class Part(NamedTuple):
 
     what: str
     count: str
-    seconds: float  # nan where it could not be told
-    how: str
+    seconds: float  # nan if unknown
+    how: str  # how it was estimated
 
 
 class Estimate(NamedTuple):
-    """What is left of an experiment, in parts, and how many of its cells are finished."""
+    """The work left of an experiment, in parts, and the number of finished cells. `str()` gives it as a table."""
 
     cells: int
     finished: int
     parts: list[Part]
-    models: Mapping[str, float] = {}  # seconds of each that one job measures, and trains; the rest every job does
+    models: Mapping[str, float] = {}  # seconds per model, each done by one job; all other work is done by every job
     jobs: int = 1
 
     @property
     def seconds(self) -> float:
-        """Of all jobs on this machine, or the one process; parts that could not be told are not in it."""
+        """Wall-clock seconds until all jobs are done; unknown parts are left out."""
         alone = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
         if self.jobs == 1:
             return alone
         ends = [0.0] * self.jobs
         for seconds in sorted(self.models.values(), reverse=True):
-            heapq.heapreplace(ends, ends[0] + seconds)  # the job that is free first takes the longest
+            heapq.heapreplace(ends, ends[0] + seconds)  # the next free job takes the longest model left
         return alone - sum(self.models.values()) + max(ends)
 
     def __str__(self) -> str:
@@ -86,21 +86,21 @@ class Estimate(NamedTuple):
         if not any(math.isnan(part.seconds) for part in self.parts):
             return "\n".join([*lines, f"{who} about {records.duration(self.seconds)}."])
         known = f"{who} about {records.duration(self.seconds)} for the rest."
-        return "\n".join([*lines, f"What is marked ? cannot be told beforehand. {known}"])
+        return "\n".join([*lines, f"Parts marked ? cannot be estimated. {known}"])
 
 
 def estimate(
     config: ExperimentConfig | Any, workdir: str | Path, say: Callable[[str], None] = print, *, keep: bool = False,
     jobs: int = 1,
 ) -> Estimate:  # fmt: skip
-    """Returns what is left to do of an experiment and how long this machine will take for it.
+    """Returns the work left of an experiment and how long this machine will take for it.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: as for `lab_run.run`; need not exist.
-      say: takes lines of progress.
+      say: called with lines of progress.
       keep: as for `lab_run.run`.
-      jobs: processes that will do it, of which this one has the share of the machine (shares.py).
+      jobs: number of processes that will do the work; this process must run on the share of one (shares.py).
 
     Raises:
       ConfigError: a wrong config, a workdir of another experiment, or several processes.
@@ -135,7 +135,7 @@ def _measurements(
         seconds, known, failed = 0.0, 0, ""
         took_of: dict[str, float] = defaultdict(float)
         for length in lengths:
-            new = []  # cells of which nothing like them is finished
+            new = []  # cells without a finished cell of the same structure, task and length
             for cell in (cell for cell in inside if cell.length == length):
                 like = took.get((structure(clock.bind(cell.variant, 1)), label, length))
                 if like is None:
@@ -148,7 +148,7 @@ def _measurements(
             say(f"timing {label} at {length:,} tokens")
             try:
                 calls, building = _count(clock.lm, new[0], config.tokens_per_batch)
-                # Examples are built once for each seed, and kept.
+                # Examples are built once per seed and cached.
                 seconds += building * len({cell.seed for cell in new})
                 for cell in new:
                     of_cell = clock.seconds(calls, clock.bind(cell.variant, length))
@@ -171,7 +171,8 @@ def _measurements(
 
 
 def _with_learned(lm: LM, variants: Sequence[Variant]) -> LM:
-    """Returns the model with fresh parameters of all that its variants' trainings add: only their shapes take time."""
+    """Returns the model with freshly initialised parameters that the variants' trainings add: for timing, only shapes
+    matter."""
     params = given = traverse_util.flatten_dict(lm.params)
     for variant in {v.name: v for v in variants if v.train is not None}.values():
         config = dataclasses.replace(lm.config, positions=variant.positions)
@@ -180,7 +181,7 @@ def _with_learned(lm: LM, variants: Sequence[Variant]) -> LM:
 
 
 def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], float]:
-    """Returns the calls a cell makes of its model, and the seconds it takes to prepare and read them."""
+    """Returns the model calls of a cell, and the seconds of its other work: preparing prompts and scoring outputs."""
     stand_in, began = Counted(**{f.name: getattr(lm, f.name) for f in dataclasses.fields(lm)}), time.monotonic()
     rows = evals.module(cell.task.name).rows
     for _ in rows(cell.task, stand_in, cell.length, lm.config.bind(cell.length), tokens_per_batch=tokens_per_batch):
@@ -189,7 +190,12 @@ def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], fl
 
 
 def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tuple[Hashable, str, int], float]:
-    """Returns (structure, task, length) -> median seconds of finished cells; `kinds` are the structures of variants."""
+    """Returns (structure, task, length) -> median seconds of finished cells.
+
+    Args:
+      workdir: of the experiment.
+      kinds: the structure of each variant, by name.
+    """
     found: dict[tuple[Hashable, str, int], list[float]] = {}
     if (workdir / RESULTS).is_file():
         for row in records.read_rows(workdir / RESULTS, warnings.warn):
@@ -201,12 +207,12 @@ def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tupl
 def _trainings(
     config: ExperimentConfig, plan: Plan, workdir: Path, base: Any, models: dict[str, float], say: Callable[[str], None]
 ) -> list[Part]:
-    """Returns a part for each kind of training: those that differ in positions' numbers, seeds and steps are one."""
+    """Returns a part for each kind of training; one kind may differ in array values of positions, seeds and steps."""
     runs = {training_of(config, cell.variant, cell.seed, workdir): cell for cell in plan.left if cell.variant.train}
     if not runs:
         return []
     model = base().config
-    base.cache_clear()  # training loads its own
+    base.cache_clear()  # frees memory: training loads its own copy
     kinds: dict[Hashable, list[tuple[TrainConfig, int, str]]] = {}
     rates: dict[Hashable, list[float]] = {}
     for where, cell in runs.items():
@@ -214,7 +220,7 @@ def _trainings(
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
         there, rate = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
-            there = 0  # it will be trained anew
+            there = 0  # it will be trained from the start
         kinds.setdefault(kind, []).append((run, max(0, run.steps - there), where.name))
         rates.setdefault(kind, []).extend(rate)
     parts = []
@@ -248,7 +254,7 @@ def _kind(run: TrainConfig, of_positions: Hashable) -> Hashable:
 
 
 def _so_far(where: Path) -> tuple[int, list[float]]:
-    """Returns the last step a training has saved, and its tokens per second of each step."""
+    """Returns the last saved step of a training, and the tokens per second of each of its steps."""
     if not checkpoint.is_workdir(where):
         return 0, []
     with checkpoint.manager(where) as checkpoints:
@@ -260,7 +266,7 @@ def _so_far(where: Path) -> tuple[int, list[float]]:
 
 
 def _time_training(run: TrainConfig) -> tuple[float, float]:
-    """Returns seconds (to load, compile and save, of a step)."""
+    """Returns (seconds to load, compile and save; seconds per step)."""
     optim = dataclasses.replace(run.optim, schedule="constant", decay_steps=None, warmup_steps=0)
     few = dict(steps=TIMED_STEPS, save_every=TIMED_STEPS, optim=optim, eval_data=None)
     with tempfile.TemporaryDirectory() as folder:

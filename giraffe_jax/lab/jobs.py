@@ -1,11 +1,11 @@
-"""`giraffe run --jobs=N`: processes that share one experiment, started, followed and ended together.
+"""`giraffe run --jobs=N`: starts, follows and ends processes that share one experiment.
 
-Each job is the same command with a number in its environment, on its share of the machine (shares.py), and takes
-variants as any process does that is started beside others (run.py). What it writes comes here: lines that begin with
-NOW say what it does, lines of progress are shown in the one line that this process rewrites, the others as they are.
-What is finished is read where it is recorded, in the file of rows.
+Each job runs the same command, with its number in the environment, on its share of the machine (shares.py), and claims
+variants like any process that is started beside others (run.py). The starter reads its output: lines that begin with
+NOW say what the job does, progress lines go into the starter's own progress line, and other lines are printed
+unchanged. Finished cells are read from the results file.
 
-A job whose starter is gone is told to end.
+A job ends itself if its starter is gone.
 """
 
 import collections
@@ -33,10 +33,10 @@ from giraffe_jax.lab.shares import Share, in_words, inside, shares
 from giraffe_jax.lab.spec import ExperimentConfig, check, trainings
 from giraffe_jax.report.scores import RESULTS
 
-JOB = "GIRAFFE_JOB"  # in a job's environment: "which one it is, from 1:how many rows there were when jobs began"
+JOB = "GIRAFFE_JOB"  # environment variable of a job: "its number, from 1:number of rows when the jobs were started"
 NOW = "\x1e"
 PROGRESS = re.compile(r"\d+(/\d+)?  ")  # as records.Progress writes it
-# The current folder is not looked in, as of the installed command; the package is found where it is here.
+# Like the installed command, a job does not import from the current folder; ROOT leads it to this same package.
 COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'giraffe'; from giraffe_jax.cli import main; "
 COMMAND += "sys.exit(main())"
 ROOT = Path(__file__).parents[2]
@@ -46,20 +46,20 @@ REFUSED = 2  # the exit status of a wrong request
 def run(
     config: ExperimentConfig | Any, workdir: str | Path, words: Sequence[str], jobs: int, *, keep: bool = False
 ) -> int:
-    """Runs an experiment in several processes, writes the report and returns the exit status: 1 where cells failed or
-    are left.
+    """Runs an experiment in several processes, writes the report and returns the exit status: 1 if cells failed or are
+    left, else 0.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: as for `run.run`.
-      words: of the command that each job is, after `giraffe`.
-      jobs: how many; no more are started than there are models to measure.
+      words: the command-line words of each job, after `giraffe`.
+      jobs: number of processes; never more than there are models to measure.
       keep: as for `run.run`.
 
     Raises:
       ConfigError: as `run.run` and `shares.shares`.
-      RuntimeError: all jobs have died before they measured anything.
-      KeyboardInterrupt: a SIGINT or SIGTERM has ended all jobs.
+      RuntimeError: all jobs ended before they measured anything.
+      KeyboardInterrupt: a SIGINT or SIGTERM ended all jobs.
     """
     config, workdir = build(ExperimentConfig, config), Path(workdir)
     plan = manifest.plan(config, check(config), trainings(config), workdir, keep=keep)
@@ -85,14 +85,14 @@ def run(
         raise RuntimeError(f"{jobs} jobs have ended before they measured anything; their last lines say why.")
     outcome = lab_run.finish(workdir, shown.say)
     if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
-        shown.say("a device's memory was too small: with a smaller --jobs each job has more of it")
+        shown.say("a device ran out of memory: with a smaller --jobs each job gets more of it")
     if shown.left:
-        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, goes on with them")
+        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, resumes with them")
     return 1 if outcome.failures or shown.left else 0
 
 
 def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, keep: bool = False) -> None:
-    """Measures as the job that JOB says; what it says is for the process that has started it."""
+    """Measures as one job; `about` is the value of JOB. Its output is meant for the starter."""
     number, began = map(int, about.split(":"))
     job = lab_run.Job(number, began, lambda what: print(f"{NOW}{what}", flush=True))
 
@@ -103,13 +103,13 @@ def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, kee
 
 
 def end_with_starter() -> None:
-    """Tells this process to end, by SIGINT, when the one that has started it is gone, and standard input with it."""
+    """Watches standard input in a thread, and sends this process a SIGINT when the starter is gone and so closes it."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1):
                 pass
-        nobody = os.open(os.devnull, os.O_WRONLY)  # reads what is said while it ends
+        nobody = os.open(os.devnull, os.O_WRONLY)  # replaces the broken pipes of stdout and stderr
         os.dup2(nobody, 1)
         os.dup2(nobody, 2)
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as after `&`
@@ -119,7 +119,7 @@ def end_with_starter() -> None:
 
 
 class _Job:
-    """A process that has been started, and what has been heard of it."""
+    """A started process and its latest output."""
 
     def __init__(self, number: int, share: Share, words: Sequence[str], more: Mapping[str, str]):
         self.number, self.now, self.detail = number, "starting", ""
@@ -129,7 +129,7 @@ class _Job:
                 [sys.executable, "-P", "-c", COMMAND, str(ROOT), *words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                 env={**more, **os.environ, **share.env},
-                process_group=0,  # a terminal's Ctrl-C comes to who started it, who tells it once
+                process_group=0,  # a terminal's Ctrl-C reaches only the starter, which passes it on
             )  # fmt: skip
 
     def listen(self, heard: queue.SimpleQueue) -> None:
@@ -140,9 +140,9 @@ class _Job:
 
 
 class _Shown:
-    """What is shown of a run: a line of progress for all jobs, and above it what they have finished and said.
+    """The display of a run: one progress line for all jobs; above it, finished cells and the jobs' output.
 
-    `left` are the cells, by key, that have neither been finished nor failed.
+    `left` holds the cells, by key, that have neither finished nor failed.
     """
 
     def __init__(self, cells: Sequence[Cell], rows: Path):
@@ -167,22 +167,22 @@ class _Shown:
             if warning and line not in self.warned:
                 self.warned.add(line)
                 self.say(line)
-            elif not line.startswith("giraffe: "):  # how it ends is said once it has
+            elif not line.startswith("giraffe: "):  # `ended` prints a job's last error
                 self.say(f"  [{job.number}] {line.strip()}")
 
     def refresh(self, jobs: Sequence[_Job]) -> None:
-        """Says what has been finished since the last time, and what jobs do now."""
+        """Prints the cells finished since the last call, and what the jobs do now."""
         for row in self._rows():
             self._count(row)
         if self.left:
             width = None
-            if self.progress.tty:  # without the counts before it, and the time left
+            if self.progress.tty:  # leaves room for the count and the time left
                 width = max(20, (shutil.get_terminal_size().columns - 30) // max(len(jobs), 1) - 2)
             text = "  ".join(f"[{job.number}] {job.now}{job.detail}"[:width] for job in jobs)
             self.progress.update(self.total - len(self.left), text)
 
     def ended(self, job: _Job, others: int) -> None:
-        """Says how a job has ended before its work did."""
+        """Prints how a job ended before its work was done."""
         code = job.process.returncode
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"has ended with status {code}"
         rest = "; the others go on with its cells" if others else ""
@@ -220,12 +220,12 @@ class _Shown:
 
 
 def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
-    """Returns, once all jobs have ended, what each of those said that found the request to be wrong."""
+    """Starts the jobs and follows them to their end; returns the messages of those that rejected the request."""
     jobs: list[_Job] = []
     refused: list[str] = []
     heard: queue.SimpleQueue[tuple[_Job, str | None]] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
-        # What one has compiled the others read, and nobody else: a program from elsewhere would be executed unseen.
+        # Jobs share one compilation cache in a fresh folder: a shared folder could hold someone else's executables.
         compiled = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         stack.callback(shown.progress.close)
         told = stack.enter_context(_told_to_end())
@@ -264,7 +264,7 @@ def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Sh
 
 @contextlib.contextmanager
 def _told_to_end() -> Iterator[list[int]]:
-    """Yields a list that SIGINT and SIGTERM add to; a second one is a KeyboardInterrupt at once."""
+    """Yields a list to which the first SIGINT or SIGTERM is added; a second one raises KeyboardInterrupt at once."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told

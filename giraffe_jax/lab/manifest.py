@@ -1,14 +1,14 @@
 """An experiment's manifest, `experiment.json`: what its rows were measured with, and which of them still count.
 
-A cell's key is a digest of all that decides its numbers: config, and the content of own methods, documents, case files,
-tokenizer, weights, training data and the task's code (identity.py). Another key is another cell: it is measured, and
-rows of that variant, task, length and seed under an older key are left out of reports. They stay in results.jsonl: what
-is put back as it was has its rows again.
+A cell's key is a digest of everything that affects its results: its part of the config, and the content of the user's
+methods, documents, case files, tokenizer, weights, training data and the task's code (identity.py). If the key changes,
+the cell is measured again, and reports leave out the rows of the same variant, task, length and seed under older keys.
+Those stay in results.jsonl: if the change is undone, they count again.
 
-- `contents`: those digests by source, variant and task; `sources`: of own methods' files by variant, {path: digest},
-  whose texts are methods/<digest>.py.
+- `contents`: those digests, by source, variant and task.
+- `sources`: {variant: {path: digest}} of the user's methods, whose code is in methods/<digest>.py.
 - `cells`: {key: [variant, task, length, seed]} of the rows that count.
-- `kept`: cells whose older rows count by --keep, with what has changed since.
+- `kept`: cells whose older rows count because of --keep, and what has changed since.
 - `unrecorded`: {"fingerprint": of the source, "keys": {key: older key}}, cells of a version that recorded no contents.
 """
 
@@ -44,7 +44,7 @@ AGAIN, KEPT, KNOWN = "are measured again", "keep their older rows", "have been m
 
 
 class Plan(NamedTuple):
-    """What a run will do: its manifest, all cells, those that are left to measure, and what has to be said of it."""
+    """What a run will do: its manifest, all cells, the cells left to measure, lines to print, and current contents."""
 
     manifest: dict[str, Any]
     cells: list[Cell]
@@ -56,10 +56,10 @@ class Plan(NamedTuple):
 def claim(
     config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: Path, base: Callable[[], Any], keep: bool
 ) -> Plan:
-    """Writes the workdir's manifest and the texts of own methods, and returns the plan of a run.
+    """Writes the workdir's manifest and the code of the user's methods, and returns the plan of a run.
 
-    `base` loads the source, whose shape a new manifest records. Date and command are those of the first run. For the
-    rest see `plan`.
+    `base` loads the source, whose shape a new manifest records. Date and command are those of the first run. The other
+    arguments and errors are those of `plan`.
     """
     found = plan(config, tasks, trainings, workdir, keep=keep)
     manifest = found.manifest if "model" in found.manifest else found.manifest | beginning(base())
@@ -80,9 +80,9 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
 
     Args:
       config: ExperimentConfig.
-      tasks: built ones.
-      trainings: TrainConfig of each variant that is trained, by the variant's name.
-      keep: cells whose contents have changed keep the rows they have.
+      tasks: built tasks.
+      trainings: TrainConfig of each trained variant, by the variant's name.
+      keep: keep the rows of cells whose contents have changed.
 
     Raises:
       ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
@@ -97,7 +97,8 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
         return [] if identity.fingerprint_before(config.source) == had.fingerprint else [f"files of {config.source}"]
 
     def known_to_differ(cell: Cell) -> list[str]:
-        """Of rows without contents: the source's files had a fingerprint, and trainings keep their methods' texts."""
+        """Returns what has changed for a cell of a version without contents: that version recorded a fingerprint of the
+        source's files, and trainings keep the code of their methods."""
         training = trainings.get(cell.variant.name)
         if training is None:
             return other_files()
@@ -106,7 +107,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
 
     todo = cells(config, tasks, now, had.fingerprint)
     counting, left, kept, older = dict(had.counting), [], [], dict(had.older)
-    changed: dict[str, list[tuple[Cell, str]]] = {}  # by what has changed: the cells, and what becomes of them
+    changed: dict[str, list[tuple[Cell, str]]] = {}  # what has changed -> the affected cells and their fate
     for cell in todo:
         fate, rows, what = had.fate(cell, now, known_to_differ)
         if fate == AGAIN and rows and keep:
@@ -132,19 +133,19 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
 
 
 class _Before(NamedTuple):
-    """What earlier runs have left in a workdir."""
+    """What earlier runs have recorded in a workdir."""
 
     contents: All
-    done: dict[str, Name]  # finished cells by key, the earliest first
-    counting: Mapping[Name, str]  # keys of the rows that counted
-    kept: Mapping[str, list[str]]  # what had changed since rows were measured that counted all the same, by their key
-    fingerprint: str | None  # of the source, where a version measured that recorded no contents
+    done: dict[str, Name]  # finished cells by key, earliest first
+    counting: Mapping[Name, str]  # keys of the rows that count
+    kept: Mapping[str, list[str]]  # key of rows kept by --keep -> what had changed since they were measured
+    fingerprint: str | None  # of the source, if a version without contents measured here
     older: Mapping[str, str]  # key -> that version's key of the same cell
 
     def fate(
         self, cell: Cell, now: All, known_to_differ: Callable[[Cell], list[str]]
     ) -> tuple[str, str | None, list[str]]:
-        """Returns what becomes of a cell, the key of rows that there are of it, and what has changed since."""
+        """Returns a cell's fate (AGAIN or KNOWN), the key of its existing rows if any, and what has changed since."""
         what = _changed(self.contents, now, cell)
         for key in (cell.key, self.older.get(cell.key)):
             if key in self.done:
@@ -172,7 +173,8 @@ def _before(old: Mapping[str, Any], done: dict[str, Name]) -> _Before:
 
 
 def _sources(config: Any, old: Mapping[str, Any], kept: set[str]) -> dict[str, dict[str, str]]:
-    """Returns {variant: {"my_method.py": digest}} of own methods: of `kept` variants those that their rows are of."""
+    """Returns {variant: {"my_method.py": digest}} of the user's methods; `kept` variants keep the digests of their
+    older rows."""
     found = {
         variant.name: {path: positions.code_digest(text) for path, text in code_of(variant).items()}
         for variant in config.variants
@@ -182,13 +184,13 @@ def _sources(config: Any, old: Mapping[str, Any], kept: set[str]) -> dict[str, d
 
 
 def _changed(before: All, now: All, cell: Cell) -> list[str]:
-    """Returns what of a cell's contents is not what it was; of what was not known before, nothing."""
+    """Returns which of a cell's contents have changed; contents that were not recorded before count as unchanged."""
     pairs = [(old, new) for old, new in zip(before.of(cell), now.of(cell), strict=True) if None not in (old, new)]
     return [line for old, new in pairs for line in identity.changes(old or {}, new or {})]
 
 
 def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool, todo: Sequence[Cell]) -> list[str]:
-    """Returns lines of what has changed and what comes of it, and of what is not known."""
+    """Returns lines about what has changed, what happens to the affected cells, and what is unknown."""
     notes = []
     for thing, affected in changed.items():
         for fate in (AGAIN, KEPT, KNOWN):
@@ -196,7 +198,7 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
             if some:
                 notes.append(f"changed: {thing}; {len(some)} of {len(todo)} cells ({_named(some, todo)}) {fate}")
     if not keep and any(fate == AGAIN for affected in changed.values() for _, fate in affected):
-        notes.append("--keep keeps the older rows of changed cells in place of measuring them again")
+        notes.append("with --keep, changed cells keep their older rows and are not measured again")
     if taken:
         notes.append(
             f"{taken} of {len(todo)} cells are rows of an older version, which did not record the code of own methods "
@@ -206,7 +208,7 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
 
 
 def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
-    """Returns whose cells these are: variants and tasks, where they are not all."""
+    """Returns the variants and tasks of `some` cells in words, naming only what narrows them down from `todo`."""
     parts = []
     for at in (0, 1):  # of a name
         names, every = (list(dict.fromkeys(str(cell.name[at]) for cell in cells)) for cells in (some, todo))
@@ -216,7 +218,7 @@ def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
 
 
 def finished(path: Path) -> dict[str, Name]:
-    """Returns the finished cells by key: those whose "done" row has been written after as many rows as it counts."""
+    """Returns the finished cells by key: those whose "done" row follows as many rows as it counts."""
     if not path.is_file():
         return {}
     done = by_cell(records.read_rows(path, warnings.warn))[1]
@@ -229,13 +231,13 @@ def finished(path: Path) -> dict[str, Name]:
 
 
 def failed(path: Path, after: int) -> set[str]:
-    """Returns the keys of the cells that have failed in rows after so many of the file's first ones."""
+    """Returns the keys of cells that failed, ignoring the first `after` rows of the file."""
     rows = itertools.islice(records.read_rows(path, lambda line: None), after, None)
     return {row["key"] for row in rows if row.get("kind") == "failure" and isinstance(row.get("key"), str)}
 
 
 def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (the workdir's manifest or nothing, what makes an experiment this one); writes nothing.
+    """Returns (the workdir's manifest, {} if there is none; the experiment's identity to record); writes nothing.
 
     Raises:
       ConfigError: the workdir holds another experiment, or something else.
@@ -250,7 +252,7 @@ def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, An
     }
     if old:
         now, then = json.loads(json.dumps(about)), dict(old["identity"])
-        for group in ("variants", "tasks"):  # these may come and go, but what is there on both sides is the same
+        for group in ("variants", "tasks"):  # may be added and removed, but those in both must be equal
             here, there = now[group], then[group]
             now[group], then[group] = ({k: v for k, v in x.items() if k in here and k in there} for x in (here, there))
             about[group] = there | about[group]  # what was measured stays part of the workdir
@@ -279,7 +281,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def first_process() -> bool:
-    """Returns whether this is the process of a job that writes and speaks."""
+    """Returns whether this is process 0, the one that writes and prints."""
     import jax
 
     return jax.process_index() == 0

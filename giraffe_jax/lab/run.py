@@ -1,12 +1,12 @@
-"""An experiment: variants x (training, where a variant has it) x tasks x lengths -> rows, then the report.
+"""Runs an experiment: variants (trained where their config says so) x tasks x lengths -> rows, then the report.
 
 The workdir holds everything: `experiment.json` (config, source, what the rows were measured with, versions),
-`results.jsonl` (one row per example), `methods/` (texts of own methods), `train/` (a run per trained variant) and the
-report's files. Stopped anywhere and started again it goes on with the first cell that is not finished, where a cell is
-one task at one length for one variant. Variants, tasks and lengths may be added to a config between two runs; where the
-content of what they name has changed (a method's code, a document, weights...) that is said, and the cells that depend
-on it are measured again. Several processes may run one experiment at once, on one file system with locks: each takes a
-variant that nobody else has. jobs.py starts such processes.
+`results.jsonl` (one row per example), `methods/` (the code of the user's methods), `train/` (a run per trained variant)
+and the report's files. A stopped run resumes with the first unfinished cell; a cell is one task at one length for one
+variant. Variants, tasks and lengths may be added to a config between two runs. If the content of something that the
+config names has changed (a method's code, a document, weights...), the run says so and measures the cells that depend
+on it again. Several processes may run one experiment at once, on one file system with locks: each claims a variant that
+no other one has. jobs.py starts such processes.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ from giraffe_jax.lab.spec import (
 from giraffe_jax.lab.trained import LOCKS, _prepare
 from giraffe_jax.report.scores import RESULTS, Results
 
-WAIT = 0.5  # seconds until a job looks again whether what others measure is finished, or has been left
+WAIT = 0.5  # seconds between a job's checks whether the variants of other jobs are finished or released
 
 
 class Outcome(NamedTuple):
-    """What a run leaves: its results, its page, and how many cells failed and will be tried again by the next run."""
+    """The outcome of a run: its results, its page, and the number of failed cells, which the next run tries again."""
 
     results: Results
     page: Path
@@ -55,14 +55,14 @@ def run(
     keep: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Measures what is not measured yet, writes the report and returns the outcome.
+    """Measures all unfinished cells, writes the report and returns the outcome.
 
     Args:
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: local directory, new or of this experiment.
-      keep: cells of which something has changed since (a method's code, a document...) keep their rows; by default they
+      keep: keep the rows of cells whose contents have changed (a method's code, a document...); by default those cells
         are measured again.
-      say: takes lines of progress; prints them by default.
+      say: called with lines of progress; prints them by default.
 
     Raises:
       ConfigError: a wrong config, or a workdir of another experiment (naming the first key that differs).
@@ -75,12 +75,18 @@ def run(
 def measure(
     config: ExperimentConfig, workdir: Path, *, keep: bool, say: Callable[[str], None], job: Job | None = None
 ) -> None:
-    """Measures what is not measured yet, and writes no report; as one of several jobs (`job`) it leaves to who started
-    them what is said once for all, and what others measure is waited for: it is this one's if they are killed."""
+    """Measures all unfinished cells and writes no report.
+
+    As one of several jobs (`job`), it leaves announcements to the starter, and waits for the variants of other jobs: if
+    one is killed, another takes its variants over.
+
+    Raises:
+      ConfigError: as `run`.
+    """
     tasks = check(config)
     base = source_of(config)
     known, _ = manifest.identify(config, tasks, workdir)
-    if not known:  # a workdir that is refused is left as it is
+    if not known:  # checks the config before a new workdir is written
         check_bound(config, itertools.product(config.variants, [n for t in tasks for n in t.lengths]), base().config)
     with _in_turn(workdir):
         plan = manifest.claim(config, tasks, trainings(config), workdir, base, keep)
@@ -98,7 +104,7 @@ def measure(
 
 
 def announce(config: ExperimentConfig, workdir: Path, plan: Plan, say: Callable[[str], None], by: str = "") -> None:
-    """Says what has changed since the last run, and how much there is to measure."""
+    """Prints what has changed since the last run and how many cells there are to measure; `by` is appended."""
     for note in plan.notes:
         say(note)
     if plan.left:
@@ -106,13 +112,13 @@ def announce(config: ExperimentConfig, workdir: Path, plan: Plan, say: Callable[
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
-    """Writes the report of what is there and says where it is and what the main table holds; process 0 alone does."""
+    """Writes the report of all rows and prints its main table and path; only process 0 writes and prints."""
     import jax
 
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("results")  # process 0 has written its rows: all of them read the same
+        multihost_utils.sync_global_devices("results")  # until process 0 has written its rows, so all read the same
     results = report.read([workdir])
     if not first_process():
         return Outcome(results, workdir / "report.html", len(results.failures))
@@ -128,7 +134,7 @@ def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
 
 
 def source_of(config: ExperimentConfig) -> Any:
-    """Returns a function that loads the source once and keeps it until its `cache_clear`."""
+    """Returns a function that loads the source at its first call and keeps it until its `cache_clear()`."""
 
     @functools.cache
     def base() -> Any:
@@ -147,7 +153,7 @@ def _measure(
     with _rows(workdir) as rows:
         waiting = list(_by_model(plan.left))
         if job is not None:
-            waiting.sort(key=lambda group: group[0][0].train is None)  # what takes longest first: all end together
+            waiting.sort(key=lambda group: group[0][0].train is None)  # trained variants first: they take longest
         while waiting:
             busy = []
             for (variant, seed), group in waiting:
@@ -155,8 +161,8 @@ def _measure(
                     if not mine:
                         busy.append(((variant, seed), group))
                         continue
-                    done = set(manifest.finished(workdir / RESULTS))  # by others, meanwhile
-                    if job is not None:  # what has failed with another job is for the next run to try again
+                    done = set(manifest.finished(workdir / RESULTS))  # other processes may have finished some
+                    if job is not None:  # cells that failed in another job are left to the next run
                         done |= manifest.failed(workdir / RESULTS, after=job.began)
                     todo = [cell for cell in group if cell.key not in done]
                     pace.skip(len(group) - len(todo))
@@ -172,7 +178,8 @@ def _measure(
 
 
 def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: int) -> str:
-    """Returns, in one line, which variants are asked at lengths that their positions, as trained here, do not reach."""
+    """Returns a line naming the variants that are evaluated beyond the context length of their positions and of their
+    training here; empty if there is none."""
     asked: dict[str, int] = {}
     for cell in cells:
         asked[cell.variant.name] = max(cell.length, asked.get(cell.variant.name, 0))
@@ -185,7 +192,7 @@ def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: 
         if reach is not None and asked.get(variant.name, 0) > max(reach, seen):
             found.append(f"{variant.name} {max(reach, seen):,}")
     longest = max(asked.values(), default=0)
-    return f"prompts of up to {longest:,} tokens are longer than positions reach: {', '.join(found)}" if found else ""
+    return f"prompts of up to {longest:,} tokens exceed the context length of: {', '.join(found)}" if found else ""
 
 
 def _measure_variant(
@@ -216,7 +223,7 @@ def _in_turn(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _rows(workdir: Path) -> Iterator[records.Rows | None]:
-    """The file of rows, open for appending beside other processes; mended first where there are none."""
+    """Opens the results file for appending, shared with other processes; repaired first if no other has it open."""
     if not first_process():
         yield None
         return
@@ -226,7 +233,7 @@ def _rows(workdir: Path) -> Iterator[records.Rows | None]:
 
 
 def mend(workdir: Path) -> None:
-    """Sets aside what is no row of the file of rows, unless other processes have it open."""
+    """Moves damaged lines out of the results file, unless other processes have it open."""
     with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
         if alone:
             records.Rows(workdir / RESULTS).close()
@@ -234,10 +241,10 @@ def mend(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path) -> Iterator[bool]:
-    """Takes a variant, with those that are trained as it is, for this process; False where another one has it."""
+    """Claims a variant, with those that share its training, for this process; yields False if another one has it."""
     import jax
 
-    if jax.process_count() > 1:  # one job: all of its processes go the same way
+    if jax.process_count() > 1:  # the processes of one multi-host job work on the same variant
         yield True
         return
     with records.locked(workdir / LOCKS / folder(config, variant, seed), wait=False) as mine:
@@ -285,7 +292,7 @@ def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure
 
 
 def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
-    """Cells that are measured on the same weights with the same positions, together."""
+    """Yields ((variant, seed), cells): the cells grouped by variant and seed, which use the same weights."""
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in left:
         groups.setdefault((cell.variant.name, cell.seed), []).append(cell)

@@ -1,16 +1,17 @@
-"""A search for the divisor of every rotary plane by evolution, in LongRoPE's manner; the weights stay as they are.
+"""Evolutionary search for a divisor of every rotary plane's frequency, as in LongRoPE; the weights are not changed.
 
-Ding et al., "LongRoPE", arXiv:2402.13753, algorithm 1, with the numbers of its released code (microsoft/LongRoPE,
-evolution/): divisors on a grid between 1 and 1.25 times the extension, never falling from one plane to the next slower
-one; a population that starts from position interpolation, NTK and YaRN; the best tables are parents of mutations and
-crossovers. With recipe="longrope2" (Shang et al., arXiv:2502.20082) planes from a critical one up are searched, and
-which plane that is; lab/tables.py says how. The objective is the mean loss on `data`, over the tokens that have weight
-there: all of a text, or with synthetic documents of which only the answers count, LongRoPE2's needle-driven perplexity.
+Ding et al., "LongRoPE", arXiv:2402.13753, algorithm 1, with the settings of its released code (microsoft/LongRoPE,
+evolution/): divisors lie on a grid between 1 and 1.25 times the extension factor and never decrease towards slower
+planes; the first population starts from position interpolation, NTK and YaRN; the best tables are the parents of
+mutations and crossovers. recipe="longrope2" (Shang et al., arXiv:2502.20082) searches only the planes from a critical
+one up, and which plane that is; see lab/tables.py. The objective is the mean loss on `data` over its weighted tokens:
+all tokens of a text, or, with synthetic documents in which only answers have weight, LongRoPE2's needle-driven
+perplexity.
 
-All tables of a generation are evaluated by one compiled program, the same for the whole search: they are its
-arguments. A search is a pure function of its config. Its workdir: config.json, search.jsonl (a row per generation, from
-which the same command goes on; longrope2's have `critical`, the critical plane of each table) and positions.json, the
-best entry so far.
+One compiled program evaluates all tables of a generation, and all generations: the tables are its arguments. A search
+is a pure function of its config. Its workdir holds config.json, search.jsonl (a row per generation, from which the same
+command resumes; longrope2's rows have `critical`, the critical plane of each table) and positions.json, the best entry
+so far.
 """
 
 import dataclasses
@@ -44,7 +45,8 @@ ROWS = "search.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best table of a search: its entry for any config, its loss, and the least loss of each generation."""
+    """The best table of a search: its entry for `positions` of a config, its loss, and the best loss so far after each
+    generation."""
 
     entry: dict[str, Any]
     nll: float  # nats per weighted token of the objective
@@ -52,15 +54,15 @@ class Found:
 
 
 def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = False) -> Found:
-    """Searches to config.generations, continuing what the workdir holds, and returns the best table.
+    """Runs or resumes a search until config.generations, and returns the best table.
 
     Args:
       config: SearchConfig or the ConfigDict of a config file.
-      workdir: where the search lives; local.
-      quiet: no progress, no line with the result.
+      workdir: local folder of the search's results.
+      quiet: print no progress and no result.
 
     Raises:
-      ConfigError: a wrong config, a mesh that does not divide, a workdir of another search.
+      ConfigError: a wrong config, a batch_size that the mesh does not divide, or the workdir of another search.
     """
     config, workdir = build(SearchConfig, config), Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
@@ -72,7 +74,7 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
         raise ConfigError(f"mesh: data x fsdp does not divide data.batch_size {config.data.batch_size}.")
     about = {k: v for k, v in to_dict(config).items() if k != "generations"} | {DATA: pipeline.fingerprint}
     if config.recipe == "longrope":
-        del about["recipe"]  # so that workdirs from before there were recipes go on
+        del about["recipe"]  # so that searches begun before `recipe` existed resume
     if claim(workdir, about, loaded.tokenizer):
         write_config(workdir, about)
 
@@ -81,12 +83,12 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
         parts = [to_global(pipeline.batch(i), mesh) for i in range(config.batches)]
         batches = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
         if not float(batches["weights"].sum()) > 0:
-            raise ConfigError("config.data: no token of the objective has weight; give answers or text some.")
+            raise ConfigError("config.data: all tokens have weight 0; give answers or text some weight.")
         encoding = model.bind().replace(gain=np.float32(gain(config, model)))
         settings: dict[str, Any] = dict(model=model, chunk=config.loss_chunk, at_once=config.tables_at_once)
 
         def measure(tables: Sequence[Table]) -> list[float]:
-            """Losses of any number of tables by programs of `children` tables, the last one filled up."""
+            """Returns the losses of any number of tables, in calls on `children` tables each; the last is padded."""
             out: list[float] = []
             for i in range(0, len(tables), config.children):
                 some = list(tables[i : i + config.children])
@@ -113,9 +115,13 @@ def table_losses(
     """Returns the mean loss over all weighted tokens of the batches, for each of K tables of frequencies.
 
     Args:
-      batches: as of train_step, stacked: [M B T].
-      encoding: bound without positions; its inv_freq is not read.
-      at_once: tables in one forward pass; the others follow, in the same program.
+      params: of the model.
+      batches: of train_step, M of them stacked: [M B T].
+      encoding: bound without positions; its inv_freq is ignored.
+      inv_freq: [K R], radians per token.
+      model: its config.
+      chunk: tokens of a row whose logits are in memory at once.
+      at_once: tables evaluated in one forward pass; further ones follow in the same program.
     """
 
     def one(inv_freq_R):
@@ -131,8 +137,9 @@ def table_losses(
 
 
 def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, quiet: bool, write: bool) -> Found:
-    """Returns the best table; what each generation holds follows from the rows before it, the seed and its number."""
-    generations: list[dict[Table, float]] = []  # tables and losses that each added
+    """Returns the best table. Each generation is a pure function of the rows before it, the seed and its number, so a
+    resumed search equals an uninterrupted one."""
+    generations: list[dict[Table, float]] = []  # the new tables of each, with their losses
     if (workdir / ROWS).is_file():
         for row in read_rows(workdir / ROWS):
             planes = row.get("critical", [0] * len(row["divisors"]))

@@ -1,8 +1,8 @@
-"""What each of several jobs on one machine gets of it: cores, and GPUs or a part of one's memory.
+"""Divides one machine among several jobs: cores, and GPUs or a fraction of one GPU's memory.
 
-XLA's CPU client and BLAS count the cores that a process may run on, which is set where the job is started; where the
-system knows no such thing (macOS) they are told by environment variables, which they read before JAX starts. What the
-user has set stays.
+XLA's CPU client and BLAS use as many threads as the process has cores, so each job is started with its CPU affinity
+set. Where the system has no affinity (macOS), environment variables that they read at start-up limit the threads; those
+set by the user are kept.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from giraffe_jax.config import ConfigError
 
 THREADS = ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 FRACTION, OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # JAX refuses both together
-ALL_JOBS = 0.9  # of a GPU's memory, for all jobs on it; the rest is the contexts', of which each has one
+ALL_JOBS = 0.9  # fraction of a GPU's memory for all jobs on it; the rest is for the CUDA context of each job
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Share(NamedTuple):
-    """The cores a job may run on, and the environment variables that it starts with besides those of who starts it."""
+    """A job's share of the machine: its cores, and environment variables to add to the starter's own."""
 
     cores: tuple[int, ...]
     env: Mapping[str, str]
@@ -29,10 +29,10 @@ class Share(NamedTuple):
 
 
 def shares(jobs: int) -> list[Share]:
-    """Returns what each job gets; cores that share caches go to the same one.
+    """Returns the share of each job; cores that share caches go to the same job.
 
     Raises:
-      ConfigError: more jobs than cores, or a TPU, which one process alone can open.
+      ConfigError: more jobs than cores, or a TPU, which only one process can open.
     """
     cores = _cores()
     if jobs > len(cores):
@@ -64,7 +64,7 @@ def shares(jobs: int) -> list[Share]:
 
 
 def in_words(given: list[Share]) -> str:
-    """Returns what jobs get: "2 jobs, 4 cores and 45% of a GPU's memory each"."""
+    """Returns the shares in words: "2 jobs, 4 cores and 45% of a GPU's memory each"."""
     fewest = min(len(share.cores) for share in given)
     gpus = f" and {given[0].gpus}" if given[0].gpus else ""
     return f"{len(given)} jobs, {fewest} core{'s' * (fewest > 1)}{gpus} each"
@@ -72,7 +72,7 @@ def in_words(given: list[Share]) -> str:
 
 @contextlib.contextmanager
 def inside(share: Share) -> Iterator[None]:
-    """What is started inside, threads and processes, runs on the share's cores."""
+    """Context manager: threads and processes started inside run on the share's cores."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -85,7 +85,7 @@ def inside(share: Share) -> Iterator[None]:
 
 
 def _cores() -> list[int]:
-    """Returns the numbers of the cores this process may use, the two threads of a core side by side."""
+    """Returns the logical cores this process may use, hyperthreads of one physical core next to each other."""
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))
     return sorted(os.sched_getaffinity(0), key=lambda core: (*_place(core), core))
@@ -114,7 +114,7 @@ def _gpus() -> list[str]:
 
 
 def _of_gpus(gpus: list[str], jobs: int, i: int) -> tuple[list[str], float]:
-    """Returns (a job's GPUs, its part of their memory before what is kept free)."""
+    """Returns (the GPUs of job i, its fraction of their memory, not counting what is kept free)."""
     if jobs <= len(gpus):
         return gpus[i * len(gpus) // jobs : (i + 1) * len(gpus) // jobs], 1.0
     if not gpus:

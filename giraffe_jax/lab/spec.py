@@ -1,4 +1,4 @@
-"""What an experiment is: its variants, its tasks, and the config that names them."""
+"""The config of an experiment: its variants and tasks."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -12,37 +12,37 @@ EMPTY: Mapping[str, Any] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to read positions, measured as it is or after training with it."""
+    """A choice of position methods, evaluated without training or after training with them."""
 
-    name: str  # What tables and plots call it. Names must differ.
-    # Position methods: of training, and of evaluation unless eval_positions says otherwise.
+    name: str  # Its name in tables and plots. Names must differ.
+    # Position methods of training, and of evaluation unless eval_positions is given.
     positions: tuple[Mapping[str, Any], ...] = ()
-    # Position methods of evaluation, where they differ from those of training.
+    # Position methods of evaluation, if they differ from those of training.
     eval_positions: tuple[Mapping[str, Any], ...] | None = None
-    # Keys of TrainConfig without source, model and positions. None measures the source as it is. Variants with the
-    # same positions and training share one run, and each is measured with its own eval_positions.
+    # Keys of TrainConfig without source, model and positions. None evaluates the source without training. Variants
+    # with the same positions and training share one run, and each is evaluated with its own eval_positions.
     train: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """What is asked, of which weights, with which variants, by which tasks."""
+    """An experiment: a question, the weights, and the variants and tasks that answer it."""
 
     name: str  # Of the experiment, and of its default workdir, runs/NAME.
-    source: str  # Weights, as TrainConfig.source names them.
+    source: str  # Weights: anything that TrainConfig.source accepts.
     variants: tuple[Variant, ...]  # What is compared.
     tasks: tuple[Mapping[str, Any], ...]  # What is measured: [dict(name="passkey", lengths=[512, 1024]), ...].
-    # Directory of the base model, where the source is an adapter of PEFT that names no directory that is here.
+    # Directory of the base model, if the source is a PEFT adapter whose own base path does not exist here.
     base: str | None = None
     title: str = ""  # Heading of the report.
     question: str = ""  # What the experiment asks, as the report's first paragraph.
     # Keys of ModelConfig that differ from the source's.
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Length that the source was trained on, in tokens, where its config does not say so.
+    # Pretraining context of the source, in tokens, if its config does not give it.
     original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = None
     tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # Tokens of one forward pass of the evaluation.
-    # Each variant is trained, and each task that draws its examples is asked, once for each seed. A seed is added to
-    # the training's and the task's own.
+    # Each variant is trained, and each task with random examples is evaluated, once per seed. A seed is added to the
+    # training's and the task's own.
     seeds: tuple[Annotated[int, Bound(0)], ...] = (0,)
 
     def __post_init__(self):
@@ -58,13 +58,17 @@ class ExperimentConfig:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What differs from the source's ModelConfig, its trained length too."""
+        """The ModelConfig keys that differ from the source's, original_len included."""
         model = to_dict(self.model)
         return model if self.original_len is None else model | {"original_len": self.original_len}
 
 
 def check(config: ExperimentConfig) -> list[Any]:
-    """Returns the built tasks, after everything that can be wrong before a device is touched has been looked at."""
+    """Returns the built tasks, after checking everything that can be checked without a device.
+
+    Raises:
+      ConfigError: naming the first wrong key.
+    """
     tasks = [evals.build(dict(task), f"config.tasks[{i}]") for i, task in enumerate(config.tasks)]
     from giraffe_jax.evals import cases
     from giraffe_jax.evals.run import check_labels
@@ -82,7 +86,11 @@ def check(config: ExperimentConfig) -> list[Any]:
 
 
 def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where: str = "train") -> Any:
-    """Returns the TrainConfig of a variant: its own keys on the experiment's source and model."""
+    """Returns the TrainConfig of a variant: its own keys, with the experiment's source and model.
+
+    Raises:
+      ConfigError: at `where`, for an unknown key or one that belongs to the experiment.
+    """
     from giraffe_jax.training.config import TrainConfig
 
     values = to_dict(variant.train or EMPTY)
@@ -95,12 +103,21 @@ def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where
 
 
 def trainings(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the TrainConfig of each variant that is trained, of the first seed, by the variant's name."""
+    """Returns the TrainConfig of each trained variant, for the first seed, by the variant's name."""
     return {v.name: train_config(config, v, config.seeds[0]) for v in config.variants if v.train is not None}
 
 
 def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], model: Any) -> None:
-    """Raises ConfigError for a variant that this model cannot be read with at a length; before any is measured."""
+    """Checks, before anything is measured, that the model can use each variant's methods at each length.
+
+    Args:
+      config: the experiment.
+      asked: (variant, length in tokens) pairs.
+      model: ModelConfig of the source.
+
+    Raises:
+      ConfigError: naming the first variant and length that do not work.
+    """
     seen = set()
     for variant, length in asked:
         if (variant.name, length) in seen:
@@ -116,11 +133,11 @@ def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], 
 
 
 def read_with(variant: Variant) -> tuple[Mapping[str, Any], ...]:
-    """Returns the position methods a variant is measured with."""
+    """Returns the position methods that a variant is evaluated with."""
     return variant.positions if variant.eval_positions is None else variant.eval_positions
 
 
 def message(error: Exception) -> str:
-    """Returns the kind of an error and the first line of what it says."""
+    """Returns an error's type and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

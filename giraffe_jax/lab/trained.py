@@ -1,4 +1,4 @@
-"""The trained variants of an experiment: prepared by one process, and read by all that measure them."""
+"""Prepares the variants of an experiment for evaluation: trains or resumes them, or loads the source."""
 
 import dataclasses
 import itertools
@@ -30,20 +30,20 @@ def _prepare(
     base: Any,
     say: Callable[[str], None],
 ) -> tuple[Any, Callable[[int], Any]]:
-    """Returns (lm, encoding_for) of a variant, trained first where it has to be."""
+    """Returns (lm, encoding_for(length)) of a variant, trained first if its config says so."""
     from giraffe_jax.training.loop import train
 
     if variant.train is None:
         loaded = base()
     else:
-        base.cache_clear()  # training loads its own copy; one in memory is enough
+        base.cache_clear()  # training loads its own copy: frees the memory of this one
         where = training_of(config, variant, seed, workdir)
         trained = train_config(config, variant, seed)
         _begin(where, of_training(contents, variant, trained), variant, say)
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
     model = dataclasses.replace(loaded.config, positions=())
-    own = variant.positions if variant.train is None else loaded.config.positions  # training may have learned others
+    own = variant.positions if variant.train is None else loaded.config.positions  # training may have changed them
     scaling = read_with(dataclasses.replace(variant, positions=own))
 
     def encoding_for(length: int) -> Any:
@@ -53,7 +53,7 @@ def _prepare(
 
 
 def _begin(where: Path, now: Mapping[str, str], variant: Variant, say: Callable[[str], None]) -> None:
-    """Notes what a training depends on; one that began with something else is moved aside first."""
+    """Records the contents that a training depends on; a run begun with other contents is moved aside first."""
     import jax
 
     what = stale(where, now, variant.positions)

@@ -1,4 +1,4 @@
-"""What a training would take on chips that are not there: memory, FLOPs, collectives and time, by its compiled step."""
+"""Plans training on chips that this machine does not have, from the compiled step: memory, FLOPs, collectives, time."""
 
 from giraffe_jax.plan.absent import absent_chips
 from giraffe_jax.plan.compiled import Plan, plan

@@ -1,4 +1,4 @@
-"""Devices that are not there, for which XLA compiles all the same."""
+"""Devices that this machine does not have, for XLA to compile for."""
 
 import importlib.util
 from typing import Any, NamedTuple
@@ -11,16 +11,16 @@ from giraffe_jax.plan.chips import CHIPS, TPUS, kind_of
 
 
 class Card(NamedTuple):
-    """What XLA has to know of a GPU beside its memory: CUDA's properties of the device."""
+    """The CUDA device properties that XLA needs of a GPU, besides its memory."""
 
     name: str
     capability: tuple[int, int]
     cores: int  # streaming multiprocessors
-    units: int  # float32 units of each
+    units: int  # float32 units per multiprocessor
     clock: float  # GHz
-    cache: int  # bytes, of the second level
-    shared: int  # bytes of memory that the threads of a multiprocessor share
-    shared_block: int  # bytes of it that one block can have, at its own wish
+    cache: int  # bytes of L2 cache
+    shared: int  # bytes of shared memory per multiprocessor
+    shared_block: int  # most bytes of shared memory that a block can opt in to
 
 
 # CUDA C++ programming guide, "Compute capabilities"; NVIDIA's white papers of the A100 and of the H100.
@@ -34,17 +34,18 @@ _OF_ALL = dict(
     registers_per_core_limit=65536, registers_per_block_limit=65536, block_dim_limit_x=2**31 - 1,
     block_dim_limit_y=65535, block_dim_limit_z=65535,
 )  # fmt: skip
-_CUDA, _CUDNN = (12, 8, 0), (9, 10, 0)  # versions of the libraries that are compiled for; they need not be here
+_CUDA, _CUDNN = (12, 8, 0), (9, 10, 0)  # library versions to compile for; they need not be installed
 
 
 def absent_chips(topology: str, slices: int = 1) -> list[Any]:
-    """Returns the devices of a topology such as "v5p:4x4x4" or "h100:4x8", of which none has to be here.
+    """Returns the devices of a topology such as "v5p:4x4x4" or "h100:4x8"; none of them has to be on this machine.
 
     Args:
-      slices: of TPUs.
+      topology: kind of chip, then chips per dimension of a TPU slice, or nodes x GPUs per node.
+      slices: number of TPU slices.
 
     Raises:
-      ConfigError: the compiler for such devices is not installed, or there is no such topology.
+      ConfigError: the compiler for such devices is not installed, or the topology does not exist.
     """
     kind = kind_of(topology)
     if kind in TPUS:
@@ -61,7 +62,7 @@ def _tpus(topology: str, kind: str, slices: int) -> list[Any]:
             '--topology: compiling for TPUs needs libtpu, which is not installed: pip install "giraffe-jax[plan]".'
         )
     more: dict[str, Any] = {} if slices == 1 else dict(num_slices=slices)
-    if kind == "v4":  # whose two cores are one device, as JAX runs it by default
+    if kind == "v4":  # JAX runs the two cores of a v4 chip as one device
         more["chip_config_name"] = "megacore"
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
@@ -87,7 +88,7 @@ def _refused(topology: str, who: str, error: Exception) -> ConfigError:
 
 
 def target(kind: str) -> str:
-    """Returns what XLA wants to be told of a kind of GPU: a GpuTargetConfigProto, as text."""
+    """Returns XLA's description of a kind of GPU: a GpuTargetConfigProto as text."""
     card, chip = CARDS[kind], CHIPS[kind]
     numbers = _OF_ALL | dict(
         core_count=card.cores, fpus_per_core=card.units, clock_rate_ghz=card.clock, l2_cache_size=card.cache,
@@ -96,7 +97,7 @@ def target(kind: str) -> str:
     )  # fmt: skip
     lines = [f"{key}: {value}" for key, value in numbers.items()]
     major, minor = card.capability
-    features = "ACCELERATED_FEATURES" if major >= 9 else "NONE"  # sm_90a, which such a card compiles for
+    features = "ACCELERATED_FEATURES" if major >= 9 else "NONE"  # such cards compile for sm_90a
     lines.append(f"cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}")
     cuda, cudnn = (".".join(map(str, version)) for version in (_CUDA, _CUDNN))
     lines += [f'name: "{card.name}"', f'runtime_version: "{cuda}"', f'driver_version: "{cuda}"']

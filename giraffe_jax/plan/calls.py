@@ -1,4 +1,4 @@
-"""Custom calls of a compiled module: the name of the kernel that is called, and the FLOPs that its text tells."""
+"""Custom calls of a compiled module: the name of the called kernel, and its FLOPs as far as the text gives them."""
 
 import re
 
@@ -10,9 +10,9 @@ _LIBRARIES = ("__cublas", "__cudnn")
 
 
 def kernel_of(op: Op) -> str | None:
-    """Returns the name of the kernel that a custom call runs, None where it is none.
+    """Returns the name of the kernel that a custom call runs, None if it runs none.
 
-    Of a Pallas kernel the name that it was given, of a library's the call's target, "__cudnn$fmhaSoftmax" say.
+    For a Pallas kernel it is the name given to it, for a library's kernel the call's target ("__cudnn$fmhaSoftmax").
     """
     target = re.search(r'custom_call_target="([^"]*)"', op.rest)
     if target is None:
@@ -26,9 +26,9 @@ def kernel_of(op: Op) -> str | None:
 
 
 def stated(op: Op, c: Computation) -> float | None:
-    """Returns the FLOPs of a call of a kernel in computation `c`, by what its text says; None where it does not."""
+    """Returns the FLOPs of a kernel call in computation `c` as derived from its text, None if that is impossible."""
     estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
-    if estimate is not None:  # a Pallas kernel says what it computes
+    if estimate is not None:  # a Pallas kernel's own estimate
         return float(estimate[1])
     kernel = kernel_of(op) or ""
     if kernel.startswith("__cublas"):
@@ -45,7 +45,7 @@ def _product(op: Op, c: Computation) -> float | None:
 
 
 def _attention(op: Op, c: Computation, kernel: str) -> float | None:
-    """Returns two products forward and five backward, over the pairs that cuDNN's mask leaves."""
+    """Returns the FLOPs of two matmuls forward and five backward, over the pairs that cuDNN's mask allows."""
     logits = _ints(r'"intermediate_tensor_shape":[^\[]*"dimensions":\s*\[([^\]]*)\]', op)
     if len(logits) != 4:
         return None

@@ -1,4 +1,4 @@
-"""Public figures of chips, which rooflines are drawn from. Each line's source is in the comment above it."""
+"""Published figures of chips, for rooflines. The comment above each line names its source."""
 
 import math
 import re
@@ -8,24 +8,24 @@ from giraffe_jax.config import ConfigError, nearest
 
 
 class Chip(NamedTuple):
-    """What one device, as JAX counts them, can do at most."""
+    """Peak figures of a chip, or of one device as JAX counts them."""
 
     flops: float  # per second, bfloat16 matmuls
     hbm_bytes: int
     hbm_bandwidth: float  # bytes per second
     network: float  # bytes per second out of the device over all of its links to other chips
-    per_chip: int = 1  # devices to a chip
-    between: float = math.inf  # bytes per second out of the device to other nodes; not known of TPUs' slices
+    per_chip: int = 1  # devices per chip
+    between: float = math.inf  # bytes per second out of the device to other nodes; unknown for slices of TPUs
 
     def a_device(self) -> "Chip":
-        """Returns the share of one device in the figures of a chip."""
+        """Returns the figures of one device of this chip."""
         n = self.per_chip
         share = (self.flops / n, self.hbm_bytes // n, self.hbm_bandwidth / n, self.network / n)
         return Chip(*share, n, self.between / n)
 
 
 GIB = 2**30
-# Of whole chips. Google states links' bandwidth in both directions together; half of it leaves the chip.
+# Of whole chips. Google states the bandwidth of links for both directions together; half of it leaves the chip.
 TPUS: dict[str, Chip] = {
     # cloud.google.com/tpu/docs/v4; links: Jouppi et al., arXiv:2304.01433, table 4, 6 of 50 GB/s
     "v4": Chip(275e12, 32 * GIB, 1200e9, 300e9),
@@ -38,9 +38,9 @@ TPUS: dict[str, Chip] = {
     # cloud.google.com/tpu/docs/tpu7x: 1,200 GB/s of links; JAX sees each of a chip's two cores
     "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, per_chip=2),
 }
-# NVIDIA states NVLink's bandwidth in both directions too, and matmuls with sparsity: half of each. Memory is what CUDA
-# reports of such a card, as XLA's descriptions of them have it (openxla/xla, xla/backends/gpu/target_config/specs).
-# Between nodes: one adapter a GPU, of the DGX that the card comes in.
+# NVIDIA also states NVLink's bandwidth for both directions, and matmul rates with sparsity; here are half of each.
+# Memory is what CUDA reports, from XLA's descriptions of the cards (openxla/xla,
+# xla/backends/gpu/target_config/specs). Between nodes: one network adapter per GPU, as in the card's DGX.
 GPUS: dict[str, Chip] = {
     # nvidia.com/en-us/data-center/a100 (80 GB, SXM): 600 GB/s of NVLink; DGX A100: 200 Gb/s adapters
     "a100": Chip(312e12, 85_100_068_864, 2039e9, 300e9, between=25e9),
@@ -56,7 +56,7 @@ def kind_of(topology: str) -> str:
     """Returns the kind of chip of a topology such as "v5p:2x2x2" or "h100:1x8".
 
     Raises:
-      ConfigError: no kind of chip that is known, or no shape.
+      ConfigError: unknown kind of chip, or malformed shape.
     """
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS:
@@ -74,6 +74,6 @@ def kind_of(topology: str) -> str:
 
 
 def a_node(topology: str) -> int:
-    """Returns the GPUs of a node of a topology such as "h100:4x8"; 0 of TPUs, which have no such nodes."""
+    """Returns the GPUs per node of a topology such as "h100:4x8"; 0 for TPUs."""
     kind, _, shape = topology.partition(":")
     return int(shape.split("x")[1]) if kind in GPUS else 0

@@ -1,4 +1,4 @@
-"""A training's step compiled for chips that are not there, and what follows from its numbers and the chips'."""
+"""Compiles a training step for chips that this machine does not have, and derives its memory, time and cost."""
 
 import dataclasses
 import re
@@ -25,8 +25,8 @@ _UNITS = dict(zip("BKMGT", (1, 2**10, 2**20, 2**30, 2**40), strict=True))
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes on each chip or GPU (of tpu7x, on each of a chip's two cores). What only a program that was
-    compiled tells is None where the compiler refused it as too big."""
+    """What a step takes on each device: a chip, a GPU, or one of the two cores of a tpu7x chip. Fields that need a
+    compiled program are None if the compiler rejected it as too big."""
 
     topology: str
     slices: int
@@ -36,32 +36,32 @@ class Plan:
     batch_size: int
     accumulate: int
     fits: bool
-    hbm_bytes: int  # of the chip; of one that is too small, what its compiler says is there for a program
-    needed_bytes: int | None  # where it does not fit: what the compiler says it needs
+    hbm_bytes: int  # memory of the device; if the program was rejected, what the compiler says is available
+    needed_bytes: int | None  # if the program was rejected: what the compiler says it needs
     peak_bytes: int | None
     argument_bytes: int
     parameter_bytes: int
     optimizer_bytes: int
     temp_bytes: int | None
-    host_bytes: int | None  # in the pinned memory of the host, for each device
+    host_bytes: int | None  # pinned host memory per device
     model_flops: float
     executed_flops: float | None
     recomputed_flops: float | None
     collective_bytes: dict[str, dict[str, float]] | None  # kind -> mesh axes -> bytes of operands
     sent_bytes: float | None
-    between_nodes_bytes: float | None  # part of them: what leaves a node of GPUs, for each of them
+    between_nodes_bytes: float | None  # the part of sent_bytes that leaves a GPU's node
     compute_seconds: float | None
     memory_seconds: float | None
     network_seconds: float | None
     step_seconds_bound: float | None
     tokens_per_second: float | None  # of one chip, at that bound
     mfu_bound: float | None
-    chip_hours: float | None  # of the whole run, at that bound
+    chip_hours: float | None  # for the whole run, at that bound
     compile_seconds: float
     attention: str
     remat: str
     data_loops: int | None
-    uncounted: tuple[str, ...] | None  # kernels that do not say their FLOPs
+    uncounted: tuple[str, ...] | None  # kernels whose FLOPs are unknown
 
 
 def plan(
@@ -73,16 +73,18 @@ def plan(
     document: int | None = None,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Plan:
-    """Returns what the step of a training takes on a topology's chips.
+    """Returns what the training step takes on the chips of a topology.
 
     Args:
-      model: the whole one, from `training.dry.check_config`.
+      config: of the training.
+      model: the complete ModelConfig, from `training.dry.check_config`.
       topology: as in `absent_chips`.
-      document: tokens of the documents that fill each row; None is one document a row.
-      say: is told the run's header before the step is compiled.
+      slices: as in `absent_chips`.
+      document: tokens of each of the documents that fill a row; None: one document per row.
+      say: called with the run's header before the step is compiled.
 
     Raises:
-      ConfigError: a mesh, batch or attention that cannot be on these chips; no libtpu.
+      ConfigError: the mesh, batch or attention is impossible on these chips, or the compiler is not installed.
     """
     mesh = sharding.make_mesh(config.mesh, absent_chips(topology, slices))
     check(config, model, mesh)
@@ -121,10 +123,14 @@ def plan(
 def _compiled(
     made: Program, state: Any, device: Chip, count: Callable[[str], hlo.Counts], model_flops: float
 ) -> dict[str, Any]:
-    """Returns the fields of a Plan that the compiler has a part in.
+    """Returns the fields of a Plan that need the compiler.
 
     Args:
-      count: of the optimised module's text.
+      made: the program of the step.
+      state: shapes of its TrainState.
+      device: figures of one device.
+      count: counts FLOPs and collectives in the text of the optimised module.
+      model_flops: per device.
     """
     config, mesh = made.config, made.mesh
     began = time.monotonic()
@@ -145,7 +151,7 @@ def _compiled(
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
     done = count(compiled.as_text() or "")
-    # At least: every argument read once and every result written once.
+    # A lower bound: every argument is read once and every result written once.
     moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
     compute, hbm = done.flops / device.flops, moved / device.hbm_bandwidth
     network = max((done.sent - done.between) / device.network, done.between / device.between)
@@ -185,9 +191,9 @@ def _compiled(
 
 
 def without_cache(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Returns the compiled program; JAX's compilation cache cannot read again what is for chips that are not there."""
+    """Returns the compiled program without JAX's compilation cache, which cannot reload programs for absent chips."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    compilation_cache.reset_cache()  # which asks once whether it is enabled
+    compilation_cache.reset_cache()  # the cache reads the setting only once
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         return lowered.compile()
@@ -197,7 +203,7 @@ def without_cache(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def exhausted(message: str) -> tuple[int | None, int | None]:
-    """Returns (bytes a program needs, bytes there are) of the compiler's refusal; (None, None) of another error."""
+    """Returns (bytes needed, bytes available) of the compiler's out-of-memory error; (None, None) of other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None, None
     sizes = r"([\d.]+)([BKMGT]?)\S*"

@@ -1,4 +1,4 @@
-"""Which devices a collective of a compiled module joins, as axes of the mesh."""
+"""The groups of devices of a compiled module's collectives, as mesh axes."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,12 @@ import numpy as np
 
 
 def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
-    """Returns (devices of a group, the mesh axes along which they differ) of a collective."""
+    """Returns a collective's (group size, mesh axes that it runs over).
+
+    Args:
+      rest: text of the instruction after its operands.
+      mesh: axes and their sizes, in device order.
+    """
     total, groups = _groups(rest, mesh)
     size = max(map(len, groups))
     if not mesh or max(map(max, groups)) >= total:
@@ -22,14 +27,14 @@ def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
 
 
 def nodes_of(rest: str, mesh: Mapping[str, int], node: int) -> int:
-    """Returns how many nodes the largest group of a collective spans; `node`: devices of each, 0 for one node."""
+    """Returns how many nodes the largest group of a collective spans; `node`: devices per node, 0 for a single node."""
     if node == 0:
         return 1
     return max(len({device // node for device in group}) for group in _groups(rest, mesh)[1])
 
 
 def _groups(rest: str, mesh: Mapping[str, int]) -> tuple[int, list[list[int]]]:
-    """Returns how many devices there are, and the groups of a collective."""
+    """Returns the number of devices, and the groups of a collective as device indices."""
     total = int(np.prod(list(mesh.values()), dtype=np.int64)) if mesh else 0
     if (pairs := re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)) is not None:
         groups = [[int(n) for n in pair.split(",")] for pair in pairs[1].split("},{")]
@@ -47,7 +52,7 @@ def _groups(rest: str, mesh: Mapping[str, int]) -> tuple[int, list[list[int]]]:
 
 
 def _mesh_groups(axes: str, chosen: str) -> list[list[int]]:
-    """Returns the groups of "'a'=2,'b'=4" along "'b'", or along a part of an axis, "'b':(2)2"."""
+    """Returns the groups of a mesh "'a'=2,'b'=4" along "'b'", or along a part of an axis, "'b':(2)2"."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     ids = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
     parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", chosen)}

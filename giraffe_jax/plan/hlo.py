@@ -1,8 +1,8 @@
-"""What a compiled program does: FLOPs and bytes of collectives, counted in the optimised HLO of one device.
+"""Counts FLOPs and bytes of collectives in the optimised HLO of one device.
 
-XLA's own `cost_analysis` counts the body of a loop once, which is a few percent of a model scanned over its layers.
-Here dots and convolutions are counted times the trips of the loops they are in. A loop whose number of trips depends on
-data (blockwise attention's, over the blocks of keys that a block of queries sees) takes what the caller says.
+XLA's `cost_analysis` counts the body of a loop once, which is a few percent of the FLOPs of a model scanned over its
+layers. Here dots and convolutions are multiplied by the trip counts of the loops around them. For a loop whose trip
+count depends on data (blockwise attention over the blocks of keys that a block of queries sees), the caller gives it.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from giraffe_jax.plan.trips import trips
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
 Sums = defaultdict[tuple[str, ...], float]  # ("flops",), ("recomputed",), ("sent",), ("collective", kind, axes)...
-_AGAIN = "rematted_computation"  # in the names that JAX gives to what a remat policy runs again
+_AGAIN = "rematted_computation"  # part of the names that JAX gives to recomputation by a remat policy
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What one device does in one run of a program."""
+    """The work of one device in one run of a program."""
 
-    flops: float  # of matmuls: two for a multiply-add
-    recomputed: float  # part of them: of what a remat policy, or XLA short of memory, runs again
+    flops: float  # of matmuls, two per multiply-add
+    recomputed: float  # the part of `flops` recomputed by a remat policy, or by XLA to save memory
     collectives: Mapping[tuple[str, str], float]  # (kind, mesh axes): bytes of operands
-    sent: float  # bytes that leave the device for them, by the algorithms that send least
-    between: float  # part of them: bytes that leave the device's node
-    data_loops: int  # loops that took `data_trips`
-    uncounted: tuple[str, ...]  # custom calls of kernels that do not say their FLOPs
+    sent: float  # bytes that collectives send from the device, by the algorithms that send least
+    between: float  # the part of `sent` that leaves the device's node
+    data_loops: int  # number of loops counted with `data_trips`
+    uncounted: tuple[str, ...]  # custom calls of kernels whose FLOPs are unknown
 
 
 def count(
@@ -42,14 +42,14 @@ def count(
     kernels: Mapping[str, float] = {},
     node: int = 0,
 ) -> Counts:
-    """Returns what a program does.
+    """Returns the work of a program. Of the branches of a conditional, the one with the most FLOPs is counted.
 
     Args:
       text: of an optimised module, `compiled.as_text()`.
       mesh: axes and sizes, in the order of the devices that it was compiled for; names the axes of collectives.
-      data_trips: mean trips of a loop whose number of trips is not in the program.
-      kernels: FLOPs of a call of each kernel that is known, by its name; of branches that with most is counted.
-      node: devices of a node, in their order; 0 where all have one network.
+      data_trips: mean trip count of loops whose trip count is not in the program.
+      kernels: FLOPs per call of kernels, by name.
+      node: devices per node, in device order; 0 if all are on one network.
     """
     walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels, node)
     found = walk.of(walk.entry)
@@ -75,7 +75,7 @@ class _Walk:
         self._known: dict[int, Sums] = {}
 
     def of(self, computation: Computation) -> Sums:
-        """Returns the sums of one run of a computation."""
+        """Returns the sums over one run of a computation."""
         key = id(computation.ops)
         if key not in self._known:
             total: Sums = defaultdict(float)
@@ -150,8 +150,8 @@ def _share(kind: str, size: int) -> float:
 
 
 def _between(kind: str, nodes: int, size: int) -> float:
-    """Returns the bytes of them that leave the device's node: each of a node's devices takes its part through its own
-    adapter, and what all of them need crosses once."""
+    """Returns the bytes, per byte of operand, that leave the device's node: each device of a node sends its part by its
+    own adapter, and data that all of them need crosses once."""
     if nodes == 1:
         return 0.0
     share = _share(kind, nodes)
@@ -173,7 +173,7 @@ def _flops(flops: float, op: Op) -> Mapping:
 
 
 def _all_again(sums: Sums) -> Sums:
-    """Returns the sums of a loop or call that is run again; what is in it does not always say so itself."""
+    """Marks all FLOPs of a loop or call as recomputed; the instructions inside it are not always marked themselves."""
     sums["recomputed",] = sums["flops",]
     return sums
 
@@ -194,8 +194,8 @@ def _dot(op: Op, c: Computation) -> float:
 
 
 def _convolution(op: Op, c: Computation) -> float:
-    """Counts pairs of a window's place and an element of it that read the input and not padding or holes: TPUs write
-    batched dots as convolutions of which the most would be such."""
+    """Returns the FLOPs of a convolution, counting only window elements that read the input and not padding or dilation
+    holes: XLA on TPUs writes batched dots as convolutions that mostly read those."""
     left, right, out = _operand(op, c, 0).dims, _operand(op, c, 1).dims, op.shapes[0].dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
     assert labels is not None

@@ -1,4 +1,4 @@
-"""The work of attention's Pallas kernels, which the compiler cannot count: the blocks that they visit are data."""
+"""FLOPs of attention's Pallas kernels, which the compiler cannot count: which blocks they visit depends on the data."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from giraffe_jax.model import ModelConfig
 from giraffe_jax.plan.work import row_of
 from giraffe_jax.training.config import TrainConfig
 
-# Of a block of queries with one of keys, by kernel.
+# Matmuls per block of queries and block of keys, by kernel.
 MATMULS_OF_TPU = {"attention": 2, "attention_backward": 5}
 MATMULS_OF_GPU = {"attention": 2, "attention_d_q": 3, "attention_d_kv": 4}
 CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
@@ -26,14 +26,14 @@ def known_kernels(
     document: int | None = None,
     capability: str | None = None,
 ) -> dict[str, float]:
-    """Returns the FLOPs of a call of each kernel on one device, as `hlo.count` takes them.
+    """Returns the FLOPs per call of each kernel on one device, for `hlo.count`.
 
-    Where rows of one document are cuDNN's and others are the Pallas kernels', the program has both: those that do not
-    run have 0.
+    If cuDNN handles rows of one document and the Pallas kernels handle other rows, the program contains both, and the
+    kernels that do not run get 0.
 
     Args:
-      attention: what the model's attention runs by, from `engine.described`.
-      mesh, document, capability: as in `kernel_flops`.
+      attention: the implementation of attention, from `engine.described`.
+      config, model, mesh, document, capability: as in `kernel_flops`.
     """
     name = attention.split(",")[0]
     if name not in ("pallas", "cudnn"):
@@ -53,16 +53,18 @@ def kernel_flops(
     *,
     capability: str | None = None,
 ) -> dict[str, float]:
-    """Returns the FLOPs of one call of each kernel on one device, the mean of the layers.
+    """Returns the FLOPs of one call of each kernel on one device, averaged over layers.
 
-    Two for a multiply-add, of every pair of tokens in the blocks that are visited, masked or not, in each band. Devices
-    that share a row have equal parts of these: each calls a kernel once for all its queries, in a ring once for each
+    They are two per multiply-add, for every pair of tokens in the visited blocks, masked or not, in each band. Devices
+    that share a row do equal parts of them: each calls a kernel once for all its queries, or, in a ring, once per
     device's keys.
 
     Args:
+      config: of the training.
+      model: its ModelConfig.
       mesh: axes and their sizes.
-      document: tokens of each document of a row; None is one document a row.
-      capability: of GPUs their compute capability, such as "9.0"; None is a TPU.
+      document: tokens of each document of a row; None: one document per row.
+      capability: compute capability of a GPU, such as "9.0"; None for a TPU.
     """
     tokens = config.data.seq_len
     place, layers = row_of(model, tokens, document)
@@ -76,7 +78,7 @@ def kernel_flops(
     else:
         bias, width, matmuls_of = _has_bias(model, tokens), ranges.padded_width(model.head_dim), MATMULS_OF_GPU
         tiles = ranges.tiles(model.dtype, model.head_dim, capability=capability, bias=bias)
-        # A bias's gradient has a kernel that recomputes logits and their gradients, in square blocks.
+        # The gradient of a bias has its own kernel, which recomputes logits and their gradients in square blocks.
         more = [("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2)] if bias else []
     found = {}
     work = [(name, tile.q, tile.k, count) for (name, count), tile in zip(matmuls_of.items(), tiles, strict=True)]

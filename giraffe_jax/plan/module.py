@@ -1,4 +1,4 @@
-"""The text of a compiled module (HLO), read into its instructions."""
+"""Parses the text of a compiled module (HLO) into its instructions."""
 
 import re
 from collections.abc import Mapping
@@ -11,16 +11,19 @@ _SHAPE = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 
 
 class Shape(NamedTuple):
+    """An array's HLO element type ("bf16") and dimensions."""
+
     dtype: str
     dims: tuple[int, ...]
 
     @property
     def bytes(self) -> float:
+        """Size of the array."""
         return _WIDTH.get(self.dtype, 1) * float(np.prod(self.dims, dtype=np.float64))
 
 
 class Op(NamedTuple):
-    """An instruction: `inside` is the text between its parentheses, `rest` what follows them."""
+    """An instruction: `inside` is the text between its parentheses, `rest` the text after them."""
 
     name: str
     kind: str
@@ -31,12 +34,14 @@ class Op(NamedTuple):
 
 
 class Computation(NamedTuple):
+    """A computation: its instructions by name, and the root, whose value it returns."""
+
     ops: Mapping[str, Op]
     root: Op
 
 
 def parse(text: str) -> dict[str, Computation]:
-    """Returns the computations of a module by name; the entry's name is "" too."""
+    """Returns the computations of a module by name; the entry computation is also under ""."""
     found: dict[str, Computation] = {}
     ops: dict[str, Op] | None = None
     name, entry, root = "", False, None
@@ -85,7 +90,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """Returns the parts of a list of operands, whose types may hold commas."""
+    """Splits a list of operands at its top-level commas; the operands' types may contain commas too."""
     parts, depth, start = [], 0, 0
     for at, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -96,7 +101,7 @@ def _split(text: str) -> list[str]:
 
 
 def called(computations: Mapping[str, Computation], op: Op, keys: str) -> list[Computation]:
-    """Returns the computations that an instruction names under some of its keys, "calls|to_apply" say."""
+    """Returns the computations that an instruction names under `keys`, a regex of attributes like "calls|to_apply"."""
     names = []
     for found in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
         names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]

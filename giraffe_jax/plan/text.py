@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""Formats a plan as text."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,16 @@ from giraffe_jax.plan.tries import Tried
 from giraffe_jax.training.config import TrainConfig
 from giraffe_jax.training.dry import gib
 
-GPU_SHARE = 0.75  # of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more
+GPU_SHARE = 0.75  # fraction of a GPU's memory that JAX allocates by default (XLA_PYTHON_CLIENT_MEM_FRACTION)
 
 
 def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
     """Returns what `giraffe plan` prints below the header.
 
     Args:
-      price: of a chip for an hour, dollars.
+      plan: to format.
+      config: of the training.
+      price: dollars per chip-hour.
     """
     lines = [_memory(plan)]
     flops = f"FLOPs a device and step: model {plan.model_flops:.4g}"
@@ -25,9 +27,9 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
     flops += f" ({plan.executed_flops / plan.model_flops:.3f} of the model's"
     lines.append(f"{flops}; {(plan.recomputed_flops or 0) / max(plan.executed_flops, 1):.1%} of them run again)")
     for kernel in plan.uncounted or ():
-        lines.append(f"warning: the FLOPs of kernel {kernel} are not known and not counted.")
+        lines.append(f"warning: the FLOPs of kernel {kernel} are unknown and not counted.")
     if plan.data_loops and not plan.attention.startswith("blockwise"):
-        lines.append(f"warning: {plan.data_loops} loops run as long as data say; each counts once.")
+        lines.append(f"warning: the trip counts of {plan.data_loops} loops depend on data; each is counted once.")
     moved = [
         f"{kind} {size / 1e9:,.3g} GB over {axes}"
         for kind, by_axes in (plan.collective_bytes or {}).items()
@@ -48,7 +50,7 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    """Returns what is held, and whether it fits."""
+    """Returns the line on memory, and whether the training fits."""
     held = f"memory a device: parameters {gib(plan.parameter_bytes)}, optimizer {gib(plan.optimizer_bytes)}"
     of = f"of {gib(plan.hbm_bytes)}"
     if plan.needed_bytes is not None:
@@ -66,10 +68,12 @@ def _memory(plan: Plan) -> str:
 
 
 def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:
-    """Returns what was tried, as flags to append, and what it gave.
+    """Returns the line on a try: its flags and the result.
 
     Args:
-      hbm: bytes of the device's memory.
+      tried: the result.
+      flags: the changes as command-line flags.
+      hbm: bytes of a device's memory.
     """
     what = " ".join(flags)
     if tried.refused is not None:

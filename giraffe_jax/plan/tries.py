@@ -1,6 +1,6 @@
-"""Other configs of a training that is planned: what would make it fit, and how long its rows may be.
+"""Searches variations of a planned training: changes that make it fit, and the longest rows that fit.
 
-Each is compiled by whoever calls, through `attempt`, and no more of them than `tries`.
+The caller compiles each variation, in its function `attempt`; at most `tries` of them.
 """
 
 import dataclasses
@@ -13,20 +13,20 @@ from giraffe_jax.model import ModelConfig
 from giraffe_jax.training.config import TrainConfig
 
 Changes = Mapping[str, Any]  # keys of the training's config -> values: {"model.remat": "full"}
-STEP = 1024  # tokens between the lengths that are tried
-# From most memory of the device to least.
+STEP = 1024  # row lengths are multiples of this, in tokens
+# From most device memory to least.
 _REMAT = ("none", "save_matmuls", "save_attention", "offload_residual", "full", "offload_attention", "offload")
-_ENOUGH = 3  # proposals
+_ENOUGH = 3  # proposals after which the search stops
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """A config that was compiled, or why it was not: `refused`, with which nothing else is known of it."""
+    """The result for one variation; if `refused` gives a reason, it was not compiled and the other fields are unset."""
 
     changes: Changes
     fits: bool
     peak_bytes: int | None = None
-    needed_bytes: int | None = None  # where the compiler refused it as too big
+    needed_bytes: int | None = None  # if the compiler rejected it as too big
     host_bytes: int | None = None
     model_flops: float | None = None
     executed_flops: float | None = None
@@ -35,7 +35,7 @@ class Tried:
 
     @property
     def bytes(self) -> int | None:
-        """The memory of the device that it takes, or that the compiler says it needs."""
+        """Device memory that it takes, or that the compiler says it needs; None if unknown."""
         return self.needed_bytes if self.peak_bytes is None else self.peak_bytes
 
 
@@ -43,9 +43,9 @@ Attempt = Callable[[Changes], Tried]
 
 
 def candidates(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int]) -> list[Changes]:
-    """Returns single changes that take less memory, those first that cost the fewest FLOPs for the most memory.
+    """Returns single changes that save memory; first those that save much for few additional FLOPs.
 
-    All keep the tokens of a step and the chips.
+    All keep the tokens per step and the chips.
     """
     found: list[Changes] = []
     stronger = _REMAT[_REMAT.index(model.remat) + 1 :]
@@ -65,7 +65,7 @@ def candidates(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int])
 
 
 def _smaller_parts(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int]) -> list[Changes]:
-    """Returns changes by which a device has fewer tokens at once, or less of each."""
+    """Returns changes that give a device fewer tokens at once, or a smaller part of each."""
     found: list[Changes] = []
     devices = mesh["data"] * mesh["fsdp"]
     each = config.data.batch_size // config.accumulate // devices  # rows of a device in a micro-batch
@@ -76,18 +76,20 @@ def _smaller_parts(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, i
         for times in (4, 2):
             if mesh["fsdp"] % times == 0 and whole % (mesh[axis] * times) == 0:
                 sizes = {"mesh.fsdp": mesh["fsdp"] // times, f"mesh.{axis}": mesh[axis] * times}
-                # A row is shared by more devices, so each has more rows: as many micro-batches make them fewer.
+                # More devices share a row, so each device has more rows at once; more micro-batches undo that.
                 found.append(sizes | {"accumulate": config.accumulate * times * each})
                 break
     return found
 
 
 def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: int) -> list[Tried]:
-    """Returns what was tried to make a training fit: single changes first and, where none of these fits, several.
+    """Returns the tries made to find a training that fits: single changes first and, if none fits, combinations.
 
     Args:
-      first: the training as it is, which does not fit.
+      first: the unchanged training, which does not fit.
       options: single changes, from `candidates`.
+      attempt: compiles a variation.
+      tries: most variations to compile.
     """
     tried: list[Tried] = []
     singles = max(1, tries // 2)
@@ -97,7 +99,7 @@ def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: i
         tried.append(attempt(options[len(tried)]))
     if any(t.fits for t in tried):
         return tried
-    # What saved most comes first; then what has not been tried alone.
+    # Combines changes, those that saved most first, then those not tried alone.
     least = first.bytes
     saving = [t for t in tried if t.bytes is not None and least is not None and t.bytes < least]
     saving.sort(key=lambda t: t.bytes or 0)
@@ -120,7 +122,7 @@ def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: i
 
 
 def best_first(tried: Sequence[Tried]) -> list[Tried]:
-    """Returns those that fit, by the bound of their step, then executed FLOPs, then memory."""
+    """Returns the tries that fit, sorted by the bound of the step time, then executed FLOPs, then memory."""
 
     def cost(t: Tried) -> tuple[float, float, float]:
         return t.step_seconds_bound or math.inf, t.executed_flops or math.inf, t.peak_bytes or math.inf
@@ -129,7 +131,7 @@ def best_first(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def rows_of(config: TrainConfig, mesh: Mapping[str, int], tokens: int) -> int:
-    """Returns the rows of `tokens` that are the tokens of a step, or the fewest that the mesh takes."""
+    """Returns how many rows of `tokens` keep the tokens per step of `config`, or the fewest that the mesh takes."""
     unit = mesh["data"] * mesh["fsdp"] * config.accumulate
     return max(config.data.batch_size * config.data.seq_len // tokens // unit, 1) * unit
 
@@ -144,21 +146,26 @@ def longest(
     arguments: int,
     hbm: int,
 ) -> tuple[int | None, int | None, list[Tried]]:
-    """Returns (the longest rows that were seen to fit, the shortest seen not to, what was tried), in tokens.
+    """Returns (the longest rows found to fit, the shortest found not to fit, the tries), lengths in tokens.
 
-    The memory of activations is nearly linear in the tokens of a step: a line through the longest that fits says
-    which length comes next, and bisection where it goes wrong. The last two tries are STEP apart where tries suffice.
+    Activation memory is nearly linear in the tokens per step, so the next length is extrapolated linearly from the last
+    try; if that keeps failing, by bisection. With enough tries the two lengths are STEP apart.
 
     Args:
-      first: the training as it is.
-      arguments, hbm: bytes of the step's arguments on a device, and of its memory.
+      first: the unchanged training.
+      config: its config.
+      mesh: axes and their sizes.
+      attempt: compiles a variation.
+      tries: most variations to compile.
+      arguments: bytes of the step's arguments on a device.
+      hbm: bytes of a device's memory.
     """
     unit = mesh["data"] * mesh["fsdp"] * config.accumulate
     most = MOST // unit // STEP * STEP
     start = config.data.seq_len
     fits, fails = (start, None) if first.fits else (None, start)
     size, x, tried = first.bytes, start * config.data.batch_size, []
-    same = 0  # tries in a row that came out alike
+    same = 0  # consecutive tries with the same outcome
     while len(tried) < tries:
         low = STEP if fits is None else fits // STEP * STEP + STEP
         high = most if fails is None else (fails - 1) // STEP * STEP

@@ -1,4 +1,4 @@
-"""How often the loops of a compiled module run."""
+"""Trip counts of the loops of a compiled module."""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +9,13 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "op
 
 
 def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> int | None:
-    """Returns how often a loop runs: as XLA says, or by its counter, start, limit and step; None where data say.
+    """Returns the trip count of a loop: XLA's own, or from its counter's start, limit and step; None if it depends on
+    data.
 
     Args:
-      op: a while, in computation `c`.
+      computations: of the module.
+      op: a while instruction.
+      c: the computation that contains it.
     """
     if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.rest)) is not None:
         return int(known[1])
@@ -24,7 +27,7 @@ def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> in
     if compare.kind != "compare":
         return None
 
-    def outside(name: str) -> tuple[str, Computation]:  # a fusion's parameter is an operand of it
+    def outside(name: str) -> tuple[str, Computation]:  # a parameter of a fusion is one of its operands
         source = holder.ops[name]
         if inner and source.kind == "parameter":
             return condition.root.operands[int(source.inside)], condition
@@ -48,13 +51,13 @@ def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> in
 
 
 def _element(op: Op, c: Computation, index: int) -> str:
-    """Returns the name of an element of the tuple that a loop starts with."""
+    """Returns the name of an element of a loop's initial tuple."""
     source = c.ops[op.operands[0]]
     return source.operands[index] if source.kind == "tuple" else ""
 
 
 def _step(computations: Mapping[str, Computation], body: Computation, index: int) -> int | None:
-    """Returns what a loop's body adds to its counter."""
+    """Returns the constant that a loop's body adds to its counter, None if there is none."""
     if body.root.kind != "tuple":
         return None
     op = body.ops[body.root.operands[index]]
@@ -80,7 +83,7 @@ def _step(computations: Mapping[str, Computation], body: Computation, index: int
 
 
 def _constant(c: Computation, name: str) -> int | None:
-    """Returns the value of an integer scalar that is written in the program."""
+    """Returns the value of an integer constant, None if `name` is not one."""
     op = c.ops.get(name)
     while op is not None and op.kind in _SAME:
         op = c.ops.get(op.operands[0])
@@ -90,7 +93,7 @@ def _constant(c: Computation, name: str) -> int | None:
 
 
 def _index(c: Computation, name: str) -> int | None:
-    """Returns which element of the computation's parameter a value is."""
+    """Returns which element of the computation's parameter tuple a value is, None if it is not one."""
     op = c.ops.get(name)
     while op is not None and op.kind in _SAME:
         op = c.ops.get(op.operands[0])

@@ -1,4 +1,4 @@
-"""The work of a training step by its formula: the model's own FLOPs, and the blocks that attention's loops visit."""
+"""The work of a training step from formulas: the model FLOPs, and the number of blocks that attention's loops visit."""
 
 from typing import Any
 
@@ -18,14 +18,16 @@ from giraffe_jax.training.step import trainable
 
 
 def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: int | None = None) -> float:
-    """Returns the FLOPs of a step that no implementation can do without, of all devices together.
+    """Returns the FLOPs of a step that every implementation needs, over all devices.
 
-    2 N a token forward, as many for the gradients of activations, and 2 for each parameter that is trained (so 6 N in
-    all where all are); and 12 * layers * heads * head width for each pair of tokens that attention lets see each other.
+    Per token 2 N for the forward pass, 2 N for gradients of activations, and 2 for each trained parameter (so 6 N if
+    all are trained); plus 12 * layers * heads * head_dim for each pair of query and key that attention allows.
 
     Args:
-      params: arrays or shapes; N is all of them.
-      document: tokens of each document of a row; None is one document a row, of which a causal query sees half.
+      config: of the training.
+      model: its ModelConfig.
+      params: arrays or shapes; N counts all of them.
+      document: tokens of each document of a row; None: one document per row, in which queries see half of the keys.
     """
     moving, _ = lora.split(params, trainable(params, config.lora, config.frequencies))
     every, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, moving))
@@ -36,7 +38,7 @@ def model_flops(config: TrainConfig, model: ModelConfig, params: Any, document: 
 
 
 def seen_pairs(model: ModelConfig, tokens: int, document: int | None = None) -> float:
-    """Returns how many pairs of query and key a row's attention has to compute, the mean of the layers."""
+    """Returns the number of query-key pairs that attention allows in a row, averaged over layers."""
     place, layers = row_of(model, tokens, document)
 
     def of_layer(bands: tuple[Band, ...]) -> np.float64:
@@ -47,8 +49,8 @@ def seen_pairs(model: ModelConfig, tokens: int, document: int | None = None) -> 
 
 
 def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> float:
-    """Returns the mean trips of blockwise attention's loops over blocks of keys, of which each block of queries runs
-    two in each band: one over the blocks that it sees whole and one over the others."""
+    """Returns the mean number of iterations of blockwise attention's loops over blocks of keys. Each block of queries
+    runs two such loops per band: one over fully visible blocks and one over partly masked ones."""
     place, layers = row_of(model, tokens, document)
     group = model.num_heads // model.num_kv_heads
 
@@ -63,7 +65,7 @@ def data_trips(model: ModelConfig, tokens: int, document: int | None = None) -> 
 
 
 def row_of(model: ModelConfig, tokens: int, document: int | None) -> tuple[Place, list[tuple[Band, ...]]]:
-    """Returns the place of a row's tokens, and the bands of each layer; of one where all are alike."""
+    """Returns the Place of a row's tokens, and the bands of each layer, or of one layer if all are equal."""
     bands = model.bind(tokens).at(jnp.arange(tokens)[None]).bands
     segments = None if document is None else jnp.arange(tokens, dtype=jnp.int32)[None] // document + 1
     count = model.num_layers if limits_differ(bands) else 1

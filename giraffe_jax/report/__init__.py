@@ -22,13 +22,17 @@ __all__ = ["Results", "brief", "draw_methods", "main_tables", "read", "score_all
 
 
 def write(directories: Sequence[str | Path], out: str | Path | None = None, *, png: bool = True) -> Path:
-    """Write the report of one or more work directories and return the path of its page.
+    """Writes the report of one or more work directories and returns the path of its page.
 
     Args:
       directories: each with a results.jsonl; several are shown side by side, the first compared with the others.
-      out: directory for results.csv, tables.md, tables.tex, plots/ and report.html, of several compared.csv too; the
-        first of `directories` if None.
-      png: write each plot as PNG too, beside its SVG.
+      out: directory for results.csv, tables.md, tables.tex, plots/ and report.html, and with several directories
+        compared.csv; the first of `directories` if None.
+      png: write each plot as PNG in addition to SVG.
+
+    Raises:
+      FileNotFoundError: a directory has no results.jsonl.
+      ConfigError: a directory has no results yet, or no valid manifest.
     """
     results = read(directories)
     out = Path(directories[0] if out is None else out)
@@ -61,7 +65,7 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
 
 
 def main_tables(results: Results) -> str:
-    """What to read first, as Markdown: the first metric of every task that was measured."""
+    """Returns the main tables as Markdown: the first metric of every measured task."""
     made = findings.main_tables(tables.tables(results, score_all(results)))
     texts = (f"{t.title}, by length in tokens\n\n{formats.markdown(t)}" for t in made)
     said = (f"\n{few}\n" if (few := t.few()) else "" for t in made)
@@ -69,7 +73,7 @@ def main_tables(results: Results) -> str:
 
 
 def brief(rows: Sequence[Row]) -> str:
-    """The score of one cell's rows in a few words, for progress lines."""
+    """Returns the score of one cell's rows in a few words, for progress lines."""
     if not rows:
         return "no examples"
     metric = metrics.of(rows)[0]

@@ -1,4 +1,4 @@
-"""What the plots of a report share: figures, axes of length, the mark of the trained length."""
+"""Parts shared by the plots of a report: figures, length axes, the mark of the trained length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from giraffe_jax.report.scores import Results
 
 
 def _figure(plt: Any, height: float, results: Results) -> tuple[Any, Any]:
-    """A figure whose right margin holds the longest label, and that is as high as all labels together."""
+    """Returns a figure and axes with room on the right for the longest label, and high enough for all labels."""
     height = max(height, 1.0 + labels.LINE / 72 * labels.lines(results.variants))
     figure, axes = plt.subplots(figsize=(9, height))
     right = 1 - labels.margin(results.variants)
@@ -24,7 +24,7 @@ def _short(length: int) -> str:
 
 
 def _length_axis(axes: Any, lengths: Sequence[int]) -> None:
-    """A log axis with a tick at each length, and its number where there is room beside those of the others."""
+    """Makes the x axis logarithmic, with a tick at each length, and its number if there is room next to the others."""
     axes.set_xscale("log", base=2)
     margin = (max(lengths) / min(lengths)) ** 0.02 if len(lengths) > 1 else 1.5
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
@@ -44,7 +44,7 @@ def _length_axis(axes: Any, lengths: Sequence[int]) -> None:
 
 
 def _log_ticks(axes: Any) -> None:
-    """Ticks people can read on a log axis: 1, 2, 5, 10, ... or powers of ten where the range is wide."""
+    """Sets readable ticks on a logarithmic y axis: 1, 2, 5, 10, ... or powers of ten if the range is wide."""
     low, high = axes.get_ylim()
     steps = (1, 2, 5) if high / low < 2000 else (1,)
     if high / low < 4:

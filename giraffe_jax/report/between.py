@@ -1,4 +1,4 @@
-"""Runs side by side: what changed between variants of the same name, on the examples that both runs have measured."""
+"""Compares runs: differences between variants of the same name, on the examples that both runs have measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from giraffe_jax.report.reading import changed, same_rows
 from giraffe_jax.report.scores import Results, estimate
 from giraffe_jax.report.tables import KEPT, KEPT_NOTE, number, task_name
 
-HEADS = ("variant", "task", "length", "difference", "n", "told apart")  # between length and difference the two runs
+HEADS = ("variant", "task", "length", "difference", "n", "told apart")  # the two runs' columns come before "difference"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A variant at a length of a task: its score in the first run and in the other; the difference of the first less
-    the other, None where all rows are the same in both."""
+    """A variant at a length of a task: its scores in the first run and in the other, and the difference, first minus
+    other; None if all rows are equal."""
 
     name: str
     task: str
@@ -35,36 +35,36 @@ class Line:
     difference: Difference | None
 
     def value(self, run: int) -> str:
-        """A score as shown."""
+        """Returns the score of run 0 (the first) or 1 (the other) as text."""
         return number(self.values[run], self.metric.share) + KEPT * self.kept[run]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first run against another: every variant of the same name, at every length that both have measured."""
+    """The first run compared with another: every variant of the same name, at every length measured in both."""
 
     first: str
     other: str
     lines: tuple[Line, ...]
-    same: tuple[str, ...] = ()  # variants that are the same in all, and that reports show once
-    code: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> files of own methods that differ
-    config: tuple[str, ...] = ()  # variants of other parameters or training
-    unsaid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> runs that do not say its code
+    same: tuple[str, ...] = ()  # variants with equal results in both, which reports show once
+    code: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> files of its methods that differ
+    config: tuple[str, ...] = ()  # variants whose parameters or training differ
+    unsaid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> runs that did not record its code
 
     @property
     def found(self) -> list[Difference]:
-        """What is compared: of rows that are the same in both nothing is."""
+        """The differences; lines whose rows are equal in both runs have none."""
         return [line.difference for line in self.lines if line.difference is not None]
 
     def told(self, line: Line, stay: Mapping[paired.Pair, bool]) -> str:
-        """Whether the two are told apart, in words."""
+        """Returns in words whether the two runs are told apart; `stay` is from `paired.holm`, and adds a star."""
         d = line.difference
         if d is None or d.few:
             return "same" if d is None else "too few"
         return ("yes *" if stay[d.pair] else "yes") if d.apart else "no"
 
     def notes(self) -> list[str]:
-        """What is to be known of the comparison, a sentence or two each."""
+        """Returns notes on the comparison, each a sentence or two."""
         said = [paired.chance(self.found)] if self.found else []
         if self.code:
             listed = "; ".join(f"{name} ({', '.join(files)})" for name, files in self.code.items())
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def compare(results: Results) -> list[Comparison]:
-    """The first run against each other one that shares variants and examples with it."""
+    """Compares the first run with each other run that shares variants and examples with it."""
     labels = list(results.runs)
     made = (_compared(results, labels[0], other) for other in labels[1:])
     return [comparison for comparison in made if comparison.lines or comparison.same]
@@ -114,14 +114,14 @@ def _compared(results: Results, first: str, other: str) -> Comparison:
 
 
 def _own(value: Any) -> bool:
-    """Whether a method of one's own is named, by its dotted path, anywhere in a variant's positions."""
+    """Returns whether a variant's positions contain a user's method, named by its dotted path."""
     if isinstance(value, Mapping):
         return "." in str(value.get("name", "")) or any(map(_own, value.values()))
     return isinstance(value, list | tuple) and any(map(_own, value))
 
 
 def _line(results: Results, name: str, both: tuple[str, str], task: str, length: int) -> Line | None:
-    """None where the two runs share no example, or a loss is not finite."""
+    """Returns the line, or None if the two runs share no example, or a loss is not finite."""
     metric = metrics.of(results.of(task))[0]
     rows = [results.of(task, variant, length) for variant in both]
     if not all(rows):
@@ -137,13 +137,18 @@ def _line(results: Results, name: str, both: tuple[str, str], task: str, length:
 
 
 def bounds(d: Difference) -> str:
-    """The interval of a difference in brackets, empty where there is none."""
+    """Returns the interval of a difference in brackets; empty if it has none."""
     share = d.metric.share
     return "" if d.few else f"[{findings.shown(d.estimate.low, share)} to {findings.shown(d.estimate.high, share)}]"
 
 
 def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
-    """The comparison as a section with its table."""
+    """Returns the comparison as an HTML section with its table.
+
+    Args:
+      comparison: of two runs.
+      swatches: HTML of each variant's colour mark, by name.
+    """
     stay = paired.holm(comparison.found)
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in _heads(comparison))
     body = []
@@ -179,7 +184,7 @@ HOW = (
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The comparison for tables.md."""
+    """Returns the comparison as Markdown, for tables.md."""
     heads = [text.replace("|", r"\|") for text in _heads(comparison)]
     lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|---|"]
     for cells, apart in _cells(comparison):
@@ -192,7 +197,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """The comparison for tables.tex."""
+    """Returns the comparison as LaTeX, for tables.tex."""
     lines = [" & ".join(map(latex.escape, _heads(comparison))) + r" \\", r"\midrule"]
     for cells, apart in _cells(comparison):
         cells = [latex.escape(cell) for cell in cells]
@@ -203,7 +208,7 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def as_csv(comparisons: Iterable[Comparison]) -> str:
-    """compared.csv: a line for each variant, task and length, unrounded; empty where there is no number."""
+    """Returns the text of compared.csv: a line per variant, task and length; numbers unrounded, missing ones empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
@@ -230,7 +235,7 @@ def _files(comparison: Comparison, line: Line) -> tuple[str, ...]:
 
 
 def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
-    """The texts of each line, and whether its difference is marked."""
+    """Returns the cell texts of each line, and whether its difference is marked."""
     stay, out = paired.holm(comparison.found), []
     for line in comparison.lines:
         d = line.difference

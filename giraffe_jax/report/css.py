@@ -1,6 +1,6 @@
-"""The page's style sheet, whose colours come from `style.css_variables`, and its script, by which tables are sorted."""
+"""The page's style sheet, whose colours come from `style.css_variables`, and its script that makes tables sortable."""
 
-# Each heading of a column becomes a button: ascending, then descending; cells without a number stay at the end.
+# Each column heading becomes a button that sorts ascending, then descending; cells without a number stay at the end.
 SORT = """\
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];

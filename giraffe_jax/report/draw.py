@@ -1,7 +1,7 @@
-"""What a run draws of its variants' methods and leaves in the workdir: a report imports no code from one.
+"""Curves of the variants' methods, computed by a run and saved in its workdir: a report imports no code from there.
 
-Of a method of one's own the stretch of each plane; of it, and of methods that change distances, the distance at which
-the last token sees each earlier one, as attention gives it.
+For a user's method, the stretch of each plane. For a user's method and for methods that change distances, the distance
+at which the last token sees each earlier one, measured through attention.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from giraffe_jax.report.drawn import FILE, Drawn, read
 
-REACH = 4096  # tokens at most of the pass in which distances are measured, which takes memory with their square
-POINTS = 160  # of a curve
+REACH = 4096  # most tokens of the pass that measures distances, whose memory grows with their square
+POINTS = 160  # points of a curve
 
 
 def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the curves of an experiment's variants, those that changed anew; methods must be importable here."""
+    """Writes the curves of an experiment's variants, computing only changed ones; methods must be importable here."""
     from giraffe_jax import positions, records
     from giraffe_jax.report import variants
 
@@ -40,14 +40,14 @@ def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
             positions.check(methods)  # imports them: only then are their sources known
             key = records.digest([methods, positions.sources(methods), shape, longest])
             made[entry["name"]] = known if known and known.key == key else draw(methods, shape, longest, key)
-        except Exception:  # a drawing ends no run: where the method itself fails, measuring it says how
+        except Exception:  # a curve must not stop the run; if the method is broken, its evaluation reports the error
             continue
     if made != old:
         records.write_atomically(workdir / FILE, json.dumps({v: _plain(d) for v, d in made.items()}) + "\n")
 
 
 def draw(methods: Sequence[Mapping[str, Any]], shape: Mapping[str, Any], length: int, key: str = "") -> Drawn:
-    """The curves of methods in a model (head_dim, theta, original_len) at a length in tokens."""
+    """Returns the curves of methods for a model `shape` (head_dim, theta, original_len) at a length in tokens."""
     from giraffe_jax import positions
 
     plain, bound = positions.bind([], **shape), positions.bind(methods, **shape, length=length)
@@ -64,7 +64,7 @@ def draw(methods: Sequence[Mapping[str, Any]], shape: Mapping[str, Any], length:
 
 
 def _plain(drawn: Drawn) -> dict[str, Any]:
-    """As JSON has it, without infinity and nan."""
+    """Returns the curves as JSON values, with null for infinity and nan."""
 
     def number(x: float) -> float | None:
         return float(f"{x:.6g}") if math.isfinite(x) else None

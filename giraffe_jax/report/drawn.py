@@ -1,4 +1,4 @@
-"""The curves of a run's own methods as its workdir has them: a report imports no code from one."""
+"""Reads the curves that a run has saved of its methods (see `draw`): a report imports no code from a workdir."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FILE = "drawn.json"
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """The curves of a variant's methods: `key` is of all that they depend on."""
+    """The curves of a variant's methods; `key` is a digest of everything they depend on."""
 
     key: str
-    stretch: tuple[float, ...] | None  # plain RoPE's frequency over the variant's, of each plane; inf: still
-    reach: int  # tokens of the pass whose last token sees the distances
-    distances: tuple[tuple[int, float], ...]  # true distance, and the one seen, nan where masked; none if all are true
+    stretch: tuple[float, ...] | None  # per plane, plain RoPE's frequency over the variant's; inf: does not rotate
+    reach: int  # tokens of the pass in which distances were measured
+    distances: tuple[tuple[int, float], ...]  # (true distance, distance seen), nan if masked; empty if all are equal
 
 
 def read(directory: Path) -> dict[str, Drawn]:
-    """What was saved in a workdir, by variant; nothing where there is no file, or one that cannot be read."""
+    """Returns the saved curves of a workdir, by variant; empty if there is no file or it cannot be read (a warning)."""
     if not (directory / FILE).is_file():
         return {}
     try:

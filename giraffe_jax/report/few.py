@@ -1,4 +1,4 @@
-"""What is said before a run whose examples are too few for any statement on its variants."""
+"""Warnings, before a run, about tasks with too few examples to compare variants."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from giraffe_jax.report.paired import counted
 
 
 def before(tasks: Sequence[Any], tokenizer: Callable[[], Any]) -> list[str]:
-    """A sentence on each task of a config with too few documents or examples to tell variants apart.
+    """Returns a sentence for each task with too few documents or examples to tell variants apart.
 
-    `tokenizer` is called where documents have to be counted, those that are long enough. ConfigError where none is.
+    Args:
+      tasks: built tasks of a config.
+      tokenizer: returns the model's tokenizer; called only if documents of sufficient length have to be counted.
+
+    Raises:
+      ConfigError: no document is long enough.
     """
     said = []
     for i, task in enumerate(tasks):

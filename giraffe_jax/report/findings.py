@@ -1,8 +1,8 @@
-"""Scores and paired differences -> sentences: what came out, said from the numbers, and no more than they hold.
+"""Writes the findings of a report as sentences, from scores and paired differences; they claim only what these support.
 
-Sentences speak of four times the trained length where it was measured, and of the longest length at which anything
-works. What is said of two variants is what `paired.Difference` allows, and says how many documents or questions it
-rests on; a large figure is shown only where its variant is told from plain RoPE.
+Sentences are about four times the trained length, if measured, and the longest length at which anything works. Two
+variants are compared as `paired.Difference` allows, with the number of documents or questions behind it. A large figure
+is shown only if its variant is told apart from plain RoPE.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from giraffe_jax.report.paired import Difference
 from giraffe_jax.report.scores import Results
 from giraffe_jax.report.tables import BY_POSITION, Table, interval, multiple, number, task_name
 
-FLOOR = 0.30  # a share is at floor where the upper bound of the best variant's interval is below this
-AHEAD = 4  # times the trained length: where the first sentence looks
+FLOOR = 0.30  # a share is at floor if the upper bound of the best variant's interval is below this
+AHEAD = 4  # the first sentence is about this multiple of the trained length
 
 
 @dataclass(frozen=True)
 class Card:
-    """A large figure and what it is."""
+    """A large figure and its caption."""
 
     figure: str
     label: str
 
 
 def main_tables(made: Sequence[Table]) -> list[Table]:
-    """The table of each task's first metric, where it is ranked: what headlines, verdict and forest plots are about."""
+    """Returns the table of each task's first metric, if ranked: those that figures, verdict and forest plots use."""
     first = {table.task: table for table in reversed(made) if table.metric != BY_POSITION}
     return [t for task in dict.fromkeys(t.task for t in made) if (t := first[task]).metric.better is not None]
 
 
 @dataclass(frozen=True)
 class Said:
-    """A sentence and what it is about: `head` names task and length."""
+    """A sentence and its subject: `head` names task and length."""
 
     head: str
     text: str
 
 
 def chief(made: Sequence[Table]) -> list[Table]:
-    """The tables that the verdict speaks of: perplexity, and the first share of right answers that is above floor."""
+    """Returns the tables that the verdict is about: perplexity, and the first share of right answers above floor."""
     tables = [t for t in main_tables(made) if not floor(t) and lengths_that_matter(t)]
     return [t for t in tables if t.metric == PERPLEXITY][:1] + [t for t in tables if t.metric.share][:1]
 
 
 def verdict(results: Results, made: Sequence[Table]) -> list[Said]:
-    """A sentence on each chief table, at the length that decides."""
+    """Returns a sentence on each chief table, at its first decisive length."""
     return [sentence(results, table, lengths_that_matter(table)[0]) for table in chief(made)]
 
 
 def more(results: Results, made: Sequence[Table]) -> list[Said]:
-    """Sentences on every task and length that matters and that the verdict does not speak of."""
+    """Returns sentences on every task and decisive length that the verdict leaves out."""
     first = chief(made)
     return [
         sentence(results, table, n)
@@ -67,7 +67,7 @@ def more(results: Results, made: Sequence[Table]) -> list[Said]:
 
 
 def cards(results: Results, made: Sequence[Table]) -> list[Card]:
-    """A card per task whose best untrained variant (trained, where all are) is better than plain beyond chance."""
+    """Returns a card per task whose best untrained variant (trained, if all are) is significantly better than plain."""
     out = []
     for table in main_tables(made):
         lengths, plain = lengths_that_matter(table), results.baseline
@@ -96,12 +96,13 @@ def cards(results: Results, made: Sequence[Table]) -> list[Card]:
 
 
 def beyond(table: Table) -> list[int]:
-    """The lengths past the trained one."""
+    """Returns the lengths beyond the trained one."""
     return [n for n in table.lengths if table.original_len is not None and n > table.original_len]
 
 
 def lengths_that_matter(table: Table) -> list[int]:
-    """Four times the trained length, if it was measured, and the longest at which some variant is above floor."""
+    """Returns the decisive lengths: four times the trained one, if measured, and the longest with a variant above
+    floor."""
     past = beyond(table)
     alive = [n for n in past if not _dead(table, n)] or past[:1]
     four = [n for n in past if n == AHEAD * (table.original_len or 0)]
@@ -109,7 +110,7 @@ def lengths_that_matter(table: Table) -> list[int]:
 
 
 def floor(table: Table) -> str:
-    """The sentence on a task that the model cannot do inside its trained length; empty where it can."""
+    """Returns a sentence on a task that the model cannot do even within its trained length; empty if it can."""
     inside = [n for n in table.lengths if table.original_len is not None and n <= table.original_len]
     if not inside or not table.metric.share or not _dead(table, inside[-1]):
         return ""
@@ -129,7 +130,7 @@ def _dead(table: Table, length: int) -> bool:
 
 
 def sentence(results: Results, table: Table, length: int) -> Said:
-    """What plain RoPE does at a length, and which variant is best there without and with training."""
+    """Returns the sentence on a length: plain RoPE's score, and the best variants without and with training."""
     plain, trained = results.baseline, results.trained
     order = [v for v in table.ranked(length) if v != plain]
     groups = {
@@ -162,8 +163,8 @@ def _plain(table: Table, plain: str, length: int) -> str:
 def _best(
     results: Results, table: Table, length: int, group: Sequence[str], plain: str | None
 ) -> tuple[str, list[Difference]]:
-    """The first of a group: its score, its difference to plain, and whom it cannot be told from; with the differences
-    of which nothing can be told. It is called best only where it is ahead of all others."""
+    """Returns the text on the first variant of a group (its score, its difference to plain, and the variants it cannot
+    be told from), and the differences with too few pairs. It is called best only if it is ahead of all others."""
     best, text = group[0], ""
     others = paired.differences(results, table.task, table.metric, length, best, group[1:])
     few = [d for d in others if d.few]
@@ -183,7 +184,7 @@ def _best(
 
 
 def _against(d: Difference) -> str:
-    """A difference to plain RoPE as it may be said: told, not told, or only how large it came out."""
+    """Returns a difference to plain RoPE in words: told apart, not told apart or, with too few pairs, its value."""
     if d.few:
         return f"{_amount(d, signed=True)} against {d.base}"
     if not d.apart:
@@ -193,14 +194,14 @@ def _against(d: Difference) -> str:
 
 
 def unit(d: Difference) -> str:
-    """What a difference is measured in."""
+    """Returns the unit of a difference in words."""
     return "points" if d.metric.share else "nats a token" if d.metric.kind in ("perplexity", "nll") else d.metric.title
 
 
 def shown(x: float, share: bool) -> str:
-    """A difference as shown: shares in points, others with two decimals where they are small; a true minus sign.
+    """Returns a difference as text: shares in points, others with two decimals if small; with a true minus sign.
 
-    What is not zero is not shown as zero, whose side is what decides.
+    A nonzero value is never rounded to zero, since its sign is what matters.
     """
     amount = 100 * x if share else x
     text = f"{amount:.0f}" if share else f"{amount:.2f}" if abs(amount) < 10 else f"{amount:,.1f}"
@@ -234,7 +235,7 @@ def _at(table: Table, length: int) -> str:
 
 
 def _times(ratio: float) -> str:
-    """A ratio above one, with as many decimals as keep it from being shown as one."""
+    """Returns a ratio above one as text, with enough decimals not to be rounded to one."""
     if not math.isfinite(ratio) or ratio > 1e9:
         return "> 10⁹×"
     if ratio >= 20:

@@ -1,4 +1,4 @@
-"""The forest plot: each variant's paired difference, to plain RoPE and to the best, at the lengths that matter."""
+"""The forest plot: each variant's paired differences to plain RoPE and to the best variant, at the decisive lengths."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from giraffe_jax.report.paired import Difference
 from giraffe_jax.report.scores import Results
 from giraffe_jax.report.tables import Table, multiple
 
-Panel = tuple[int, str, str, list[Difference]]  # length, "plain" or "best", its name, each variant less it
+Panel = tuple[int, str, str, list[Difference]]  # length, "plain" or "best", its name, each variant minus it
 
-ROW, LINE, HEAD, FOOT = 0.205, 0.135, 0.42, 0.5  # inches; LINE: each more of a name or a title
-NAMES, VALUES = 0.170, 0.165  # of the figure's width, left and right of a panel
-NAME, TITLE = 19, 54  # characters of a line
+ROW, LINE, HEAD, FOOT = 0.205, 0.135, 0.42, 0.5  # heights in inches; LINE: of each further line of a name or title
+NAMES, VALUES = 0.170, 0.165  # fractions of the figure's width, left and right of a panel
+NAME, TITLE = 19, 54  # most characters of a line
 
 
 def panels(results: Results, table: Table) -> list[Panel]:
-    """What is compared at each length that matters: all variants with plain, and with the best there."""
+    """Returns the comparisons at each decisive length: all variants with plain RoPE, and all with the best one."""
     out, plain = [], results.baseline
     for length in findings.lengths_that_matter(table)[:2]:
         order = table.ranked(length)
@@ -34,9 +34,9 @@ def panels(results: Results, table: Table) -> list[Panel]:
 def draw(
     plt: Any, table: Table, shown: Sequence[Panel], looks: Mapping[str, style.Look], variants: Sequence[str]
 ) -> Any:
-    """A panel per length (across), against plain (above) and against the best of that length (below).
+    """Draws a panel per length (across): against plain RoPE (above) and against the best of that length (below).
 
-    It has lines for `variants` alone; what a difference has to hold against is the number of all that were looked at.
+    Only `variants` are drawn, but Holm's correction counts all comparisons that were made. None without comparisons.
     """
     stay = paired.holm(d for *_, found in shown for d in found)
     shown = [(n, kind, base, [d for d in found if d.variant in variants]) for n, kind, base, found in shown]
@@ -72,7 +72,7 @@ def _title(table: Table, panel: Panel) -> str:
 
 
 def written(d: Difference, star: bool) -> str:
-    """What stands beside a difference: its amount, its interval where it has one, and a star."""
+    """Returns the text beside a difference: its value, its interval if it has one, and a star if `star`."""
     low, value, high = (findings.shown(x, d.metric.share) for x in (d.estimate.low, d.estimate.value, d.estimate.high))
     return value + ("" if d.few else f" [{low}, {high}]") + " *" * star
 

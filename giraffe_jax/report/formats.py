@@ -18,7 +18,7 @@ def _column(table: Table, length: int) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown: value (95% interval), in bold what is best and can be told from the runner-up."""
+    """Returns the table as Markdown: value (95% interval), bold for the best if it can be told from the runner-up."""
     heads = [_column(table, length) for length in table.lengths] + [EFFECTIVE] * bool(table.effective)
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for variant in table.variants:
@@ -34,7 +34,7 @@ def markdown(table: Table) -> str:
 
 
 def all_markdown(results: Results, made: Sequence[Table]) -> str:
-    """tables.md: every table under its heading, with how to read it."""
+    """Returns the text of tables.md: every table under its heading, after a note on how to read them."""
     title = results.manifest.get("config", {}).get("title") or "Results"
     parts = [
         f"# {title}\n\nColumns are in tokens; each cell is the score and its 95% interval. Bold is what is best and "
@@ -46,13 +46,13 @@ def all_markdown(results: Results, made: Sequence[Table]) -> str:
 
 
 def below(table: Table) -> list[str]:
-    """What is said below a table: too few examples, effective lengths, scores of earlier versions."""
+    """Returns the notes below a table: too few examples, effective lengths, scores kept from earlier versions."""
     said = [table.few(), effective_note(table), KEPT_NOTE if table.kept else ""]
     return [note for note in said if note]
 
 
 def as_csv(results: Results, scores: Sequence[Score]) -> str:
-    """results.csv: one line per score, unrounded; empty where a number is not finite or does not exist."""
+    """Returns the text of results.csv: one line per score; numbers unrounded, missing or non-finite ones empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["variant", "trained", "task", "metric", "length", "value", "low", "high", "n", "tokens", "kept"])
@@ -67,12 +67,17 @@ def as_csv(results: Results, scores: Sequence[Score]) -> str:
 
 
 def data(value: float) -> str:
-    """The attribute that a column is sorted by; empty where there is no number."""
+    """Returns the HTML attribute that a column is sorted by; empty if there is no number."""
     return f"data-value='{'' if math.isnan(value) else str(float(value)).replace('inf', 'Infinity')}'"
 
 
 def as_html(table: Table, swatches: Mapping[str, str]) -> str:
-    """The table as HTML: a swatch (markup) before each name, intervals below values, leaders marked."""
+    """Returns the table as HTML: a colour mark before each name, intervals below values, leaders marked.
+
+    Args:
+      table: to show.
+      swatches: HTML of each variant's colour mark, by name.
+    """
     head = ["<th scope='col'>variant</th>"]
     for length in table.lengths:
         note = " · ".join(table.notes(length))

@@ -1,4 +1,4 @@
-"""Names of lines, written at their ends: inside the canvas, never one over another, one label where lines coincide."""
+"""Labels at the ends of lines in a plot: inside the canvas, never overlapping, one label for lines that coincide."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from giraffe_jax.report import style
 
-WRAP = 30  # characters of a label's line
+WRAP = 30  # most characters of a label's line
 LINE = 13.0  # points from one line of a label to the next
-TOGETHER = 0.006  # ends that are less than this share of the axes apart are one point to the eye
-LOW, HIGH = -0.06, 1.02  # of the axes' height: where labels may be
+TOGETHER = 0.006  # ends closer than this fraction of the axes look like one point
+LOW, HIGH = -0.06, 1.02  # range of labels, in fractions of the axes' height
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,28 @@ class End:
 
 
 def columns(variants: Sequence[str]) -> int:
-    """How many characters a line of these variants' labels may have: the longest name and a comma, `WRAP` at most."""
+    """Returns the width of these variants' labels in characters: the longest name (`WRAP` at most) and a comma."""
     return min(WRAP, max(14, *(len(variant) for variant in variants))) + 2
 
 
 def wrap(names: Sequence[str], width: int) -> list[str]:
-    """Names in one label, in lines of `width` characters, broken inside a name only where it is longer than that."""
+    """Returns the lines of a label with these names, wrapped at `width` characters; only longer names are broken."""
     whole = [name.replace(" ", "\u00a0") if len(name) < width else name for name in names]
     return [line.replace("\u00a0", " ") for line in textwrap.wrap(", ".join(whole), width)] or [""]
 
 
 def lines(variants: Sequence[str]) -> int:
-    """How many lines the labels of these variants take at most."""
+    """Returns the number of lines of these variants' labels if none are merged."""
     return sum(len(wrap([variant], columns(variants))) for variant in variants)
 
 
 def margin(variants: Sequence[str]) -> float:
-    """The share of a 9 inch figure right of the axes: room for the longest line of a label, bold and in any font."""
+    """Returns the fraction of a 9 inch figure right of the axes that fits the longest label line, bold, in any font."""
     return 0.055 + 0.0098 * columns(variants)
 
 
 def merge(heights: Sequence[float], ends: Sequence[End]) -> list[tuple[float, list[End]]]:
-    """Groups of ends that coincide, with their mean height (in shares of the axes), lowest first."""
+    """Returns groups of ends that coincide, with their mean height (in fractions of the axes), lowest first."""
     groups: list[list[int]] = []
     for i in sorted(range(len(ends)), key=lambda i: heights[i]):
         same = bool(groups) and heights[i] - heights[groups[-1][-1]] < TOGETHER and ends[i].x == ends[groups[-1][-1]].x
@@ -56,7 +56,7 @@ def merge(heights: Sequence[float], ends: Sequence[End]) -> list[tuple[float, li
 
 
 def write(axes: Any, ends: Sequence[End], width: int) -> None:
-    """Writes the labels beside the last points, in lines of `width` characters, moved as little as keeps them apart."""
+    """Writes labels of `width` characters beside the last points, moved as little as needed not to overlap."""
     heights = [axes.transAxes.inverted().transform(axes.transData.transform((end.x, end.y)))[1] for end in ends]
     line = LINE / (axes.get_window_extent().height / axes.figure.dpi * 72)
     groups = merge(heights, ends)
@@ -80,15 +80,15 @@ def write(axes: Any, ends: Sequence[End], width: int) -> None:
 
 
 def spread(heights: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Middles of labels of these sizes, as near to the heights as possible (least squares), that neither overlap nor
-    leave `low..high`; order kept. Where all together are larger than that, they start at `high` and run below `low`.
+    """Returns centres of labels of these sizes, as close to `heights` as possible (least squares), in the same order,
+    without overlaps and within `low..high`. If they do not all fit, they start at `high` and extend below `low`.
 
-    Neighbours that would overlap are pooled around their mean, as isotonic regression does; clipping its result is
-    what the bounds ask for.
+    This is isotonic regression: neighbours that would overlap are pooled around their mean, and the result is clipped
+    to the bounds.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     offsets, total = [], 0.0
-    for i in order:  # with the offset of all before it taken away, a middle only has to be no lower than the one before
+    for i in order:  # minus these offsets, "no overlap" becomes "non-decreasing"
         offsets.append(total + sizes[i] / 2)
         total += sizes[i]
     blocks: list[list[float]] = []  # [sum of targets, count]

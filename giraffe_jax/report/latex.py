@@ -1,4 +1,4 @@
-"""Tables as LaTeX for a paper: booktabs, intervals small beside values, in bold what is told from the runner-up."""
+"""Tables as LaTeX for a paper: booktabs, small intervals beside values, bold where the best beats the runner-up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ESCAPES = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        # After the end of a row these would be read as its arguments.
+        # After the end of a row, LaTeX would read these as arguments of \\.
         "[": "{[}",
         "*": "{*}",
-        # What numbers, headings and notes are written with.
+        # Symbols in numbers, headings and notes.
         "–": "--",
         "×": r"$\times$",
         "⁹": "$^9$",
@@ -32,12 +32,12 @@ ESCAPES = str.maketrans(
 
 
 def escape(text: str) -> str:
-    """The text as LaTeX shows it: special characters escaped, on one line."""
+    """Returns the text with LaTeX's special characters escaped, on one line."""
     return " ".join(text.split()).translate(ESCAPES)
 
 
 def table(made: Table) -> str:
-    """One table: variants down, lengths across, and the effective length where there is one."""
+    """Returns one table: variants down, lengths across, and the effective length if the table has one."""
     heads = ["", *(_heading(made, length) for length in made.lengths)] + [EFFECTIVE] * bool(made.effective)
     lines = [" & ".join(heads) + r" \\", r"\midrule"]
     for variant in made.variants:
@@ -48,13 +48,13 @@ def table(made: Table) -> str:
 
 
 def environment(caption: str, columns: str, lines: Sequence[str]) -> str:
-    """A table environment with these rows; `caption` is not escaped yet."""
+    """Returns a table environment with these rows; `caption` is plain text and is escaped here."""
     begin = ["\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}", f"\\begin{{tabular}}{{{columns}}}"]
     return "\n".join([*begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def all_latex(made: Sequence[Table], more: Sequence[str] = ()) -> str:
-    """tables.tex: every table, and `more` that are LaTeX already."""
+    """Returns the text of tables.tex: every table, then `more` tables that are LaTeX already."""
     return HEAD + "".join("\n" + one for one in [*map(table, made), *more])
 
 

@@ -1,7 +1,7 @@
-"""Which metrics a task's rows have, and what is known of each: what the task modules declare.
+"""The metrics of a task's rows, with their properties as the task modules declare them.
 
-A metric that no task declares is shown as its mean and never ranked, unless it is 0 or 1 in every row: then it is a
-share of right answers.
+A metric that no task declares is shown as a mean and never ranked; if it is 0 or 1 in every row, it counts as a share
+of right answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PERPLEXITY", "Metric", "of", "unit"]
 
 
 def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """The metrics of a task's rows, the one that headlines use first: perplexity, else shares before means."""
+    """Returns the metrics of a task's rows, the main one first: perplexity, or shares before means."""
     if rows and all("nll" in row["metrics"] and "tokens" in row["metrics"] for row in rows):
         return [PERPLEXITY]
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
@@ -27,7 +27,7 @@ def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def unit(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is independent in a task's rows, and so counted: documents where rows name them, not their windows."""
+    """Returns what n counts for a task's rows, the independent units: documents if rows name them, not windows."""
     if rows and all(row.get("document") is not None for row in rows):
         return "document"
     if of(rows) == [PERPLEXITY]:
@@ -43,7 +43,7 @@ def _metric(name: str, rows: Sequence[Mapping[str, Any]]) -> Metric:
     if declared is None:
         title = name.replace("_", " ")
         return Metric(name, title, "share", "high") if binary else Metric(name, title, "mean", None)
-    # Where each answer is one text, a fraction is a share, and can be tested as one.
+    # If every fraction is 0 or 1 (each question has one answer), it is a share, and is tested as one.
     return replace(declared, kind="share") if binary and declared.kind == "fraction" else declared
 
 

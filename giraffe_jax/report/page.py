@@ -1,8 +1,8 @@
-"""The report as one HTML file: no request to anywhere, light and dark, readable on a phone and on paper.
+"""The report as one self-contained HTML file without network requests: light and dark, for phones and for print.
 
-Plots are inlined as SVG whose colours are the page's CSS variables; text in them is text. Every section says how to
-read its plot and shows the numbers as a table; the config and the versions are at the end.
-A few lines of script, `css.SORT`, let tables be sorted; without them the page is the same.
+Plots are inlined as SVG that uses the page's CSS variables as colours; their text stays text. Every section explains
+how to read its plot and has the numbers in a table; config and versions are at the end. A short script, `css.SORT`,
+makes tables sortable; the page works without it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ HOW = {
     "forest": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
     "compared with plain RoPE, and with the one of the best score at that length, one by one. A line is a 95% "
     "interval: one that does not reach zero is a difference that chance does not explain, and its marker is filled. "
-    "Intervals are not widened for how many are compared: of twenty that differ in nothing, one is expected to look "
-    "different. Stars mark what stays apart when that is corrected for.",
+    "Intervals are not corrected for multiple comparisons: of twenty equally good variants, one is expected to look "
+    "different. Stars mark differences that remain after Holm's correction.",
     "few": "<b>How to read it.</b> Every variant read the same windows and answered the same questions, so each is "
     "compared with plain RoPE, and with the one of the best score at that length, one by one. There are too few for "
     "intervals: how large the differences came out is shown, and nothing more can be said of them.",
-    "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: how many tokens, equally likely, the "
+    "perplexity": "<b>How to read it.</b> Perplexity is exp of the mean loss: the number of equally likely tokens the "
     "model is in effect choosing between. Lower is better. A method that works stays flat to the right of the trained "
     "length; one that fails climbs.",
     "position": "<b>How to read it.</b> The same loss, split by how many tokens come before the predicted one. More "
-    "context should help, so a healthy line falls or stays level; where a line turns upward, the model has stopped "
-    "understanding where its tokens are.",
+    "context should help, so a healthy line falls or stays level; where a line turns upward, the model can no longer "
+    "use its positions.",
     "retrieval": "<b>How to read it.</b> The share of questions about one earlier fact that are answered exactly. "
-    "Perplexity can stay low while this falls: a model may write well and yet not reach what it read long ago.",
+    "Perplexity can stay low while this falls: a model may write well and yet fail to retrieve what it read long ago.",
     "depth": "<b>How to read it.</b> Each cell is the percentage of right answers (the mean share of them, where a "
-    "question has several) at a length (across) and a place of the fact in the text (down; 0% is the start, 100% right "
-    "before the question). Dark is right. The line is the trained length.",
+    "question has several) at a length (across) and a depth of the fact in the text (down; 0% is the start, 100% right "
+    "before the question). Dark means right. The line is the trained length.",
 }
 
 
@@ -50,7 +50,7 @@ def render(
     looks: Mapping[str, style.Look],
     runs: Sequence[between.Comparison] = (),
 ) -> str:
-    """The whole page; `runs` are those that are compared."""
+    """Returns the page as HTML; `runs` are the comparisons with other runs."""
     config = results.manifest.get("config", {})
     title = config.get("title") or config.get("name") or "Context extension, measured"
     sheet = style.css_variables() + css.SHEET
@@ -98,7 +98,7 @@ def _header(results: Results, title: str, config: Mapping, made: Sequence[Table]
 
 
 def _model(manifest: Mapping) -> str:
-    """The model's line: source, parameters, layers, heads x width, theta, trained length."""
+    """Returns the line about the model: source, parameters, layers, heads x head_dim, theta, trained length."""
     source, model = manifest.get("source", {}).get("name"), manifest.get("model") or {}
     facts = [f"<b>{html.escape(str(source))}</b>"] if source else []
     if model.get("parameters"):
@@ -207,7 +207,7 @@ def _section(
 
 
 def _ranking(table: Table) -> str:
-    """What the marks of a table mean, and what their absence does."""
+    """Returns the note that explains a table's marks, or why it has none."""
     if table.metric.better is None:
         return "Not ranked."
     if not any(table.best.values()):

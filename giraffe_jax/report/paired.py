@@ -1,8 +1,8 @@
-"""Differences between variants on the same windows or examples, and what may be said from them.
+"""Paired differences between variants on the same windows or examples, and what may be concluded from them.
 
-All that sentences, marks, stars and plots say of two variants is decided here, by the interval of their paired
-difference: they are told apart where it excludes zero (`apart`), and nothing is said where there are too few pairs for
-one (`few`). Of many comparisons at once some come out so by chance; `holm` says which do not.
+Every sentence, mark, star and plot about two variants is decided here, by the interval of their paired difference:
+they are told apart if it excludes zero (`apart`); with too few pairs for an interval, nothing is concluded (`few`).
+Among many comparisons some intervals exclude zero by chance; `holm` says which differences survive the correction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pair = tuple[str, int, frozenset[str]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant less another in a metric: nats per token for perplexity, else the metric's own unit."""
+    """A variant minus another one (`base`) in a metric: nats per token for perplexity, else the metric's own unit."""
 
     task: str
     variant: str
@@ -30,52 +30,52 @@ class Difference:
     metric: Metric
     length: int
     estimate: Estimate
-    p: float | None = None  # McNemar's, which the interval agrees with; None of means
+    p: float | None = None  # McNemar's p, consistent with the interval; None for means
     unit: str = "example"  # what `estimate.n` counts
 
     @property
     def few(self) -> bool:
-        """Whether there are too few pairs for an interval: then nothing can be told."""
+        """Whether there are too few pairs for an interval, and so for any conclusion."""
         return math.isfinite(self.estimate.value) and not math.isfinite(self.estimate.low)
 
     @property
     def apart(self) -> bool:
-        """Whether the two can be told apart."""
+        """Whether the two can be told apart: the interval excludes zero."""
         return self.estimate.low > 0 or self.estimate.high < 0
 
     @property
     def better(self) -> bool:
-        """Whether the variant is better than the other beyond what chance gives."""
+        """Whether the variant is significantly better than the base."""
         return self.apart and (self.estimate.value > 0) == (self.metric.better == "high")
 
     @property
     def worse(self) -> bool:
-        """Whether the variant is worse than the other beyond what chance gives."""
+        """Whether the variant is significantly worse than the base."""
         return self.apart and not self.better
 
     @property
     def pair(self) -> Pair:
-        """Which two are compared where, whichever is less the other."""
+        """Task, length and the two variants, in no order: the same for a difference and its negative."""
         return self.task, self.length, frozenset((self.variant, self.base))
 
     @property
     def pairs(self) -> str:
-        """How many independent pairs it rests on: "8 documents"."""
+        """The number of independent pairs in words: "8 documents"."""
         return counted(self.estimate.n, self.unit)
 
 
 def counted(n: int, unit: str) -> str:
-    """A number of independent examples, in words."""
+    """Returns a number with its unit, in the plural if needed: "8 documents"."""
     return f"{n:,} {unit}{'s' * (n != 1)}"
 
 
 def too_few(n: int, unit: str) -> str:
-    """What is said wherever there are fewer than `FEWEST` pairs."""
+    """Returns the sentence used wherever there are fewer than `FEWEST` pairs."""
     return f"{counted(n, unit)} {'is' if n == 1 else 'are'} too few to tell variants apart; it takes {FEWEST}."
 
 
 def difference(results: Results, task: str, metric: Metric, length: int, variant: str, base: str) -> Difference | None:
-    """The paired difference, None where the two share no window or example."""
+    """Returns the paired difference, variant minus base; None if the two share no window or example."""
     mine, other = results.of(task, variant, length), results.of(task, base, length)
     unit, p = metrics.unit(mine), None
     if metric.kind == "perplexity":
@@ -90,15 +90,15 @@ def difference(results: Results, task: str, metric: Metric, length: int, variant
 def differences(
     results: Results, task: str, metric: Metric, length: int, base: str, variants: Iterable[str]
 ) -> list[Difference]:
-    """Each variant against one, best first; those that share nothing with it, or are not finite, left out."""
+    """Returns each variant's difference to `base`, best first; left out if not finite or without shared examples."""
     found = [difference(results, task, metric, length, v, base) for v in variants if v != base]
     kept = [d for d in found if d is not None and math.isfinite(d.estimate.value)]
     return sorted(kept, key=lambda d: d.estimate.value, reverse=metric.better == "high")
 
 
 def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
-    """Whether each pair is still apart under Holm's correction over all pairs that can be told apart at all: McNemar's
-    p, of means Student's t."""
+    """Returns whether each pair is still told apart after Holm's correction over all pairs that are not `few`; p-values
+    are McNemar's, or Student's t for means."""
     pairs = {d.pair: d for d in found}
     able = {pair: d for pair, d in pairs.items() if not d.few}
     rejected = significance.holm([significance.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
@@ -107,7 +107,8 @@ def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
 
 
 def chance(found: Sequence[Difference]) -> str:
-    """How many are told apart, how many chance alone would, and how many stay so under Holm's correction."""
+    """Returns sentences on how many pairs are told apart, how many would be by chance, and how many remain after Holm's
+    correction."""
     able = [d for d in found if not d.few]
     left = {d.pair: d for d in found if d.few}
     said = []
@@ -133,7 +134,7 @@ def chance(found: Sequence[Difference]) -> str:
 
 
 def ranked(values: dict[str, float], metric: Metric) -> list[str]:
-    """The variants best first, those without a finite value left out; none where the metric is not ranked."""
+    """Returns the variants with finite values, best first; none if the metric is not ranked."""
     finite = {v: x for v, x in values.items() if math.isfinite(x)}
     if metric.better is None:
         return []
@@ -141,7 +142,7 @@ def ranked(values: dict[str, float], metric: Metric) -> list[str]:
 
 
 def leader(results: Results, task: str, metric: Metric, length: int, order: Sequence[str]) -> str | None:
-    """The first of variants ranked best first, if it can be told from the second."""
+    """Returns the first of `order` (variants, best first) if it can be told from the second, else None."""
     if len(order) < 2:
         return None
     d = difference(results, task, metric, length, order[0], order[1])

@@ -1,6 +1,6 @@
 """Results -> figures: paired differences, scores against length, loss against position, retrieval by depth.
 
-Each function returns a matplotlib figure or None where the rows do not hold what it shows. `draw` makes all of them.
+Each `by_` function returns a matplotlib figure, or None if the rows have nothing to show. `draw` makes all plots.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from giraffe_jax.report.scores import Results, Score, depth_grid, loss_curve
 from giraffe_jax.report.tables import Table, number, task_name
 
 Looks = Mapping[str, style.Look]
-MOST = 24  # variants of a plot; nobody can tell more lines from each other
+MOST = 24  # most variants of a plot; nobody can tell more lines from each other
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished plot: `kind` says which explanation belongs to it."""
+    """A finished plot; `kind` selects its explanation on the page."""
 
     name: str
     kind: str
     task: str
     title: str
     svg: str
-    png: bytes | None  # None where none was asked for
+    png: bytes | None  # None if not requested
     note: str = ""
-    few: bool = False  # whether it is of differences of which none can be told
-    left_out: str = ""  # which variants it does not show
+    few: bool = False  # whether all its differences have too few pairs
+    left_out: str = ""  # a sentence on the variants that it does not show
 
 
 def draw(
     results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table], *, png: bool = True
 ) -> list[Plot]:
-    """Every plot the rows allow, in the order of the page; none of tasks at floor.
+    """Returns every plot that the rows allow, in the order of the page; none for tasks at floor.
 
-    Of more than `MOST` variants a task's plots show those that are best beyond the trained length.
+    With more than `MOST` variants, a task's plots show those that are best beyond the trained length.
     """
     out = []
     plot_of = functools.partial(_plot, png=png)
@@ -81,7 +81,7 @@ def draw(
 
 
 def chosen(results: Results, table: Table) -> list[str]:
-    """The variants that plots show: all, or `MOST` of them, plain RoPE and those that are best by a table."""
+    """Returns the variants that plots show: all, or `MOST` of them: plain RoPE and those that a table ranks best."""
     if len(results.variants) <= MOST:
         return results.variants
     plain = [results.baseline] if results.baseline in table.variants else []
@@ -106,7 +106,7 @@ def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: s
 
 
 def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: Metric) -> Any:
-    """A line per variant over lengths with its 95% band; perplexity on a log scale, shares from 0 to 100%."""
+    """Plots a line per variant over lengths with its 95% band; perplexity on a log scale, shares from 0 to 100%."""
     own = [s for s in scores if (s.task, s.metric) == (task, metric.name)]
     lengths = sorted({s.length for s in own})
     figure, axes = _figure(plt, 4.7 if metric == PERPLEXITY else 4.2, results)
@@ -140,13 +140,13 @@ def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks,
 
 
 def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
-    """Mean loss against the number of tokens before, in one pass of the task's longest length."""
+    """Plots the mean loss against the number of preceding tokens, in passes of the task's longest length."""
     length = max(results.lengths(task))
     figure, axes = _figure(plt, 4.7, results)
     ends, middles, even = [], [], False
     for variant in results.variants:
         bins = loss_curve(results.of(task, variant, length))
-        even = bool(bins) and bins[-1][1] - bins[-1][0] < 4 * (bins[0][1] - bins[0][0])  # uniform bins, even axis
+        even = bool(bins) and bins[-1][1] - bins[-1][0] < 4 * (bins[0][1] - bins[0][0])  # uniform bins: linear axis
         curve = [((low + high) / 2 if even else (low * high) ** 0.5, e) for low, high, e in bins if e.value == e.value]
         curve = [(x, e) for x, e in curve if x >= 16] or curve  # the first tokens say nothing about length
         if len(curve) < 2:
@@ -179,7 +179,7 @@ def by_position(plt: Any, results: Results, looks: Looks, task: str) -> Any:
 
 
 def by_step(plt: Any, results: Results, looks: Looks) -> Any:
-    """Loss against step of every training run: of batches thin, of held-out text with markers, where there is one."""
+    """Plots loss against step for every training run: thin lines for batches, markers for held-out text if any."""
     trained = [variant for variant in results.variants if variant in results.training]
     if not trained:
         return None
@@ -204,7 +204,7 @@ def by_step(plt: Any, results: Results, looks: Looks) -> Any:
 
 
 def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
-    """A small heat map per variant: length across, depth of the answer down, the share answered right in each cell."""
+    """Plots a heat map per variant: length across, depth of the answer down, share of right answers in each cell."""
     from matplotlib.colors import LinearSegmentedColormap
 
     depths, lengths, _ = depth_grid(results.of(task), metric)
@@ -255,7 +255,7 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
 
 
 def describe(results: Results, task: str) -> str:
-    """One line of text for a screen reader: the range of the plot's values."""
+    """Returns one line of text for screen readers: what the plot shows, and at which lengths."""
     if not task:
         return f"{len(results.training)} variants"
     count, lengths = min(MOST, len(results.variants)), results.lengths(task)

@@ -1,6 +1,6 @@
-"""What was scored, said from the rows: one sentence per protocol, and the counts of windows, tokens and documents.
+"""Describes what was scored, from the rows: a sentence per protocol, and the numbers of windows, documents and tokens.
 
-A protocol's name says what was asked for. Where only whole first windows were scored, the page says that instead.
+A protocol's name says what was requested; if only whole first windows were scored, the page says that instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WHOLE = "the first window of each document, all its tokens scored, also the firs
 
 
 def describe(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One paragraph on what a task's loss rows hold; empty where they do not say."""
+    """Returns a paragraph on what a task's loss rows contain; empty if they do not record it."""
     protocols = sorted({str(row["protocol"]) for row in rows if row.get("protocol")})
     said = []
     for protocol in protocols:
@@ -37,7 +37,8 @@ def describe(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Windows, documents and tokens that one variant was scored on, per length where lengths differ."""
+    """Returns a sentence on the windows, documents and tokens that each variant was scored on, per length if they
+    differ."""
     first = rows[0]["variant"] if rows else None
     per: dict[int, tuple[int, int, int]] = {}
     for length in sorted({row["length"] for row in rows}):

@@ -1,4 +1,4 @@
-"""One question that a variant answers right and another wrong: what numbers of right answers are made of."""
+"""An example question that one variant answers right and another wrong, to show what the scores are made of."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from giraffe_jax.report import metrics
 from giraffe_jax.report.scores import Results, Row
 from giraffe_jax.report.tables import task_name
 
-MOST = 400  # characters of a text that are shown
+MOST = 400  # most characters of a text to show
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a task, a row of a variant that is right, and one that is wrong."""
+    """A question of a task, with the row of a variant that answers it right and of one that answers it wrong."""
 
     task: str
     length: int
@@ -24,13 +24,13 @@ class Question:
 
 
 def find(results: Results) -> Question | None:
-    """The first question at the longest length where there is one, with the first variants of either kind."""
+    """Returns the first such question, at the longest length that has one, with the first right and wrong variants."""
     order = {variant: i for i, variant in enumerate(results.variants)}
     for length in sorted({row["length"] for row in results.rows}, reverse=True):
         for task in results.tasks:
             rows = results.of(task)
             metric = next((m for m in metrics.of(rows) if m.share and m.name != "teacher"), None)
-            if metric is None:  # a teacher-forced answer is not what the output says
+            if metric is None:  # teacher-forced answers have no output to show
                 continue
             own = [r for r in rows if r["length"] == length and "question" in r and isinstance(r.get("output"), str)]
             asked: dict[tuple[object, ...], list[Row]] = {}
@@ -49,7 +49,7 @@ def _first(rows: Sequence[Row], metric: str, value: int) -> Row | None:
 
 
 def as_html(results: Results) -> str:
-    """The question with what was expected and both outputs; empty where rows hold none."""
+    """Returns an HTML section with the question, the expected answer and both outputs; empty if there is none."""
     found = find(results)
     if found is None:
         return ""

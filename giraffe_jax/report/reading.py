@@ -1,4 +1,4 @@
-"""Work directories -> results: one, or several side by side, of which what is the same in all is there once."""
+"""Reads the results of one work directory, or of several side by side, with variants that are equal in all merged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from giraffe_jax.report import drawn, training
 from giraffe_jax.report.scores import MANIFEST, RESULTS, Results, Row, collect
 from giraffe_jax.tokenizer import read_json
 
-BOOKKEEPING = ("variant", "key", "trained", "seed")  # what a row says of how it came to be, not of what came out
+BOOKKEEPING = ("variant", "key", "trained", "seed")  # fields about how a row was made, not about its result
 
 
 def read(directories: Sequence[str | Path]) -> Results:
-    """The results of one or more work directories: each has a results.jsonl and, from `giraffe run`, a manifest.
+    """Returns the results of one or more work directories: each has results.jsonl and, from `giraffe run`, a manifest.
 
-    A variant that several directories have is there once where they agree in all that they measured of it; else its
-    directory's name is added to its name. FileNotFoundError without rows' file.
+    A variant of several directories appears once if they agree in everything that both measured of it; else the
+    directory's name is appended to the variant's.
+
+    Raises:
+      FileNotFoundError: a directory has no results.jsonl.
+      ConfigError: a directory has no results yet, or no valid manifest.
     """
     found = [_read_one(Path(directory)) for directory in directories]
     if len(found) == 1:
@@ -51,10 +55,10 @@ def read(directories: Sequence[str | Path]) -> Results:
         pictures = {new: part.drawn[v] for new, v in there.items() if v in part.drawn} | pictures
     first, *others = parts.values()
     manifest = dict(first.manifest)
-    order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # runs of one variant together
+    order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # copies of a variant together
     entries = [variants[name] for name in dict.fromkeys(order) if name in variants]
     manifest["config"] = {**manifest.get("config", {}), "variants": entries}
-    for key in ("original_len", "model", "date", "command"):  # what is said of all must be true of all
+    for key in ("original_len", "model", "date", "command"):  # facts about the whole report must hold for all parts
         if any(part.manifest.get(key) != first.manifest.get(key) for part in others):
             manifest.pop(key, None)
     seconds = float(sum(part.seconds for part in parts.values()))
@@ -64,7 +68,7 @@ def read(directories: Sequence[str | Path]) -> Results:
 
 
 def _renamed(parts: Mapping[str, Results]) -> dict[str, dict[str, str]]:
-    """For each directory its variants' names -> their names among all of them."""
+    """Returns, for each directory, its variants' names -> their names in the joint results."""
     rename: dict[str, dict[str, str]] = {label: {} for label in parts}
     for name in _names(parts):
         groups: list[list[str]] = []  # of directories that agree
@@ -83,7 +87,7 @@ def _names(parts: Mapping[str, Results]) -> list[str]:
 
 
 def same_variant(one: Results, other: Results, name: str) -> bool:
-    """Whether two runs agree in a variant: its methods, training and code, and every row of what both measured."""
+    """Returns whether two runs agree on a variant: its methods, training and code, and all rows that both measured."""
     if _about(one, name) != _about(other, name) or changed(one.sources.get(name), other.sources.get(name)):
         return False
     shared = _cells(one, name) & _cells(other, name)
@@ -91,7 +95,7 @@ def same_variant(one: Results, other: Results, name: str) -> bool:
 
 
 def same_rows(one: Iterable[Row], other: Iterable[Row]) -> bool:
-    """Whether rows are the same: examples, metrics and outputs to the last bit, in any order."""
+    """Returns whether rows are equal in any order: examples, metrics and outputs, to the last bit."""
 
     def content(rows: Iterable[Row]) -> list[str]:
         return sorted(records.digest({k: v for k, v in row.items() if k not in BOOKKEEPING}) for row in rows)
@@ -100,7 +104,7 @@ def same_rows(one: Iterable[Row], other: Iterable[Row]) -> bool:
 
 
 def changed(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> list[str]:
-    """The files of own methods that two runs hold differently; none where one of them does not say."""
+    """Returns the files of the user's methods that differ between two runs; none if one of them did not record them."""
     if one is None or other is None:
         return []
     return sorted(file for file in {*one, *other} if one.get(file) != other.get(file))
@@ -116,7 +120,7 @@ def _cells(results: Results, name: str) -> set[tuple[str, int]]:
 
 
 def _labels(directories: Sequence[str | Path]) -> list[str]:
-    """What directories are called: their names, and their paths as given where two have one name."""
+    """Returns a label per directory: its name, or its path as given if two have the same name."""
     names = [Path(directory).resolve().name for directory in directories]
     return [n if names.count(n) == 1 else str(d) for n, d in zip(names, directories, strict=True)]
 
@@ -143,7 +147,7 @@ def _read_one(directory: Path) -> Results:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """What a workdir says of its experiment; ConfigError where it is none."""
+    """Returns a workdir's manifest; ConfigError if it is not valid."""
     manifest = read_json(path)
     config = manifest.get("config", {})
     variants = config.get("variants", []) if isinstance(config, dict) else None

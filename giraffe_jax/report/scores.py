@@ -1,7 +1,7 @@
-"""Rows -> scores: which rows count, what they say about each variant, task and length, and in what order.
+"""From rows to scores: which rows count, and the scores of each variant, task and length, in order.
 
-A `Results` is all that tables, plots and the page read. Every score is an `Estimate` of `evals.stats`, so no number
-reaches a reader without its n and its interval.
+Tables, plots and the page read nothing but a `Results`. Every score is an `Estimate` of `evals.stats`, so every number
+comes with its n and its interval.
 """
 
 from __future__ import annotations
@@ -46,34 +46,38 @@ class Results:
     seconds: float = 0.0
     manifest: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, tuple[training.Curve, ...]] = field(default_factory=dict)  # by variant
-    runs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of several: name there -> name here
-    kept: frozenset[tuple[str, str, int]] = frozenset()  # variant, task, length of what an earlier version measured
-    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by variant: own methods' files -> digest
-    drawn: Mapping[str, Drawn] = field(default_factory=dict)  # by variant: what a run has drawn of its methods
+    runs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # run -> {variant's name there: name here}
+    kept: frozenset[tuple[str, str, int]] = frozenset()  # (variant, task, length) kept from an earlier version
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by variant: its methods' files -> digest
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)  # by variant: the saved curves of its methods
 
     @property
     def original_len(self) -> int | None:
+        """The trained length in tokens, None if the manifest does not have it."""
         return self.manifest.get("original_len")
 
     @functools.cached_property
     def variants(self) -> list[str]:
+        """Names of the variants that have rows, in the order of the config, then of appearance."""
         configured = [v["name"] for v in self.manifest.get("config", {}).get("variants", ())]
         seen = dict.fromkeys(row["variant"] for row in self.rows)
         return [v for v in configured if v in seen] + [v for v in seen if v not in configured]
 
     @functools.cached_property
     def tasks(self) -> list[str]:
+        """Labels of the tasks that have rows, in order of appearance."""
         return list(dict.fromkeys(row["task"] for row in self.rows))
 
     @functools.cached_property
     def trained(self) -> dict[str, bool]:
+        """Whether each variant was trained."""
         flags = {v: False for v in self.variants}
         for row in self.rows:
             flags[row["variant"]] |= bool(row.get("trained"))
         return flags
 
     def positions(self, variant: str) -> list[Any] | None:
-        """The variant's list of position methods, None where the manifest does not say."""
+        """Returns the variant's list of position methods, None if the manifest does not have it."""
         for entry in self.manifest.get("config", {}).get("variants", ()):
             if entry["name"] == variant:
                 return list(entry.get("positions", []))
@@ -81,7 +85,7 @@ class Results:
 
     @functools.cached_property
     def baseline(self) -> str | None:
-        """Plain RoPE without training: the variant that everything is measured against."""
+        """Plain RoPE without training, the variant that the others are compared with; None if there is none."""
         untrained = [v for v in self.variants if not self.trained[v]]
         for variant in untrained:
             if self.positions(variant) == [] or (
@@ -91,12 +95,12 @@ class Results:
         return None
 
     def of(self, task: str, variant: str | None = None, length: int | None = None) -> list[Row]:
-        """The rows of a task, of one variant and length where given."""
+        """Returns the rows of a task, optionally of one variant or length only."""
         return list(self._by_cell.get((task, variant, length), ()))
 
     @functools.cached_property
     def _by_cell(self) -> dict[tuple[str, str | None, int | None], list[Row]]:
-        """Rows by task, variant and length, where None stands for all."""
+        """Rows by (task, variant, length); None stands for all variants or all lengths."""
         found: dict[tuple[str, str | None, int | None], list[Row]] = {}
         for row in self.rows:
             for variant in (row["variant"], None):
@@ -105,16 +109,17 @@ class Results:
         return found
 
     def only(self, variants: Sequence[str]) -> Results:
-        """The results of some variants."""
+        """Returns the results restricted to some variants."""
         training = {variant: runs for variant, runs in self.training.items() if variant in variants}
         return replace(self, rows=tuple(row for row in self.rows if row["variant"] in variants), training=training)
 
     def lengths(self, task: str) -> list[int]:
+        """Returns the measured lengths of a task in tokens, ascending."""
         return sorted({row["length"] for row in self.of(task)})
 
 
 def _is_row(row: Row) -> bool:
-    """Whether a row has what every reader of it takes for granted; another one is nobody's."""
+    """Returns whether a row has the fields that all readers rely on; other rows are ignored."""
     key, kind = row.get("key"), row.get("kind")
     if not isinstance(key, str | None) or not isinstance(kind, str | None):
         return False
@@ -127,8 +132,8 @@ def _is_row(row: Row) -> bool:
 
 
 def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> Results:
-    """Results from a stream of rows: of unfinished cells nothing, of cells done again only the last time, and of those
-    that were measured with something else than `cells` of the manifest counts, nothing either."""
+    """Returns the results from a stream of rows: only finished cells, only the last measurement of each, and only under
+    the keys that the manifest's `cells` lists, if it has any."""
     loose, done, failed = by_cell(rows)
     named = (manifest or {}).get("cells")
     cells = {str(cell): key for key, cell in named.items()} if isinstance(named, dict) else {}
@@ -144,10 +149,11 @@ def collect(rows: Iterable[Row], manifest: Mapping[str, Any] | None = None) -> R
 
 
 def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[Row]]], dict[str, Row]]:
-    """(rows of no cell, key of a finished cell -> its "done" row and its rows, key of a failed one -> its failure).
+    """Returns (rows without a cell, key of a finished cell -> its "done" row and its rows, key of a failed cell -> its
+    "failure" row).
 
-    Rows of an experiment carry the "key" of their cell and count once its "done" row has come; a "failure" row counts
-    until its cell is done. Rows without a key all count.
+    Rows of an experiment have the "key" of their cell and count only if its "done" row follows; a "failure" row counts
+    until its cell is done. Rows without a key always count.
     """
     loose: list[Row] = []
     pending: dict[str, list[Row]] = {}
@@ -160,7 +166,7 @@ def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[R
         kind, key = row.get("kind"), row.get("key")
         if kind == "done" and key is not None:
             count, cell = row["rows"], pending.pop(key, [])
-            if len(cell) < count:  # one of them could not be read: the cell is measured again
+            if len(cell) < count:  # a row could not be read, so the cell is unfinished
                 continue
             done[key] = (row, cell[-count:] if count else [])
             failed.pop(key, None)
@@ -173,7 +179,7 @@ def by_cell(rows: Iterable[Row]) -> tuple[list[Row], dict[str, tuple[Row, list[R
 
 
 def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]:
-    """Perplexity by position in passes of a task's longest length: (low, high, score) in at most eight pieces."""
+    """Returns perplexity by position in passes of a task's longest length: (low, high, score) of up to eight ranges."""
     length, out = max(results.lengths(task)), []
     for variant in results.variants:
         rows = results.of(task, variant, length)
@@ -198,7 +204,7 @@ def score_positions(results: Results, task: str) -> list[tuple[int, int, Score]]
 
 
 def estimate(rows: Sequence[Row], metric: Metric) -> Estimate:
-    """The value of a metric over rows with its 95% interval: perplexity, a share or a mean."""
+    """Returns a metric's value over rows with its 95% interval: perplexity, a share or a mean."""
     if metric.kind == "perplexity":
         return stats.perplexity(rows)
     if metric.share:
@@ -207,7 +213,7 @@ def estimate(rows: Sequence[Row], metric: Metric) -> Estimate:
 
 
 def score_all(results: Results) -> list[Score]:
-    """Every score of the results: tasks, their metrics, variants and lengths in order."""
+    """Returns every score of the results, ordered by task, metric, variant and length."""
     out = []
     for task in results.tasks:
         rows = results.of(task)
@@ -225,9 +231,10 @@ def score_all(results: Results) -> list[Score]:
 
 
 def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int, int, Estimate]]:
-    """Loss against position: (low, high, mean nats with its interval over documents) per bin, high excluded.
+    """Returns loss against position: (low, high, mean nats per token with its interval over documents) per bin, where
+    `high` is exclusive.
 
-    With `pieces`, neighbouring bins are joined, as many at a time as leave at most that many.
+    With `pieces`, neighbouring bins are merged into at most that many.
     """
     edges = sorted({(low, high) for row in rows for low, high, _, _ in row.get("bins", ())})
     join = 1 if pieces is None else max(1, -(-len(edges) // pieces))
@@ -248,9 +255,9 @@ def loss_curve(rows: Sequence[Row], pieces: int | None = None) -> list[tuple[int
 
 
 def depth_grid(rows: Sequence[Row], metric: str) -> tuple[list[float], list[int], dict[tuple[float, int], Estimate]]:
-    """Shares by depth and length: (depths ascending, lengths ascending, estimate per (depth, length)).
+    """Returns shares by depth and length: (depths ascending, lengths ascending, estimate per (depth, length)).
 
-    Depths are gathered into fifths where rows have more than eleven different ones.
+    Depths are grouped into fifths if rows have more than eleven different ones.
     """
     rows = [row for row in rows if row.get("depth") is not None and row["metrics"].get(metric) is not None]
     exact = sorted({round(float(row["depth"]), 4) for row in rows})

@@ -1,8 +1,8 @@
-"""One look for every plot: a colour and a marker per method, the same everywhere, readable by the colour-blind.
+"""The style of all plots: a colour and a marker per method, the same everywhere, safe for colour-blind readers.
 
-Colours are those of Okabe and Ito (2008), darkened where white paper needs it, and extended; each has a lighter twin
-for dark pages. A plot drawn with the light colours becomes one that follows the page by writing CSS variables in
-their place (`themed`). Markers differ too, so colour never stands alone.
+Colours are those of Okabe and Ito (2008), darkened where needed on white, and extended; each has a lighter twin for
+dark pages. Plots are drawn with the light colours; `themed` replaces them with CSS variables, so that a plot follows
+the page. Markers differ too, so colour is never the only distinction.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn. The same positions share colour and marker, as they are and trained; training makes the
-    line full."""
+    """How a variant is drawn. Variants with the same positions share colour and marker; if a report has trained and
+    untrained ones, the latter get dashed lines."""
 
     colour: str
     marker: str
@@ -55,6 +55,7 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
+        """Keyword arguments of matplotlib's `plot`: thin and dashed for an untrained variant among trained ones."""
         thin = self.contrast and not self.trained
         return {
             "color": self.colour,
@@ -68,7 +69,7 @@ class Look:
 
     @property
     def swatch(self) -> str:
-        """The markup of a dot in the variant's colour, hollow where its line is dashed."""
+        """The HTML of a dot in the variant's colour, hollow if its line is dashed."""
         colour = f"var({VARIABLES[self.colour][0]})"
         if self.contrast and not self.trained:
             return f"<i class='hollow' style='border-color:{colour}'></i>"
@@ -76,7 +77,7 @@ class Look:
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """The look of every variant, settled once for all plots and tables of a report."""
+    """Returns the look of every variant, for all plots and tables of a report."""
     trained = results.trained
     contrast = len(set(trained.values())) == 2
     taken: set[tuple[str, int, bool]] = set()
@@ -85,7 +86,7 @@ def looks(results: Results) -> dict[str, Look]:
     for variant in results.variants:
         positions = results.positions(variant)
         about = json.dumps(positions, sort_keys=True) if positions is not None else variant
-        # Of another run, of other code, or read at other positions: the same positions are drawn otherwise.
+        # The same positions again (from another run, with other code or eval_positions) get another look.
         copy = next(k for k in itertools.count() if (about, k, trained[variant]) not in taken)
         taken.add((about, copy, trained[variant]))
         if (about, copy) not in seen:
@@ -98,9 +99,9 @@ def looks(results: Results) -> dict[str, Look]:
 
 @contextmanager
 def drawing(name: str) -> Iterator[Any]:
-    """matplotlib.pyplot with the project's settings and a file-only backend; figures are closed at the end.
+    """Context manager for matplotlib.pyplot with the project's settings and a file-only backend; closes all figures.
 
-    `name` seeds the identifiers in SVG files, so the same rows give the same bytes.
+    `name` seeds the identifiers in SVG files, so that the same rows give the same bytes.
     """
     import matplotlib
 
@@ -152,7 +153,7 @@ def _settings(name: str) -> dict[Any, Any]:
 
 
 def themed(svg: str, prefix: str) -> str:
-    """An SVG file as inline markup: fluid width, identifiers made unique by `prefix`, colours and font of the page."""
+    """Returns an SVG file as inline HTML: fluid width, ids made unique by `prefix`, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
@@ -169,7 +170,7 @@ def themed(svg: str, prefix: str) -> str:
 
 
 def css_variables() -> str:
-    """The colours as CSS: light by default, dark where the reader's system asks for it."""
+    """Returns the colours as CSS variables: light by default, dark if the reader's system prefers it."""
     light = " ".join(f"{name}: {value};" for name, value, _ in VARIABLES.values())
     dark = " ".join(f"{name}: {value};" for name, _, value in VARIABLES.values())
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"

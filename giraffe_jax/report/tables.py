@@ -13,19 +13,20 @@ from giraffe_jax.report import metrics, paired
 from giraffe_jax.report.metrics import PERPLEXITY, Metric
 from giraffe_jax.report.scores import Results, Score
 
-# Pieces of a pass are shown, not ranked: that a method is ahead at one place decides nothing.
+# Scores by position are shown but not ranked: being ahead at one position decides nothing.
 BY_POSITION = Metric("perplexity by position", "perplexity by position", "perplexity", None)
 EFFECTIVE = "effective length"
-TOO_FEW = "too few"  # questions for an effective length
+TOO_FEW = "too few"  # too few questions for an effective length
 KEPT = "†"
 KEPT_NOTE = f"{KEPT} kept from an earlier version of its method or data: measured before that was changed."
-# Of right answers: RULER's is what Llama-2-7B reaches at 4k, 85.6% (arXiv:2404.06654).
+# Share of right answers that defines the effective length, after RULER: Llama-2-7B's score at 4k, 85.6%
+# (arXiv:2404.06654).
 THRESHOLD = 0.85
 
 
 @dataclass(frozen=True)
 class Table:
-    """Variants down, lengths across; `best` holds, per length, the variant that can be told from the runner-up."""
+    """Variants down, lengths across; `best` has, per length, the best variant if it can be told from the runner-up."""
 
     task: str
     metric: Metric
@@ -35,29 +36,29 @@ class Table:
     cells: dict[tuple[str, int], Score]
     original_len: int | None
     best: Mapping[int, str | None] = field(default_factory=dict)
-    labels: Mapping[int, str] = field(default_factory=dict)  # of columns that are not lengths
-    effective: Mapping[str, int | None] = field(default_factory=dict)  # a variant's, where the table is of shares
+    labels: Mapping[int, str] = field(default_factory=dict)  # headings of columns that are not lengths
+    effective: Mapping[str, int | None] = field(default_factory=dict)  # effective length by variant, for shares
     unit: str = "example"  # what n counts
-    prompts: Mapping[int, str] = field(default_factory=dict)  # of columns whose prompts are not as long as they say
-    kept: frozenset[tuple[str, int]] = frozenset()  # variant and length of scores of an earlier version
+    prompts: Mapping[int, str] = field(default_factory=dict)  # notes on columns whose prompts are too short
+    kept: frozenset[tuple[str, int]] = frozenset()  # (variant, length) of scores kept from an earlier version
 
     def heading(self, length: int) -> str:
-        """What a column is: a length, or its label."""
+        """Returns a column's heading: its length, or its label."""
         return self.labels.get(length, f"{length:,}")
 
     def notes(self, length: int) -> list[str]:
-        """What is said beside a column's heading: its multiple of the trained length, n, and short prompts."""
+        """Returns the notes beside a column's heading: multiple of the trained length, n, and short prompts."""
         n = self.n(length)
         times = "" if self.labels else multiple(length, self.original_len)
         return [note for note in (times, "" if n is None else f"n={n}", self.prompts.get(length, "")) if note]
 
     def n(self, length: int) -> int | None:
-        """The number of examples behind every score at a length, None where they differ."""
+        """Returns the number of examples behind every score at a length, None if it differs between variants."""
         seen = {self.cells[v, length].estimate.n for v in self.variants if (v, length) in self.cells}
         return seen.pop() if len(seen) == 1 else None
 
     def few(self) -> str:
-        """The sentence on lengths with too few examples to tell variants apart; empty where there are none."""
+        """Returns a sentence on lengths with too few examples to tell variants apart; empty if there are none."""
         most = {n: max(s.estimate.n for (_, length), s in self.cells.items() if length == n) for n in self.lengths}
         few = [n for n in self.lengths if most[n] < stats.FEWEST]
         if self.metric.better is None or not few:
@@ -66,23 +67,21 @@ class Table:
         return where + paired.too_few(max(most[n] for n in few), self.unit)
 
     def text(self, variant: str, length: int) -> str:
-        """A score as shown, marked where it was kept from an earlier version; empty where there is none."""
+        """Returns a score as text, marked if kept from an earlier version; empty if there is none."""
         score = self.cells.get((variant, length))
         if score is None:
             return ""
         return number(score.estimate.value, self.metric.share) + KEPT * ((variant, length) in self.kept)
 
     def aside(self, variant: str, length: int) -> str:
-        """What stands beside a score: its interval, and n where that differs between variants."""
+        """Returns the text beside a score: its interval, and n if it differs between variants."""
         e = self.cells[variant, length].estimate
         parts = [interval(e, self.metric.share), f"n={e.n}" if self.n(length) is None else ""]
         return ", ".join(part for part in parts if part)
 
     def far(self, variant: str) -> float:
-        """The mean score over the lengths beyond the trained one (all, where none is); nan where one is missing.
-
-        Of perplexity it is the exponential of the mean loss.
-        """
+        """Returns the mean score over the lengths beyond the trained one (over all, if there is none); nan if one is
+        missing. For perplexity it is the exponential of the mean loss."""
         lengths = [n for n in self.lengths if self.original_len is not None and n > self.original_len] or self.lengths
         cells = [self.cells.get((variant, length)) for length in lengths]
         values = [math.nan if cell is None else cell.estimate.value for cell in cells]
@@ -92,20 +91,20 @@ class Table:
         return sum(values) / len(values)
 
     def furthest(self) -> list[str]:
-        """The variants by their scores beyond the trained length, best first; last those without a finite one: not
-        finished, or of an infinite perplexity."""
+        """Returns the variants by their scores beyond the trained length, best first; those without a finite score
+        (unfinished, or of infinite perplexity) come last."""
         values = {variant: self.far(variant) for variant in self.variants}
         best = paired.ranked({variant: value for variant, value in values.items() if value == value}, self.metric)
         return best + [variant for variant in self.variants if variant not in best]
 
     def ranked(self, length: int) -> list[str]:
-        """The variants at a length, best first."""
+        """Returns the variants at a length, best first."""
         values = {v: self.cells[v, length].estimate.value for v in self.variants if (v, length) in self.cells}
         return paired.ranked(values, self.metric)
 
 
 def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
-    """The tables of all scores, in the order of tasks and metrics."""
+    """Returns the tables of all scores, in the order of tasks and metrics."""
     out = []
     for task in results.tasks:
         for metric in metrics.of(results.of(task)):
@@ -129,9 +128,9 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
 
 
 def short_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """The shortest and the mean prompt of each length, in tokens, where they are shorter than it by more than 2%.
+    """Returns a note for each length that has prompts more than 2% too short: their least and mean number of tokens.
 
-    With their answers, which a length has room for too; rows of earlier versions do not say how long these are.
+    Answers are included, since a length holds prompt and answer; rows of earlier versions do not record their length.
     """
     sizes: dict[int, list[int]] = {}
     for row in rows:
@@ -145,7 +144,8 @@ def short_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | None]:
-    """The longest length up to which each variant's share of right answers is surely at a threshold, None for none."""
+    """Returns, per variant, the longest length up to which the interval of its share of right answers stays at or above
+    a threshold; None if there is none."""
     bounds: dict[str, dict[int, float]] = {variant: {} for variant in table.variants}
     for (variant, length), score in table.cells.items():
         bounds[variant][length] = score.estimate.low
@@ -153,7 +153,7 @@ def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | Non
 
 
 def effective_scores(made: Sequence[Table]) -> list[Score]:
-    """The effective lengths as scores of the longest length, with its n; nan for none."""
+    """Returns the effective lengths as scores at the longest length, with its n; nan if there is none."""
     out = []
     for table in made:
         for variant, length in table.effective.items():
@@ -164,7 +164,7 @@ def effective_scores(made: Sequence[Table]) -> list[Score]:
 
 
 def effective_text(table: Table, variant: str) -> str:
-    """An effective length as shown; where the shortest length has too few questions for any, that."""
+    """Returns an effective length as text; TOO_FEW if the shortest length has too few questions for any."""
     length = table.effective[variant]
     if length is not None:
         return f"{length:,}"
@@ -174,7 +174,7 @@ def effective_text(table: Table, variant: str) -> str:
 
 
 def effective_note(table: Table) -> str:
-    """What an effective length is, and where there are too few questions for any; empty where none is shown."""
+    """Returns the note that defines the effective length and says if questions are too few; empty if none is shown."""
     if not table.effective:
         return ""
     fewest, least = stats.fewest_for(THRESHOLD), min(score.estimate.n for score in table.cells.values())
@@ -186,7 +186,7 @@ def effective_note(table: Table) -> str:
 
 
 def by_position(results: Results, positions: Sequence[tuple[int, int, Score]], task: str) -> Table:
-    """The table of perplexity by position in passes of the task's longest length: variants down, positions across."""
+    """Returns the table of perplexity by position in passes of the task's longest length: positions across."""
     length = max(results.lengths(task))
     return Table(
         task=task,
@@ -206,13 +206,13 @@ def _thousands(tokens: int) -> str:
 
 
 def task_name(task: str) -> str:
-    """How a task is called in headings."""
+    """Returns a task's name in headings."""
     names = {"lines": "Line retrieval", "passkey": "Passkey retrieval", "perplexity": "Perplexity"}
     return names.get(task, task.rpartition(".")[2].replace("_", " ").capitalize())
 
 
 def number(value: float, share: bool = False) -> str:
-    """A score as shown: three significant digits, shares in percent; a true minus sign."""
+    """Returns a score as text: up to three significant digits, shares in whole percent, with a true minus sign."""
     if math.isnan(value):
         return "not finite"
     if math.isinf(value) or value > 1e9:
@@ -225,7 +225,7 @@ def number(value: float, share: bool = False) -> str:
 
 
 def interval(e: Estimate, share: bool = False) -> str:
-    """The 95% interval as shown, empty where there is none."""
+    """Returns the 95% interval as text; empty if there is none."""
     if math.isnan(e.low) or math.isnan(e.high):
         return ""
     low, high = number(e.low, share), number(e.high, share)
@@ -233,5 +233,5 @@ def interval(e: Estimate, share: bool = False) -> str:
 
 
 def multiple(length: int, original_len: int | None) -> str:
-    """A length in trained lengths, `4×`; empty where the trained length is not known."""
+    """Returns a length as a multiple of the trained length, `4×`; empty if that is unknown."""
     return f"{length / original_len:.3g}×" if original_len else ""

@@ -1,4 +1,4 @@
-"""What the training of variants wrote down, WORKDIR/train/*/metrics.jsonl, as curves of loss against step."""
+"""Training curves of the variants, loss against step, from WORKDIR/train/*/metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from giraffe_jax import records
 
-POINTS = 200  # of a line at most; of more steps each point is a mean
+POINTS = 200  # most points of a line; with more steps, each point is a mean of several
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The losses of one run by step: of its batches, and of held-out text where that was measured."""
+    """The losses of one run by step, in nats per token: of its batches, and of held-out text if measured."""
 
     batches: Mapping[int, float]
     held_out: Mapping[int, float]
-    seed: int | None = None  # None of an experiment's only one
+    seed: int | None = None  # None if the experiment has a single seed
 
 
 def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve, ...]]:
-    """The curves of each trained variant, one per seed; nothing of runs that are not there."""
+    """Returns the curves of each trained variant, one per seed; missing runs are skipped."""
     if not (directory / "train").is_dir():
         return {}
     config = manifest.get("config", {})
@@ -44,7 +44,7 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve,
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
-    """The losses that rows hold; of a step that was made again the last, none that is not finite."""
+    """Returns the losses in the rows: of a repeated step the last one; non-finite ones are skipped."""
 
     def of(name: str) -> dict[int, float]:
         return {row["step"]: float(row[name]) for row in rows if "step" in row and row.get(name) is not None}
@@ -53,7 +53,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def points(losses: Mapping[int, float], most: int = POINTS) -> tuple[list[float], list[float]]:
-    """Steps and losses in order; the means of as many neighbours as leave at most so many points."""
+    """Returns steps and losses in order, averaged over neighbouring steps to give at most `most` points."""
     steps = sorted(losses)
     size = max(1, math.ceil(len(steps) / most))
     groups = [steps[i : i + size] for i in range(0, len(steps), size)]

@@ -1,9 +1,9 @@
-"""The table of the variants: name, methods with their parameters, training, how far each plane is stretched, and the
-distances that are seen.
+"""The table of the variants: name, methods with their parameters, training, stretch of each plane, and the distances
+that the last token sees.
 
-A plane's stretch is plain RoPE's frequency over the variant's, at the longest length that was measured; of a method of
-one's own it is what the run has drawn, as distances always are (`drawn`). Methods that change something else (masks,
-biases, training) say what kind they are.
+A plane's stretch is plain RoPE's frequency over the variant's, at the longest measured length. For a user's method it
+is what the run computed and saved, as distances always are (`drawn`). For methods that change something else (masks,
+biases, training), the table names their kind.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ KINDS = {
     "training": "positions drawn anew while training",
 }
 WIDTH, HEIGHT, MIDDLE = 150, 30, 4
-SQUARE = 54  # of the plot of distances, which are alike across and up
+SQUARE = 54  # side of the plot of distances, whose axes have the same scale
 
 
 def as_html(results: Results, swatches: Mapping[str, str]) -> str:
-    """The table, empty where no manifest says what the variants are."""
+    """Returns the table as HTML; empty if no manifest lists the variants.
+
+    Args:
+      results: of the report.
+      swatches: HTML of each variant's colour mark, by name.
+    """
     entries = {entry["name"]: entry for entry in results.manifest.get("config", {}).get("variants", ())}
     names = [name for name in results.variants if name in entries]
     if not names:
@@ -78,19 +83,19 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
 
 
 def evaluated(entry: Mapping[str, Any]) -> list[Any]:
-    """The methods that a variant is measured with."""
+    """Returns the methods that a variant is evaluated with, from its entry in the config."""
     own = entry.get("eval_positions")
     return list((entry.get("positions") if own is None else own) or ())
 
 
 def method(item: Mapping[str, Any]) -> str:
-    """A method as it is called: `yarn(factor=4)`; long lists only by their length."""
+    """Returns a method as a call, `yarn(factor=4)`; long lists are abbreviated to their length."""
     given = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
     return f"{item.get('name')}({', '.join(given)})"
 
 
 def training(train: Mapping[str, Any] | None) -> str:
-    """What a variant was trained for, in a few words."""
+    """Returns a variant's training (steps and length) in a few words."""
     if train is None:
         return "no"
     steps, length = train.get("steps"), (train.get("data") or {}).get("seq_len")
@@ -98,7 +103,7 @@ def training(train: Mapping[str, Any] | None) -> str:
 
 
 def kinds(methods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The kind of each method; "own" for one that is not the package's, which a report does not import."""
+    """Returns the kind of each method; "own" for a user's method, which a report does not import."""
     from giraffe_jax import positions
 
     known = set(positions.names())
@@ -110,9 +115,9 @@ def kinds(methods: Sequence[Mapping[str, Any]]) -> list[str]:
 def stretch(
     methods: Sequence[Mapping[str, Any]], model: Mapping[str, Any], length: int, drawn: Drawn | None = None
 ) -> np.ndarray | None:
-    """Plain over the variant's frequencies, [R]; infinite where a plane does not turn. None where they are not told.
+    """Returns plain RoPE's frequencies over the variant's, [R], inf where a plane does not rotate; None if unknown.
 
-    Of a method of one's own they are those that were `drawn` when it was measured.
+    For a user's method they come from `drawn`, which was saved when it was measured.
     """
     if "own" in kinds(methods):
         return None if drawn is None or drawn.stretch is None else np.asarray(drawn.stretch, np.float64)
@@ -124,7 +129,7 @@ def stretch(
     try:
         plain, _ = positions.frequencies([], **shape)
         own, _ = positions.frequencies(methods, **shape, length=length)
-    except ConfigError:  # it needs more than the manifest says
+    except ConfigError:  # the method needs more than the manifest records
         return None
     if own.shape != plain.shape:
         return None
@@ -168,7 +173,8 @@ def _distances(drawn: Drawn | None) -> str:
 
 
 def strip(ratios: np.ndarray, scale: float) -> str:
-    """The stretch of each plane as bars, [R], on a log scale up to 2^scale; planes that stand still are grey."""
+    """Returns an SVG of each plane's stretch, [R], as bars on a log scale up to 2^scale; planes that do not rotate are
+    grey."""
     width, room = WIDTH / len(ratios), HEIGHT - MIDDLE - 1
     base = HEIGHT - MIDDLE
     bars = []

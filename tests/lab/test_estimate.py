@@ -161,6 +161,6 @@ def test_a_task_that_the_stand_in_cannot_answer_is_said_to_be_unknown(tmp_path, 
     monkeypatch.setattr(evals.module("lines"), "rows", rows)
     found = estimate.estimate(config(PLAIN), tmp_path, lambda line: None)
     assert math.isnan(found.parts[0].seconds) and "no key tokens" in str(found)
-    last = "What is marked ? cannot be told beforehand. One process on this machine takes about 0s for the rest."
+    last = "Parts marked ? cannot be estimated. One process on this machine takes about 0s for the rest."
     assert "  ?  " in str(found) and str(found).endswith(last)
     assert found.seconds == 0

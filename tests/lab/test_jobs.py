@@ -148,7 +148,7 @@ def test_when_all_jobs_are_killed_the_command_says_so_and_another_number_goes_on
     said = capfd.readouterr().out
     before = done(tmp_path / "run")
     assert said.count("was killed (SIGKILL)") == 2 and len(before) == 2
-    assert "4 cells are not measured; the same command, with any --jobs, goes on with them" in said
+    assert "4 cells are not measured; the same command, with any --jobs, resumes with them" in said
     (tmp_path / "kill").unlink()
     assert cli.main(["run", config, f"--workdir={tmp_path / 'run'}", "--jobs=1"]) == 0
     assert done(tmp_path / "run") == every(3)

@@ -171,7 +171,7 @@ def test_the_first_population_starts_from_pi_ntk_and_yarn():
     [
         (dict(factor=1.0), "factor: must be > 1"),
         (dict(parents=1), "parents: must be >= 2"),
-        (dict(mutations=0, crossovers=0), "mutations or crossovers"),
+        (dict(mutations=0, crossovers=0), "mutations + crossovers >= 1"),
         (dict(tables_at_onec=3), "Did you mean 'tables_at_once'?"),
         (dict(starts=[[dict(name="yran")]]), "config.starts[0][0]"),
         (dict(model=dict(positions=[])), "config.model.positions"),
@@ -186,7 +186,7 @@ def test_wrong_requests(changes, message):
 def test_an_objective_without_weight_is_refused(source, tmp_path):
     config = values(source)
     config["data"]["sources"][0]["synthetic"]["answer_weight"] = 0.0
-    with pytest.raises(ConfigError, match="no token of the objective has weight"):
+    with pytest.raises(ConfigError, match="all tokens have weight 0"):
         search(config, tmp_path, quiet=True)
 
 

@@ -175,7 +175,7 @@ def test_an_experiment_needs_a_variant_that_is_trained(tmp_path, capsys):
     (tmp_path / "config.py").write_text(f"def get_config():\n    return {values!r}\n")
     words = ["plan", f"--config={tmp_path / 'config.py'}", "--topology=v5p:2x2x1", "--variant=traned"]
     assert main(words) == 2
-    assert "--variant: got 'traned'; trained are 'trained'. Did you mean 'trained'?" in capsys.readouterr().err
+    assert "--variant: got 'traned'; trained variants: 'trained'. Did you mean 'trained'?" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_generate_tells_of_a_prompt_that_is_too_long(tmp_path, monkeypatch, n, f
         warnings.simplefilter("always")
         assert main(words) == 0
     told_of = [str(w.message).partition(":")[0] for w in said if w.category is UserWarning]
-    want = "56 tokens of prompt and 9 to generate are more than the 64 that the positions reach"
+    want = "56 tokens of prompt and 9 to generate exceed the context length of 64 tokens"
     assert told_of == ([want] if told else [])
 
 
@@ -179,5 +179,5 @@ def test_an_experiment_tells_of_lengths_beyond_reach():
 
     cells = [Cell(variant, task, n, 0, "", "") for variant in config.variants for n in (64, 512)]
     said = lab_run.beyond_reach(config, cells, 64)
-    assert said == "prompts of up to 512 tokens are longer than positions reach: plain 64, four 256"
+    assert said == "prompts of up to 512 tokens exceed the context length of: plain 64, four 256"
     assert lab_run.beyond_reach(config, cells[::2], 64) == ""

@@ -1,12 +1,12 @@
-"""Copying: a text that occurred before, again; how much of it the model predicts, given where it has seen it.
+"""Copying: a text is repeated later in the context, and the model has to predict the repeat.
 
-- "random": tokens drawn uniformly, then the same tokens once more (the induction probe of Olsson et al. 2022,
-  arXiv:2209.11895, and the copying of Jelassi et al. 2024, arXiv:2402.01032). Nothing but copying predicts them.
-- "text": a passage of a document, the text that follows it, then the passage again. A language model knows some of it
-  without looking back: `first_nll` in a row, the loss on the same tokens where they stood first, says how much.
+- "random": random tokens, then the same tokens again (the induction probe of Olsson et al. 2022, arXiv:2209.11895, and
+  the copying task of Jelassi et al. 2024, arXiv:2402.01032). They can only be predicted by copying.
+- "text": a passage of a document, the text that follows it, then the passage again. A language model predicts some of
+  it without looking back: `first_nll` in a row, the loss on the same tokens at their first occurrence, says how much.
 
-The distance copied over grows with the length: half of it, or the length less one passage. Teacher-forced, in one
-pass; the first `lead` tokens of the repeat are not scored, since nothing says yet what is being repeated.
+The copying distance grows with the length: it is half the length, or the length minus one passage. Teacher-forced, in
+one forward pass; the first `lead` tokens of the repeat are not scored, since they do not yet show what is repeated.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from giraffe_jax.evals.metrics import Metric
 from giraffe_jax.evals.scoring import Count, Seed
 from giraffe_jax.evals.tasks import perplexity
 
-LONG_LINE, LONG_WORD = 2**12, 2**6  # characters; passages begin inside of what is longer
+LONG_LINE, LONG_WORD = 2**12, 2**6  # characters; in longer lines and words, passages may start in the middle
 
 COPIED = Metric(
     "copied", "tokens copied", "fraction", "high",
@@ -67,7 +67,7 @@ METRICS = (COPIED, COPY_NLL)
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """Tokens of which those from index `first` on are scored: each is the token `distance` before it."""
+    """Tokens, of which those from index `first` on are scored; each repeats the token `distance` positions earlier."""
 
     tokens: tuple[int, ...]
     first: int
@@ -76,16 +76,16 @@ class Copy:
 
 
 def rows(task: Copying, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
-    """Yields one row per example: metrics copied (share of the scored tokens) and copy_nll (their mean nats).
+    """Yields one row per example: metrics copied (share of scored tokens predicted) and copy_nll (their mean nats).
 
-    `first_nll` is the loss on the same tokens where they stood first; `prompt` is a hash of all tokens.
+    `first_nll` is the loss on the same tokens at their first occurrence; `prompt` is a hash of all tokens.
     """
     copies = examples(task, lm.tokenizer, length)
     size = scoring.batch_size(length, tokens_per_batch, len(copies))
     scores = scoring.scores(lm, [c.tokens for c in copies], length, encoding, size)
     for example, (copy, (nll, correct)) in enumerate(zip(copies, scores, strict=True)):
         nll = np.asarray(nll, np.float64)
-        # Of a loss, index i is that of token i + 1; `lead` keeps the first occurrence from starting before it.
+        # nll[i] is the loss of token i + 1. As `lead` >= 1, the slice of the first occurrence cannot start below 0.
         again, before = slice(copy.first - 1, None), slice(copy.first - 1 - copy.distance, len(nll) - copy.distance)
         yield {
             "example": example,
@@ -98,10 +98,10 @@ def rows(task: Copying, lm: Any, length: int, encoding: Any, *, tokens_per_batch
 
 @scoring.remembered
 def examples(task: Copying, tokenizer: Any, length: int) -> list[Copy]:
-    """Returns n examples of exactly `length` tokens, those that every text begins with included.
+    """Returns n examples of exactly `length` tokens, begin token included.
 
-    Each depends on (tokenizer, length, its number, seed) alone, and on the documents in "text", where the same passages
-    are repeated at every length. ConfigError where `length` cannot hold a repeat, or no document is long enough.
+    Each depends only on (tokenizer, length, its index, seed) and, for "text", on the documents; the passages are then
+    the same at every length. ConfigError if a repeat does not fit into `length`, or no document is long enough.
     """
     prefix = tuple(tokenizer.prefix)
     room = length - len(prefix)
@@ -122,10 +122,8 @@ def examples(task: Copying, tokenizer: Any, length: int) -> list[Copy]:
 
 
 def ordinary_ids(tokenizer: Any) -> np.ndarray:
-    """Returns the ids that text is made of, int [V'], increasing: no begin, end, padding, unknown or other control.
-
-    Read from the tokenizer's own files, tokenizer.json or a SentencePiece model.
-    """
+    """Returns the ids of ordinary tokens, int [V'], increasing: without begin, end, padding, unknown or other control
+    tokens, as the tokenizer's own files (tokenizer.json or a SentencePiece model) define them."""
     files = tokenizer.files()
     if "tokenizer.json" in files:
         parts = json.loads(files["tokenizer.json"])
@@ -143,7 +141,7 @@ def ordinary_ids(tokenizer: Any) -> np.ndarray:
 
 
 def _random(task: Copying, tokenizer: Any):
-    """Returns (length, number, count) -> (None, count tokens drawn uniformly)."""
+    """Returns a function (length, index, count) -> (None, `count` uniformly random tokens)."""
     ids = ordinary_ids(tokenizer)
 
     def make(length: int, i: int, count: int) -> tuple[str | None, tuple[int, ...]]:
@@ -154,7 +152,8 @@ def _random(task: Copying, tokenizer: Any):
 
 
 def _text(task: Copying, tokenizer: Any):
-    """Returns (length, number, count) -> (document, count tokens from a place where the longest length has enough)."""
+    """Returns a function (length, index, count) -> (document, `count` tokens from a random place in it that has enough
+    text after it for the longest length)."""
     need = max(task.lengths) - len(tokenizer.prefix) - task.passage
     texts: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
@@ -171,7 +170,7 @@ def _text(task: Copying, tokenizer: Any):
         rng = np.random.default_rng([task.seed, i])
         name, text = texts[rng.integers(len(texts))]
         place = len(text)
-        while True:  # too near the end: nearer to the start, which is enough
+        while True:  # too near the end: retry closer to the start, which has enough
             place = _start(text, int(rng.integers(place)))
             tokens = perplexity.head(tokenizer, text[place:], need)
             if len(tokens) == need:
@@ -181,7 +180,7 @@ def _text(task: Copying, tokenizer: Any):
 
 
 def _start(text: str, place: int) -> int:
-    """Returns the start of the line that holds a place; of a long line, the start of a word, or the place itself."""
+    """Returns the start of the line at `place`; in a long line, the start of the word; in a long word, `place`."""
     near = max(0, place - LONG_LINE)
     if near == 0 or "\n" in text[near:place]:
         return text.rfind("\n", near, place) + 1

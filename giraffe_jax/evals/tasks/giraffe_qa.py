@@ -1,19 +1,20 @@
-"""The Giraffe paper's questions on long documents: FreeFormQA, and AlteredNumericQA, whose answers cannot be known.
+"""The Giraffe paper's questions on long documents: FreeFormQA, and AlteredNumericQA, whose answers no model can know.
 
 Pal et al., "Giraffe", arXiv:2308.10882. `files` are the published cases (abacusai/WikiQA-Free_Form_QA and
-WikiQA-Altered_Numeric_QA: Parquet or JSON lines), each asked at the shortest length that holds it. `questions` are any
-of your own: JSON lines of document, question and answer, the answer a span of the document. From them both tasks are
-built the published way, by tokens: `length` tokens of the document with the answer in the first tenth, anywhere, or in
-the last tenth, and the question after the document or before it: six cases of each question, one after the other.
+WikiQA-Altered_Numeric_QA: Parquet or JSON lines), each used at the shortest length that it fits into. `questions` are
+your own: JSON lines of document, question and answer, where the answer is a span of the document. Both tasks are built
+from them in the published way: `length` tokens of the document, with the answer in the first tenth, anywhere, or in the
+last tenth, and the question before or after the document. That makes six consecutive cases of each question.
 
-Altered: only answers that are numbers; in the whole document another number stands in their place, for a year one at
-most ten years off, for others one of as many digits. A model that answers has read it.
+AlteredNumericQA uses only questions whose answer is a number. Throughout the document that number is replaced by
+another one: a year by one at most ten years away, others by one with the same number of digits. A model that answers
+right must have read the document.
 
-Documents must fill the longest of `lengths`; every length asks the same questions. What is done otherwise: a document
-that ends before the answer has its place goes on with its own beginning, after an empty line, where the published ones
-were chosen to reach; the new number does not already occur in the document. A base model is given "Answer:" (`cue`), as
-most harnesses do; published prompts end with the question or the document. Scored by the published rule, presence
-accuracy. BLEU, which the authors also computed, is not.
+Documents must fill the longest of `lengths`; every length asks the same questions. Differences from the paper: if a
+document is too short on one side of the answer, it wraps around (its beginning follows its end, after an empty line),
+where the authors chose documents long enough; the new number does not already occur in the document. Base models get
+"Answer:" at the end (`cue`), as in most harnesses; published prompts end with the question or the document. Scored by
+the published rule, presence accuracy; BLEU, which the authors also report, is not computed.
 """
 
 import dataclasses
@@ -35,9 +36,9 @@ CUE = "\nAnswer:"
 PLACES = ("start", "random", "end")
 VARIANTS = tuple((place, first) for place in PLACES for first in (False, True))  # (place, question first), as published
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
-WORD = re.compile(r"\s*(?:\S{1,40}(?!\S)|\S)")  # of what is longer, and of scripts without spaces, a character
+WORD = re.compile(r"\s*(?:\S{1,40}(?!\S)|\S)")  # a word; of longer ones and of scripts without spaces, one character
 YEARS = range(1000, 2101)
-DRAWS = 200  # of another number, before a document counts as having them all
+DRAWS = 200  # attempts at a number that does not occur in the document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class GiraffeQA:
     n: Count = 60  # Examples of each length: six of each question.
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True
-    new_tokens: Length = 50  # generated at most, as published
+    new_tokens: Length = 50  # Most tokens to generate, as published.
     seed: Seed = 0
     name: Literal["giraffe_qa"] = "giraffe_qa"
     label: str | None = None
@@ -74,7 +75,7 @@ METRICS = (metrics.TEACHER, metrics.PRESENCE, metrics.ANSWER_NLL)
 
 
 class Question(NamedTuple):
-    """A document, a question on it, and where in it the answer stands, in characters."""
+    """A document, a question about it, the answer, and the answer's offset in the document, in characters."""
 
     document: str
     question: str
@@ -92,9 +93,9 @@ def rows(task: GiraffeQA, lm: Any, length: int, encoding: Any, *, tokens_per_bat
 
 @scoring.remembered
 def examples(task: GiraffeQA, tokenizer: Any, length: int) -> list[Example]:
-    """Returns n examples in at most `length` tokens each, answer included (fewer where there are fewer questions).
+    """Returns n examples in at most `length` tokens each, answer included (fewer if there are fewer questions).
 
-    ConfigError where there is none, or `length` cannot hold a question.
+    ConfigError if there is none, or a question does not fit into `length`.
     """
     if task.files:
         where, kinds = "giraffe_qa.files", {"conversations": list}
@@ -108,7 +109,7 @@ def examples(task: GiraffeQA, tokenizer: Any, length: int) -> list[Example]:
 
 
 def read(task: GiraffeQA) -> list[Question]:
-    """Returns the questions that the task can ask, those of altered numbers already altered."""
+    """Returns the questions that the task can ask; for AlteredNumericQA their numbers are already altered."""
     kinds = {"document": str, "question": str, "answer": str}
     found = []
     for i, row in enumerate(cases.read(task.questions, kinds, "giraffe_qa.questions")):
@@ -148,10 +149,10 @@ def _long_enough(task: GiraffeQA, tokenizer: Any) -> list[Question]:
 
 
 def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str] | None:
-    """Returns the document with another number wherever the answer stood, and that number.
+    """Returns the document with every occurrence of the answer replaced by another number, and that number.
 
-    A whole number from 1000 to 2100 is taken for a year and moves by at most ten; of any other every digit is drawn
-    again, the first not as 0, separators kept. None where the document already has all numbers that were drawn.
+    An integer from 1000 to 2100 counts as a year and changes by at most ten. In any other number every digit is
+    redrawn, the first not as 0, and separators are kept. None if all numbers that were tried occur in the document.
     """
     year = answer.isdigit() and int(answer) in YEARS
     for _ in range(DRAWS):
@@ -166,7 +167,7 @@ def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str] |
 
 
 def prompt(document: str, question: str, *, first: bool) -> str:
-    """Returns the published prompt, the question before the document where `first`."""
+    """Returns the published prompt; with `first`, the question is before the document."""
     parts = [f"Document:\n{document}", f"Question:\n{question}"]
     return "\n\n".join([INSTRUCTION, *(reversed(parts) if first else parts)])
 
@@ -191,7 +192,7 @@ def _published(row: dict[str, Any], task: GiraffeQA, tokenizer: Any) -> Example:
 
 
 def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, first: bool, number: int) -> Example:
-    # The document goes round, from the answer to what stands before it, so that there is text on both sides of it.
+    # The document is rotated to start at the answer and wraps around, so that there is text on both sides of it.
     before, after = item.document[: item.at], item.document[item.at :].rstrip()
     gap = before[len(before.rstrip()) :]
     text = f"{after}\n\n{before}".rstrip()
@@ -215,10 +216,10 @@ def _made(task: GiraffeQA, text: str, answer: str, where: float) -> filling.Made
 
 
 def _occurrence(answer: str) -> re.Pattern[str]:
-    """Finds the answer where it is not a part of a longer word."""
+    """Matches the answer where it is not part of a longer word."""
     return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)" if answer else r"(?!)")
 
 
 def _digits(number: str) -> re.Pattern[str]:
-    """Finds a number wherever its digits stand by themselves."""
+    """Matches a number that is not part of a longer one."""
     return re.compile(rf"(?<!\d){re.escape(number)}(?!\d)")

@@ -1,9 +1,9 @@
-"""Key-value retrieval: a JSON object of random UUIDs, and the value of one of its keys is asked for.
+"""Key-value retrieval: a JSON object of random UUIDs, and a question for the value of one key.
 
-Liu et al., "Lost in the Middle", arXiv:2307.03172: its prompt to the letter, with as many pairs as `length` tokens
-hold; `files` are its published cases, with the pair that is asked for moved to a depth where depths are set. An answer
-is right, by the published rule, where the output holds the value. A base model is given the value's opening quote too
-(`cue`), after which the value must follow; without it only generation can be scored, as published.
+Liu et al., "Lost in the Middle", arXiv:2307.03172: its exact prompt, with as many pairs as fit into `length` tokens.
+`files` are its published cases; if depths are set, the queried pair is moved there. By the published rule, an answer is
+right if the output contains the value. Base models also get the value's opening quote (`cue`), which the value must
+follow; without it only generation can be scored, as published.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class KeyValues:
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
-    # Where the pair that is asked for stands, from 0 to 1. None draws it; in published files it is where it is.
+    # Depth of the queried pair, from 0 to 1. None is random; in published files, the pair then stays in place.
     depths: tuple[Share, ...] | None = None
     files: tuple[str, ...] = ()  # Published cases: JSON lines, also gzipped.
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # The prompt ends with the quote that opens the value.
-    new_tokens: Length = 100  # Most tokens that are generated. Prompt and answer alone fill the length.
+    new_tokens: Length = 100  # Most tokens to generate. They may exceed the length, which holds prompt and answer only.
     seed: Seed = 0
     name: Literal["key_values"] = "key_values"
     label: str | None = None
@@ -61,7 +61,7 @@ def rows(task: KeyValues, lm: Any, length: int, encoding: Any, *, tokens_per_bat
 def examples(task: KeyValues, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
-    Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
+    Each depends only on (tokenizer, length, depth, its index, seed). ConfigError if none fits into `length`.
     """
     if task.files:
         kinds = {"ordered_kv_records": list, "key": str, "value": str}

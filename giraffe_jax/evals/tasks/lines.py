@@ -1,14 +1,14 @@
 """Line retrieval: a record of `line <key>: <number>`, then the question for one key's number (LongEval,
 LongChat-Lines).
 
-Style "longchat" is the published text to the letter, two-word keys included (LongEval's LRT-NL; Giraffe's
-LongChat-Lines are its files), filled with as many lines as `length` tokens hold; `files` are those published cases
-themselves (LongEval's JSON lines, LongChat-Lines' Parquet), each asked at the shortest length that holds it. A base
-model is given LongEval's cue for models that only continue text, after which the number must follow; `cue=False` leaves
-the prompt as chat models get it, and then only generation can be scored. Keys are never repeated, which the published
-generator does not make sure of. Style "compact" is this project's own short text, for models of a few million
-parameters (see `data.synthetic`): records of four tokens with as much filler strewn among them, so that records are as
-dense in a prompt of 2,048 tokens as in a short one, and each has a key of one word.
+Style "longchat" is the exact published text, two-word keys included (LongEval's LRT-NL; Giraffe's LongChat-Lines are
+its files), with as many lines as fit into `length` tokens. `files` are those published cases themselves (LongEval's
+JSON lines, LongChat-Lines' Parquet), each used at the shortest length that it fits into. Base models get LongEval's cue
+for text-completion models at the end, which the number must follow; `cue=False` gives the prompt for chat models, which
+can only be scored by generation. Keys are never repeated, which the published generator does not ensure. Style
+"compact" is this project's own short text, for models of a few million parameters (see `data.synthetic`): records of
+four tokens with an equal amount of filler between them, so that records are as dense in a prompt of 2,048 tokens as in
+a short one, and each key is one word.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ LINE = "line {key}: REGISTER_CONTENT is <{value}>\n"
 QUESTION = "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {key}? I need the number."
 CUE = "Line <{key}>: <REGISTER_CONTENT> is"
 HIGHEST = 50_000
-COMPACT_FILLER = 0.5  # share of a compact prompt, so that its keys are one word each up to 2,048 tokens
+COMPACT_FILLER = 0.5  # share of filler in a compact prompt, so that keys are one word each up to 2,048 tokens
 
 # Our own words, so that prompts do not change with a word list's version.
 ADJECTIVES = tuple(
@@ -81,14 +81,15 @@ class Lines:
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     n: Count = 50
-    # Where the line that is asked for stands, from 0 (first) to 1 (last). None draws it.
+    # Depth of the queried line, from 0 (first) to 1 (last). None is random.
     depths: tuple[Share, ...] | None = None
     # "longchat" is the published prompt; "compact" a shorter one for small models.
     style: Literal["longchat", "compact"] = "longchat"
-    files: tuple[str, ...] = ()  # Published cases, asked as they are.
+    files: tuple[str, ...] = ()  # Published cases, used unchanged.
     scoring: tuple[Scoring, ...] = ("teacher",)
     cue: bool = True  # With style "longchat": the prompt ends with the start of the answer.
-    # Most tokens that are generated. Prompt and answer alone fill the length. Giraffe generates 35, LongEval 100.
+    # Most tokens to generate. They may exceed the length, which holds prompt and answer only. Giraffe generates 35,
+    # LongEval 100.
     new_tokens: Length = 16
     seed: Seed = 0
     name: Literal["lines"] = "lines"
@@ -117,7 +118,7 @@ def rows(task: Lines, lm: Any, length: int, encoding: Any, *, tokens_per_batch: 
 def examples(task: Lines, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
-    Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
+    Each depends only on (tokenizer, length, depth, its index, seed). ConfigError if none fits into `length`.
     """
     if task.files:
         rows = cases.read(task.files, {"prompt": str, "expected_number": int}, "lines.files")
@@ -133,7 +134,7 @@ def prompt(keys: Sequence[str], values: Sequence[int], target: int, *, trailing_
 
 
 def draw_keys(rng: random.Random, n: int) -> list[str]:
-    """Returns n different `adjective-noun` keys. ConfigError if there are not as many."""
+    """Returns n different `adjective-noun` keys. ConfigError if there are not that many."""
     most = len(ADJECTIVES) * len(NOUNS)
     if n > most:
         raise ConfigError(f"lines: {n} different keys wanted, there are {most}.")
@@ -157,7 +158,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int):
 
     def make(task: Lines, tokenizer: Any, length: int, depth: float | None, i: int) -> Example:
         rng = random.Random(f"lines {task.seed} {length} {depth} {i}")
-        # More than can fit: no tokenizer makes less than six tokens of a line.
+        # More keys than can fit: every tokenizer takes at least six tokens per line.
         keys = draw_keys(rng, min(len(ADJECTIVES) * len(NOUNS), length // 6 + 16))
         values = [rng.randint(1, HIGHEST) for _ in keys]
         where = rng.random()
@@ -167,7 +168,7 @@ def _longchat(task: Lines, tokenizer: Any, length: int):
             target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
             text = prompt(keys[:n], values[:n], target)
             cue = " " + CUE.format(key=keys[target]) if task.cue else ""
-            # Without the closing bracket: what follows it is the tokenizer's and the model's habit, not retrieval.
+            # Without the closing bracket, whose tokenisation and prediction have nothing to do with retrieval.
             return filling.Made(text + cue, f" <{values[target]}", values[target], target / max(1, n - 1))
 
         return fill(build, most=len(keys) - 1)[1]

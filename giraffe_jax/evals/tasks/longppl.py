@@ -1,16 +1,15 @@
-"""LongPPL: perplexity over key tokens, those that a model predicts much better from the whole text than from its end.
+"""LongPPL: perplexity over key tokens, those that a model predicts much better with long context than with short.
 
-Fang et al., "What is Wrong with Perplexity for Long-context Language Modeling?", arXiv:2410.23771. An `evaluator` reads
-every document twice, whole and in short passes; a token is key where loss_short - loss_full > alpha and loss_full <
--beta (natural logarithms). As in the released code, the tokens of a short pass that count have `window` to `window +
-stride - 1` tokens before them, and none of the first `window` of a document is key. The evaluated model's perplexity is
-then taken over the tokens whose text overlaps that of a key token, in one pass over the first `length` tokens of every
-document.
+Fang et al., "What is Wrong with Perplexity for Long-context Language Modeling?", arXiv:2410.23771. An `evaluator` model
+reads every document twice, in one pass and in short passes; a token is key if loss_short - loss_full > alpha and
+loss_full < -beta (nats). As in the released code, scored tokens of a short pass have `window` to `window + stride - 1`
+tokens before them, and none of the first `window` tokens of a document is key. The evaluated model's perplexity is then
+computed over the tokens whose text overlaps a key token, in one pass over the first `length` tokens of every document.
 
-What is done otherwise than released: begin tokens stand before every pass of a model whose texts begin with one, the
-evaluated model's and the short ones too; a token without a prediction, the first, is never scored. The evaluator reads
-a document once, as many of its tokens as the longest of `lengths`: what is key does not depend on how much follows.
-Where the evaluated model's tokenizer is another, text beyond that has no key tokens.
+Differences from the released code: if a model's texts start with a begin token, every pass starts with it, the short
+ones and those of the evaluated model too; the first token, which has no prediction, is never scored. The evaluator
+reads each document once, up to the longest of `lengths` tokens: whether a token is key does not depend on later text.
+If the evaluated model has another tokenizer, text beyond that has no key tokens.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from giraffe_jax.evals import cases, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count
 from giraffe_jax.evals.tasks import perplexity
 
-# Tokens that may have to be read before their text is whole. No character takes nearly as many.
+# Most tokens whose texts only together are whole characters. No character takes nearly as many.
 LONGEST_GROUP = 64
 
 
@@ -38,11 +37,11 @@ class LongPPL:
     VERSION: ClassVar[int] = 1  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # Text files, or folders whose .txt, .md and .py files are read, however deep.
-    # Model that chooses the key tokens, named as TrainConfig.source names weights. Required.
+    # Model that chooses the key tokens: anything that TrainConfig.source accepts. Required.
     evaluator: str | None = None
-    window: Annotated[int, Bound(1)] = 4096  # Least context of a short pass, in the evaluator's tokens.
-    stride: Annotated[int, Bound(1)] = 1024  # Tokens that one short pass scores, the evaluator's.
-    alpha: float = 2.0  # Least gain of a key token by the long context, in nats.
+    window: Annotated[int, Bound(1)] = 4096  # Least context of a scored token in a short pass, in evaluator tokens.
+    stride: Annotated[int, Bound(1)] = 1024  # Tokens that one short pass scores, in evaluator tokens.
+    alpha: float = 2.0  # Least improvement of a key token's loss by the long context, in nats.
     beta: float = -2.0  # Least log-probability of a key token with the long context.
     n: Count | None = 16  # Documents. None is all of them.
     name: Literal["longppl"] = "longppl"
@@ -69,7 +68,7 @@ METRICS = (metrics.PERPLEXITY,)
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The first tokens of a document, int32 [T], those that every text begins with included."""
+    """The first tokens of a document, int32 [T], begin token included."""
 
     document: str
     path: Path
@@ -78,7 +77,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """Which of a document's tokens are key, by the evaluator's tokenizer; `ids` are without begin tokens."""
+    """A document's key tokens, in the evaluator's tokenizer; `ids` are without the begin token."""
 
     path: Path
     tokenizer: Any
@@ -88,7 +87,7 @@ class Keys:
 
     @functools.cached_property
     def characters(self) -> np.ndarray:
-        """bool [C], which of the document's characters are in a key token; those after are in none."""
+        """bool [C]: whether each character of the document is in a key token; characters beyond C are in none."""
         found = spans(self.tokenizer, self.ids, cases.text(self.path, "longppl.documents"), str(self.path))
         marked = np.zeros(found[-1, 1], bool)
         for start, end in found[self.indices]:
@@ -97,9 +96,9 @@ class Keys:
 
 
 def rows(task: LongPPL, lm: Any, length: int, encoding: Any, *, tokens_per_batch: int) -> Iterator[dict[str, Any]]:
-    """Yields one row per document that has key tokens: metrics nll (mean nats of the key tokens) and tokens (how many).
+    """Yields one row per document with key tokens: metrics nll (mean nats of the key tokens) and tokens (their number).
 
-    `plain_nll` is the mean over all tokens of the same pass. ConfigError where no document has a key token.
+    `plain_nll` is the mean over all tokens of the same pass. ConfigError if no document has a key token.
     """
     windows = examples(task, lm.tokenizer, length)
     paths = tuple(w.path for w in windows)
@@ -129,9 +128,9 @@ def rows(task: LongPPL, lm: Any, length: int, encoding: Any, *, tokens_per_batch
 
 @scoring.remembered
 def examples(task: LongPPL, tokenizer: Any, length: int) -> list[Window]:
-    """Returns the first `length` tokens of each document that has as many as the longest of the task's lengths.
+    """Returns the first `length` tokens of each document that is long enough for the longest of the task's lengths.
 
-    ConfigError where a document is missing or none is long enough (naming the longest and its tokens).
+    ConfigError if a document is missing or none is long enough (naming the longest and its tokens).
     """
     prefix, longest = list(tokenizer.prefix), max(task.lengths)
     windows: list[Window] = []
@@ -159,22 +158,22 @@ def key_tokens(
     beta: float,
     tokens_per_batch: int,
 ) -> tuple[Keys, ...]:
-    """Returns the key tokens of each text file; kept in memory, so that the evaluator runs once for all variants.
+    """Returns the key tokens of each text file; cached, so that the evaluator runs once for all variants.
 
-    The evaluator is loaded beside the evaluated model and let go when it has read the files.
+    The evaluator is loaded in addition to the evaluated model, and freed after it has read the files.
 
     Args:
-      evaluator: source of the model that picks.
+      evaluator: source of the model that chooses key tokens.
       paths: text files.
       longest: tokens of a file that it reads, begin token included.
-      window: tokens that a short context has at least; none of a file's first `window` tokens is key.
+      window: least number of tokens in a short context; none of a file's first `window` tokens is key.
       stride: tokens that one short pass scores.
-      alpha: nats that a key token gains at least from the whole context.
-      beta: log-probability that a key token has at least in the whole context.
-      tokens_per_batch: in one forward pass.
+      alpha: least improvement of a key token's loss by the full context, nats.
+      beta: least log-probability of a key token in the full context.
+      tokens_per_batch: tokens in one forward pass.
 
     Raises:
-      ConfigError: the evaluator was trained at less than `longest` and has no method for more.
+      ConfigError: the evaluator's original_len is below `longest` and it has no position methods.
     """
     from giraffe_jax.loading import load
 
@@ -190,7 +189,7 @@ def key_tokens(
     ]
 
     def losses(passes: list[list[int]], length: int) -> list[np.ndarray]:
-        """Nats of each pass's tokens, float64; of the very first, if nothing stands before it, there is none."""
+        """Returns the nats of each pass's tokens, float64; without a begin token, the first token has none."""
         size = scoring.batch_size(length, tokens_per_batch, len(passes))
         scores = scoring.scores(lm, [prefix + ids for ids in passes], length, lm.config.bind(length), size)
         return [np.asarray(nll, np.float64)[max(0, len(prefix) - 1) :] for nll, _ in scores]
@@ -215,24 +214,25 @@ def key_tokens(
 
 
 def spans(tokenizer: Any, ids: Sequence[int], text: str, where: str = "text") -> np.ndarray:
-    """Returns [start, end) of each token in a text's characters, int [T, 2]; the ids are those of the text's beginning.
+    """Returns the span [start, end) of each token in characters of `text`, int [T, 2]; `ids` are its first tokens.
 
-    Every token starts where the one before it ends, except that tokens which only together are whole characters (bytes
-    of one, say) share one span. A token without text of its own, such as a leading space that decoding drops, is empty.
+    Every token starts where the last one ends, except that tokens which decode to whole characters only together (such
+    as the bytes of one) share a span. A token without text, such as a leading space that decoding drops, has an empty
+    span.
 
     Raises:
       ConfigError: the ids do not decode to the text (a tokenizer that normalises or lacks characters).
     """
     found = np.zeros((len(ids), 2), np.int64)
-    position = before = start = 0  # the text so far; the last whole group; the one that is being read
+    position = before = start = 0  # in the text; starts of the last complete group and of the current one
     for end in range(1, len(ids) + 1):
-        # Decoded after the group before it, since at the start of a text a space may be dropped.
+        # Decoded together with the group before it: at the start of a text, decoding may drop a space.
         new = tokenizer.decode(ids[before:end])[len(tokenizer.decode(ids[before:start])) :]
         last = end == len(ids)
-        # A last replacement character: bytes whose character the next token ends, or one that the text has.
+        # A replacement character at the end: an incomplete character, or one that is in the text.
         whole = text.startswith(new, position) and (last or not new.endswith("\ufffd"))
         stop = position + len(new)
-        if last and not whole:  # cut within a character: the part counts as all of it
+        if last and not whole:  # the last token ends within a character: count all of it
             new = new.rstrip("\ufffd")
             whole, stop = text.startswith(new, position), min(position + len(new) + 1, len(text))
         if whole:
@@ -248,7 +248,7 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str, where: str = "text") ->
 
 
 def scored(keys: Keys, window: Window, tokenizer: Any) -> np.ndarray:
-    """Returns bool [T - 1]: which of a window's tokens from the second on are key for the evaluator."""
+    """Returns bool [T - 1]: whether each of a window's tokens, from the second on, overlaps a key token."""
     begin = len(tokenizer.prefix)
     key = np.zeros(len(window.tokens), bool)
     if tokenizer.fingerprint == keys.fingerprint:

@@ -1,10 +1,10 @@
-"""Needle in a haystack: one sentence in a book, found again, by length and depth; with distractors, if wanted.
+"""Needle in a haystack: retrieve one sentence hidden in a book, by length and depth, optionally with distractors.
 
-The prompt is EasyContext's (jzhang38/EasyContext, eval_needle.py), after Kamradt's test: a number of a city in a book
-of real text, and other cities' numbers as distractors. Scored teacher-forced, as there, or generated. What is done
-otherwise: numbers and text are drawn anew for every example and always have seven digits; the needle stands between two
-sentences, found by text and not by the ids of one tokenizer's periods; prompt and answer fill `length`. Several keys,
-values or questions at once are RULER's (`ruler`, niah_multikey, multivalue, multiquery).
+The prompt is EasyContext's (jzhang38/EasyContext, eval_needle.py), after Kamradt's test: a city's number in a book of
+real text, and other cities' numbers as distractors. Scored teacher-forced, as there, or generated. Differences: every
+example has its own text and numbers, always of seven digits; the needle is put between two sentences, which are found
+in the text and not by the ids of one tokenizer's periods; prompt and answer fill `length`. For several keys, values or
+questions at once see `ruler` (niah_multikey, niah_multivalue, niah_multiquery).
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ class Needle:
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # Text files or folders that the haystack is made of.
-    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Where the needle stands: 0 before all text, 1 after it.
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # Depth of the needle: 0 before all text, 1 after it.
     n: Count = 10
-    distractors: int = 0  # Further needles, of other cities, that are not asked for.
+    distractors: int = 0  # Number of further needles, of other cities, that are not asked for.
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: Length = 16  # generated at most
+    new_tokens: Length = 16  # Most tokens to generate.
     seed: Seed = 0
     name: Literal["needle"] = "needle"
     label: str | None = None
@@ -63,7 +63,7 @@ def rows(task: Needle, lm: Any, length: int, encoding: Any, *, tokens_per_batch:
 def examples(task: Needle, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples per depth in at most `length` tokens each, answer included.
 
-    Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
+    Each depends only on (tokenizer, length, depth, its index, seed, documents). ConfigError if none fits.
     """
     text = haystack.read(task.documents, "needle.documents")
     fill = filling.Filler(task, tokenizer, length)

@@ -1,9 +1,9 @@
-"""Passkey retrieval: one number hidden in filler, asked for at the end; by length and by depth.
+"""Passkey retrieval: a number hidden in filler text is asked for at the end; by length and by depth.
 
-Style "landmark" is the published prompt to the letter (Mohtashami and Jaggi 2023, 2305.16300; as YaRN, LongLoRA and
-PoSE use it), with two changes that make a score mean something: the filler is cut so that prompt and answer fill
-`length` tokens of the model's own tokenizer, and depths are set, not drawn. The key always has five digits. Style
-"compact" is this project's own short text, for models of a few million parameters (see `data.synthetic`).
+Style "landmark" is the exact published prompt (Mohtashami and Jaggi 2023, 2305.16300; as used by YaRN, LongLoRA and
+PoSE), with two changes that make scores comparable: the filler is cut so that prompt and answer fill `length` tokens of
+the model's own tokenizer, and depths are set instead of random. The key always has five digits. Style "compact" is this
+project's own short text, for models of a few million parameters (see `data.synthetic`).
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ class Passkey:
 
     VERSION: ClassVar[int] = 2  # raised whenever prompts or scores of the same keys change
     lengths: tuple[Length, ...]
-    # Where the key stands: 0 before all filler, 1 right before the question.
+    # Depth of the key: 0 before all filler, 1 right before the question.
     depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     n: Count = 20
     # "landmark" is the published prompt; "compact" a shorter one for small models.
     style: Literal["landmark", "compact"] = "landmark"
     scoring: tuple[Scoring, ...] = ("teacher",)
-    new_tokens: Length = 10  # Most tokens that are generated. Prompt and answer alone fill the length.
+    new_tokens: Length = 10  # Most tokens to generate. They may exceed the length, which holds prompt and answer only.
     seed: Seed = 0
     name: Literal["passkey"] = "passkey"
     label: str | None = None
@@ -64,7 +64,7 @@ def rows(task: Passkey, lm: Any, length: int, encoding: Any, *, tokens_per_batch
 def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples per depth in at most `length` tokens each, answer included.
 
-    Each depends on (tokenizer, length, depth, its number, seed) alone. ConfigError where `length` cannot hold one.
+    Each depends only on (tokenizer, length, depth, its index, seed). ConfigError if none fits into `length`.
     """
     make = _landmark(task, tokenizer, length) if task.style == "landmark" else _compact(task, tokenizer)
     made: list[Example] = []
@@ -75,9 +75,9 @@ def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
 
 
 def prompt(key: int, filler: int, depth: float) -> str:
-    """Returns the published prompt with `filler` characters of filler, the share `depth` of them before the key.
+    """Returns the published prompt with `filler` characters of filler text, the fraction `depth` of it before the key.
 
-    Both stretches of filler start with the first sentence, as in the published code.
+    The filler starts with its first sentence both before and after the key, as in the published code.
     """
     garbage = " ".join([GARBAGE] * (filler // (len(GARBAGE) + 1) + 1))
     before = round(depth * filler)

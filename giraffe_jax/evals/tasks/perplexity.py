@@ -1,16 +1,16 @@
-"""Perplexity by length, under one of four protocols that the literature calls by one name.
+"""Perplexity by length, under one of four protocols that the literature all calls "perplexity".
 
-- `aligned`: windows of every length end at the same places of a document, `stride` tokens apart, and score the same
-  last `stride` tokens; only how much stands before them differs. What lengths and methods can be compared by.
+- `aligned`: windows of all lengths end at the same places of a document, `stride` tokens apart, and score the same last
+  `stride` tokens; only the amount of context before them differs. Use it to compare lengths and methods.
 - `truncated`: the first `length` tokens of every document in one pass (YaRN's tables and figure 1).
-- `strided`: a window of `length` tokens moved by `stride`; every window scores its last `stride` tokens, the first one
-  scores all it has. Positions restart in every window (Press et al. 2022; PI and LongLoRA with stride 256).
-- `chunked`: windows side by side, all tokens scored (most in-training evaluations). Pessimistic: a window's first
+- `strided`: a window of `length` tokens moves by `stride`; every window scores its last `stride` tokens, the first one
+  all of its tokens. Positions restart in every window (Press et al. 2022; PI and LongLoRA with stride 256).
+- `chunked`: non-overlapping windows, all tokens scored (most in-training evaluations). Pessimistic: a window's first
   tokens have no context.
 
-A row is one window: mean loss, tokens scored, and the summed loss per bin of context length, the loss-by-position
-curve. How windows are averaged (token, window or document) is decided afterwards, by `stats.mean_nll`. Where the text
-comes from: every length of a task scores the same documents, those long enough for the longest.
+A row is one window: mean loss, number of scored tokens, and the summed loss per bin of context length, which gives the
+loss-by-position curve. How windows are averaged (token, window or document) is decided later, by `stats.mean_nll`. All
+lengths of a task score the same documents: those long enough for the longest.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from giraffe_jax.data.packing import Length
 from giraffe_jax.evals import cases, lengths, metrics, scoring
 from giraffe_jax.evals.scoring import Count
 
-SAMPLE = 2048  # characters that say about how many tokens a text has
-BESIDE = 32  # tokens before a cut that may be others in the whole text
+SAMPLE = 2048  # characters from which the tokens per character of a text are estimated
+BESIDE = 32  # tokens before a cut that may differ from those of the whole text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Perplexity:
     lengths: tuple[Length, ...]
     documents: tuple[str, ...]  # Text files, or folders whose .txt, .md and .py files are read, however deep.
     # Which windows are scored: "aligned" the same last tokens at every length, "strided" a moving window, "truncated"
-    # the start of each document, "chunked" windows side by side.
+    # the start of each document, "chunked" non-overlapping windows.
     protocol: Literal["aligned", "strided", "truncated", "chunked"] = "aligned"
-    # Tokens from one window to the next. None is an eighth of the length; aligned, of the shortest length.
+    # Tokens from one window to the next. None is an eighth of the length; if aligned, of the shortest length.
     stride: Annotated[int, Bound(1)] | None = None
     n: Count | None = 16  # Windows, one of each document in turn. None is all windows of all documents.
     # Where the begin token goes, if the model's texts begin with one: before each window, or each document.
     bos: Literal["window", "document"] = "window"
-    # Bins of context length for which the summed loss is kept, which is the loss-by-position curve.
+    # Number of bins of context length in the loss-by-position curve.
     bins: Annotated[int, Bound(1, high=2**16)] = 16
-    bin_spacing: Literal["log", "uniform"] = "log"  # Whether these bins are equally wide, or grow by equal factors.
+    bin_spacing: Literal["log", "uniform"] = "log"  # Bins that grow by equal factors ("log"), or are equally wide.
     name: Literal["perplexity"] = "perplexity"
     label: str | None = None
 
@@ -61,7 +61,7 @@ METRICS = (metrics.PERPLEXITY,)
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Tokens to score in one pass; targets before index `first` are context only."""
+    """Tokens to score in one pass; those before index `first` are context only."""
 
     document: str
     index: int
@@ -92,8 +92,8 @@ def rows(task: Perplexity, lm: Any, length: int, encoding: Any, *, tokens_per_ba
 def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     """Returns the windows of `length` tokens that the task scores.
 
-    ConfigError where a document is missing or none is long enough (naming the longest and its tokens), or the stride
-    cannot be had.
+    ConfigError if a document is missing, none is long enough (naming the longest and its tokens), or the stride is out
+    of range.
     """
     stride = _stride(task, length)
     bos = list(tokenizer.prefix)
@@ -126,23 +126,23 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
             whole = task.protocol in ("truncated", "chunked") or (task.protocol == "strided" and k == 0)
             first = 1 if whole else length - stride
             windows.append(Window(name, k, np.asarray(piece, np.int32), first))
-    # One window of every document before the second of any: the first n are as many documents as there are.
+    # The first window of every document comes before the second of any, so the first n cover the most documents.
     windows.sort(key=lambda w: w.index)
     return windows if task.n is None else windows[: task.n]
 
 
 def bin_edges(length: int, bins: int, spacing: str = "log") -> list[int]:
-    """Returns increasing edges from 1 to `length` of at most `bins` bins of context, tokens before the target."""
+    """Returns increasing edges, from 1 to `length`, of at most `bins` bins of context (tokens before the target)."""
     space = np.geomspace if spacing == "log" else np.linspace
     return sorted({int(round(x)) for x in space(1, length, bins + 1)})
 
 
 def head(tokenizer: Any, text: str, count: int | None) -> list[int]:
-    """Returns the first `count` tokens of a text (fewer if it has fewer; all if None) without reading much further.
+    """Returns the first `count` tokens of a text (fewer if it has fewer; all if None) without tokenising much more.
 
-    Whole books are not tokenised for their first page: a prefix is, about as long as its first tokens say, and twice as
-    much if it was too short. It is cut where a line ends, else between words, else anywhere, and tokens beside the cut,
-    which may be others in the whole text, are not taken.
+    So that a whole book is not tokenised for its first page, only a prefix is; its size is estimated from the first
+    tokens, and doubled while it is too short. The prefix ends at a line end, else between words, else anywhere. Tokens
+    next to the cut are dropped, since they may differ from those of the whole text.
     """
     if count is None:
         return tokenizer.encode(text)
@@ -156,7 +156,7 @@ def head(tokenizer: Any, text: str, count: int | None) -> list[int]:
 
 
 def _cut(text: str, size: int) -> int:
-    """Returns how many of the first `size` characters of a text to take so that no word is cut, if that can be."""
+    """Returns where to cut a text, at most `size` characters in, without splitting a word if possible."""
     if size >= len(text):
         return len(text)
     places = (text.rfind(mark, size - SAMPLE // 2, size) for mark in ("\n", " "))

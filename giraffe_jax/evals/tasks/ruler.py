@@ -1,17 +1,17 @@
 """RULER's thirteen tasks: needles in noise, in text and among needles; chains of variables; common and frequent words;
 questions on documents among others.
 
-Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", arXiv:2404.06654; prompts to
-the letter of NVIDIA/RULER (scripts/data/synthetic), answer prefixes included, which a base model continues. Scored by
-the published rules: the share of the answers that the output holds, and for questions whether it holds one. Questions
-are SQuAD's (qa_1) and HotpotQA's (qa_2), in the files that `documents` names (dev-v2.0.json,
+Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?", arXiv:2404.06654; the exact
+prompts of NVIDIA/RULER (scripts/data/synthetic), including the answer prefixes that a base model continues. Scored by
+the published rules: the share of the answers that the output contains; for questions, whether it contains one of them.
+Questions are those of SQuAD (qa_1) and HotpotQA (qa_2), in the files that `documents` names (dev-v2.0.json,
 hotpot_dev_distractor_v1.json).
 
-What is done otherwise, so that a score means something: every example has an order of its own (released, needles and
-words of all examples are shuffled alike); keys are never repeated; prompt and answer fill `length`, where the release
-leaves room for `new_tokens`; a prompt is filled to the sentence instead of to the next 25 of them, and to the word
-where that leaves more than 2%; words are this project's own list (tasks/lines.py) instead of a package's, joined in
-pairs where a list needs more. `compat=True` keeps the first and the third as released.
+Differences from the release, which make scores comparable: (1) every example shuffles its needles and words
+independently (the release shuffles those of all examples alike); (2) keys are never repeated; (3) prompt and answer
+fill `length` (the release leaves room for `new_tokens`); (4) prompts are filled to the sentence instead of to the next
+25 sentences, and to the word if that leaves more than 2%; (5) words come from this project's own list (tasks/lines.py)
+instead of a package's, joined in pairs if more are needed. `compat=True` does (1) and (3) as released.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ Kind = Literal[
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 ]  # fmt: skip
 QA = dict(qa_1="SQuAD's dev-v2.0.json", qa_2="HotpotQA's hotpot_dev_distractor_v1.json")
-# Of these the answer is one text, so that a model that knows it says it; of the others it may say it in any order.
+# Kinds with a single right answer text, which teacher forcing needs; the answers of the others have no order.
 DETERMINED = (
     "niah_single_1",
     "niah_single_2",
@@ -65,15 +65,15 @@ class Ruler:
     lengths: tuple[Length, ...]
     kind: Kind  # Which of RULER's 13 tasks.
     n: Count = 50
-    # Where the needle stands, in tasks of one needle, from 0 to 1. None draws it.
+    # Depth of the needle, from 0 to 1, in tasks with one needle. None is random.
     depths: tuple[Share, ...] | None = None
-    # What "text" haystacks are made of: files and folders. Of qa_1 and qa_2 the file of questions.
+    # Text files or folders for haystacks of text. For qa_1 and qa_2, the file of questions.
     documents: tuple[str, ...] = ()
     scoring: tuple[Scoring, ...] = ("generate",)
-    new_tokens: Length | None = None  # Most tokens that are generated. None is as published: 128, 30, 120, 50 or 32.
+    new_tokens: Length | None = None  # Most tokens to generate. None is as published: 128, 30, 120, 50 or 32.
     hops: Count = 4  # Hops of a chain of "vt".
     chains: Count = 1  # Chains of "vt", of which one is asked for.
-    # Orders and lengths exactly as the released code has them; the task's file says how they differ.
+    # Shuffle and fill prompts exactly as the released code does; the task's file describes the differences.
     compat: bool = False
     seed: Seed = 0
     name: Literal["ruler"] = "ruler"
@@ -115,7 +115,7 @@ def rows(task: Ruler, lm: Any, length: int, encoding: Any, *, tokens_per_batch: 
 def examples(task: Ruler, tokenizer: Any, length: int) -> list[Example]:
     """Returns n examples (per depth) in at most `length` tokens each, answer included.
 
-    Each depends on (tokenizer, length, depth, its number, seed, documents) alone. ConfigError where none fits.
+    Each depends only on (tokenizer, length, depth, its index, seed, documents). ConfigError if none fits.
     """
     needles = NEEDLES.get(task.kind)
     text = haystack.read(task.documents, "ruler.documents") if needles and needles.haystack == "text" else None
@@ -156,7 +156,7 @@ def _one(
 
 
 def questions(task: Ruler) -> Questions:
-    """Returns the questions of SQuAD's or HotpotQA's file; ConfigError where it is none."""
+    """Returns the questions of SQuAD's or HotpotQA's file; ConfigError if the file is missing or not such a file."""
     path = Path(task.documents[0]).expanduser()
     if not path.is_file():
         raise ConfigError(f"ruler.documents: no such file: {path}.")

@@ -1,10 +1,10 @@
-"""Topic retrieval: a record of conversations, and which topic was the first (LongEval's coarse-grained task).
+"""Topic retrieval: a record of conversations, and the question which topic came first (LongEval's coarse-grained task).
 
-Li et al., LongChat 2023. `files` are the published cases (JSON lines of prompt and topics), each asked at the shortest
-length that holds it; `conversations` are what its generator draws from (JSON lines of topic and conversation): its
-prompt to the letter, with as many conversations as `length` tokens hold. A base model is given LongEval's cue for
-models that only continue text. What is done otherwise: LongEval lets another model judge the output; here it must hold
-the topic's name, in any case of letters.
+Li et al., LongChat 2023. `files` are the published cases (JSON lines of prompt and topics), each used at the shortest
+length that it fits into; `conversations` are the generator's input (JSON lines of topic and conversation), from which
+its exact prompt is built, with as many conversations as fit into `length` tokens. Base models get LongEval's cue for
+text-completion models. Difference: LongEval lets another model judge the output; here the output must contain the
+topic's name, ignoring case.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Topics:
     n: Count = 50
     scoring: tuple[Scoring, ...] = ("generate",)
     cue: bool = True
-    new_tokens: Length = 50  # generated at most, as published
+    new_tokens: Length = 50  # Most tokens to generate, as published.
     seed: Seed = 0
     name: Literal["topics"] = "topics"
     label: str | None = None
@@ -68,9 +68,9 @@ def rows(task: Topics, lm: Any, length: int, encoding: Any, *, tokens_per_batch:
 
 @scoring.remembered
 def examples(task: Topics, tokenizer: Any, length: int) -> list[Example]:
-    """Returns n examples in at most `length` tokens each, answer included; ConfigError where there is none.
+    """Returns n examples in at most `length` tokens each, answer included; ConfigError if there is none.
 
-    Each that is built depends on (tokenizer, length, its number, seed, conversations) alone.
+    An example built from conversations depends only on (tokenizer, length, its index, seed, conversations).
     """
     if task.files:
         kinds = {"prompt": str, "topics": list}
@@ -103,7 +103,7 @@ def _built(task: Topics, fill: filling.Filler, i: int, talks: Sequence[tuple[str
 
 
 def _made(task: Topics, text: str, topic: str) -> filling.Made:
-    # As the conversation says it: a label starts with a capital where the text does not.
+    # The answer is spelled as in the conversation: labels start with a capital where the text does not.
     told = re.search(r"discuss the topic of " + re.escape(topic), text, re.IGNORECASE)
     said = told[0][-len(topic) :] if told else topic
     return filling.Made(text + (CUE if task.cue else ""), f" {said}", (topic,), 0.0)
