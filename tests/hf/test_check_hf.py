@@ -46,7 +46,7 @@ def test_a_text_by_the_directorys_own_tokenizer(tmp_path, capsys):
     assert row[0] == "200" and row[5][:3] == row[6][:3]  # both perplexities
     (tmp_path / "short.txt").write_text("too short")
     assert cli.main(["check", "hf", str(out), "--lengths", "200", "--text", str(tmp_path / "short.txt")]) == 2
-    assert "tokens, 200 are asked for" in capsys.readouterr().err
+    assert "tokens, but --lengths needs 200" in capsys.readouterr().err
 
 
 def test_what_is_no_directory_is_refused(tmp_path, capsys):
