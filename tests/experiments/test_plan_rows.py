@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ HERE = Path(__file__).parents[2] / "experiments" / "plan"
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.delitem(sys.modules, "run", raising=False)  # another test's module of that name
     return {name: runpy.run_path(str(HERE / f"{name}.py")) for name in ("run", "peer", "config")}
 
 
