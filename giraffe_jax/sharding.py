@@ -62,7 +62,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if slices > 1:
         return _over_slices(sizes, devices, slices)
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    try:
+        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    except NotImplementedError:  # no axis of the chips' torus has such a size: context=2 on 16 x 16 chips of v6e
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _over_slices(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> Mesh:
