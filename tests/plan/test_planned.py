@@ -245,9 +245,9 @@ def test_a_tpu_holds_no_second_copy_of_all_layers_weights():
     "sizes", [dict(fsdp=-1, context=2), dict(fsdp=-1, context=8), dict(fsdp=-1, context=2, tensor=8)]
 )
 @pytest.mark.parametrize("topology", ["v6e:16x16", "v5e:16x16", "v5p:4x4x4"])
+@pytest.mark.usefixtures("libtpu")
 def test_any_mesh_of_a_slices_chips_can_be_had(topology, sizes):
     """None of these sizes is that of an axis of the slice's torus."""
-    pytest.importorskip("libtpu")
     from giraffe_jax import plan, sharding
 
     mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), plan.absent_chips(topology))
