@@ -8,6 +8,7 @@ import pytest
 from giraffe_jax import evals
 from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import cases
+from giraffe_jax.evals.run import evaluate
 
 TASK = """
 import dataclasses
@@ -50,7 +51,7 @@ def test_it_is_built_and_asked_like_any_other(write):
     write(TASK)
     task = evals.build(dict(name="own_coin.Coin", lengths=[8], n=6))
     assert (task.n, task.lengths, evals.label(task)) == (6, (8,), "own_coin.Coin")
-    found = list(evals.run.evaluate(None, [task], lambda length: None, variant="v"))
+    found = list(evaluate(None, [task], lambda length: None, variant="v"))
     assert [row["metrics"]["teacher"] for row in found] == [0, 1] * 3
     assert {(row["variant"], row["task"], row["length"]) for row in found} == {("v", "own_coin.Coin", 8)}
 
