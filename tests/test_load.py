@@ -84,8 +84,18 @@ def test_nothing_is_read_for_a_model_that_cannot_be(source, monkeypatch):
 METHODS = {name: dict(name=name) for name in ("t5", "fire", "kerple", "ssmax", "alibi")}
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("muon_lr", [None, 1e-2], ids=["adamw", "muon"])
+QUICK = (("fire", None), ("ssmax", 1e-2), ("alibi", 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("name", "muon_lr"),
+    [
+        pytest.param(name, rate, id=f"{name}-{'muon' if rate else 'adamw'}", marks=marks)
+        for name in METHODS
+        for rate in (None, 1e-2)
+        for marks in [() if (name, rate) in QUICK else (pytest.mark.slow,)]
+    ],
+)
 def test_what_a_method_learns_has_its_place_on_a_mesh(source, name, muon_lr):
     """Whole on each device, in the weights and in the optimizer's state; the kernels beside it stay spread."""
     mesh = make_mesh(MESH)

@@ -98,34 +98,26 @@ def same(got, want):
         assert difference <= 1e-5 * largest, f"{name} differs by {difference:.3g}; the largest is {largest:.3g}"
 
 
-MESHES = {
-    "plain": [MeshConfig(fsdp=1, context=n) for n in (1, 2, 4, 8)],
-    "yarn": [MeshConfig(fsdp=1, context=4)],
-    "self_extend": [MeshConfig(fsdp=1, context=4)],
-    "dca": [MeshConfig(fsdp=2, context=2, tensor=2)],
-    "windows in layers": [MeshConfig(fsdp=1, context=8)],
-    "alibi": [MeshConfig(fsdp=1, context=2, tensor=2)],
-    "ssmax": [MeshConfig(fsdp=2, context=4)],
-    "fire": [MeshConfig(fsdp=1, context=4, tensor=2)],
-}
-ALL = [
-    MeshConfig(fsdp=1, context=2), MeshConfig(fsdp=1, context=4), MeshConfig(fsdp=1, context=8),
-    MeshConfig(fsdp=2, context=2, tensor=2),
+MESHES = [
+    MeshConfig(fsdp=1, context=1), MeshConfig(fsdp=1, context=2), MeshConfig(fsdp=1, context=4),
+    MeshConfig(fsdp=1, context=8), MeshConfig(fsdp=2, context=2, tensor=2), MeshConfig(fsdp=1, context=4, tensor=2),
 ]  # fmt: skip
-
-
-RINGS = {"plain": MeshConfig(fsdp=1, context=4), "dca": MESHES["dca"][0]}
+ONE, TWO, FOUR, EIGHT, ALL_AXES, HEADS = MESHES
+# One of each kind: plain attention, windows by layer, bands, a learned bias, a ring. The rest, 2 to 6 s each, is slow.
+IN_CI = {
+    ("plain", "all-gather"): FOUR, ("windows in layers", "all-gather"): EIGHT, ("dca", "all-gather"): ALL_AXES,
+    ("fire", "all-gather"): HEADS, ("dca", "ring"): ALL_AXES,
+}  # fmt: skip
 
 
 def cases():
-    """Each method on one mesh or more, and some by a ring; where there is time, all by both ways on all."""
-    ways: list[tuple[How, Any]] = [("all-gather", MESHES), ("ring", {name: [mesh] for name, mesh in RINGS.items()})]
-    for how, chosen in ways:
+    """Each method by both ways on all meshes, most of them slow."""
+    ways: list[How] = ["all-gather", "ring"]
+    for how in ways:
         for name in METHODS:
-            quick = chosen.get(name, [])
-            for mesh in [*quick, *(mesh for mesh in ALL if mesh not in quick)]:
+            for mesh in MESHES:
                 sizes = " ".join(f"{axis}={n}" for axis, n in dataclasses.asdict(mesh).items() if n > 1)
-                marks = () if mesh in quick else (pytest.mark.slow,)
+                marks = () if mesh == IN_CI.get((name, how)) else (pytest.mark.slow,)
                 yield pytest.param(name, mesh, how, marks=marks, id=f"{name}, {sizes or 'one device'}, {how}")
 
 

@@ -58,9 +58,22 @@ def programs(model, params, *, adapters=None):
     yield generation._step.trace(model, params, rows[:, 0], e.at(jnp.zeros((2, 1))), cache)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("attention", ["dense", "blockwise"])
-@pytest.mark.parametrize("scaling", [(), EVERY], ids=["plain", "biases and bands"])
+SLOW = pytest.mark.slow  # every pair of devices, attention and positions is in one of the others
+
+
+@pytest.mark.parametrize(
+    ("devices", "attention", "scaling"),
+    [
+        pytest.param(1, "dense", (), id="1-dense-plain"),
+        pytest.param(8, "blockwise", (), id="8-blockwise-plain"),
+        pytest.param(8, "dense", EVERY, id="8-dense-biases and bands"),
+        pytest.param(1, "blockwise", EVERY, id="1-blockwise-biases and bands"),
+        pytest.param(8, "dense", (), id="8-dense-plain", marks=SLOW),
+        pytest.param(1, "blockwise", (), id="1-blockwise-plain", marks=SLOW),
+        pytest.param(1, "dense", EVERY, id="1-dense-biases and bands", marks=SLOW),
+        pytest.param(8, "blockwise", EVERY, id="8-blockwise-biases and bands", marks=SLOW),
+    ],
+)
 def test_every_matmul_of_a_float32_model_is_exact(devices, attention, scaling):
     model = build(ModelConfig, MODEL | dict(attention=attention, block_size=8, positions=scaling, mlp_chunk=8))
     params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))

@@ -69,9 +69,14 @@ def count(n, start=0):
     return start + jnp.arange(float(n))[None]
 
 
-@functools.cache
-def params(name=None, sharp=4.0):
+def params(name=None):
     """A Llama's parameters, with those that a method learns; large queries, so that attention is not nearly uniform."""
+    e = bind(example(name) if name else [], 2).at(count(2), key=jax.random.key(0))
+    return sharpened(name) if e.learned else sharpened()
+
+
+@functools.cache
+def sharpened(name=None, sharp=4.0):
     e = bind(example(name) if name else [], 2).at(count(2), key=jax.random.key(0))
     tree = jax.jit(Llama(CONFIG).init)(jax.random.key(0), TOKENS[:, :2], e)["params"]
     tree = jax.tree_util.tree_map_with_path(lambda path, x: x * sharp if "'q'" in str(path[-2]) else x, tree)

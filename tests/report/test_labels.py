@@ -73,7 +73,7 @@ CASES = {
 }
 
 
-SLOW = ("side by side", "long names")
+SLOW = ("quick start", "side by side", "long names")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])

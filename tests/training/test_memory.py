@@ -70,8 +70,19 @@ def test_loss_and_gradient_do_not_change(name):
     assert_same(*jax.jit(jax.value_and_grad(loss), static_argnums=1)(plain()[0], model))
 
 
-@pytest.mark.parametrize("name", ["offload", "mlp_chunk"])
-@pytest.mark.parametrize("sizes", [MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, context=2)], ids=str)
+SPLIT, SHARED = MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, context=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param("mlp_chunk", SPLIT),
+        pytest.param("offload", SHARED),
+        pytest.param("mlp_chunk", SHARED, marks=pytest.mark.slow),
+        pytest.param("offload", SPLIT, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_nor_do_they_on_eight_devices(name, sizes):
     assert_same(*split(dataclasses.replace(BASE, **OPTIONS[name]), sizes)[1])
 
