@@ -39,6 +39,7 @@ class Example:
 
 TAIL = 200  # characters of a prompt's end that determine where its last tokens end
 KEPT = 2**22  # most tokens of examples kept in memory, about 36 bytes each
+LEAST_SCORED = 32  # fewer tokens of a row are not scored alone: tasks with short answers share a compilation
 ASKED = 200  # characters of a prompt's end that a row keeps
 
 # (output, expected) -> metrics: a task's rule for generated output.
@@ -139,21 +140,41 @@ def check_retrieval(task: Any) -> None:
 
 
 def scores(
-    lm: Any, rows: Sequence[Sequence[int] | np.ndarray], length: int, encoding: Any, size: int
+    lm: Any,
+    rows: Sequence[Sequence[int] | np.ndarray],
+    length: int,
+    encoding: Any,
+    size: int,
+    needed: Sequence[np.ndarray | range] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (nll, correct) per row, each [T - 1]: the loss in nats and whether the token was the most likely one, for
     the row's tokens from the second on.
 
     Every batch is padded to the shape [size, length], so that methods, and tasks of one length and size, share one
     compilation.
-    """
 
+    Args:
+      lm: the model.
+      rows: tokens of each row.
+      length: tokens to which rows are padded.
+      encoding: of the positions.
+      size: rows of a batch.
+      needed: per row, the indices (from 1) of the tokens whose loss is used: logits of others are not computed, and
+        their loss is NaN. By default all tokens.
+    """
+    most = max(map(len, needed), default=0) if needed is not None else length
+    most = max(LEAST_SCORED, 1 << max(0, most - 1).bit_length())
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         tokens, segments = np.zeros((size, length), np.int32), np.zeros((size, length), np.int32)
         for i, row in enumerate(batch):
             tokens[i, : len(row)], segments[i, : len(row)] = row, 1
-        nll, correct = lm.score_rows(tokens, encoding, segments)
+        scored = None
+        if needed is not None and most < length - 1:
+            scored = np.ones((size, most), np.int32)
+            for i, indices in enumerate(needed[start : start + size]):
+                scored[i] = np.resize(np.asarray(indices), most)  # filled up by repeating them
+        nll, correct = lm.score_rows(tokens, encoding, segments, scored)
         nll, correct = np.asarray(nll), np.asarray(correct)
         for i, row in enumerate(batch):
             yield nll[i, : len(row) - 1], correct[i, : len(row) - 1]
@@ -182,7 +203,9 @@ def retrieval_rows(
         outputs: list[str | None] = [None] * len(batch)
         if "teacher" in task.scoring:
             whole = [e.prompt + e.answer for e in batch]
-            for m, e, (nll, correct) in zip(metrics, batch, scores(lm, whole, length, encoding, size), strict=True):
+            answers = [range(len(e.prompt), len(w)) for e, w in zip(batch, whole, strict=True)]
+            scored = scores(lm, whole, length, encoding, size, answers)
+            for m, e, (nll, correct) in zip(metrics, batch, scored, strict=True):
                 m["teacher"] = int(correct[-len(e.answer) :].all())
                 m["answer_nll"] = float(np.mean(nll[-len(e.answer) :], dtype=np.float64))
         if "generate" in task.scoring:

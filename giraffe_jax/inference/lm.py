@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.inference import generation, scoring
@@ -87,9 +88,15 @@ class LM:
         (new,) = generation.generate(self, [tokens], n, encoding, **settings)
         return self.tokenizer.decode(new)
 
-    def score_rows(self, tokens: Tokens, encoding: Encoding | None = None, segments: Tokens | None = None) -> Any:
+    def score_rows(
+        self,
+        tokens: Tokens,
+        encoding: Encoding | None = None,
+        segments: Tokens | None = None,
+        scored: Int[Array | np.ndarray, "B M"] | None = None,
+    ) -> Any:
         """Returns what `inference.score` does, for rows of ids: the method that evaluation calls."""
-        return scoring.score(self, tokens, encoding, segments)
+        return scoring.score(self, tokens, encoding, segments, scored=scored)
 
     def generate_rows(self, prompts: Sequence[Sequence[int]], n: int, encoding: Encoding, **settings: Any) -> Any:
         """Returns what `inference.generate` does, for rows of ids: the method that evaluation calls."""

@@ -20,11 +20,13 @@ SLOW = 5.0
 
 
 class Call(NamedTuple):
-    """A model call on rows x tokens: scoring if new is 0, else generation of `new` tokens."""
+    """A model call on rows x tokens: scoring if new is 0, of `scored` tokens of each row or all (0), else generation of
+    `new` tokens."""
 
     rows: int
     tokens: int
     new: int = 0
+    scored: int = 0
 
 
 def structure(encoding: Encoding) -> Hashable:
@@ -39,9 +41,9 @@ class Counted(LM):
 
     calls: list[Call] = dataclasses.field(default_factory=list)
 
-    def score_rows(self, tokens, *_: Any, **__: Any):
+    def score_rows(self, tokens, encoding: Any = None, segments: Any = None, scored: Any = None):
         """Records the call; returns losses of 0 and hits of False, each [B T-1]."""
-        self.calls.append(Call(*tokens.shape))
+        self.calls.append(Call(*tokens.shape, scored=0 if scored is None else scored.shape[1]))
         nothing = np.zeros((tokens.shape[0], tokens.shape[1] - 1), np.float32)
         return nothing, nothing > 0
 
@@ -100,4 +102,7 @@ class _Clock:
             settings: dict[str, Any] = dict(length=call.tokens, batch=call.rows, width=call.tokens, stop=())
             inference.generate(self.lm, tokens.tolist(), call.new, encoding, **settings)
         else:
-            jax.block_until_ready(inference.score(self.lm, tokens, encoding, np.ones_like(tokens)))
+            scored = None
+            if call.scored:
+                scored = np.broadcast_to(np.arange(call.tokens - call.scored, call.tokens), (call.rows, call.scored))
+            jax.block_until_ready(inference.score(self.lm, tokens, encoding, np.ones_like(tokens), scored=scored))

@@ -33,7 +33,7 @@ def make(**keys):
 def scripted(monkeypatch, predict):
     """Stands in for the model: `predict(tokens [B T], t)` is its most likely token at t; nll is 0 if right, else 5."""
 
-    def score(lm, tokens, encoding=None, segments=None, positions=None):
+    def score(lm, tokens, encoding=None, segments=None, positions=None, scored=None):
         guesses = np.stack([predict(tokens, t) for t in range(1, tokens.shape[1])], axis=1)
         correct = guesses == tokens[:, 1:]
         return np.where(correct, 0.0, 5.0).astype(np.float32), correct

@@ -115,7 +115,7 @@ def test_key_tokens_and_scores_equal_single_passes(tiny, books, tokenizer, monke
 def scripted(monkeypatch, short=WINDOW + STRIDE):
     """Losses by letter in a token: `k` 1 in a whole pass and 5 in a short one, `j` 3 and 9, `l` 1 and 2.9, others 1."""
 
-    def score(lm, tokens, encoding=None, segments=None, positions=None):
+    def score(lm, tokens, encoding=None, segments=None, positions=None, scored=None):
         nll = np.ones(tokens.shape, np.float32)
         for token in np.unique(tokens):
             for letter, losses in dict(k=(1, 5), j=(3, 9), l=(1, 2.9)).items():

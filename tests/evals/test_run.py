@@ -37,7 +37,7 @@ def rows_of(lm, tasks, scaling, **keys):
 def test_all_frequency_methods_share_one_compilation(tiny, tmp_path, traces):
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 20)
     tasks = [
-        dict(name="perplexity", lengths=[128], documents=[str(tmp_path)], n=2, protocol="chunked"),
+        dict(name="perplexity", lengths=[128], documents=[str(tmp_path)], n=2, protocol="aligned", stride=32),
         dict(name="passkey", lengths=[128], style="compact", n=2, depths=[0.5], scoring=["teacher"]),
         dict(name="lines", lengths=[128], style="compact", n=2),
     ]

@@ -10,7 +10,7 @@ from giraffe_jax.config import ConfigError
 from giraffe_jax.evals import filling, run, scoring
 from giraffe_jax.evals.tasks import passkey
 from giraffe_jax.tokenizer import ByteTokenizer
-from tests.close import decided
+from tests.close import close, decided
 from tests.forward import full_logits
 
 
@@ -83,7 +83,7 @@ def scripted(say):
     task = evals.build(dict(name="passkey", lengths=[400], n=3, scoring=["generate", "teacher"], depths=[0.5]))
     examples = {e.prompt: e for e in passkey.examples(task, tokenizer, 400)}
 
-    def score(tokens, encoding, segments):
+    def score(tokens, encoding, segments, scored):
         nll, correct = np.full(tokens[:, 1:].shape, 2.0, np.float32), np.zeros(tokens[:, 1:].shape, bool)
         for row, prompt_len in enumerate(len(p) for p in examples):
             if row < len(tokens):
@@ -139,3 +139,20 @@ def test_teacher_forcing_agrees_with_generating(tiny):
         rows = [p + a for p, a in zip(prompts, answers, strict=True)]
         for clear, (_, correct) in zip(sure, scoring.scores(lm, rows, 64, encoding, 4), strict=True):
             assert not clear or bool(correct[-5:].all()) is right
+
+
+@pytest.mark.parametrize("most", [3, 40])
+def test_the_loss_of_some_tokens_is_theirs_among_all(tiny, most):
+    """Of rows of several lengths, the last batch not full; none is given for the other tokens."""
+    rng, encoding = np.random.default_rng(1), tiny.config.bind(length=96)
+    rows = [rng.integers(0, 256, n).tolist() for n in (96, 70, 41)]
+    needed = [
+        np.sort(rng.choice(np.arange(1, len(row)), k, replace=False)) for row, k in zip(rows, (most, 1, 2), strict=True)
+    ]
+    every, some = (list(scoring.scores(tiny, rows, 96, encoding, 2, *args)) for args in ((), (needed,)))
+    for row, indices, (nll, correct), (want, sure) in zip(rows, needed, some, every, strict=True):
+        asked = np.isin(np.arange(1, len(row)), indices)
+        assert nll.shape == want.shape == (len(row) - 1,)
+        np.testing.assert_array_equal(np.isfinite(nll), asked)
+        close(nll[asked], want[asked], ulps=256)
+        assert not correct[~asked].any() and (correct == sure)[asked].all()

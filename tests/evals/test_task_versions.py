@@ -39,7 +39,7 @@ class Model:
         self.tokenizer = ByteTokenizer()
         self.config = types.SimpleNamespace(original_len=LENGTH, positions=(), bind=lambda length: None)
 
-    def score_rows(self, tokens, encoding=None, segments=None, positions=None):
+    def score_rows(self, tokens, encoding=None, segments=None, scored=None):
         tokens = np.asarray(tokens)
         short = tokens.shape[1] < LENGTH  # what longppl's evaluator reads in parts
         return (tokens[:, 1:] % 8) / 4 + 8 * short, tokens[:, 1:] % 5 > 0

@@ -45,9 +45,9 @@ def test_counted_calls_are_those_a_run_makes(task, tmp_path, monkeypatch):
     lm, made = load("giraffe-mini"), []
     score, generate = inference.score, inference.generate
 
-    def heard_score(lm, tokens, *args):
-        made.append(clock.Call(*tokens.shape))
-        return score(lm, tokens, *args)
+    def heard_score(lm, tokens, *args, scored):
+        made.append(clock.Call(*tokens.shape, scored=0 if scored is None else scored.shape[1]))
+        return score(lm, tokens, *args, scored=scored)
 
     def heard_generate(lm, prompts, n, encoding, *, length, batch, width):
         made.append(clock.Call(batch, width, n))

@@ -82,7 +82,8 @@ def rows(task: Copying, lm: Any, length: int, encoding: Any, *, tokens_per_batch
     """
     copies = examples(task, lm.tokenizer, length)
     size = scoring.batch_size(length, tokens_per_batch, len(copies))
-    scores = scoring.scores(lm, [c.tokens for c in copies], length, encoding, size)
+    needed = [np.r_[c.first : len(c.tokens), c.first - c.distance : len(c.tokens) - c.distance] for c in copies]
+    scores = scoring.scores(lm, [c.tokens for c in copies], length, encoding, size, needed)
     for example, (copy, (nll, correct)) in enumerate(zip(copies, scores, strict=True)):
         nll = np.asarray(nll, np.float64)
         # nll[i] is the loss of token i + 1. As `lead` >= 1, the slice of the first occurrence cannot start below 0.

@@ -74,7 +74,8 @@ def rows(task: Perplexity, lm: Any, length: int, encoding: Any, *, tokens_per_ba
     windows = examples(task, lm.tokenizer, length)
     edges = bin_edges(length, task.bins, task.bin_spacing)
     size = scoring.batch_size(length, tokens_per_batch, len(windows))
-    scores = scoring.scores(lm, [w.tokens for w in windows], length, encoding, size)
+    needed = [range(w.first, length) for w in windows]
+    scores = scoring.scores(lm, [w.tokens for w in windows], length, encoding, size, needed)
     for example, (window, (nll, _)) in enumerate(zip(windows, scores, strict=True)):
         scored = np.asarray(nll, np.float64)[window.first - 1 :]
         context = np.arange(window.first, length)
