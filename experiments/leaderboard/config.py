@@ -6,12 +6,14 @@
 
 giraffe-mini, trained on 256 tokens, is read at up to 2,048: as it is, and after 100 steps with the method, each of
 four rows of 1,024 tokens, half of them retrieval documents or all of them text; the longest length is beyond these
-too. `mini,BASE` is the same on another base (experiments/mini/bases.py), and `mini,BASE,leading` measures those methods
-alone that led on the first one, plain RoPE and the Giraffe paper's. SmolLM2-135M (8,192 tokens) repeats a passage of
-512 tokens after 8,192 and 12,288 tokens with every method that needs no training (its loss by position is
-experiments/smollm2_16k's); the second part of the argument are long texts. Each method is taken at the factor that
-the longest length asks for, and once where it is known to need twice that (ntk). Start the same command in two
-terminals to share the work; --dry-run says how long it will take.
+too. `mini,BASE` is the same on another base (experiments/mini/bases.py). `mini,BASE,untrained` measures every method
+without training, and `mini,BASE,leading` only the methods that led on the first base, plain RoPE and the Giraffe
+paper's; both may be run in one workdir.
+
+SmolLM2-135M (8,192 tokens) repeats a passage of 512 tokens after 8,192 and 12,288 tokens with every method that needs
+no training (its loss by position is experiments/smollm2_16k's); the second part of the argument are long texts. Each
+method is taken at the factor that the longest length asks for, and once where it is known to need twice that (ntk).
+Start the same command in two terminals to share the work; --dry-run says how long it will take.
 """
 
 import importlib
@@ -34,7 +36,7 @@ LEADING = (
     "self_extend", "yarn 8, resonance", "ntk 16, logn", "mrrope uniform 8", "part_ntk 8", "llama3 8", "ntk 16",
 )  # fmt: skip
 SAME_IN_PAPER = ("plain", "power", "truncate", "xpos")  # trained_with of experiments/giraffe has these too
-ALL, SUBSET = "all", "leading"
+SUBSETS = ALL, LED, UNTRAINED = ("all", "leading", "untrained")
 
 
 def method(name: str, **numbers: Any) -> dict[str, Any]:
@@ -154,11 +156,13 @@ def mini(source: str = MINI, subset: str = ALL) -> ConfigDict:
     c.variants = []
     of_paper = papers(trained_len)
     for name, positions in (methods(trained_len, float(factor), planes=16, layers=2) | of_paper).items():
-        if subset == SUBSET and name not in (*LEADING, *SAME_IN_PAPER, *of_paper):
+        if subset == LED and name not in (*LEADING, *SAME_IN_PAPER, *of_paper):
             continue
         used = {p["name"] for p in positions}
         if not used & (ONLY_IN_TRAINING | LEARNED):
             c.variants.append(dict(name=name, positions=positions))
+        if subset == UNTRAINED:
+            continue
         length = trained_len * (2 if used & {"pose", "cream"} else factor // 2)
         for kind, questions in (("training", True), ("training on text", False)):
             train = training(length, questions)
@@ -190,12 +194,13 @@ def get_config(about: str = "mini") -> ConfigDict:
     first, subset = [*rest, "", ""][:2]
     if model == "smollm2" and len(rest) < 2:
         c = smollm2(first or "mini_data/heldout")
-    elif model == "mini" and len(rest) < 3 and subset in ("", ALL, SUBSET):
+    elif model == "mini" and len(rest) < 3 and subset in ("", *SUBSETS):
         c = mini(first or MINI, subset or ALL)
     else:
         raise ConfigError(
-            f"config.py:{about}: after the colon stands mini, `mini,BASE` with a base's workdir, `mini,BASE,{SUBSET}` "
-            f"for what led alone (or {ALL}), or `smollm2,TEXTS`."
+            f"config.py:{about}: after the colon stands mini, `mini,BASE` with a base's workdir, `mini,BASE,{LED}` for "
+            f"the methods that led, `mini,BASE,{UNTRAINED}` for all methods without training (or {ALL}), or "
+            "`smollm2,TEXTS`."
         )
     c.name = "leaderboard"
     c.question = "Which of all the methods carries a model furthest, as it is and after the same small training?"

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from giraffe_jax.config import ConfigError
 from giraffe_jax.lab.shares import Share, in_words, inside, shares
 
 HERE = Path(__file__).parent
@@ -33,11 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = args.workdir / "data"
     if not (data / "corpus.json").is_file():  # what prepare.py writes last
         subprocess.run([sys.executable, str(HERE / "prepare.py"), str(data)], check=True)
-    try:
-        given = shares(min(args.jobs, len(SEEDS)))
-    except ConfigError as error:  # more jobs than cores
-        parser.error(str(error))
-    failed = follow(args.workdir, given)
+    failed = follow(args.workdir, shares(min(args.jobs, len(SEEDS))))
     if failed:
         logs = ", ".join(str(args.workdir / f"base-{seed}.log") for seed in failed)
         raise SystemExit(f"{len(failed)} of {len(SEEDS)} bases failed; {logs} says why. The same command goes on.")

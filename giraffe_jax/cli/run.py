@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="an experiment's folder or config file, FILE[:ARG], or the name of one that ships: quickstart",
     )
     configs.distributed_argument(parser)
-    jobs = "processes that share the machine; each measures different variants (default 1)"
+    jobs = "processes that share the machine, at most one per core; each measures different variants (default 1)"
     parser.add_argument("--jobs", type=configs.number(int, 1), default=1, metavar="N", help=jobs)
     dry = "count what is left to do, time one call of each kind, and stop"
     parser.add_argument("--dry-run", action="store_true", help=dry)
@@ -48,17 +48,18 @@ def run(args: argparse.Namespace) -> int:
     job = os.environ.pop("GIRAFFE_JOB", None)  # set in processes that lab/jobs.py has started
     if job is not None:
         return _work(args, job)
-    first = _first_share(args) if args.jobs > 1 else None
-    if first is not None and args.dry_run:
-        os.environ.update(first.env)  # before JAX is initialised: the estimate times calls with one job's share
+    given = _shares(args) if args.jobs > 1 else []
+    if given and args.dry_run:
+        os.environ.update(given[0].env)  # before JAX is initialised: the estimate times calls with one job's share
     config, workdir = _config(args)
     if args.dry_run:
         from giraffe_jax.lab.estimate import estimate
         from giraffe_jax.lab.shares import inside
 
-        with contextlib.nullcontext() if first is None else inside(first):
+        jobs = max(1, len(given))
+        with inside(given[0]) if given else contextlib.nullcontext():
             found = estimate(
-                config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep, jobs=args.jobs
+                config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep, jobs=jobs
             )
         print(f"{config.name}, in {workdir}: {found}")
         return 0
@@ -87,8 +88,8 @@ def _work(args: argparse.Namespace, job: str) -> int:
     return 0
 
 
-def _first_share(args: argparse.Namespace) -> Any:
-    """Returns the first job's share of this machine; rejects --jobs that cannot work before anything is read."""
+def _shares(args: argparse.Namespace) -> list[Any]:
+    """Returns each job's share of this machine; rejects --jobs that cannot work before anything is read."""
     from giraffe_jax.config import ConfigError
     from giraffe_jax.lab.shares import shares
 
@@ -97,7 +98,7 @@ def _first_share(args: argparse.Namespace) -> Any:
             f"--jobs: got {args.jobs} with --distributed. Processes of --distributed share each computation, jobs work "
             "independently. Allowed: one of the two flags."
         )
-    return shares(args.jobs)[0]
+    return shares(args.jobs)
 
 
 def _words(args: argparse.Namespace, workdir: str | Path) -> list[str]:

@@ -53,7 +53,7 @@ def run(
       config: ExperimentConfig or the ConfigDict of a config file.
       workdir: as for `run.run`.
       words: the command-line words of each job, after `giraffe`.
-      jobs: number of processes; never more than there are models to measure.
+      jobs: number of processes; fewer if there are fewer models to measure, or fewer cores.
       keep: as for `run.run`.
 
     Raises:
@@ -64,25 +64,25 @@ def run(
     config, workdir = build(ExperimentConfig, config), Path(workdir)
     plan = manifest.plan(config, check(config), trainings(config), workdir, keep=keep)
     models = len({folder(config, cell.variant, cell.seed) for cell in plan.left})
-    asked, jobs = jobs, min(jobs, models)
-    if jobs < 2:
+    given = shares(max(1, min(jobs, models)))
+    if len(given) < 2:
         return 1 if lab_run.run(config, workdir, keep=keep).failures else 0
-    given = shares(jobs)
     began = 0
     if (workdir / RESULTS).is_file():
         lab_run.mend(workdir)
         began = sum(1 for _ in records.read_rows(workdir / RESULTS, lambda line: None))
     shown = _Shown(plan.left, workdir / RESULTS)
-    fewer = f" (not {asked}: {models} models are left)" if jobs < asked else ""
+    reason = f"{models} models are left" if len(given) == models else "there are no more cores"
+    fewer = f" (not {jobs}: {reason})" if len(given) < jobs else ""
     lab_run.announce(config, workdir, plan, shown.say, f", by {in_words(given)}{fewer}")
     refused = _follow(given, words, began, shown)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the report needs no device, and others may want it
-    if len(refused) == jobs:
+    if len(refused) == len(given):
         raise ConfigError(refused[0])
     if not (workdir / RESULTS).is_file():
-        raise RuntimeError(f"{jobs} jobs have ended before they measured anything; their last lines say why.")
+        raise RuntimeError(f"{len(given)} jobs have ended before they measured anything; their last lines say why.")
     outcome = lab_run.finish(workdir, shown.say)
     if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
         shown.say("a device ran out of memory: with a smaller --jobs each job gets more of it")

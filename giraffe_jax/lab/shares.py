@@ -29,17 +29,13 @@ class Share(NamedTuple):
 
 
 def shares(jobs: int) -> list[Share]:
-    """Returns the share of each job; cores that share caches go to the same job.
+    """Returns the share of each job, of no more jobs than there are cores; cores that share caches go to the same job.
 
     Raises:
-      ConfigError: more jobs than cores, or a TPU, which only one process can open.
+      ConfigError: several jobs on a TPU, which only one process can open.
     """
     cores = _cores()
-    if jobs > len(cores):
-        raise ConfigError(
-            f"--jobs: got {jobs}, but this machine has {len(cores)} core{'s' * (len(cores) > 1)} for it, and each job "
-            f"takes one. Allowed: 1 to {len(cores)}."
-        )
+    jobs = min(jobs, len(cores))
     if jobs > 1 and _tpu():
         raise ConfigError(
             f"--jobs: got {jobs}, but a TPU belongs to one process. Allowed: 1, or JAX_PLATFORMS=cpu set."

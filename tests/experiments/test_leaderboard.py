@@ -53,6 +53,7 @@ def test_a_further_base_is_measured_with_what_leads_and_what_the_paper_has():
     here = [[dict(p) for p in v.positions] for v in found.variants if v.train is not None]
     assert len(papers) == 9 and all(positions in here for positions in papers.values())
     assert built("mini,runs/bases/base-4").variants == whole.variants
+    assert built("mini,a,untrained").variants == tuple(v for v in whole.variants if v.train is None)
     for wrong in ("mini,a,b", "mini,a,leading,c", "giraffe-mini", "smollm2,a,b"):
         with pytest.raises(ConfigError, match=f"config.py:{wrong}: after the colon stands mini"):
             CONFIG["get_config"](wrong)
