@@ -1,6 +1,6 @@
 """The quick start: a Llama trained on 256 tokens, read at up to eight times that.
 
-    giraffe run experiments/quickstart
+    giraffe run experiments/quickstart --jobs=2
 
 giraffe-mini (0.6 million parameters, inside the package) is measured at 1, 2, 4 and 8 times its trained length with
 plain RoPE and eight other ways to read positions, as it is; then three of them once more after a short fine-tuning at 4
