@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 
 from giraffe_jax.checkpoint.folders import FOLDER, Checkpoints
 from giraffe_jax.config import ConfigError
+from giraffe_jax.records.files import RACY_NS
 from giraffe_jax.sharding import paths
 
 SUMS = "checksums.json"  # in the step's folder, so that it is moved and deleted with it
 READERS = 4  # files that a process hashes at once
-RACY_NS = 2_000_000_000  # coarsest resolution of file times: two writes within it can have the same mtime
 
 
 class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):

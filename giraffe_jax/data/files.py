@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from giraffe_jax.config import ConfigError
 from giraffe_jax.data import reading
+from giraffe_jax.records.files import RACY_NS
 
 FileKind = Literal["text", "jsonl", "parquet", "tfds"]
 NAMES = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tfds": (".array_record",)}
 TEXT_FIELD = "text"
-RACY_NS = 2_000_000_000  # coarsest resolution of file times (FAT): two writes within it can have the same mtime
 READING = 2  # version of how text files are read: raised when the same bytes give other text, so old digests are unused
 REMEMBERED = 1000  # digests kept in a folder, of 64 bytes each
 

@@ -38,7 +38,7 @@ def check_new_file(path: str | Path) -> None:
         raise ConfigError(f"{path}: exists already; nothing is overwritten. Give a new file.")
     folder = path.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: {folder} {'cannot be written in' if folder.is_dir() else 'is no directory'}.")
+        raise ConfigError(f"{path}: {folder} {'cannot be written in' if folder.is_dir() else 'is not a directory'}.")
 
 
 @contextlib.contextmanager

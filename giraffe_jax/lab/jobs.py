@@ -31,6 +31,7 @@ from giraffe_jax.lab import run as lab_run
 from giraffe_jax.lab.cells import Cell, folder
 from giraffe_jax.lab.shares import Share, in_words, inside, shares
 from giraffe_jax.lab.spec import ExperimentConfig, check, trainings
+from giraffe_jax.records.signals import told_to_end
 from giraffe_jax.report.scores import RESULTS
 
 JOB = "GIRAFFE_JOB"  # environment variable of a job: "its number, from 1:number of rows when the jobs were started"
@@ -41,6 +42,7 @@ COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'giraffe'
 COMMAND += "sys.exit(main())"
 ROOT = Path(__file__).parents[2]
 REFUSED = 2  # the exit status of a wrong request
+KILLED = "told to end twice: all jobs are killed; the same command goes on where it can."
 
 
 def run(
@@ -228,7 +230,7 @@ def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Sh
         # Jobs share one compilation cache in a fresh folder: a shared folder could hold someone else's executables.
         compiled = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         stack.callback(shown.progress.close)
-        told = stack.enter_context(_told_to_end())
+        told = stack.enter_context(told_to_end(KILLED))
         for number, share in enumerate(given, 1):
             jobs.append(_Job(number, share, words, {JOB: f"{number}:{began}", "JAX_COMPILATION_CACHE_DIR": compiled}))
             stack.enter_context(jobs[-1].process)
@@ -260,27 +262,3 @@ def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Sh
                 "goes on from there."
             )
     return refused
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[list[int]]:
-    """Yields a list to which the first SIGINT or SIGTERM is added; a second one raises KeyboardInterrupt at once."""
-    told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def tell(number: int, frame: Any) -> None:
-        if told:
-            raise KeyboardInterrupt("told to end twice: all jobs are killed; the same command goes on where it can.")
-        told.append(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as after `&`
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+RACY_NS = 2_000_000_000  # coarsest resolution of file times (FAT): two writes within it can have the same mtime
+
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = True) -> Iterator[bool]:

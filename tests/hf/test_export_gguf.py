@@ -89,7 +89,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_and_nothing_is_written(tmp_pat
         hf.save_gguf(lm.params, dataclasses.replace(lm.config, qk_norm=True), None, path)
     with pytest.raises(ConfigError, match="dtype must be"):
         hf.save_gguf(lm.params, lm.config, None, path, dtype="int8")
-    with pytest.raises(ConfigError, match="is no directory"):
+    with pytest.raises(ConfigError, match="is not a directory"):
         hf.save_gguf(lm.params, lm.config, None, tmp_path / "none" / "a.gguf")
     assert not list(path.parent.iterdir())
     path.write_text("mine")
