@@ -41,7 +41,7 @@ def load(
       base: of a PEFT adapter: the Hugging Face directory of its base, if the one that the adapter's config names is not
         here. Of a run that trained only adapters or frequencies: the source that it was trained on, if that has moved.
       adapters: a run's config.lora: a PEFT adapter is kept as LoRA parameters, to continue its training. A run's own
-        adapters are merged all the same.
+        adapters are merged anyway.
       overrides: ModelConfig keys that replace the source's (positions, dtype, attention...).
       tokenizer: path of another tokenizer; "" takes the source's.
       mesh: the parameters are sharded over it, and each device receives only its shard. None takes one device.

@@ -53,7 +53,7 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
     """Returns (name, path) of the files that `places` name, in that order; text files of a directory are sorted.
 
     Raises:
-      ConfigError: at `where`, for a missing place, or a directory without text files.
+      ConfigError: a place does not exist, or is a directory without text files; names `where`.
     """
     found: list[tuple[str, Path]] = []
     for place in places:
