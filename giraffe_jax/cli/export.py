@@ -35,9 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_len", type=tokens, dest="max_len", help=argparse.SUPPRESS)
     gain = "fold the positions' gain into the query weights, for readers that ignore attention_factor (GGUF: always)"
     parser.add_argument("--gain-in-weights", action="store_true", help=gain)
-    configs.base_argument(
-        parser, "; with --adapter, the base to name if the source of the run is not a directory"
-    )
+    configs.base_argument(parser, "; with --adapter, the base to name if the source of the run is not a directory")
     adapter = "write only the run's adapter, as PEFT's adapter_config.json and adapter_model.safetensors"
     parser.add_argument("--adapter", action="store_true", help=adapter)
     parser.add_argument("--no-tokenizer", action="store_true", help="do not write the tokenizer")
