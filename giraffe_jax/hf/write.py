@@ -52,7 +52,7 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
     """
     check_new(directory)
     path = Path(os.path.realpath(directory))
-    made = [p for p in path.parents if not p.exists()]  # innermost first
+    new_parents = [p for p in path.parents if not p.exists()]  # innermost first
     name = f".{path.name}.writing-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         with contextlib.suppress(OSError):  # not empty: others are writing there too
-            for parent in made:
+            for parent in new_parents:
                 parent.rmdir()
         raise
 
