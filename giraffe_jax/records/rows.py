@@ -205,9 +205,9 @@ class Rows:
                 at += size
             if not cut:
                 return 0
-            aside = self.path.with_name(self.path.name + ".bad")
+            bad_path = self.path.with_name(self.path.name + ".bad")
             if bad:
-                with open(aside, "ab") as rest:
+                with open(bad_path, "ab") as rest:
                     for _, begin, size, _ in bad:
                         file.seek(begin)
                         while part := file.read(min(size, MAX_LINE)):
@@ -223,10 +223,10 @@ class Rows:
         write_atomically(self.path, b"".join(kept))
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
         for number, _, _, why in bad[:MAX_NAMED]:
-            warnings.warn(f"{self.path}, line {number}: {why}; it is now in {aside}", stacklevel=3)
+            warnings.warn(f"{self.path}, line {number}: {why}; it is now in {bad_path}", stacklevel=3)
         if len(bad) > MAX_NAMED:
             more = len(bad) - MAX_NAMED
-            warnings.warn(f"{self.path}: {more} more bad lines are now in {aside}", stacklevel=3)
+            warnings.warn(f"{self.path}: {more} more bad lines are now in {bad_path}", stacklevel=3)
         return refused
 
     def close(self) -> None:
