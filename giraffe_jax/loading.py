@@ -57,10 +57,10 @@ def load(
         raise ConfigError(f"source: {source} names a checkpoint, but {where} is not the workdir of a training run.")
     model = override(hf.read_config(source, base), overrides)  # before anything large is read
     loaded = hf.load(source, base=base, adapters=adapters, param_dtype=model.param_dtype, mesh=mesh)
-    words = load_tokenizer(tokenizer) if tokenizer else loaded.tokenizer
-    if words is None:
+    loaded_tokenizer = load_tokenizer(tokenizer) if tokenizer else loaded.tokenizer
+    if loaded_tokenizer is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
-    return LM(model, _fit(model, loaded.params, mesh), words)
+    return LM(model, _fit(model, loaded.params, mesh), loaded_tokenizer)
 
 
 def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | None = None) -> ModelConfig:
@@ -118,8 +118,8 @@ def _load_workdir(
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
         metadata = checkpoint.read_about(checkpoints, step)
-        under = frozen.saved(metadata, source, base)
-        if under is None and base is not None:
+        frozen_base = frozen.saved(metadata, source, base)
+        if frozen_base is None and base is not None:
             raise ConfigError(f"base: {source} is the workdir of a run that has all of its weights; it needs no base.")
         _check_methods(Path(source) / METHODS, metadata["model"]["positions"])
         saved = build(ModelConfig, metadata["model"], "model")
@@ -133,7 +133,7 @@ def _load_workdir(
 
         stored = checkpoint.saved_tree(checkpoints, step)["params"]
         like = jax.eval_shape(start, jax.random.key(0))
-        omitted = frozenset() if under is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
+        omitted = frozenset() if frozen_base is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
         like = frozen.without(like, frozenset(omitted - sharding.paths(stored).keys()))
         # `model.positions` has the learned frequencies already; this leaf is restored only because orbax restores a
         # tree as a whole.
@@ -145,12 +145,17 @@ def _load_workdir(
         )
         params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
     params.pop("positions", None)
-    if under is not None:
+    if frozen_base is not None:
         config = to_dict(saved)
-        rest = load(
-            under.source, config, base=under.base, adapters=adapters, tokenizer=str(Path(source) / TOKENIZER), mesh=mesh
+        base_lm = load(
+            frozen_base.source,
+            config,
+            base=frozen_base.base,
+            adapters=adapters,
+            tokenizer=str(Path(source) / TOKENIZER),
+            mesh=mesh,
         )
-        params = frozen.joined(params, rest.params)
+        params = frozen.joined(params, base_lm.params)
     if adapters is not None and merged:
 
         def whole(params):

@@ -122,9 +122,9 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
             why = "it is not in the table" if axes is None else f"the table has axes {', '.join(axes)}"
             raise ConfigError(f"mesh: no logical axes fit {name} of shape {tuple(leaf.shape)}: {why}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
-            over = mesh_axes(axis)
-            if size % math.prod(mesh.shape[a] for a in over):
-                parts = " x ".join(f"{a}={mesh.shape[a]}" for a in over if mesh.shape[a] > 1)
+            device_axes = mesh_axes(axis)
+            if size % math.prod(mesh.shape[a] for a in device_axes):
+                parts = " x ".join(f"{a}={mesh.shape[a]}" for a in device_axes if mesh.shape[a] > 1)
                 raise ConfigError(f"mesh: {parts} does not divide axis {axis!r} of {name}, which has {size}.")
         return NamedSharding(mesh, spec(axes))
 

@@ -101,5 +101,5 @@ class _OfHeads:
 
 
 def _of_heads(bias, local_heads: int):
-    over = lax.axis_size("tensor")
-    return bias if bias is None or over == 1 else _OfHeads(bias, local_heads * over)
+    num_shards = lax.axis_size("tensor")
+    return bias if bias is None or num_shards == 1 else _OfHeads(bias, local_heads * num_shards)

@@ -172,8 +172,8 @@ def _split(refs, visits: Visits):
 
 def _dot(a, b, axis_of_a: int, axis_of_b: int, precision):
     """Returns the product of two matrices, summed over one axis of each, in float32."""
-    over = (((axis_of_a,), (axis_of_b,)), ((), ()))
-    return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
+    dimensions = (((axis_of_a,), (axis_of_b,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _biased(logits, table_ref, i, j):

@@ -175,12 +175,12 @@ def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, A
     if settings["side"] == "transformers":
         env["JAX_PLATFORMS"] = "cpu"  # leaves the device and its memory to the peer
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
+        process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
     except subprocess.TimeoutExpired:
         return dict(error=f"stopped after {limit:.0f} s: the minutes were over")
     with contextlib.suppress(ValueError, IndexError):
-        return json.loads(done.stdout.splitlines()[-1])
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return json.loads(process.stdout.splitlines()[-1])
+    lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return dict(error=(named or lines)[-1][:500], stderr="\n".join(lines)[-2000:])
 

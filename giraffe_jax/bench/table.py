@@ -77,5 +77,5 @@ def _cells(x: dict[str, float] | None) -> list[str]:
     return [f"{x['seconds']:.3g}", *speed, f"{x['peak_bytes'] / 1e9:.2f} GB"]
 
 
-def _ratio(over: dict[str, float] | None, under: dict[str, float] | None, key: str) -> str:
-    return "-" if over is None or under is None else f"{over[key] / under[key]:.2f}"
+def _ratio(numerator: dict[str, float] | None, denominator: dict[str, float] | None, key: str) -> str:
+    return "-" if numerator is None or denominator is None else f"{numerator[key] / denominator[key]:.2f}"

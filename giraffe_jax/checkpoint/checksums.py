@@ -45,9 +45,9 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def _verify(checkpoints: Checkpoints, step: int, under: str = "") -> None:
     if step in checkpoints.verified:
         return
-    bad = _damage(checkpoints, step, under) if under else damage(checkpoints, step)
-    if bad is not None:
-        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} is damaged: {bad}.")
+    fault = _damage(checkpoints, step, under) if under else damage(checkpoints, step)
+    if fault is not None:
+        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} is damaged: {fault}.")
 
 
 # Checksums
@@ -60,10 +60,10 @@ def damage(checkpoints: Checkpoints, step: int) -> str | None:
     share of the files.
     """
     checkpoints.verified.discard(step)
-    bad = _damage(checkpoints, step)
-    if bad is None:
+    fault = _damage(checkpoints, step)
+    if fault is None:
         checkpoints.verified.add(step)
-    return bad
+    return fault
 
 
 def _damage(checkpoints: Checkpoints, step: int, under: str = "") -> str | None:
@@ -71,10 +71,10 @@ def _damage(checkpoints: Checkpoints, step: int, under: str = "") -> str | None:
     folder = checkpoints.directory / str(step)
     try:
         has_sums = (folder / SUMS).exists()
-        bad = _differs(folder, under) if has_sums else _looks_wrong(checkpoints, step)
+        fault = _differs(folder, under) if has_sums else _looks_wrong(checkpoints, step)
     except OSError as error:
-        bad = f"cannot be read ({error.strerror or error})"
-    first = next((text for text in _gather(bad or "") if text), None)
+        fault = f"cannot be read ({error.strerror or error})"
+    first = next((text for text in _gather(fault or "") if text), None)
     return None if first is None else f"{FOLDER}/{step}{'' if first.startswith('/') else ': '}{first}"
 
 

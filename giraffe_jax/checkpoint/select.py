@@ -69,12 +69,12 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
         step = int(which)
         if step not in saved:
             raise ConfigError(f"{where}: holds no checkpoint {step}; there are {_listed(saved)}.")
-        bad = damage(checkpoints, step)
-        if bad is not None:
+        fault = damage(checkpoints, step)
+        if fault is not None:
             near = sorted((other for other in saved if other != step), key=lambda other: (abs(other - step), other))
             good = next((other for other in near if damage(checkpoints, other) is None), None)
             rest = "no other one is good" if good is None else f"the nearest good one is {good}"
-            raise ConfigError(f"{where}: checkpoint {step} is damaged ({bad}); {rest}.")
+            raise ConfigError(f"{where}: checkpoint {step} is damaged ({fault}); {rest}.")
     else:
         raise ConfigError(f'{where}: got {which!r} for a checkpoint; allowed: {_listed(saved)}, "best".')
     _say_unverified(checkpoints, step, say)
@@ -91,9 +91,9 @@ def best_loss(checkpoints: Checkpoints, only: Mapping[str, float]) -> float:
 def _best(checkpoints: Checkpoints, saved: list[int], say: Say) -> int:
     losses: dict[int, tuple[float, Any]] = {}
     for step in saved:
-        bad = _damage(checkpoints, step, "metrics/")
-        if bad is not None:
-            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not considered for the best")
+        fault = _damage(checkpoints, step, "metrics/")
+        if fault is not None:
+            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({fault}): not considered for the best")
             continue
         metrics = checkpoints.metrics(step) or {}
         loss = metrics.get(METRIC)
@@ -103,10 +103,10 @@ def _best(checkpoints: Checkpoints, saved: list[int], say: Say) -> int:
     for step in [step for step in losses if losses[step][1] != data]:
         del losses[step]
     for step in sorted(losses, key=lambda step: (losses[step][0], -step)):
-        bad = damage(checkpoints, step)
-        if bad is None:
+        fault = damage(checkpoints, step)
+        if fault is None:
             return step
-        say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({bad}): taking the next best")
+        say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({fault}): taking the next best")
     raise ConfigError(
         f"{checkpoints.directory.parent}: no good checkpoint was saved with {METRIC}, by which the best is chosen; a "
         f"run saves it if its config has eval_data. There are {_listed(saved)}."
@@ -132,10 +132,10 @@ def set_aside(checkpoints: Checkpoints, step: int) -> str:
     target = checkpoints.directory.parent / DAMAGED / str(step)
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
-        taken = 0
+        number = 0
         while target.exists():
-            taken += 1
-            target = target.with_name(f"{step}.{taken}")
+            number += 1
+            target = target.with_name(f"{step}.{number}")
         (checkpoints.directory / str(step)).rename(target)
     place = _gather(str(target))[0]  # the others wait here
     checkpoints.verified.discard(step)

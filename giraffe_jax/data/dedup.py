@@ -96,5 +96,5 @@ def _bands(hashes: np.ndarray, factors: np.ndarray) -> Iterator[tuple[int, bytes
 
 
 def _similarity(a: np.ndarray, b: np.ndarray) -> float:
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / (len(a) + len(b) - both) if len(a) or len(b) else 1.0
+    num_shared = len(np.intersect1d(a, b, assume_unique=True))
+    return num_shared / (len(a) + len(b) - num_shared) if len(a) or len(b) else 1.0

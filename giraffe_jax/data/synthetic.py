@@ -207,12 +207,12 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
     learns to look back at all (LOG.md). Repeats have role "text", not "answer": they are so many that they would
     outweigh the questions of other documents.
     """
-    once = max(2, int(rng.uniform(0.1, 0.5) * length))
+    room = max(2, int(rng.uniform(0.1, 0.5) * length))
     items: list[str] = []
-    while once > 0:
+    while room > 0:
         number = rng.uniform() < 0.5
         item = ANSWER.format(value=draw_values(rng, 1)[0]) if number else " " + WORDS[int(rng.integers(len(WORDS)))]
-        once -= count(item)
+        room -= count(item)
         items.append(item)
     document: list[Piece] = []
     while (length := length - count(item := items[len(document) % len(items)])) >= 0:

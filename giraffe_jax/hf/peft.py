@@ -165,8 +165,8 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     for kind in wanted.targets:
         path, shape = rows[kind].path.removesuffix("kernel") + "lora/", names.our_shape(rows[kind].layout, size)
         fan_in = 2 if kind == "o" else 1
-        both = [pairs[module[kind].format(i=i)] for i in range(config.num_layers)]
-        a, b = (np.stack([pair[i].read().astype(np.float32).T for pair in both]) for i in (0, 1))
+        layer_pairs = [pairs[module[kind].format(i=i)] for i in range(config.num_layers)]
+        a, b = (np.stack([pair[i].read().astype(np.float32).T for pair in layer_pairs]) for i in (0, 1))
         flat[path + "a"] = a.reshape(-1, *shape[:fan_in], rank)
         flat[path + "b"] = b.reshape(-1, rank, *shape[fan_in:])
         flat[path + "scale"] = np.full(config.num_layers, scale, np.float32)

@@ -207,13 +207,13 @@ class Rows:
                 return 0
             bad_path = self.path.with_name(self.path.name + ".bad")
             if bad:
-                with open(bad_path, "ab") as rest:
+                with open(bad_path, "ab") as bad_file:
                     for _, begin, size, _ in bad:
                         file.seek(begin)
                         while part := file.read(min(size, MAX_LINE)):
-                            size -= rest.write(part)
-                    rest.flush()
-                    os.fsync(rest.fileno())
+                            size -= bad_file.write(part)
+                    bad_file.flush()
+                    os.fsync(bad_file.fileno())
             kept, begin = [], 0
             for end, size in [*cut, (at, 0)]:
                 file.seek(begin)
