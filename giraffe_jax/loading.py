@@ -56,11 +56,11 @@ def load(
     if which:
         raise ConfigError(f"source: {source} names a checkpoint, but {where} is not the workdir of a training run.")
     model = override(hf.read_config(source, base), overrides)  # before anything large is read
-    found = hf.load(source, base=base, adapters=adapters, param_dtype=model.param_dtype, mesh=mesh)
-    words = load_tokenizer(tokenizer) if tokenizer else found.tokenizer
-    if words is None:
+    loaded = hf.load(source, base=base, adapters=adapters, param_dtype=model.param_dtype, mesh=mesh)
+    loaded_tokenizer = load_tokenizer(tokenizer) if tokenizer else loaded.tokenizer
+    if loaded_tokenizer is None:
         raise ConfigError(f"source: {source} has no tokenizer.json or tokenizer.model; name one with config.tokenizer.")
-    return LM(model, _fit(model, found.params, mesh), words)
+    return LM(model, _fit(model, loaded.params, mesh), loaded_tokenizer)
 
 
 def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | None = None) -> ModelConfig:
@@ -75,17 +75,17 @@ def read_model(source: str, overrides: Mapping[str, Any] = {}, *, base: str | No
     where, which = checkpoint.split_source(source)
     if checkpoint.is_workdir(where):
         with checkpoint.manager(where) as checkpoints:
-            there = checkpoint.steps(checkpoints)
-            if which == "best" or (which and int(which) not in there) or not there:
+            steps = checkpoint.steps(checkpoints)
+            if which == "best" or (which and int(which) not in steps) or not steps:
                 step = checkpoint.find_step(checkpoints, which, warnings.warn)
             else:  # not find_step, which would verify weights that are not read
-                step = int(which) if which else there[-1]
-            about = checkpoint.read_about(checkpoints, step)["model"]
-        _check_methods(Path(where) / METHODS, about["positions"])
-        return override(build(ModelConfig, about, "model"), overrides)
+                step = int(which) if which else steps[-1]
+            values = checkpoint.read_about(checkpoints, step)["model"]
+        _check_methods(Path(where) / METHODS, values["positions"])
+        return override(build(ModelConfig, values, "model"), overrides)
     file = Path(where) / "config.json"
-    if file.is_file() and isinstance(about := read_json(file).get("model"), dict):  # a run that has saved nothing yet
-        return override(build(ModelConfig, about, "model"), overrides)
+    if file.is_file() and isinstance(values := read_json(file).get("model"), dict):  # a run that has saved nothing yet
+        return override(build(ModelConfig, values, "model"), overrides)
     return override(hf.read_config(source, base), overrides)
 
 
@@ -100,10 +100,10 @@ def load_unmerged(source: str) -> tuple[LM, LoraConfig]:
         raise ConfigError(f"source: {source} is not the workdir of a training run, so it has no adapter to write.")
     with checkpoint.manager(where) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
-        about = checkpoint.read_about(checkpoints, step).get("lora")
-    if not about:
+        adapter_values = checkpoint.read_about(checkpoints, step).get("lora")
+    if not adapter_values:
         raise ConfigError(f"source: {where} was trained without adapters (config.lora); export its weights instead.")
-    return _load_workdir(where, str(step), {}, "", None, merged=False), build(LoraConfig, about, "lora")
+    return _load_workdir(where, str(step), {}, "", None, merged=False), build(LoraConfig, adapter_values, "lora")
 
 
 def _load_workdir(
@@ -117,27 +117,27 @@ def _load_workdir(
 ) -> LM:
     with checkpoint.manager(source) as checkpoints:
         step = checkpoint.find_step(checkpoints, which, warnings.warn)
-        about = checkpoint.read_about(checkpoints, step)
-        under = frozen.saved(about, source, base)
-        if under is None and base is not None:
+        metadata = checkpoint.read_about(checkpoints, step)
+        frozen_base = frozen.saved(metadata, source, base)
+        if frozen_base is None and base is not None:
             raise ConfigError(f"base: {source} is the workdir of a run that has all of its weights; it needs no base.")
-        _check_methods(Path(source) / METHODS, about["model"]["positions"])
-        saved = build(ModelConfig, about["model"], "model")
+        _check_methods(Path(source) / METHODS, metadata["model"]["positions"])
+        saved = build(ModelConfig, metadata["model"], "model")
         model = override(saved, overrides)
         saved = dataclasses.replace(saved, param_dtype=model.param_dtype)
-        adapters = build(LoraConfig, about["lora"], "lora") if about.get("lora") else None
+        adapters = build(LoraConfig, metadata["lora"], "lora") if metadata.get("lora") else None
 
         def start(key):
             params = init_params(saved, key)
             return params if adapters is None else lora.add(params, adapters, key)
 
-        held = checkpoint.saved_tree(checkpoints, step)["params"]
+        stored = checkpoint.saved_tree(checkpoints, step)["params"]
         like = jax.eval_shape(start, jax.random.key(0))
-        left = frozenset() if under is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
-        like = frozen.without(like, frozenset(left - sharding.paths(held).keys()))
+        omitted = frozenset() if frozen_base is None else frozen.left_out(like, jax.tree.map(lambda _: False, like))
+        like = frozen.without(like, frozenset(omitted - sharding.paths(stored).keys()))
         # `model.positions` has the learned frequencies already; this leaf is restored only because orbax restores a
         # tree as a whole.
-        if "positions" in held:
+        if "positions" in stored:
             learned = jax.ShapeDtypeStruct((model.head_dim // 2,), jnp.float32)
             like = like | {"positions": {"log_ratio": learned}}
         like = jax.tree.map(
@@ -145,12 +145,17 @@ def _load_workdir(
         )
         params = checkpoint.restore(checkpoints, step, {"params": like})["params"]
     params.pop("positions", None)
-    if under is not None:
-        given = to_dict(saved)
-        rest = load(
-            under.source, given, base=under.base, adapters=adapters, tokenizer=str(Path(source) / TOKENIZER), mesh=mesh
+    if frozen_base is not None:
+        config = to_dict(saved)
+        base_lm = load(
+            frozen_base.source,
+            config,
+            base=frozen_base.base,
+            adapters=adapters,
+            tokenizer=str(Path(source) / TOKENIZER),
+            mesh=mesh,
         )
-        params = frozen.joined(params, rest.params)
+        params = frozen.joined(params, base_lm.params)
     if adapters is not None and merged:
 
         def whole(params):

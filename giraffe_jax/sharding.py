@@ -56,8 +56,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
         raise ConfigError(f"mesh: {text}: sizes are positive, and one of them may be -1.")
     if (-1 in sizes and len(devices) % known) or (-1 not in sizes and known != len(devices)):
-        what = "does not divide" if -1 in sizes else f"takes {known} devices, not"
-        raise ConfigError(f"mesh: {text} {what} the {len(devices)} devices here; set mesh.data or mesh.fsdp to -1.")
+        problem = "does not divide" if -1 in sizes else f"takes {known} devices, not"
+        raise ConfigError(f"mesh: {text} {problem} the {len(devices)} devices here; set mesh.data or mesh.fsdp to -1.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if slices > 1:
@@ -122,9 +122,9 @@ def shardings(tree: Any, table: Mapping[str, Sequence[str]], mesh: Mesh) -> Any:
             why = "it is not in the table" if axes is None else f"the table has axes {', '.join(axes)}"
             raise ConfigError(f"mesh: no logical axes fit {name} of shape {tuple(leaf.shape)}: {why}.")
         for size, axis in zip(leaf.shape, axes, strict=True):
-            over = mesh_axes(axis)
-            if size % math.prod(mesh.shape[a] for a in over):
-                parts = " x ".join(f"{a}={mesh.shape[a]}" for a in over if mesh.shape[a] > 1)
+            device_axes = mesh_axes(axis)
+            if size % math.prod(mesh.shape[a] for a in device_axes):
+                parts = " x ".join(f"{a}={mesh.shape[a]}" for a in device_axes if mesh.shape[a] > 1)
                 raise ConfigError(f"mesh: {parts} does not divide axis {axis!r} of {name}, which has {size}.")
         return NamedSharding(mesh, spec(axes))
 
@@ -144,15 +144,15 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     Raises:
       ConfigError: by the mesh's order of devices, this process's rows are not such a part.
     """
-    held = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    mine = [i for i, row in enumerate(held) if any(d.process_index == jax.process_index() for d in row)]
-    count = len(held) // len(mine)
-    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or len(held) % len(mine):
+    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    parts = [i for i, row in enumerate(rows) if any(d.process_index == jax.process_index() for d in row)]
+    count = len(rows) // len(parts)
+    if parts != list(range(parts[0], parts[0] + len(parts))) or parts[0] % len(parts) or len(rows) % len(parts):
         raise ConfigError(
-            f"mesh: process {jax.process_index()} would hold parts {mine} of {len(held)} of a batch's rows; they must "
+            f"mesh: process {jax.process_index()} would hold parts {parts} of {len(rows)} of a batch's rows; they must "
             "be consecutive, and as many in each process."
         )
-    return mine[0] // len(mine), count
+    return parts[0] // len(parts), count
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -198,19 +198,19 @@ def local_chunks(x: jax.Array, chunk: int) -> tuple[jax.Array, Callable[[jax.Arr
     """
     rows, tokens = x.shape[:2]
     P, C = _parts("batch", rows), _parts("tokens", tokens)
-    mine = tokens // C
-    count = -(-mine // chunk)
-    size = -(-mine // count)
+    own_tokens = tokens // C
+    count = -(-own_tokens // chunk)
+    size = -(-own_tokens // count)
 
     def split(x):
-        x = x.reshape(P, rows // P, C, mine, *x.shape[2:])
-        x = jnp.pad(x, ((0, 0),) * 3 + ((0, count * size - mine),) + ((0, 0),) * (x.ndim - 4))
+        x = x.reshape(P, rows // P, C, own_tokens, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0),) * 3 + ((0, count * size - own_tokens),) + ((0, 0),) * (x.ndim - 4))
         x = x.reshape(*x.shape[:3], count, size, *x.shape[4:])
         return _spread(jnp.moveaxis(x, (3, 0, 2, 1), (0, 1, 2, 3)), 1)
 
     def restore(x):
         x = jnp.moveaxis(x, (0, 1, 2, 3), (3, 0, 2, 1))
-        x = x.reshape(*x.shape[:3], count * size, *x.shape[5:])[:, :, :, :mine]
+        x = x.reshape(*x.shape[:3], count * size, *x.shape[5:])[:, :, :, :own_tokens]
         return constrain(x.reshape(rows, tokens, *x.shape[4:]), "batch", "tokens", *[None] * (x.ndim - 4))
 
     return split(x), restore

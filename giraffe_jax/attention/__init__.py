@@ -48,7 +48,7 @@ def attend(
       implementation: "dense" (the reference), "blockwise" (O(T) memory), or "auto": dense for few queries.
       block_size: tokens of a block of keys in "blockwise"; None is 256.
     """
-    about: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias)
+    arguments: dict[str, Any] = dict(q_place=q_place, k_place=k_place, bands=bands, bias=bias)
     if implementation == "blockwise" or (implementation == "auto" and q[0].shape[1] > DENSE_UP_TO):
-        return blockwise(q, k, v, **about, block_size=block_size)
-    return dense(q, k, v, **about)
+        return blockwise(q, k, v, **arguments, block_size=block_size)
+    return dense(q, k, v, **arguments)

@@ -16,5 +16,5 @@ def forward(part, q, k, v, place, bands, bias):
 
 def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
     """Returns this device's gradients of q, k and v, and in float32 its part of the bias's gradient."""
-    *found, d_bias = part.backward(q, k, v, place, place, bands, bias, out, lse, d_out)
-    return *found, jax.tree.map(lambda x: x.astype(jnp.float32), d_bias)
+    *d_inputs, d_bias = part.backward(q, k, v, place, place, bands, bias, out, lse, d_out)
+    return *d_inputs, jax.tree.map(lambda x: x.astype(jnp.float32), d_bias)

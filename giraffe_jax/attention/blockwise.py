@@ -37,8 +37,8 @@ def blockwise(
     block_size: int | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns the same as `dense`, but never holds more than one block of logits."""
-    found: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands)
-    return found
+    outputs: Any = _flash(block_size, q, k, v, bias, (q_place, k_place), bands)
+    return outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -48,8 +48,8 @@ def _flash(block_size, q, k, v, bias, places, bands):
 
 
 def _flash_forward(block_size, q, k, v, bias, places, bands):
-    found: Any = _flash(block_size, q, k, v, bias, places, bands)
-    out, lse = found
+    outputs: Any = _flash(block_size, q, k, v, bias, places, bands)
+    out, lse = outputs
     out, lse = checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_LSE)
     return (out, lse), (q, k, v, bias, places, bands, out, lse)
 

@@ -34,8 +34,8 @@ def attend(how: How | None, part: Part, q: tuple, k: tuple, v, *, place: Place, 
       q, k, v, bands, bias: as in attention.attend.
       place: from `Columns.place`; in zig-zag order where devices share rows.
     """
-    found: Any = _attend(how, part, q, k, v, place, bands, bias)
-    return found
+    out: Any = _attend(how, part, q, k, v, place, bands, bias)
+    return out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -63,14 +63,14 @@ def _forward(how, part, *inputs):
     return _over_devices(functools.partial(_forward_here, how, part), *inputs)
 
 
-def _over_devices(function, q, k, v, place, bands, bias, *more):
-    """Runs the function on each device's rows, tokens and heads; `more` as in engine._over_devices."""
+def _over_devices(function, q, k, v, place, bands, bias, *outputs):
+    """Runs the function on each device's rows, tokens and heads; `outputs` as in engine._over_devices."""
     tokens = PartitionSpec(sharding.RULES["batch"], AXIS)
     heads, whole = PartitionSpec(*tokens, "tensor"), PartitionSpec()
-    specs = (heads, heads, heads, tokens, whole, whole, *[heads] * len(more))
-    out_specs = (heads, heads, heads, whole) if more else heads
+    specs = (heads, heads, heads, tokens, whole, whole, *[heads] * len(outputs))
+    out_specs = (heads, heads, heads, whole) if outputs else heads
     run = jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
-    return run(q, k, v, place, bands, bias, *more)
+    return run(q, k, v, place, bands, bias, *outputs)
 
 
 def _forward_here(how, part, q, k, v, place, bands, bias):
@@ -95,11 +95,11 @@ class _OfHeads:
     total: int
 
     def __call__(self, i, j, num_heads: int):
-        found = self.bias(i, j, self.total)
-        found = jnp.broadcast_to(found, (*found.shape[:-3], self.total, *found.shape[-2:]))
-        return lax.dynamic_slice_in_dim(found, lax.axis_index("tensor") * num_heads, num_heads, axis=-3)
+        values = self.bias(i, j, self.total)
+        values = jnp.broadcast_to(values, (*values.shape[:-3], self.total, *values.shape[-2:]))
+        return lax.dynamic_slice_in_dim(values, lax.axis_index("tensor") * num_heads, num_heads, axis=-3)
 
 
-def _of_heads(bias, here: int):
-    over = lax.axis_size("tensor")
-    return bias if bias is None or over == 1 else _OfHeads(bias, here * over)
+def _of_heads(bias, local_heads: int):
+    num_shards = lax.axis_size("tensor")
+    return bias if bias is None or num_shards == 1 else _OfHeads(bias, local_heads * num_shards)

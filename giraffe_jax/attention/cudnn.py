@@ -53,10 +53,10 @@ def forward(
 
 def backward(q, k, v, out, lse, d_out):
     """Returns the gradients of q, k and v, given that of the output; `lse` is taken to have no gradient."""
-    found = _BACKWARD.bind(
+    gradients = _BACKWARD.bind(
         q, k, v, *_nothing(q.dtype), jnp.moveaxis(lse, 2, 1), out, d_out.astype(q.dtype), **_settings(q)
     )
-    return tuple(found[:3])
+    return tuple(gradients[:3])
 
 
 def _nothing(dtype) -> tuple:
@@ -65,7 +65,8 @@ def _nothing(dtype) -> tuple:
 
 
 def _settings(q) -> dict[str, Any]:
-    found: dict[str, Any] = dict(scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, sliding_window_length=None)
-    found |= dict(variadic_args=(False, False), layout=_jax.AttentionLayout.BTNH.value)  # no bias, no gradient of one
-    found |= dict(mask_type=_jax.MaskType.CAUSAL)
-    return found | (dict(score_mod=None) if "score_mod" in _NAMES else {})
+    settings: dict[str, Any] = dict(scale=q.shape[-1] ** -0.5, seed=42, dropout_rate=0.0, sliding_window_length=None)
+    # No bias, and no gradient of one.
+    settings |= dict(variadic_args=(False, False), layout=_jax.AttentionLayout.BTNH.value)
+    settings |= dict(mask_type=_jax.MaskType.CAUSAL)
+    return settings | (dict(score_mod=None) if "score_mod" in _NAMES else {})

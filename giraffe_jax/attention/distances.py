@@ -64,6 +64,6 @@ def _probe(e, index, keys, slow, plane):
     q_place = Place(*(x[:, index[0]] for x in place))
     out, _ = dense(q, k, one_hot, q_place=q_place, k_place=place, bands=e.bands)
     weights_TS = out[0, :, 0]
-    own = jnp.take_along_axis(weights_TS, index[0][:, None], axis=1)
-    logits_TS = (jnp.log(weights_TS) - jnp.log(own)) / 8
+    own_weights = jnp.take_along_axis(weights_TS, index[0][:, None], axis=1)
+    logits_TS = (jnp.log(weights_TS) - jnp.log(own_weights)) / 8
     return jnp.where(weights_TS > 0, jnp.arcsin(jnp.clip(logits_TS, -1, 1)) / slow, jnp.nan)

@@ -62,12 +62,12 @@ def choose(
     Raises:
       ConfigError: the implementation was asked for by name and does not support this; says why.
     """
-    about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads)
-    about |= dict(dtype=jnp.dtype(dtype), bands=bands, bias=bias)
+    workload: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads)
+    workload |= dict(dtype=jnp.dtype(dtype), bands=bands, bias=bias)
     if implementation in ("dense", "blockwise") or (implementation == "auto" and tokens <= DENSE_UP_TO):
         return Kernel("dense" if implementation == "auto" else implementation)
     if implementation != "auto":
-        reason = unsupported(implementation, **about)
+        reason = unsupported(implementation, **workload)
         if reason is not None:
             raise ConfigError(
                 f'model.attention: "{implementation}" does not work here: {reason}. "auto" takes one that does.'
@@ -75,7 +75,7 @@ def choose(
         return Kernel(implementation)
     passed = []
     for name in CANDIDATES[devices.target().platform]:
-        reason = unsupported(name, **about)
+        reason = unsupported(name, **workload)
         if reason is None:
             return Kernel(name, tuple(passed))
         passed.append(f"{name}: {reason}")
@@ -132,8 +132,8 @@ def described(model: Any, *, batch: int, tokens: int) -> str:
     """
     e = jax.eval_shape(lambda: model.bind().at(jnp.zeros((1, 2)), key=jax.random.key(0)))
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
-    about: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads, dtype=model.dtype)
-    kernel = choose(model.attention, bands=e.bands, bias=e.bias, **about)
+    workload: dict[str, Any] = dict(batch=batch, tokens=tokens, heads=heads, dtype=model.dtype)
+    kernel = choose(model.attention, bands=e.bands, bias=e.bias, **workload)
     bands = max(1, len(e.bands))
     name = f"{kernel.name}, {bands} band{'s' * (bands > 1)}"
     name += ", packed rows by pallas" if kernel.name == "cudnn" else ""
@@ -180,11 +180,11 @@ def attend_rows(
     if columns.size() > 1:  # the work is not divided: each device of a row computes all queries and needs all keys
         k, v = jax.tree.map(lambda x: sharding.constrain(x, "batch", None, "kv_heads", None), (k, v))
     if kernel in ("dense", "blockwise"):
-        about: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
+        arguments: dict[str, Any] = dict(q_place=place, k_place=place, bands=bands, bias=bias)
         run = dense if kernel == "dense" else functools.partial(blockwise, block_size=block_size)
-        return run(q, k, v, **about)[0]
-    found: Any = _rows(kernel, q, k, v, place, intervals(place, bands), _table(bias, tokens, num_heads))
-    return found
+        return run(q, k, v, **arguments)[0]
+    out: Any = _rows(kernel, q, k, v, place, intervals(place, bands), _table(bias, tokens, num_heads))
+    return out
 
 
 def _table(bias, tokens: int, num_heads: int) -> Float[Array, "N T"] | None:
@@ -245,10 +245,10 @@ def _backward_here(kernel, q, k, v, place, seen, table, out, lse, d_out):
         d_q, d_k, d_v = cudnn.backward(q[0], k[0], v, out, lse, d_out)
         return (d_q,), (d_k,), d_v, None
 
-    found = by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
+    gradients = by_ranges() if kernel == "pallas" else lax.cond(_one_document(place), by_cudnn, by_ranges)
     if table is None or devices.target().mesh is None:
-        return found
-    return *found[:3], lax.psum(found[3], sharding.mesh_axes("batch"))  # all rows share the table
+        return gradients
+    return *gradients[:3], lax.psum(gradients[3], sharding.mesh_axes("batch"))  # all rows share the table
 
 
 def _pallas() -> Any:
@@ -265,18 +265,18 @@ def _one_document(place: Place):
     return jnp.all(place.start == 0)
 
 
-def _over_devices(function, q, k, v, place: Place, seen: Interval, table, *more):
+def _over_devices(function, q, k, v, place: Place, seen: Interval, table, *outputs):
     """Runs the function on each device's rows and heads: the compiler shards everything else, but not a kernel.
 
-    `more` is empty in the forward pass. In the backward pass it is the output, the log-sum-exp and the output's
+    `outputs` is empty in the forward pass. In the backward pass it is the output, the log-sum-exp and the output's
     gradient, and the function returns the gradients of q, k, v and the table.
     """
     mesh = devices.target().mesh
     if mesh is None:
-        return function(q, k, v, place, seen, table, *more)
+        return function(q, k, v, place, seen, table, *outputs)
     batch = sharding.RULES["batch"]
     heads, of_table = PartitionSpec(batch, None, "tensor"), PartitionSpec("tensor")
-    specs = (heads, heads, heads, PartitionSpec(batch), PartitionSpec(None, batch), of_table, *[heads] * len(more))
-    out_specs = (heads, heads, heads, of_table) if more else heads
+    specs = (heads, heads, heads, PartitionSpec(batch), PartitionSpec(None, batch), of_table, *[heads] * len(outputs))
+    out_specs = (heads, heads, heads, of_table) if outputs else heads
     run = jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
-    return run(q, k, v, place, seen, table, *more)
+    return run(q, k, v, place, seen, table, *outputs)

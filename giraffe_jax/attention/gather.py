@@ -24,17 +24,17 @@ def forward(part, q, k, v, place, bands, bias):
 
 def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
     """Returns this device's gradients of q and of its own k and v, and its part of the bias's gradient."""
-    own = (k, v)
+    own_kv = (k, v)
     k, v, k_place = _gathered((k, v, place))
 
     def some(sums, inputs):
         q, q_place, out, lse, d_out = inputs
-        d_q, *more = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
-        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, tuple(more)), d_q
+        d_q, *terms = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
+        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), sums, tuple(terms)), d_q
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, bias))
     (*d_keys, d_bias), d_q = lax.scan(some, zeros, divided((q, place, out, lse, d_out), part.query_runs))
-    d_k, d_v = _scattered(jax.tree.map(lambda g, x: g.astype(x.dtype), tuple(d_keys), own))
+    d_k, d_v = _scattered(jax.tree.map(lambda g, x: g.astype(x.dtype), tuple(d_keys), own_kv))
     return joined(d_q), d_k, d_v, d_bias
 
 
@@ -42,8 +42,8 @@ def _gathered(tree):
     """Returns a device's arrays [B t ...] gathered to those of all tokens, [B T ...], in the row's order."""
 
     def one(x):
-        each = lax.all_gather(x, AXIS, axis=1).reshape(x.shape[0], size(), 2, -1, *x.shape[2:])
-        ordered = jnp.concatenate([each[:, :, 0], each[:, ::-1, 1]], axis=1)
+        by_device = lax.all_gather(x, AXIS, axis=1).reshape(x.shape[0], size(), 2, -1, *x.shape[2:])
+        ordered = jnp.concatenate([by_device[:, :, 0], by_device[:, ::-1, 1]], axis=1)
         return ordered.reshape(x.shape[0], -1, *x.shape[2:])
 
     return jax.tree.map(one, tree)
@@ -54,7 +54,7 @@ def _scattered(tree):
 
     def one(x):
         halves = x.reshape(x.shape[0], 2, size(), -1, *x.shape[2:])
-        each = jnp.stack([halves[:, 0], halves[:, 1, ::-1]], axis=2)
-        return lax.psum_scatter(each.reshape(x.shape), AXIS, scatter_dimension=1, tiled=True)
+        by_device = jnp.stack([halves[:, 0], halves[:, 1, ::-1]], axis=2)
+        return lax.psum_scatter(by_device.reshape(x.shape), AXIS, scatter_dimension=1, tiled=True)
 
     return jax.tree.map(one, tree)

@@ -74,8 +74,8 @@ def runs_of_queries(seen: Interval, num_keys: int, q_block: int, k_block: int) -
     """Returns the blocks of queries that see each block of keys; queries and keys divide into their blocks."""
     first = jnp.arange(0, num_keys, k_block, dtype=jnp.int32)
 
-    def count(ends, of, side):  # queries whose interval ends (or begins) before a key
-        find = jax.vmap(jax.vmap(lambda x: jnp.searchsorted(x, of, side=side)))
+    def count(ends, keys, side):  # queries whose interval ends (or begins) before a key
+        find = jax.vmap(jax.vmap(lambda x: jnp.searchsorted(x, keys, side=side)))
         return find(ends).astype(jnp.int32)
 
     start = count(seen.high, first, "right") // q_block

@@ -51,8 +51,8 @@ def forward(*refs, bands: int, block: int, scale: float, precision):
 
 def d_q(*refs, bands: int, block: int, scale: float, precision):
     """Writes the gradients of one block of queries of one head, one per band."""
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *more) = _split(refs, bands)
-    table_ref, out_refs = more[:-bands], more[-bands:]
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *rest) = _split(refs, bands)
+    table_ref, out_refs = rest[:-bands], rest[-bands:]
     d_out, lse, dot = d_ref[...], lse_ref[...], dot_ref[...]
     first = pl.program_id(0) * d_out.shape[0]
     for b in range(bands):
@@ -77,8 +77,8 @@ def d_q(*refs, bands: int, block: int, scale: float, precision):
 
 def d_kv(*refs, bands: int, block: int, group: int, scale: float, precision):
     """Writes the gradients of one block of keys, one per band, and of its values, summed over a key head's queries."""
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *more) = _split(refs, bands)
-    table_ref, out_refs = more[: -bands - 1], more[-bands - 1 :]
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, runs_ref, *rest) = _split(refs, bands)
+    table_ref, out_refs = rest[: -bands - 1], rest[-bands - 1 :]
     v = v_ref[...]
     first = pl.program_id(0) * v.shape[0]
     d_v = jnp.zeros(v.shape, jnp.float32)
@@ -175,16 +175,16 @@ def _over_heads(runs_ref, b: int, group: int, update, carry):
     """Returns the carry after update(block, head, carry, masked) for each head of the group and block of the run."""
     start, stop, full_start, full_stop = (runs_ref[b, n] for n in range(4))
     before, full = full_start - start, full_stop - full_start
-    some = stop - start - full
+    num_cut = stop - start - full
 
     def cut(t, carry):
-        head = lax.div(t, some)
-        t = t - head * some
+        head = lax.div(t, num_cut)
+        t = t - head * num_cut
         return update(start + t + jnp.where(t < before, 0, full), head, carry, True)
 
     def whole(t, carry):
         head = lax.div(t, full)
         return update(full_start + t - head * full, head, carry, False)
 
-    carry = lax.fori_loop(0, some * group, cut, carry)
+    carry = lax.fori_loop(0, num_cut * group, cut, carry)
     return lax.fori_loop(0, full * group, whole, carry)

@@ -129,7 +129,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
         of_keys = pl.BlockSpec((None, v_.shape[1], None, wide), lambda i, n, b: (b, 0, n // group, 0))
         of_rows = pl.BlockSpec((None, None, tile.q), lambda i, n, b: (b, n, i))
         of_ends = pl.BlockSpec((bands, None, tile.q), lambda i, n, b: (0, b, i))
-        found = pl.pallas_call(
+        d_q = pl.pallas_call(
             functools.partial(kernels.d_q, block=tile.k, **settings),
             grid=(qs[0].shape[1] // tile.q, num_heads, batch),
             in_specs=[
@@ -141,7 +141,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
             out_shape=[jax.ShapeDtypeStruct(qs[0].shape, dtypes[0])] * bands,
             **_compiled(tile, interpret, "attention_d_q"),
         )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
-        return tuple(x[:, :num_tokens, :, :width] for x in found)
+        return tuple(x[:, :num_tokens, :, :width] for x in d_q)
 
     def d_kv_of(tile: Tile):
         qs, ks, v_, d = _padded(q, tile.q), _padded(k, tile.k), _padded(v, tile.k), _padded(d_out, tile.q)
@@ -180,7 +180,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
         of_keys = pl.BlockSpec((batch, rows, None, wide), lambda e, n: (0, 0, n // group, 0))
         of_rows = pl.BlockSpec((batch, None, rows), lambda e, n: (0, n, 0))
         of_ends = pl.BlockSpec((bands, batch, rows), lambda e, n: (0, 0, 0))
-        found = pl.pallas_call(
+        d_blocks = pl.pallas_call(
             functools.partial(kernels.d_bias, block=block, **settings),
             grid=(rows // block, num_heads),
             in_specs=[
@@ -192,7 +192,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
             out_shape=jax.ShapeDtypeStruct((num_heads, rows // block, block, block), jnp.float32),
             **_compiled(tile, interpret, "attention_d_bias"),
         )(*qs, *ks, v_, d, lse_, dot_, *ends, runs, *tables)  # fmt: skip
-        return _by_distance(found)[:, :num_tokens]
+        return _by_distance(d_blocks)[:, :num_tokens]
 
     d_bias = None if bias is None else d_bias_of(tiles.d_kv)
     return d_q_of(tiles.d_q), *d_kv_of(tiles.d_kv), d_bias
@@ -201,7 +201,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
 def _padded(x: Any, block: int) -> Any:
     """Returns [B T N H] arrays with T a multiple of the block and H a power of two, as Triton wants them."""
     if isinstance(x, tuple):
-        return tuple(_padded(each, block) for each in x)
+        return tuple(_padded(band, block) for band in x)
     width = padded_width(x.shape[-1])
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, width - x.shape[-1])))
 

@@ -36,20 +36,20 @@ def forward(part, q, k, v, place, bands, bias):
     queries = divided((q, place), part.query_runs)
 
     def step(carry, _):
-        (k, v, k_place), found = carry
+        (k, v, k_place), outputs = carry
         sent = _on((k, v, k_place))
 
         def some(inputs):
             (q, q_place), (out, lse) = inputs
-            here, here_lse = part.forward(q, k, v, q_place, k_place, bands, bias)
-            return merge([(out, lse), (here.astype(jnp.float32), here_lse)])
+            part_out, part_lse = part.forward(q, k, v, q_place, k_place, bands, bias)
+            return merge([(out, lse), (part_out.astype(jnp.float32), part_lse)])
 
-        return (sent, lax.map(some, (queries, found))), None
+        return (sent, lax.map(some, (queries, outputs))), None
 
     out = jnp.zeros(q[0].shape, jnp.float32)
     nothing = divided((out, jnp.full(out.shape[:-1], MASKED)), part.query_runs)
-    (_, found), _ = lax.scan(step, ((k, v, place), nothing), length=size())
-    out, lse = joined(found)
+    (_, outputs), _ = lax.scan(step, ((k, v, place), nothing), length=size())
+    out, lse = joined(outputs)
     return out.astype(v.dtype), lse
 
 
@@ -65,8 +65,8 @@ def backward(part, q, k, v, place, bands, bias, out, lse, d_out):
 
         def some(sums, inputs):
             (q, q_place, out, lse, d_out), d_q = inputs
-            more_q, *more = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
-            return _sum(sums, tuple(more)), _sum(d_q, more_q)
+            term_q, *terms = part.backward(q, k, v, q_place, k_place, bands, bias, out, lse, d_out)
+            return _sum(sums, tuple(terms)), _sum(d_q, term_q)
 
         (d_k, d_v, d_bias), d_q = lax.scan(some, (*zeros[:2], d_bias), (queries, d_q))
         return (sent, _sum(arrived, (d_k, d_v)), d_bias, d_q), None

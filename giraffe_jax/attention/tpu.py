@@ -145,7 +145,7 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
     # d_q is summed in HBM, since d_k and d_v would be twice as much to read and write. Its blocks are contiguous.
     sums = jnp.zeros((bands, batch, num_heads, blocks, width, tile.q), jnp.float32)
     settings: dict[str, Any] = dict(scale=width**-0.5, precision=_precision(v), biased=bool(tables))
-    found = pl.pallas_call(
+    gradients = pl.pallas_call(
         functools.partial(kernels.backward, visits=visits, **settings),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -168,9 +168,9 @@ def backward(q, k, v, seen: Interval, lse, dot, d_out, *, tiles: Tiles, bias=Non
         input_output_aliases={2 * bands + 7: bands + 1},
         **_compiled(2, 5, interpret, "attention_backward"),
     )(prefetched, *qs, *ks, of_v, of_out.astype(v.dtype), *of_queries, *_ends(ends), sums, *tables)  # fmt: skip
-    *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in found[: bands + 1])
-    d_bias = None if bias is None else diagonals.unpadded(found[-1].sum(0), tile.k, tile.q, bias.shape[1])
-    d_q = jnp.moveaxis((found[bands + 1] * width**-0.5).astype(q[0].dtype), (3, 5), (2, 3))  # [n B M block N H]
+    *d_k, d_v = (jnp.moveaxis(x, 1, 2)[:, :num_keys] for x in gradients[: bands + 1])
+    d_bias = None if bias is None else diagonals.unpadded(gradients[-1].sum(0), tile.k, tile.q, bias.shape[1])
+    d_q = jnp.moveaxis((gradients[bands + 1] * width**-0.5).astype(q[0].dtype), (3, 5), (2, 3))  # [n B M block N H]
     return tuple(d_q.reshape(bands, batch, rows, num_heads, width)[:, :, :num_tokens]), tuple(d_k), d_v, d_bias
 
 
@@ -235,7 +235,7 @@ def _tables(bias, tile: Tile, head) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 def _by_heads(x: Any, block: int) -> Any:
     """Returns [B T N H] arrays as [B N T H], T padded to a multiple of the block."""
     if isinstance(x, tuple):
-        return tuple(_by_heads(each, block) for each in x)
+        return tuple(_by_heads(band, block) for band in x)
     return jnp.pad(jnp.moveaxis(x, 2, 1), ((0, 0), (0, 0), (0, -x.shape[1] % block), (0, 0)))
 
 

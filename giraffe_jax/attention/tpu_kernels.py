@@ -46,12 +46,12 @@ class Visits(NamedTuple):
 
     def of_all(self, ref, row, i, step):
         """Returns the block that is visited at a step, whatever the band; after the last visit it stays."""
-        found, before = self.of_band(0, ref, row, i, step), 0
+        block, before = self.of_band(0, ref, row, i, step), 0
         for b in range(1, self.bands):
             before += self.band(b - 1, ref, row, i)[1]
-            here = (step >= before) & (self.band(b, ref, row, i)[1] > 0)
-            found = jnp.where(here, self.of_band(b, ref, row, i, step), found)
-        return found
+            reached = (step >= before) & (self.band(b, ref, row, i)[1] > 0)
+            block = jnp.where(reached, self.of_band(b, ref, row, i, step), block)
+        return block
 
     def each(self, ref, row, i, step, update) -> None:
         """Calls update(b, block, masked) for the one visit of this step, if it has one."""
@@ -59,10 +59,10 @@ class Visits(NamedTuple):
         for b in range(self.bands):
             start, count, full_start, full_stop = self.band(b, ref, row, i)
             block = start + step - before
-            here = (step >= before) & (step < before + count)
+            visited = (step >= before) & (step < before + count)
             full = (block >= full_start) & (block < full_stop)
-            pl.when(here & full)(lambda b=b, block=block: update(b, block, False))
-            pl.when(here & ~full)(lambda b=b, block=block: update(b, block, True))
+            pl.when(visited & full)(lambda b=b, block=block: update(b, block, False))
+            pl.when(visited & ~full)(lambda b=b, block=block: update(b, block, True))
             before += count
 
 
@@ -110,10 +110,10 @@ def backward(runs_ref, *refs, visits: Visits, scale: float, precision, biased: b
     The gradients of the tables of a key head's queries stay in the core's memory for all blocks of keys. Each visit
     reads its block of d_q during its matmuls, adds to it, and writes it during the matmuls of the next visit.
     """
-    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *more) = _split(refs, visits)
-    table_ref, more = more[:biased], more[biased:]
-    out_refs, d_q_ref, more = more[: visits.bands + 1], more[visits.bands + 1], more[visits.bands + 2 :]
-    d_table_ref, sum_refs, (read_ref, write_ref, written_ref, done) = more[:biased], more[biased:-4], more[-4:]
+    q_refs, k_refs, (v_ref, d_ref, lse_ref, dot_ref, low_ref, high_ref, _, *rest) = _split(refs, visits)
+    table_ref, rest = rest[:biased], rest[biased:]
+    out_refs, d_q_ref, rest = rest[: visits.bands + 1], rest[visits.bands + 1], rest[visits.bands + 2 :]
+    d_table_ref, sum_refs, (read_ref, write_ref, written_ref, done) = rest[:biased], rest[biased:-4], rest[-4:]
     row, kv_head, j, head, step = (pl.program_id(axis) for axis in range(5))
     blocks, heads, steps = pl.num_programs(2), pl.num_programs(3), pl.num_programs(4)
 
@@ -172,8 +172,8 @@ def _split(refs, visits: Visits):
 
 def _dot(a, b, axis_of_a: int, axis_of_b: int, precision):
     """Returns the product of two matrices, summed over one axis of each, in float32."""
-    over = (((axis_of_a,), (axis_of_b,)), ((), ()))
-    return lax.dot_general(a, b, over, precision=precision, preferred_element_type=jnp.float32)
+    dimensions = (((axis_of_a,), (axis_of_b,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _biased(logits, table_ref, i, j):

@@ -99,9 +99,9 @@ class Walk(NamedTuple):
 
     def over_heads(self, function):
         """Returns function(row, head) for all rows and key heads, in a loop or by vmap (ops/choose.py: heads)."""
-        each = lax.map if choose().heads == "in turn" else lambda f, xs: jax.vmap(f)(xs)
+        map_over = lax.map if choose().heads == "in turn" else lambda f, xs: jax.vmap(f)(xs)
         heads = jnp.arange(self.v.shape[1])
-        return each(lambda row: each(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
+        return map_over(lambda row: map_over(lambda head: function(row, head), heads), jnp.arange(self.v.shape[0]))
 
     def over_keys(self, row, i, update, carry):
         """Returns the carry after update(carry, band, key block, masked) for all key blocks that block i visits."""
@@ -187,24 +187,24 @@ def _visits(bands, ranges, q_marks: Marks, k_marks: Marks):
     some = (q1.index >= k0.index) & (q1.segment >= k0.segment) & (k1.segment >= q0.segment)
     every = (q0.index >= k1.index) & (q0.segment == q1.segment)
     every &= (q0.segment == k1.segment) & (q1.segment == k0.segment)
-    found = []
+    visits = []
     for b, band in enumerate(bands or (CAUSAL,)):
-        here, all_pairs = some, every
+        any_pairs, all_pairs = some, every
         for n, r in enumerate(ranges[b]):
             nearest, farthest = q0.chunks[b][n] - k1.chunks[b][n], q1.chunks[b][n] - k0.chunks[b][n]
-            here &= (farthest >= r.low) & (nearest < r.high)
+            any_pairs &= (farthest >= r.low) & (nearest < r.high)
             all_pairs &= (nearest >= r.low) & (farthest < r.high)
         if bands:
             keys = whole(band.keys)
-            here &= k0.within < keys
+            any_pairs &= k0.within < keys
             all_pairs &= k1.within < keys
             all_pairs = all_pairs if band.mask is None else jnp.zeros_like(all_pairs)
-        num_blocks = here.shape[-1]
-        start, stop = jnp.argmax(here, -1), num_blocks - jnp.argmax(here[..., ::-1], -1)
-        stop = jnp.where(here.any(-1), stop, start)
+        num_blocks = any_pairs.shape[-1]
+        start, stop = jnp.argmax(any_pairs, -1), num_blocks - jnp.argmax(any_pairs[..., ::-1], -1)
+        stop = jnp.where(any_pairs.any(-1), stop, start)
         full_start = jnp.argmax(all_pairs, -1)
         after = ~all_pairs & (jnp.arange(num_blocks) >= full_start[..., None])
         full_stop = jnp.where(after.any(-1), jnp.argmax(after, -1), num_blocks)
         empty = ~all_pairs.any(-1)
-        found.append((start, stop, jnp.where(empty, start, full_start), jnp.where(empty, start, full_stop)))
-    return tuple(jnp.stack(x) for x in zip(*found, strict=True))
+        visits.append((start, stop, jnp.where(empty, start, full_start), jnp.where(empty, start, full_stop)))
+    return tuple(jnp.stack(x) for x in zip(*visits, strict=True))

@@ -107,14 +107,14 @@ def run(
             else:
                 trains = what.kind in TRAINS
                 policy = "save_attention" if what.rows * what.length > REMAT_ABOVE else "none"
-                about: dict[str, Any] = dict(
+                case: dict[str, Any] = dict(
                     side=side, kind=what.kind, length=what.length, rows=what.rows, method=what.method
                 )
-                about |= dict(kernel=what.kernel, remat=(remat or policy) if trains else "none")
-                about |= dict(param_dtype=param_dtype or ("float32" if trains else dtype), platform=machine["platform"])
+                case |= dict(kernel=what.kernel, remat=(remat or policy) if trains else "none")
+                case |= dict(param_dtype=param_dtype or ("float32" if trains else dtype), platform=machine["platform"])
                 limit = None if minutes is None else end + GRACE - time.monotonic()
-                got = _worker(settings | about, limit)
-                row |= got if "error" in got else _judged(model, what, got, machine, about["param_dtype"])
+                result = _worker(settings | case, limit)
+                row |= result if "error" in result else _judged(model, what, result, machine, case["param_dtype"])
             rows.append(row)
             say(machine, rows)
     return machine, rows
@@ -137,32 +137,32 @@ def _order(runs: int, jobs: Sequence[Job], sides: Sequence[Side]) -> Iterator[tu
         for what in jobs:
             # The side that goes first alternates, since a processor is faster after idling.
             for side in sides if number % 2 == 0 else reversed(sides):
-                one = what if side == "giraffe_jax" else what.peer
-                if one is not None and (side, one) not in seen:
-                    seen.add((side, one))
-                    yield number, one, side
+                side_job = what if side == "giraffe_jax" else what.peer
+                if side_job is not None and (side, side_job) not in seen:
+                    seen.add((side, side_job))
+                    yield number, side_job, side
 
 
-def _judged(model: ModelConfig, what: Job, got: dict[str, Any], machine: dict[str, Any], weights: str):
+def _judged(model: ModelConfig, what: Job, result: dict[str, Any], machine: dict[str, Any], weights: str):
     """Returns a measurement with derived values: rates and fraction of the peak."""
-    if got.get("params", num_params(model)) != num_params(model):
-        return dict(error=f"it has {got['params']:,} parameters, the model {num_params(model):,}")
-    seconds, work = got["seconds"], flops(model, what)
+    if result.get("params", num_params(model)) != num_params(model):
+        return dict(error=f"it has {result['params']:,} parameters, the model {num_params(model):,}")
+    seconds, work = result["seconds"], flops(model, what)
     tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
-    found = got | dict(tokens_per_second=tokens / seconds, flops_per_second=work / seconds)
+    row = result | dict(tokens_per_second=tokens / seconds, flops_per_second=work / seconds)
     if what.kind != "decode":
-        return found | dict(bound="matmul", fraction=work / seconds / machine["matmul_flops"])
+        return row | dict(bound="matmul", fraction=work / seconds / machine["matmul_flops"])
     read = moved(model, what, 4 if weights == "float32" else 2)
-    found |= dict(bound="bandwidth", fraction=read / seconds / machine["bandwidth"])
-    return found | dict(seconds=seconds / DECODED)  # per decoded token, of all rows
+    row |= dict(bound="bandwidth", fraction=read / seconds / machine["bandwidth"])
+    return row | dict(seconds=seconds / DECODED)  # per decoded token, of all rows
 
 
 def _versions() -> dict[str, str]:
-    found = dict(python=".".join(map(str, sys.version_info[:3])))
+    versions = dict(python=".".join(map(str, sys.version_info[:3])))
     for name in ("jax", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, Any]:
@@ -175,14 +175,14 @@ def _worker(settings: dict[str, Any], limit: float | None = None) -> dict[str, A
     if settings["side"] == "transformers":
         env["JAX_PLATFORMS"] = "cpu"  # leaves the device and its memory to the peer
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
+        process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=limit)
     except subprocess.TimeoutExpired:
         return dict(error=f"stopped after {limit:.0f} s: the minutes were over")
     with contextlib.suppress(ValueError, IndexError):
-        return json.loads(done.stdout.splitlines()[-1])
-    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    named = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return dict(error=(named or said)[-1][:500], stderr="\n".join(said)[-2000:])
+        return json.loads(process.stdout.splitlines()[-1])
+    lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return dict(error=(named or lines)[-1][:500], stderr="\n".join(lines)[-2000:])
 
 
 def write(path: str | Path, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
@@ -199,9 +199,9 @@ def read(paths: Sequence[str | Path]) -> tuple[dict[str, Any], list[dict[str, An
     machines, rows = [], []
     for path in paths:
         try:
-            first, *more = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+            first, *measurements = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
             machines.append(first | {key: first[key] for key in ("device_kind", "matmul_flops", "bandwidth")})
-            rows += [row | dict(job=str(job(row["job"])), side=row["side"], run=row["run"]) for row in more]
+            rows += [row | dict(job=str(job(row["job"])), side=row["side"], run=row["run"]) for row in measurements]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--read {path}: not a file of `giraffe bench --out` ({error}).") from error
         if machines[-1]["device_kind"] != machines[0]["device_kind"]:

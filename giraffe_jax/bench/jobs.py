@@ -94,8 +94,8 @@ def job(text: str) -> Job:
         if not method:
             raise ConfigError(f"--jobs {text}: a method and a length come after the colon, as in {like}:2048.")
         method_of(method, original_len=2048, where=f"--jobs {text}")
-    found = re.fullmatch("([0-9]{1,8})(?:x([0-9]{1,4}))?", size)
-    length, rows = (int(found[1]), int(found[2] or 1)) if found else (0, 0)
+    match = re.fullmatch("([0-9]{1,8})(?:x([0-9]{1,4}))?", size)
+    length, rows = (int(match[1]), int(match[2] or 1)) if match else (0, 0)
     if not 2 <= length <= LONGEST or not 1 <= rows <= MOST_ROWS or rows * length > LONGEST:
         raise ConfigError(
             f"--jobs {text}: after the colon come a length and maybe rows, {LONGEST} tokens at most, as in {like}:2048"
@@ -115,19 +115,19 @@ def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str
     """
     name, *words = text.split(",")
     function = positions.lookup(name, where)
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         try:
-            given[key] = ast.literal_eval(value)
+            arguments[key] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
             raise ConfigError(f"{where}: parameters are KEY=NUMBER, as in rerope,window=256; got {word!r}.") from None
     example = getattr(importlib.import_module(function.__module__), "EXAMPLE", {})
     for key, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in given:
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in arguments:
             tokens = key in ("window", "group", "chunk_size")
-            given |= {key: max(2, original_len // 4)} if tokens else {key: example[key]} if key in example else {}
-    call = dict(name=name, **given)
+            arguments |= {key: max(2, original_len // 4)} if tokens else {key: example[key]} if key in example else {}
+    call = dict(name=name, **arguments)
     positions.check([call], where)
     return call
 

@@ -16,8 +16,8 @@ def measure(dtype: str) -> dict[str, Any]:
     """Returns platform, device_kind, matmul_flops (FLOP/s of the fastest square matmul, at the matmul precision of a
     model of this dtype) and bandwidth (bytes/s when reading a large matrix)."""
     device, peak = jax.devices()[0], 0.0
-    quick, more = (0.0, ()) if device.platform == "cpu" else (QUICK, LARGE)
-    for size in (*SIZES, *more):
+    quick, large_sizes = (0.0, ()) if device.platform == "cpu" else (QUICK, LARGE)
+    for size in (*SIZES, *large_sizes):
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
             product = jax.jit(jnp.matmul).lower(a, a).compile()
@@ -28,5 +28,5 @@ def measure(dtype: str) -> dict[str, Any]:
     rows = x.reshape(-1, 4096)
     total = jax.jit(jnp.matmul).lower(rows, rows[0]).compile()
     seconds = fastest(lambda: jax.block_until_ready(total(rows, rows[0])), most=20, least=quick)
-    about = dict(platform=device.platform, device_kind=device.device_kind)
-    return about | dict(matmul_flops=peak, bandwidth=x.nbytes / seconds)
+    hardware = dict(platform=device.platform, device_kind=device.device_kind)
+    return hardware | dict(matmul_flops=peak, bandwidth=x.nbytes / seconds)

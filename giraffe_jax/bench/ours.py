@@ -34,11 +34,11 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], 
         params = jax.tree.map(lambda x: jnp.asarray(x, weights), hf.load(settings["path"]).params)
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (rows, length), np.int32)
     jobs = dict(forward=_forward, nll=_nll, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
-    said = [f"all in {dtype}" if weights == dtype else f"weights {weights}, computed in {dtype}"]
-    said += [] if kind == "decode" else [f"attention {described(model, batch=rows, tokens=length)}"]
-    said += [f"remat {remat}"] if remat != "none" else []
-    about = dict(params=sum(x.size for x in jax.tree.leaves(params)), note="; ".join(said))
-    return lambda: jobs[kind](model, params, tokens), about
+    notes = [f"all in {dtype}" if weights == dtype else f"weights {weights}, computed in {dtype}"]
+    notes += [] if kind == "decode" else [f"attention {described(model, batch=rows, tokens=length)}"]
+    notes += [f"remat {remat}"] if remat != "none" else []
+    facts = dict(params=sum(x.size for x in jax.tree.leaves(params)), note="; ".join(notes))
+    return lambda: jobs[kind](model, params, tokens), facts
 
 
 def _forward(model, params, tokens):
@@ -117,9 +117,9 @@ def _attention(model, what: Job):
     dtype = model.dtype
     bands, bias = banded(model, what)
     shape, count = (what.rows, what.length), max(1, len(bands))
-    about: dict[str, Any] = dict(bands=bands, bias=bias)
+    options: dict[str, Any] = dict(bands=bands, bias=bias)
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
-    kernel = choose(what.kernel, tokens=what.length, batch=what.rows, heads=heads, dtype=dtype, **about)
+    kernel = choose(what.kernel, tokens=what.length, batch=what.rows, heads=heads, dtype=dtype, **options)
     keys = jax.random.split(jax.random.key(0), 2 * count + 2)
 
     def draw(key, heads):
@@ -129,15 +129,15 @@ def _attention(model, what: Job):
     k = tuple(draw(key, model.num_kv_heads) for key in keys[count:-2])
     v, d = draw(keys[-2], model.num_kv_heads), draw(keys[-1], model.num_heads)
 
-    def forward(q, k, v, about):
-        return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=what.kernel, **about)
+    def forward(q, k, v, options):
+        return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=what.kernel, **options)
 
-    def both(q, k, v, about, d):
-        out, back = jax.vjp(lambda q, k, v: forward(q, k, v, about), q, k, v)
+    def both(q, k, v, options, d):
+        out, back = jax.vjp(lambda q, k, v: forward(q, k, v, options), q, k, v)
         return out, back(d)
 
     function: Any = both if what.kind.endswith("grad") else forward
-    inputs = (q, k, v, about, d) if function is both else (q, k, v, about)
+    inputs = (q, k, v, options, d) if function is both else (q, k, v, options)
 
     def compile():
         with model.at_precision():

@@ -24,14 +24,14 @@ def table(machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["job"] for row in rows if row["side"] == OURS) or dict.fromkeys(
         row["job"] for row in rows
     ):
-        what = job(name)
-        ours, theirs = _median(rows, name, OURS), _median(rows, str(what.peer), THEIRS)
-        plain = _median(rows, str(what.plain), OURS)
+        parsed_job = job(name)
+        ours, theirs = _median(rows, name, OURS), _median(rows, str(parsed_job.peer), THEIRS)
+        plain = _median(rows, str(parsed_job.plain), OURS)
         cells = [name, *_cells(ours), *_cells(theirs)]
         cells += [_ratio(theirs, ours, "seconds"), _ratio(ours, theirs, "peak_bytes"), _ratio(ours, plain, "seconds")]
-        mine = [row for row in rows if row["job"] == name and row["side"] == OURS and "error" not in row]
-        for some in ([r for r in mine if r["run"] == 0], [r for r in mine if r["run"] > 0]):
-            cells.append(f"{statistics.median(r['compile_seconds'] for r in some):.1f} s" if some else "-")
+        own_rows = [row for row in rows if row["job"] == name and row["side"] == OURS and "error" not in row]
+        for runs in ([r for r in own_rows if r["run"] == 0], [r for r in own_rows if r["run"] > 0]):
+            cells.append(f"{statistics.median(r['compile_seconds'] for r in runs):.1f} s" if runs else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *_said(rows)])
 
@@ -58,15 +58,15 @@ def _said(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"- {side}, {', '.join(jobs)}: {note}" for (side, note), jobs in notes.items()]
     failed = {(r["side"], r["job"], r["error"]): None for r in rows if "error" in r and not r.get("left")}
     lines += [f"- failed: {side}, {name}: {error}" for side, name, error in failed]
-    left = [f"{r['side']} {r['job']} (run {r['run'] + 1})" for r in rows if r.get("left")]
-    lines += [f"- not begun, since the minutes were over: {', '.join(left)}"] if left else []
+    unstarted = [f"{r['side']} {r['job']} (run {r['run'] + 1})" for r in rows if r.get("left")]
+    lines += [f"- not begun, since the minutes were over: {', '.join(unstarted)}"] if unstarted else []
     return ["", *lines] if lines else []
 
 
 def _median(rows: Sequence[dict[str, Any]], name: str, side: str) -> dict[str, float] | None:
-    mine = [row for row in rows if row["job"] == name and row["side"] == side and "error" not in row]
+    measured = [row for row in rows if row["job"] == name and row["side"] == side and "error" not in row]
     keys = ("seconds", "tokens_per_second", "flops_per_second", "fraction", "peak_bytes")
-    return {key: statistics.median(row[key] for row in mine) for key in keys} if mine else None
+    return {key: statistics.median(row[key] for row in measured) for key in keys} if measured else None
 
 
 def _cells(x: dict[str, float] | None) -> list[str]:
@@ -77,5 +77,5 @@ def _cells(x: dict[str, float] | None) -> list[str]:
     return [f"{x['seconds']:.3g}", *speed, f"{x['peak_bytes'] / 1e9:.2f} GB"]
 
 
-def _ratio(over: dict[str, float] | None, under: dict[str, float] | None, key: str) -> str:
-    return "-" if over is None or under is None else f"{over[key] / under[key]:.2f}"
+def _ratio(numerator: dict[str, float] | None, denominator: dict[str, float] | None, key: str) -> str:
+    return "-" if numerator is None or denominator is None else f"{numerator[key] / denominator[key]:.2f}"

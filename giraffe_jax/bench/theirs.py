@@ -30,24 +30,24 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], Callable[[], Any]], 
     draw = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length))
     tokens = torch.tensor(draw, device=device)
     casts = f"weights {settings['param_dtype']}, autocast to {settings['dtype']}"
-    said = [f"all in {settings['dtype']}" if weights == dtype else casts, "attention sdpa"]
+    notes = [f"all in {settings['dtype']}" if weights == dtype else casts, "attention sdpa"]
     if settings["remat"] != "none":
         # Named differently in newer and older versions of transformers.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable(dict(use_reentrant=False))
-        said.append("gradient checkpointing")
-    said += ["fused AdamW"] if kind in ("train", "packed") else []
-    said += ["documents by position_ids, which become a mask"] if kind == "packed" else []
+        notes.append("gradient checkpointing")
+    notes += ["fused AdamW"] if kind in ("train", "packed") else []
+    notes += ["documents by position_ids, which become a mask"] if kind == "packed" else []
     whole = kind != "nll" or _fits(tokens.numel() * model.config.vocab_size, device)
-    said += [] if whole else [f"logits of {CHUNK} tokens at once"]
+    notes += [] if whole else [f"logits of {CHUNK} tokens at once"]
     jobs = dict(forward=_forward, train=_train, packed=_packed, prefill=_prefill, decode=_decode)
     jobs |= dict(nll=_nll if whole else _nll_in_chunks)
 
     def cast():
         return torch.autocast(device, dtype, enabled=weights != dtype)
 
-    about = dict(params=sum(p.numel() for p in model.parameters()), note="; ".join(said))
-    return lambda: _finished(jobs[kind](model, tokens, cast)), about
+    facts = dict(params=sum(p.numel() for p in model.parameters()), note="; ".join(notes))
+    return lambda: _finished(jobs[kind](model, tokens, cast)), facts
 
 
 def _model(path: str, weights, device: str, *, random: bool) -> Any:

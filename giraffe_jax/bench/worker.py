@@ -33,13 +33,13 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         from giraffe_jax.bench import ours as side
     else:
         from giraffe_jax.bench import theirs as side
-    prepare, about = side.prepare(settings)
+    prepare, facts = side.prepare(settings)
     forget_peak()
     began = time.perf_counter()
     call = prepare()
     ready = time.perf_counter()
     seconds = fastest(call, least=0.0 if settings["platform"] == "cpu" else QUICK)
-    return dict(seconds=seconds, peak_bytes=side.peak_bytes() or peak_rss(), compile_seconds=ready - began) | about
+    return dict(seconds=seconds, peak_bytes=side.peak_bytes() or peak_rss(), compile_seconds=ready - began) | facts
 
 
 def forget_peak() -> None:

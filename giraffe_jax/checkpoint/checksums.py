@@ -45,9 +45,9 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def _verify(checkpoints: Checkpoints, step: int, under: str = "") -> None:
     if step in checkpoints.verified:
         return
-    bad = _damage(checkpoints, step, under) if under else damage(checkpoints, step)
-    if bad is not None:
-        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} is damaged: {bad}.")
+    fault = _damage(checkpoints, step, under) if under else damage(checkpoints, step)
+    if fault is not None:
+        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} is damaged: {fault}.")
 
 
 # Checksums
@@ -60,10 +60,10 @@ def damage(checkpoints: Checkpoints, step: int) -> str | None:
     share of the files.
     """
     checkpoints.verified.discard(step)
-    bad = _damage(checkpoints, step)
-    if bad is None:
+    fault = _damage(checkpoints, step)
+    if fault is None:
         checkpoints.verified.add(step)
-    return bad
+    return fault
 
 
 def _damage(checkpoints: Checkpoints, step: int, under: str = "") -> str | None:
@@ -71,10 +71,10 @@ def _damage(checkpoints: Checkpoints, step: int, under: str = "") -> str | None:
     folder = checkpoints.directory / str(step)
     try:
         has_sums = (folder / SUMS).exists()
-        bad = _differs(folder, under) if has_sums else _looks_wrong(checkpoints, step)
+        fault = _differs(folder, under) if has_sums else _looks_wrong(checkpoints, step)
     except OSError as error:
-        bad = f"cannot be read ({error.strerror or error})"
-    first = next((text for text in _gather(bad or "") if text), None)
+        fault = f"cannot be read ({error.strerror or error})"
+    first = next((text for text in _gather(fault or "") if text), None)
     return None if first is None else f"{FOLDER}/{step}{'' if first.startswith('/') else ': '}{first}"
 
 
@@ -106,29 +106,29 @@ def _differs(folder: epath.Path, under: str) -> str | None:
         whole = False
     if not whole:
         return f"/{SUMS}: changed"
-    mine = sorted(name for name in files if name.startswith(under))[jax.process_index() :: jax.process_count()]
+    own_files = sorted(name for name in files if name.startswith(under))[jax.process_index() :: jax.process_count()]
 
     def check(name: str, compare: Callable[[epath.Path, int, str], str | None]) -> str | None:
         try:
-            what = compare(folder / name, *files[name])
+            mismatch = compare(folder / name, *files[name])
         except (FileNotFoundError, NotADirectoryError):
-            what = "missing"
+            mismatch = "missing"
         except OSError as error:
-            what = f"cannot be read ({error.strerror or error})"
-        return None if what is None else f"/{name}: {what}"
+            mismatch = f"cannot be read ({error.strerror or error})"
+        return None if mismatch is None else f"/{name}: {mismatch}"
 
     with ThreadPoolExecutor(READERS) as readers:
         for compare in (_wrong_size, _wrong_sum):  # finds missing files before any file is read
-            found = next(filter(None, readers.map(check, mine, [compare] * len(mine))), None)
-            if found is not None:
+            first_mismatch = next(filter(None, readers.map(check, own_files, [compare] * len(own_files))), None)
+            if first_mismatch is not None:
                 readers.shutdown(cancel_futures=True)
-                return found
+                return first_mismatch
     return None
 
 
 def _wrong_size(path: epath.Path, size: int, _: str) -> str | None:
-    now = path.stat().length
-    return None if now == size else f"{'truncated' if now < size else 'grown'} from {size} to {now} bytes"
+    actual = path.stat().length
+    return None if actual == size else f"{'truncated' if actual < size else 'grown'} from {size} to {actual} bytes"
 
 
 def _wrong_sum(path: epath.Path, size: int, sha256: str) -> str | None:
@@ -153,8 +153,8 @@ def _write_sums(folder: epath.Path) -> None:
     files = sorted(_files(folder))
     with ThreadPoolExecutor(READERS) as readers:
         sums = readers.map(_sum, files)
-        found = {file.relative_to(folder).as_posix(): value for file, value in zip(files, sums, strict=True)}
-    (folder / SUMS).write_bytes(_encode(found))
+        checksums = {file.relative_to(folder).as_posix(): value for file, value in zip(files, sums, strict=True)}
+    (folder / SUMS).write_bytes(_encode(checksums))
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -177,8 +177,8 @@ def _sum(path: epath.Path) -> list:
 
 def _encode(files: Any) -> bytes:
     """Returns checksums.json: {"files": {name: [bytes, SHA-256]}, "sha256": that of the value of "files"}."""
-    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": files, "sha256": own}, sort_keys=True).encode()
+    checksum = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": checksum}, sort_keys=True).encode()
 
 
 def _gather(text: str) -> list[str]:

@@ -51,7 +51,7 @@ class Checkpoints(ocp.CheckpointManager):
     def metrics(self, step: int) -> Any:
         """Returns the metrics saved with a step, {name: number}, or None: none were, or they cannot be read."""
         try:
-            found: Any = super().metrics(step)
+            saved: Any = super().metrics(step)
         except (OSError, ValueError, TypeError, RecursionError):
             return None
-        return found if isinstance(found, dict) and all(isinstance(x, int | float) for x in found.values()) else None
+        return saved if isinstance(saved, dict) and all(isinstance(x, int | float) for x in saved.values()) else None

@@ -22,8 +22,8 @@ def steps(checkpoints: Checkpoints) -> list[int]:
 
     All else in the folder is ignored: files, other names, empty folders, half-written checkpoints of a killed run.
     """
-    here = sorted(found.step for found in _Steps().find_all(checkpoints.directory))
-    return json.loads(_gather(json.dumps(here))[0])
+    local_steps = sorted(entry.step for entry in _Steps().find_all(checkpoints.directory))
+    return json.loads(_gather(json.dumps(local_steps))[0])
 
 
 def latest_good(checkpoints: Checkpoints, say: Say = warnings.warn) -> int | None:
@@ -31,14 +31,14 @@ def latest_good(checkpoints: Checkpoints, say: Say = warnings.warn) -> int | Non
     bad: dict[int, str] = {}
     good = None
     for step in reversed(steps(checkpoints)):
-        what = damage(checkpoints, step)
-        if what is None:
+        fault = damage(checkpoints, step)
+        if fault is None:
             good = step
             break
-        bad[step] = what
+        bad[step] = fault
     rest = "no other one is left" if good is None else f"going on from {good}"
-    for step, what in bad.items():
-        say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({what}): {rest}")
+    for step, fault in bad.items():
+        say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({fault}): {rest}")
     _say_unverified(checkpoints, good, say)
     return good
 
@@ -54,67 +54,67 @@ def find_step(checkpoints: Checkpoints, which: str | int | None = None, say: Say
     Raises:
       ConfigError: there is no checkpoint; or the requested one is absent or damaged, naming those that there are.
     """
-    where, there = checkpoints.directory.parent, steps(checkpoints)
-    if not there:
+    where, saved = checkpoints.directory.parent, steps(checkpoints)
+    if not saved:
         raise ConfigError(f"{where}: holds no checkpoint.")
     if which in (None, ""):
         step = latest_good(checkpoints, say)
         if step is None:
-            what = damage(checkpoints, there[-1])
-            raise ConfigError(f"{where}: all of its checkpoints are damaged: {_listed(there)}; of the newest, {what}.")
+            fault = damage(checkpoints, saved[-1])
+            raise ConfigError(f"{where}: all of its checkpoints are damaged: {_listed(saved)}; of the newest, {fault}.")
         return step
     if which == "best":
-        step = _best(checkpoints, there, say)
+        step = _best(checkpoints, saved, say)
     elif isinstance(which, int) or re.fullmatch(r"[0-9]{1,18}", which):
         step = int(which)
-        if step not in there:
-            raise ConfigError(f"{where}: holds no checkpoint {step}; there are {_listed(there)}.")
-        bad = damage(checkpoints, step)
-        if bad is not None:
-            near = sorted((other for other in there if other != step), key=lambda other: (abs(other - step), other))
+        if step not in saved:
+            raise ConfigError(f"{where}: holds no checkpoint {step}; there are {_listed(saved)}.")
+        fault = damage(checkpoints, step)
+        if fault is not None:
+            near = sorted((other for other in saved if other != step), key=lambda other: (abs(other - step), other))
             good = next((other for other in near if damage(checkpoints, other) is None), None)
             rest = "no other one is good" if good is None else f"the nearest good one is {good}"
-            raise ConfigError(f"{where}: checkpoint {step} is damaged ({bad}); {rest}.")
+            raise ConfigError(f"{where}: checkpoint {step} is damaged ({fault}); {rest}.")
     else:
-        raise ConfigError(f'{where}: got {which!r} for a checkpoint; allowed: {_listed(there)}, "best".')
+        raise ConfigError(f'{where}: got {which!r} for a checkpoint; allowed: {_listed(saved)}, "best".')
     _say_unverified(checkpoints, step, say)
     return step
 
 
 def best_loss(checkpoints: Checkpoints, only: Mapping[str, float]) -> float:
     """Returns the smallest eval_loss of the checkpoints whose metrics include `only`; infinity if there is none."""
-    found = [checkpoints.metrics(step) or {} for step in steps(checkpoints)]
-    losses = [x[METRIC] for x in found if METRIC in x and all(x.get(key) == value for key, value in only.items())]
+    metrics = [checkpoints.metrics(step) or {} for step in steps(checkpoints)]
+    losses = [x[METRIC] for x in metrics if METRIC in x and all(x.get(key) == value for key, value in only.items())]
     return json.loads(_gather(json.dumps(min(filter(math.isfinite, losses), default=math.inf)))[0])
 
 
-def _best(checkpoints: Checkpoints, there: list[int], say: Say) -> int:
+def _best(checkpoints: Checkpoints, saved: list[int], say: Say) -> int:
     losses: dict[int, tuple[float, Any]] = {}
-    for step in there:
-        bad = _damage(checkpoints, step, "metrics/")
-        if bad is not None:
-            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({bad}): not considered for the best")
+    for step in saved:
+        fault = _damage(checkpoints, step, "metrics/")
+        if fault is not None:
+            say(f"{checkpoints.directory.parent}: checkpoint {step} is damaged ({fault}): not considered for the best")
             continue
-        found = checkpoints.metrics(step) or {}
-        loss = found.get(METRIC)
+        metrics = checkpoints.metrics(step) or {}
+        loss = metrics.get(METRIC)
         if loss is not None and math.isfinite(loss):
-            losses[step] = loss, found.get(MEASURED_ON)
+            losses[step] = loss, metrics.get(MEASURED_ON)
     data = losses[max(losses)][1] if losses else None
     for step in [step for step in losses if losses[step][1] != data]:
         del losses[step]
     for step in sorted(losses, key=lambda step: (losses[step][0], -step)):
-        bad = damage(checkpoints, step)
-        if bad is None:
+        fault = damage(checkpoints, step)
+        if fault is None:
             return step
-        say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({bad}): taking the next best")
+        say(f"{checkpoints.directory.parent}: checkpoint {step}, the best, is damaged ({fault}): taking the next best")
     raise ConfigError(
         f"{checkpoints.directory.parent}: no good checkpoint was saved with {METRIC}, by which the best is chosen; a "
-        f"run saves it if its config has eval_data. There are {_listed(there)}."
+        f"run saves it if its config has eval_data. There are {_listed(saved)}."
     )
 
 
-def _listed(there: list[int]) -> str:
-    shown = there if len(there) <= 12 else [*there[:3], "...", *there[-8:]]
+def _listed(saved: list[int]) -> str:
+    shown = saved if len(saved) <= 12 else [*saved[:3], "...", *saved[-8:]]
     return ", ".join(map(str, shown))
 
 
@@ -129,15 +129,15 @@ def set_aside(checkpoints: Checkpoints, step: int) -> str:
     For a run that resumes from an earlier step: orbax does not overwrite a step that exists.
     """
     checkpoints.wait_until_finished()
-    to = checkpoints.directory.parent / DAMAGED / str(step)
+    target = checkpoints.directory.parent / DAMAGED / str(step)
     if jax.process_index() == 0:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        taken = 0
-        while to.exists():
-            taken += 1
-            to = to.with_name(f"{step}.{taken}")
-        (checkpoints.directory / str(step)).rename(to)
-    place = _gather(str(to))[0]  # the others wait here
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = 0
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{step}.{number}")
+        (checkpoints.directory / str(step)).rename(target)
+    place = _gather(str(target))[0]  # the others wait here
     checkpoints.verified.discard(step)
     checkpoints.reload()
     return place
@@ -153,7 +153,7 @@ def split_source(source: str) -> tuple[str, str]:
     """
     if not source.strip():
         raise ConfigError(f"source: got {source!r}, expected a directory, a .gguf file or a packaged model's name.")
-    found = re.fullmatch(r"(.+)@([0-9]{1,18}|best)", source, re.DOTALL)
-    if found is None or ("://" not in source and Path(source).exists()):
+    match = re.fullmatch(r"(.+)@([0-9]{1,18}|best)", source, re.DOTALL)
+    if match is None or ("://" not in source and Path(source).exists()):
         return source, ""
-    return found[1], found[2]
+    return match[1], match[2]

@@ -93,8 +93,8 @@ def restore(checkpoints: Checkpoints, step: int, like: Any) -> Any:
         raise ConfigError(
             f"checkpoint {step} in {checkpoints.directory} is of another model:\n" + "\n".join(difference)
         )
-    how = ocp.checkpoint_utils.construct_restore_args(like)
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=partial))
+    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=partial))
     with _reading(checkpoints, step):
         return checkpoints.restore(step, args=args)["state"]
 
@@ -136,8 +136,8 @@ def read_about(checkpoints: Checkpoints, step: int) -> dict:
     """
     _verify(checkpoints, step, "about/")
     with _reading(checkpoints, step):
-        about = checkpoints.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        return dict(about.items())
+        metadata = checkpoints.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        return dict(metadata.items())
 
 
 @contextlib.contextmanager
@@ -148,5 +148,5 @@ def _reading(checkpoints: Checkpoints, step: int) -> Iterator[None]:
     except (ConfigError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {str(error).split(chr(10))[0][:200]}"
-        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} cannot be read ({what}).") from error
+        cause = f"{type(error).__name__}: {str(error).split(chr(10))[0][:200]}"
+        raise ConfigError(f"checkpoint {step} in {checkpoints.directory} cannot be read ({cause}).") from error

@@ -31,8 +31,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     flags = [_split_flag(flag) for flag in overrides]
     values = _run_file(str(path))
     # The type of the value in the file decides how a flag's text is read, whatever flags come before it.
-    found = [(flag, keys, _read_value(flag, text, _look_up(values, keys))) for flag, keys, text in flags]
-    for flag, keys, value in found:
+    assignments = [(flag, keys, _read_value(flag, text, _look_up(values, keys))) for flag, keys, text in flags]
+    for flag, keys, value in assignments:
         _assign(values, flag, keys, _plain(value))
     return values
 
@@ -71,14 +71,14 @@ def _run_file(path: str) -> Table:
     place = f"{shown}, line {code.co_firstlineno}" if code and code.co_filename == str(file) else shown
     with _naming_the_line(shown, file):
         signature = inspect.signature(get_config)
-    given = [argument] if argument else []
+    arguments = [argument] if argument else []
     try:
-        signature.bind(*given)
+        signature.bind(*arguments)
     except TypeError as e:
-        got = f"got {_short(repr(argument))}" if argument else f"none was given, as in {typed}:ARGUMENT"
-        raise ConfigError(f"{place}: get_config{signature}: {e}; {got}.") from e
+        received = f"got {_short(repr(argument))}" if argument else f"none was given, as in {typed}:ARGUMENT"
+        raise ConfigError(f"{place}: get_config{signature}: {e}; {received}.") from e
     with _naming_the_line(shown, file):
-        values = get_config(*given)
+        values = get_config(*arguments)
         plain = _plain(values)
     if not isinstance(plain, Table):
         raise ConfigError(f"{place}: get_config() returned {_short(repr(values))}; expected a ConfigDict or a dict.")
@@ -112,5 +112,5 @@ def _naming_the_line(shown: str, file: Path) -> Iterator[None]:
         if isinstance(e, SyntaxError) and e.filename == str(file):
             lines, text = [e.lineno], str(e.msg)
         place = f"{shown}, line {lines[-1]}" if lines and lines[-1] else shown
-        said = " ".join(f"{type(e).__name__}: {text}".rstrip(": ").split())
-        raise ConfigError(f"{place}: {said}") from e
+        message = " ".join(f"{type(e).__name__}: {text}".rstrip(": ").split())
+        raise ConfigError(f"{place}: {message}") from e

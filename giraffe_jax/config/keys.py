@@ -45,10 +45,10 @@ def keys(cls: type, prefix: str = "", listed: dict[type, str] | None = None) -> 
         meaning names that key instead. Dataclasses that are listed here are added to it.
     """
     listed = {} if listed is None else listed
-    said, hints = meanings(cls), typing.get_type_hints(cls, include_extras=True)
+    comments, hints = meanings(cls), typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(typing.cast(Any, cls)):
         inner, repeated = _table(hints[field.name])
-        name, meaning = f"{prefix}{field.name}", said.get(field.name, "")
+        name, meaning = f"{prefix}{field.name}", comments.get(field.name, "")
         place = f"{name}[i]" if repeated else name
         if inner in listed:
             meaning = f"{meaning} Its keys are those of {listed[inner]}.".lstrip()
@@ -68,7 +68,7 @@ def meanings(cls: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT:
             text = token.string.lstrip("# ").rstrip()
             (beside if token.line[: token.start[1]].strip() else alone)[token.start[0]] = text
-    found = {}
+    comments = {}
     for field in typing.cast(ast.ClassDef, node).body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             first = field.lineno
@@ -77,8 +77,8 @@ def meanings(cls: type) -> dict[str, str]:
             lines = [alone[line] for line in range(first, field.lineno)]
             lines += [beside[line] for line in range(field.lineno, (field.end_lineno or 0) + 1) if line in beside]
             if lines:
-                found[field.target.id] = " ".join(lines)
-    return found
+                comments[field.target.id] = " ".join(lines)
+    return comments
 
 
 def type_text(hint: Any) -> str:
@@ -114,9 +114,9 @@ def _table(hint: Any) -> tuple[type | None, bool]:
         return hint, False
     repeated = typing.get_origin(hint) is tuple
     for arg in typing.get_args(hint):
-        found, inner = _table(arg)
-        if found is not None:
-            return found, repeated or inner
+        cls, inner = _table(arg)
+        if cls is not None:
+            return cls, repeated or inner
     return None, False
 
 

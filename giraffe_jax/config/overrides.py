@@ -103,16 +103,16 @@ def _look_up(values: Any, keys: Sequence[str | int]) -> Any:
     return values
 
 
-def _read_value(flag: str, text: str, there: Any) -> Any:
-    if isinstance(there, str) and not text.startswith(("'", '"')):
+def _read_value(flag: str, text: str, current: Any) -> Any:
+    if isinstance(current, str) and not text.startswith(("'", '"')):
         return text
     try:
-        found = literal(text)
+        value = literal(text)
     except ConfigError as e:
         raise ConfigError(f"{flag}: {e}") from e
     except ValueError:
         return text
-    return text if isinstance(there, str) and not isinstance(found, str) else found
+    return text if isinstance(current, str) and not isinstance(value, str) else value
 
 
 def _assign(values: Table, flag: str, keys: Sequence[str | int], value: Any) -> None:
@@ -125,23 +125,23 @@ def _assign(values: Table, flag: str, keys: Sequence[str | int], value: Any) -> 
             if not is_list:
                 raise ConfigError(f"{flag}: there is no [{key}]: {place} is no list, it is {_short(repr(at))}.")
             if not -len(at) <= key < len(at):
-                there = f"is an empty list; set it whole, --{place}=[...]" if not at else f"has [0] to [{len(at) - 1}]"
-                raise ConfigError(f"{flag}: there is no [{key}]: {place} {there}.")
-            here, there = f"{place}[{key}]", at[key]
+                extent = f"is an empty list; set it whole, --{place}=[...]" if not at else f"has [0] to [{len(at) - 1}]"
+                raise ConfigError(f"{flag}: there is no [{key}]: {place} {extent}.")
+            path, child = f"{place}[{key}]", at[key]
         else:
             if is_list:
                 raise ConfigError(f"{flag}: {place} is a list of {len(at)}; one item's is set with --{place}[0].{key}.")
             if not is_table:
                 raise ConfigError(f"{flag}: {place} is {_short(repr(at))}, no table: it has no keys.")
-            here, there = f"{place}.{key}", at.get(key)
+            path, child = f"{place}.{key}", at.get(key)
         if after is None:
             at[key] = value
-        elif there is None and isinstance(after, int):
+        elif child is None and isinstance(after, int):
             near = nearest(str(key), [str(k) for k in at if k != key]) if is_table else ""
-            raise ConfigError(f"{flag}: {here} is not set, so it has no [{after}]; set it whole, --{here}=[...].{near}")
-        elif there is None:
-            there = at[key] = Table()
-        at, place = there, here
+            raise ConfigError(f"{flag}: {path} is not set, so it has no [{after}]; set it whole, --{path}=[...].{near}")
+        elif child is None:
+            child = at[key] = Table()
+        at, place = child, path
 
 
 def _plain(value: Any) -> Any:

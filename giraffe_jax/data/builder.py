@@ -56,8 +56,8 @@ def prepare(kind: FileKind, path: str, data_dir: str) -> str:
     """
     if kind == "tfds":
         raise ConfigError("prepare: kind 'tfds' is prepared already; allowed are 'text', 'jsonl', 'parquet'")
-    if left := not_read(kind, path, "prepare"):
-        warnings.warn(f"prepare: {left}", stacklevel=2)
+    if unread := not_read(kind, path, "prepare"):
+        warnings.warn(f"prepare: {unread}", stacklevel=2)
     builder = LongDocuments(kind=kind, path=path, data_dir=str(Path(data_dir).expanduser().absolute()))
     builder.download_and_prepare(file_format=FORMAT)
     return str(builder.data_path)
@@ -72,11 +72,11 @@ def open_documents(path: str, where: str = "tfds source") -> Iterator[tuple[str,
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"{where}: nothing is at {path!r}")
-    found = sorted(info.parent for info in root.rglob(INFO) if not info.parent.name.startswith("incomplete"))
-    if len(found) != 1:
-        names = [str(directory.relative_to(root)) for directory in found]
-        raise ConfigError(f"{where}: {path} holds {len(found)} prepared collections, one is needed: {names}")
-    builder: Any = tfds.builder_from_directory(found[0])
+    collections = sorted(info.parent for info in root.rglob(INFO) if not info.parent.name.startswith("incomplete"))
+    if len(collections) != 1:
+        names = [str(directory.relative_to(root)) for directory in collections]
+        raise ConfigError(f"{where}: {path} holds {len(collections)} prepared collections, one is needed: {names}")
+    builder: Any = tfds.builder_from_directory(collections[0])
     for example in builder.as_data_source(split="train"):
         yield _text(example["id"]), _text(example["text"])
 

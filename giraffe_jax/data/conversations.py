@@ -26,11 +26,11 @@ def read_file(kind: FileKind, file: Path, template: ChatTemplate, where: str = "
     """
     rows = json_rows(file, where) if kind == "jsonl" else parquet_rows(file, (*FIELDS, TOOLS), where)
     for number, row in rows:
-        here = f"{where}: {file}:{number}"
+        place = f"{where}: {file}:{number}"
         try:
-            text, answers = template.render(messages_of(row, here), row.get(TOOLS))
+            text, answers = template.render(messages_of(row, place), row.get(TOOLS))
         except ConfigError as e:
-            raise e if str(e).startswith(here) else ConfigError(f"{here}: {e}") from e
+            raise e if str(e).startswith(place) else ConfigError(f"{place}: {e}") from e
         yield Document(f"{file.name}:{number}", text, answers)
 
 
@@ -42,16 +42,16 @@ def messages_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     field = next((name for name in FIELDS if row.get(name) is not None), None)
     if field is None:
         raise ConfigError(f"{where} has neither 'messages' nor 'conversations'; it has {sorted(row)}")
-    given = row[field]
-    if not isinstance(given, list) or not given:
-        raise ConfigError(f"{where}: {field!r} is {reading.in_words(given)}; it takes a list of messages, one at least")
-    return [_message(message, f"{where}: {field}[{i}]") for i, message in enumerate(given)]
+    value = row[field]
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{where}: {field!r} is {reading.in_words(value)}; it takes a list of messages, one at least")
+    return [_message(message, f"{where}: {field}[{i}]") for i, message in enumerate(value)]
 
 
-def _message(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where} is {reading.in_words(given)}; a message is an object with role and content")
-    message = {key: value for key, value in given.items() if value is not None}  # parquet has null for absent keys
+def _message(entry: Any, where: str) -> dict[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where} is {reading.in_words(entry)}; a message is an object with role and content")
+    message = {key: value for key, value in entry.items() if value is not None}  # parquet has null for absent keys
     role, content = message.pop("role", message.pop("from", None)), message.pop("content", message.pop("value", None))
     role = ROLES.get(role, role) if isinstance(role, str) else role
     if role not in KNOWN:

@@ -50,13 +50,13 @@ def distinct(texts: Iterable[str], threshold: float = 0.8, n: int = 5) -> Int[np
     sets: dict[int, np.ndarray] = {}
     buckets: dict[tuple[int, bytes], list[int]] = {}
     for index, text in enumerate(texts):
-        mine = grams(text, n)
-        keys = list(_bands(mine, factors))
+        text_grams = grams(text, n)
+        keys = list(_bands(text_grams, factors))
         candidates = {other for key in keys for other in buckets.get(key, ())}
-        if any(_similarity(mine, sets[other]) >= threshold for other in candidates):
+        if any(_similarity(text_grams, sets[other]) >= threshold for other in candidates):
             continue
         kept.append(index)
-        sets[index] = mine
+        sets[index] = text_grams
         for key in keys:
             buckets.setdefault(key, []).append(index)
     return np.array(kept, np.int64)
@@ -69,8 +69,8 @@ def contained(held_out: Sequence[str], training: Iterable[str], n: int = 13) -> 
     seen = np.zeros(len(everything), bool)
     for text in training:
         seen |= np.isin(everything, grams(text, n))
-    there = everything[seen]
-    return np.array([np.isin(one, there).mean() if len(one) else 0.0 for one in wanted], np.float64)
+    present = everything[seen]
+    return np.array([np.isin(one, present).mean() if len(one) else 0.0 for one in wanted], np.float64)
 
 
 def refuse_contained(held_out: dict[str, str], training: Iterable[str], most: float = 0.01, n: int = 13) -> None:
@@ -96,5 +96,5 @@ def _bands(hashes: np.ndarray, factors: np.ndarray) -> Iterator[tuple[int, bytes
 
 
 def _similarity(a: np.ndarray, b: np.ndarray) -> float:
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / (len(a) + len(b) - both) if len(a) or len(b) else 1.0
+    num_shared = len(np.intersect1d(a, b, assume_unique=True))
+    return num_shared / (len(a) + len(b) - num_shared) if len(a) or len(b) else 1.0

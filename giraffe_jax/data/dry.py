@@ -40,10 +40,10 @@ def described(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
 
     Only sources with such keys are read. Their tokens are kept in the token cache, where the run finds them.
     """
-    said = []
+    lines = []
     for name, source in _named(config, where):
-        asked = any(getattr(source, key) != value for key, value in pipeline.LATER.items())
-        if source.kind == "synthetic" or not asked:
+        configured = any(getattr(source, key) != value for key, value in pipeline.LATER.items())
+        if source.kind == "synthetic" or not configured:
             continue
         try:
             tokens, _ = load_tokens(
@@ -52,8 +52,8 @@ def described(config: DataConfig, tokenizer: Any, where: str) -> list[str]:
         except FileNotFoundError:  # `dry_run` reports it
             continue
         lengths.of_epoch(tokens, source, name)
-        said += lengths.described(tokens, source, name)
-    return said
+        lines += lengths.described(tokens, source, name)
+    return lines
 
 
 def _named(config: DataConfig, where: str) -> list[tuple[str, SourceConfig]]:

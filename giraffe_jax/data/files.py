@@ -40,16 +40,16 @@ def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]
     if root.is_file():
         return [root]
     if root.is_dir():
-        found = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
-        fitting = [p for p in found if _fits(kind, p)]
+        files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        fitting = [p for p in files if _fits(kind, p)]
         if not fitting:
-            has = [p.name for p in found[:3]]
-            raise ConfigError(f"{where}: the directory {path} has no {' or '.join(NAMES[kind])} files; it has {has}")
+            names = [p.name for p in files[:3]]
+            raise ConfigError(f"{where}: the directory {path} has no {' or '.join(NAMES[kind])} files; it has {names}")
         return fitting
-    found = sorted(Path(p) for p in glob.glob(str(root), recursive=True) if os.path.isfile(p))
-    if not found:
+    files = sorted(Path(p) for p in glob.glob(str(root), recursive=True) if os.path.isfile(p))
+    if not files:
         raise FileNotFoundError(f"{where}: nothing is at {path!r} (a file, a directory or a glob pattern)")
-    return found
+    return files
 
 
 def _fits(kind: FileKind, path: Path) -> bool:
@@ -90,8 +90,8 @@ def file_states(files: Sequence[Path]) -> list[tuple[str, int, int, int, int]]:
 
     Programs cannot set ctime, so it shows even a change that kept the size and restored the old mtime.
     """
-    found = [(os.path.abspath(file), file.stat()) for file in files]
-    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in found]
+    states = [(os.path.abspath(file), file.stat()) for file in files]
+    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in states]
 
 
 def content_fingerprint(kind: FileKind, path: str, where: str = "source", memory: Path | None = None) -> str:
@@ -115,12 +115,12 @@ def file_digest(file: Path, memory: Path | None = None) -> str:
     return _known(["bytes"], [file], read, memory)
 
 
-def _known(what: list[str], files: Sequence[Path], read: Callable[[], str], memory: Path | None) -> str:
+def _known(key: list[str], files: Sequence[Path], read: Callable[[], str], memory: Path | None) -> str:
     """Returns read(), cached in the folder `memory` until the state of the files changes."""
     if memory is None:
         return read()
     states, began = file_states(files), time.time_ns()
-    record = memory / hashlib.sha256(json.dumps([*what, states]).encode()).hexdigest()
+    record = memory / hashlib.sha256(json.dumps([*key, states]).encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", known := record.read_text()):
             return known
@@ -149,9 +149,9 @@ def _digest(kind: FileKind, files: Sequence[Path]) -> str:
 
 def _remember(record: Path, content: str) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
-    aside = record.with_suffix(f".{os.getpid()}")
-    aside.write_text(content)
-    aside.replace(record)
+    temporary = record.with_suffix(f".{os.getpid()}")
+    temporary.write_text(content)
+    temporary.replace(record)
     for old in sorted(record.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)[:-REMEMBERED]:
         old.unlink(missing_ok=True)
 
@@ -162,8 +162,8 @@ def _json_lines(file: Path, where: str) -> Iterator[Document]:
             raise ConfigError(f"{where}: {file}:{number} has no field {TEXT_FIELD!r}; it has {sorted(row)}")
         text = row[TEXT_FIELD]
         if not isinstance(text, str):
-            is_ = reading.in_words(text)
-            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {is_} in line {number} of {file}; it takes a string")
+            kind = reading.in_words(text)
+            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {kind} in line {number} of {file}; it takes a string")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as e:
@@ -199,8 +199,8 @@ def json_rows(file: Path, where: str, most: int | None = None) -> Iterator[tuple
 def _parquet_texts(file: Path, where: str) -> Iterator[Document]:
     for number, row in parquet_rows(file, (TEXT_FIELD,), where):
         if not isinstance(text := row[TEXT_FIELD], str):
-            is_ = reading.in_words(text)
-            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {is_} in row {number + 1} of {file}; it takes a string")
+            kind = reading.in_words(text)
+            raise ConfigError(f"{where}: {TEXT_FIELD!r} is {kind} in row {number + 1} of {file}; it takes a string")
         yield Document(f"{file.name}:{number}", text)
 
 
@@ -216,11 +216,11 @@ def parquet_rows(file: Path, columns: Sequence[str], where: str) -> Iterator[tup
         raise ConfigError(f"{where}: reading {file} takes pyarrow, which is not installed: pip install pyarrow") from e
     with _naming(file, where, pyarrow.ArrowException), parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
-        found = [name for name in columns if name in names]
-        if not found:
+        present = [name for name in columns if name in names]
+        if not present:
             raise ConfigError(f"{where}: {file} has no column {' or '.join(map(repr, columns))}; it has {names}")
         number = 0
-        for batch in table.iter_batches(columns=found):
+        for batch in table.iter_batches(columns=present):
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
@@ -232,5 +232,5 @@ def _naming(file: Path, where: str, kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kind as e:
-        said = " ".join(str(e).split())[:200]
-        raise ConfigError(f"{where}: {file} is not parquet, or damaged ({said})") from e
+        message = " ".join(str(e).split())[:200]
+        raise ConfigError(f"{where}: {file} is not parquet, or damaged ({message})") from e

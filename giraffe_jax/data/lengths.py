@@ -30,26 +30,26 @@ def of_epoch(tokens: Tokens, source: SourceConfig, where: str) -> Int[np.ndarray
 
 def described(tokens: Tokens, source: SourceConfig, where: str) -> list[str]:
     """Returns one line for each effect of a source's length and conversation keys on its documents; [] without them."""
-    said, sizes, within = [], tokens.sizes, _within(tokens, source)
+    lines, sizes, within = [], tokens.sizes, _within(tokens, source)
     kept = np.flatnonzero(within)
     if source.min_tokens is not None or source.max_tokens is not None:
-        said.append(
+        lines.append(
             f"{where}: documents of {_asked(source)} tokens; {np.sum(~within):,} of {len(sizes):,} documents are left "
             f"out, with {sizes[~within].sum():,} of {sizes.sum():,} tokens"
         )
     if source.long_tokens is not None and source.long_times is not None:
         long = _long(tokens, source, kept)
-        once, held = int(sizes[kept].sum()), source.long_times * int(sizes[long].sum())
-        total = once + held - int(sizes[long].sum())
-        said.append(
+        once, repeated = int(sizes[kept].sum()), source.long_times * int(sizes[long].sum())
+        total = once + repeated - int(sizes[long].sum())
+        lines.append(
             f"{where}: {len(long):,} of {len(kept):,} documents have {source.long_tokens:,} tokens or more and come "
-            f"{source.long_times:,} times in an epoch: {100 * held / total:.3g}% of its {total:,} tokens"
+            f"{source.long_times:,} times in an epoch: {100 * repeated / total:.3g}% of its {total:,} tokens"
         )
     if tokens.answers is not None:
         chats = "1 conversation" if len(sizes) == 1 else f"{len(sizes):,} conversations"
         on = f"{np.count_nonzero(tokens.answers):,} of {sizes.sum():,} tokens of {chats}"
-        said.append(f"{where}: the loss is on answers alone, {on}")
-    return said
+        lines.append(f"{where}: the loss is on answers alone, {on}")
+    return lines
 
 
 def check(source: SourceConfig, where: str) -> None:

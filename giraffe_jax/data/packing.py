@@ -97,13 +97,13 @@ def window(
     at = 0
     for segment, span in enumerate(range(int(plan_.first[index]), int(plan_.first[index + 1])), 1):
         start, size, stop = int(plan_.start[span]), int(plan_.size[span]), int(plan_.stop[span])
-        here = slice(at, at + size)
+        columns = slice(at, at + size)
         known = min(size, stop - start - 1)  # tokens of the span that have a successor in their document
-        row["tokens"][here] = tokens[start : start + size]
+        row["tokens"][columns] = tokens[start : start + size]
         row["targets"][at : at + known] = tokens[start + 1 : start + 1 + known]
         row["weights"][at : at + known] = 1 if answers is None else answers[start + 1 : start + 1 + known]
-        row["positions"][here] = np.arange(size)
-        row["segments"][here] = segment
+        row["positions"][columns] = np.arange(size)
+        row["segments"][columns] = segment
         at += size
     return row
 

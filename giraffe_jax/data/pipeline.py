@@ -78,17 +78,17 @@ class Pipeline:
         rows: which rows of the global batch; None means those of this process.
         """
         mixture, start = self._at(step)
-        found = [mixture.row(start + row, step) for row in (self.rows if rows is None else rows)]
+        batch_rows = [mixture.row(start + row, step) for row in (self.rows if rows is None else rows)]
         if self.config.across_documents:
-            found = [across_documents(row) for row in found]
-        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+            batch_rows = [across_documents(row) for row in batch_rows]
+        return {name: np.stack([row[name] for row in batch_rows]) for name in batch_rows[0]}
 
     def describe(self, step: int) -> str:
         """Returns what this process reads in a step, in words: the first few documents of its first few rows."""
         mixture, start = self._at(step)
-        said = [mixture.describe(start + row) for row in self.rows[:DESCRIBED]]
-        more = len(self.rows) - len(said)
-        return "; ".join(said) + (f"; and {more} more {'row' if more == 1 else 'rows'}" if more else "")
+        descriptions = [mixture.describe(start + row) for row in self.rows[:DESCRIBED]]
+        more = len(self.rows) - len(descriptions)
+        return "; ".join(descriptions) + (f"; and {more} more {'row' if more == 1 else 'rows'}" if more else "")
 
     def _at(self, step: int) -> tuple[Mixture, int]:
         """The mixture of a step's stage, and the index of the batch's first row in it."""
@@ -212,8 +212,8 @@ def _check_synthetic(config: DataConfig, source: SourceConfig, where: str) -> No
 
 def _fingerprint(config: DataConfig, tokenizer: Any, contents: Sequence[str]) -> str:
     """sha256 of everything that determines the batches. Paths do not: the same files elsewhere are the same data."""
-    made: Mapping[str, Any] = asdict(config)
-    decides = _without(made, {"skip": None, "across_documents": False})
+    settings: Mapping[str, Any] = asdict(config)
+    decides = _without(settings, {"skip": None, "across_documents": False})
     decides = {k: v for k, v in decides.items() if k not in ("cache_dir", "prefetch")}
     for part in (decides, *decides["stages"]):
         part["sources"] = [_without(source, LATER) for source in part["sources"]]

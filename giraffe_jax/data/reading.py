@@ -68,8 +68,8 @@ def lines(path: Path, where: str, most: int | None = None) -> Iterator[tuple[int
             limit = line_limit if most is None else most - at
             block = stream.readline(limit + 1)
             if len(block) > limit:
-                what = "a line of more" if most is None else "more"
-                raise ConfigError(f"{where}: {path} holds {what} than {most or limit:,} bytes; split it.")
+                excess = "a line of more" if most is None else "more"
+                raise ConfigError(f"{where}: {path} holds {excess} than {most or limit:,} bytes; split it.")
             if not block:
                 return
             if at == 0 and block.startswith(BOM):
@@ -111,13 +111,13 @@ def not_read(root: Path, read: Collection[Path]) -> str:
     """
     if not root.is_dir():
         return ""
-    found = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
-    left = [str(p.relative_to(root)) for p in found if p not in read]
-    if not left:
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    unread = [str(p.relative_to(root)) for p in files if p not in read]
+    if not unread:
         return ""
-    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-    are = "is" if len(left) == 1 else "are"
-    return f"{root}: {len(left)} of its {len(found)} files {are} not read: {', '.join(left[:NAMED])}{more}"
+    more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+    are = "is" if len(unread) == 1 else "are"
+    return f"{root}: {len(unread)} of its {len(files)} files {are} not read: {', '.join(unread[:NAMED])}{more}"
 
 
 def in_words(value: Any) -> str:

@@ -42,8 +42,8 @@ class TextRows:
         epoch, at = divmod(index, self.num_windows)
         plan_, number = self._plan(epoch if self.how == "concat" else 0), int(self._order(epoch)[at])
         starts = plan_.start[slice(*plan_.first[number : number + 2])]
-        found = np.searchsorted(self.tokens.ends, starts, side="right")
-        return self.tokens.describe(list(dict.fromkeys(found.tolist())))
+        documents = np.searchsorted(self.tokens.ends, starts, side="right")
+        return self.tokens.describe(list(dict.fromkeys(documents.tolist())))
 
     def _make_plan(self, epoch: int) -> Plan:
         order = np.random.default_rng((*self.seed, epoch, 0)).permutation(len(self.documents))

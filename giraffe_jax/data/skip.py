@@ -114,13 +114,13 @@ def skipped_row(
 
     document: tokens. answers: bool, a mask of the document's tokens that the loss is on; None: on all.
     """
-    found, n = empty_row(seq_len), len(stretches.index)
+    row, n = empty_row(seq_len), len(stretches.index)
     follows = stretches.index + 1
-    found["tokens"][:n] = document[stretches.index]
-    found["targets"][:n] = np.where(follows < len(document), document[np.minimum(follows, len(document) - 1)], 0)
-    found["weights"][:n] = follows < len(document)
+    row["tokens"][:n] = document[stretches.index]
+    row["targets"][:n] = np.where(follows < len(document), document[np.minimum(follows, len(document) - 1)], 0)
+    row["weights"][:n] = follows < len(document)
     if answers is not None:
-        found["weights"][:n] *= answers[np.minimum(follows, len(document) - 1)]
-    found["positions"][:n] = stretches.positions
-    found["segments"][:n] = 1
-    return found
+        row["weights"][:n] *= answers[np.minimum(follows, len(document) - 1)]
+    row["positions"][:n] = stretches.positions
+    row["segments"][:n] = 1
+    return row

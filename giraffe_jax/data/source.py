@@ -104,8 +104,8 @@ def load_tokens(
     """
     source_files(kind, path, where)  # here, since below FileNotFoundError would be taken for an error of the cache
     template = template_of(tokenizer, where) if conversations else None
-    if left := not_read(kind, path, where):
-        warnings.warn(f"{where}: {left}", stacklevel=2)
+    if unread := not_read(kind, path, where):
+        warnings.warn(f"{where}: {unread}", stacklevel=2)
     try:
         cache = Path(cache_dir).expanduser() if cache_dir else token_cache()
         return _cached(cache, kind, path, tokenizer, where, template)
@@ -152,21 +152,21 @@ def _cached(
         if (tokens := _read_cache(directory, names, template is not None)) is not None:
             return tokens, content
         cache.mkdir(parents=True, exist_ok=True)
-        mine = f".writing-{task[:32]}-{socket.gethostname()}-"
-        for left in cache.glob(f"{mine}*") if alone else ():
-            shutil.rmtree(left, ignore_errors=True)  # left by a killed process: a living one would hold the lock
-        aside = cache / f"{mine}{os.getpid()}-{threading.get_ident()}"
-        aside.mkdir()
+        prefix = f".writing-{task[:32]}-{socket.gethostname()}-"
+        for leftover in cache.glob(f"{prefix}*") if alone else ():
+            shutil.rmtree(leftover, ignore_errors=True)  # left by a killed process: a living one would hold the lock
+        temporary = cache / f"{prefix}{os.getpid()}-{threading.get_ident()}"
+        temporary.mkdir()
         try:
             # No progress in percent for compressed files: their size is not that of their text.
             size = 0 if any(is_packed(file) for file in files) else sum(file.stat().st_size for file in files)
             documents = _documents(kind, path, files, where, template)
-            _write_cache(documents, len(names), tokenizer, aside, f"{where}: {path}", size)
+            _write_cache(documents, len(names), tokenizer, temporary, f"{where}: {path}", size)
             if file_states(source_files(kind, path, where)) != before:
                 raise ConfigError(f"{where}: files of {path} changed while they were read; start again")
-            _put(aside, directory, names, template is not None)
+            _put(temporary, directory, names, template is not None)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         if (tokens := _read_cache(directory, names, template is not None)) is None:
             raise OSError(f"{directory}: the token cache just written cannot be read back")
         return tokens, content
@@ -208,10 +208,10 @@ def _documents(
         yield from ((0, Document(*document)) for document in open_documents(path, where))
         return
     for number, file in enumerate(files):
-        found = read_file(kind, file, where)
+        documents = read_file(kind, file, where)
         if template is not None:
-            found = conversations.read_file(kind, file, template, where)
-        yield from ((number, document) for document in found)
+            documents = conversations.read_file(kind, file, template, where)
+        yield from ((number, document) for document in documents)
 
 
 def _batches(documents: Iterable[tuple[int, Document]]) -> Iterator[list[tuple[int, Document]]]:
@@ -231,15 +231,15 @@ def _encoded(tokenizer: Any, batch: Sequence[Document]) -> list[tuple[list[int],
     token at all; the mask is [] unless the documents are conversations."""
     texts = [document.text for document in batch]
     if any(document.answers is not None for document in batch):
-        found = zip(tokenizer.encode_offsets(texts), batch, strict=True)
-        return [(ids, answer_tokens(offsets, document.answers or ())) for (ids, offsets), document in found]
+        pairs = zip(tokenizer.encode_offsets(texts), batch, strict=True)
+        return [(ids, answer_tokens(offsets, document.answers or ())) for (ids, offsets), document in pairs]
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     encoded = encode_batch(tokenizer, texts)
     return [([*(tokenizer.prefix if ids or eos else ()), *ids, *eos], []) for ids in encoded]
 
 
 def _write_cache(
-    documents: Iterable[tuple[int, Document]], num_files: int, tokenizer: Any, directory: Path, what: str, size: int
+    documents: Iterable[tuple[int, Document]], num_files: int, tokenizer: Any, directory: Path, label: str, size: int
 ) -> None:
     """Writes the documents' tokens, with one batch of documents in memory, and 8 bytes for each document's end.
 
@@ -254,7 +254,7 @@ def _write_cache(
         for batch in _batches(documents):
             read += sum(len(document.text) for _, document in batch)
             share = f": about {min(99, 100 * read // size)}% of its files" if size else ""
-            progress.update(total, f"tokens of {what}{share}")
+            progress.update(total, f"tokens of {label}{share}")
             encoded = _encoded(tokenizer, [document for _, document in batch])
             for (file, document), (ids, marked) in zip(batch, encoded, strict=True):
                 firsts.extend([len(ends)] * (file + 1 - len(firsts)))
@@ -268,7 +268,7 @@ def _write_cache(
                     ends.append(total)
     progress.close()
     if empty:
-        raise ConfigError(f"{what} has no tokens: all of its documents are empty, or there are none")
+        raise ConfigError(f"{label} has no tokens: all of its documents are empty, or there are none")
     firsts.extend([len(ends)] * (num_files - len(firsts)))
     np.save(directory / ENDS, np.asarray(ends, np.int64))
     np.save(directory / FIRSTS, np.asarray(firsts, np.int64))
@@ -288,11 +288,11 @@ def _read_cache(directory: Path, names: tuple[str, ...], chat: bool) -> Tokens |
     return Tokens(tokens, ends, names, firsts, answers) if whole else None
 
 
-def _put(aside: Path, directory: Path, names: tuple[str, ...], chat: bool) -> None:
+def _put(temporary: Path, directory: Path, names: tuple[str, ...], chat: bool) -> None:
     if directory.exists() and _read_cache(directory, names, chat) is None:
         shutil.rmtree(directory)
     try:
-        aside.rename(directory)
+        temporary.rename(directory)
     except OSError:
         if _read_cache(directory, names, chat) is None:  # otherwise another process was faster, with the same content
             raise

@@ -119,18 +119,18 @@ def lines_document(
     values = draw_values(rng, len(keys))
     # Room for the questions is reserved first; records, at least one, fill the rest.
     typical = _cost(question(WORDS[0], TYPICAL_VALUE, words), count)
-    asked = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / typical))
-    wanted = int((length - asked * typical) * (1 - gap))
+    num_queries = queries or max(1, int(rng.uniform(0.4, 0.8) * (1 - gap) * length / typical))
+    wanted = int((length - num_queries * typical) * (1 - gap))
     records: list[list[Piece]] = []
     question_costs: list[int] = []
     used = dearest = 0
     for key, value in zip(keys, values, strict=True):
-        more, cost = record(key, value, words), _cost(question(key, value, words), count)
-        after, promised = used + _cost(more, count), (queries or 1) * max(dearest, cost)
+        pieces, cost = record(key, value, words), _cost(question(key, value, words), count)
+        after, promised = used + _cost(pieces, count), (queries or 1) * max(dearest, cost)
         if after + promised > length or (after > wanted and records):
             break
         used, dearest = after, max(dearest, cost)
-        records.append(more)
+        records.append(pieces)
         question_costs.append(cost)
     n = len(question_costs)
     if n == 0:
@@ -143,7 +143,7 @@ def lines_document(
         targets = np.full_like(targets, round(depth * (n - 1)))
     spare = length - used - (queries or 1) * dearest
     if queries is None or n < len(keys):
-        spare = min(spare, int(gap * (length - asked * typical)))
+        spare = min(spare, int(gap * (length - num_queries * typical)))
     filler = _filler(rng, spare, count)
     used += _cost(filler, count)
     tail: list[Piece] = []
@@ -160,8 +160,8 @@ def _strewn(rng: np.random.Generator, records: Sequence[list[Piece]], filler: Se
     before = np.bincount(rng.integers(len(records) + 1, size=len(filler)), minlength=len(records) + 1)
     sentences = iter(filler)
     document: list[Piece] = []
-    for count, more in zip(before, [*records, []], strict=True):
-        document += [*itertools.islice(sentences, int(count)), *more]
+    for count, pieces in zip(before, [*records, []], strict=True):
+        document += [*itertools.islice(sentences, int(count)), *pieces]
     return document
 
 
@@ -179,15 +179,19 @@ def passkey_document(
     ask = [Piece(PASSKEY_QUERY, "text"), Piece(ANSWER.format(value=value) + ANSWER_END, "answer")]
     ask_cost = _cost(ask, count)
     room = length - _cost(key, count) - ask_cost
-    asked = queries or 1 + min(int(rng.integers(6)), max(0, room // (2 * ask_cost)))
-    room -= (asked - 1) * ask_cost
+    num_queries = queries or 1 + min(int(rng.integers(6)), max(0, room // (2 * ask_cost)))
+    room -= (num_queries - 1) * ask_cost
     if room < 0:
-        need = _cost(key, count) + asked * ask_cost
-        raise ValueError(f"passkey_document: length {length} is too short; {asked} questions need {need} tokens")
+        need = _cost(key, count) + num_queries * ask_cost
+        raise ValueError(f"passkey_document: length {length} is too short; {num_queries} questions need {need} tokens")
     filler = _filler(rng, room, count)
     where = float(rng.uniform()) if depth is None else depth
     # Several questions are spread over the filler, so that one document asks at several distances from the key.
-    ends = np.sort(rng.integers(1, len(filler) + 1, size=asked)) if asked > 1 and filler else [len(filler)] * asked
+    ends = (
+        np.sort(rng.integers(1, len(filler) + 1, size=num_queries))
+        if num_queries > 1 and filler
+        else [len(filler)] * num_queries
+    )
     ends[-1] = len(filler)
     at = round(where * int(ends[0]))
     document = [*filler[:at], *key, *filler[at : ends[0]], *ask]
@@ -203,12 +207,12 @@ def copy_document(rng: np.random.Generator, length: int, count: Count) -> list[P
     learns to look back at all (LOG.md). Repeats have role "text", not "answer": they are so many that they would
     outweigh the questions of other documents.
     """
-    once = max(2, int(rng.uniform(0.1, 0.5) * length))
+    room = max(2, int(rng.uniform(0.1, 0.5) * length))
     items: list[str] = []
-    while once > 0:
+    while room > 0:
         number = rng.uniform() < 0.5
         item = ANSWER.format(value=draw_values(rng, 1)[0]) if number else " " + WORDS[int(rng.integers(len(WORDS)))]
-        once -= count(item)
+        room -= count(item)
         items.append(item)
     document: list[Piece] = []
     while (length := length - count(item := items[len(document) % len(items)])) >= 0:

@@ -160,24 +160,24 @@ def _check_kind(values: Mapping[str, Any], where: str) -> None:
 
 def _rope(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns the rope parameters in the schema of transformers 5, from either schema or from both if they agree."""
-    found = {}
+    by_key = {}
     if values.get("rope_parameters"):
-        found["rope_parameters"] = _standard(values["rope_parameters"], values, f"{where}: rope_parameters")
+        by_key["rope_parameters"] = _standard(values["rope_parameters"], values, f"{where}: rope_parameters")
     if values.get("rope_scaling"):
-        found["rope_scaling"] = _standard(values["rope_scaling"], values, f"{where}: rope_scaling")
-    elif "rope_scaling" in values and values.get("rope_theta") is not None and found:
-        found["rope_scaling"] = _standard({}, values, where)  # transformers 4 reads: no scaling
-    if not found:
+        by_key["rope_scaling"] = _standard(values["rope_scaling"], values, f"{where}: rope_scaling")
+    elif "rope_scaling" in values and values.get("rope_theta") is not None and by_key:
+        by_key["rope_scaling"] = _standard({}, values, where)  # transformers 4 reads: no scaling
+    if not by_key:
         return _standard({}, values, where)
-    if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
+    if len(by_key) == 2 and by_key["rope_parameters"] != by_key["rope_scaling"]:
         raise ConfigError(
-            f"{where}: rope_parameters and rope_scaling with rope_theta disagree: {_shown(found['rope_parameters'])}"
-            f" and {_shown(found['rope_scaling'])}; remove the wrong one."
+            f"{where}: rope_parameters and rope_scaling with rope_theta disagree: {_shown(by_key['rope_parameters'])}"
+            f" and {_shown(by_key['rope_scaling'])}; remove the wrong one."
         )
-    rope = found.get("rope_parameters", found.get("rope_scaling", {}))
+    rope = by_key.get("rope_parameters", by_key.get("rope_scaling", {}))
     top = values.get("rope_theta")
     if top is not None and top != rope["rope_theta"]:
-        raise ConfigError(f"{where}: rope_theta is {_shown(top)} and {rope['rope_theta']!r} in {next(iter(found))}.")
+        raise ConfigError(f"{where}: rope_theta is {_shown(top)} and {rope['rope_theta']!r} in {next(iter(by_key))}.")
     return rope
 
 
@@ -205,10 +205,10 @@ def _standard(rope: Any, values: Mapping[str, Any], where: str) -> dict[str, Any
     result: dict[str, Any] = {"rope_type": kind, "rope_theta": float(theta)}
     original, top = rope.pop(_ORIGINAL, None), values.get(_ORIGINAL)
     if kind in _HAS_ORIGINAL:
-        found = [size({_ORIGINAL: x}, _ORIGINAL, where) for x in (original, top) if x is not None]
-        if len(set(found)) == 2:
+        lengths = [size({_ORIGINAL: x}, _ORIGINAL, where) for x in (original, top) if x is not None]
+        if len(set(lengths)) == 2:
             raise ConfigError(f"{where}: {_ORIGINAL} is {original!r} here and {top!r} outside.")
-        result[_ORIGINAL] = found[0] if found else size(values, _MAX, where, 2048)
+        result[_ORIGINAL] = lengths[0] if lengths else size(values, _MAX, where, 2048)
         _warn_of_other_readings(rope | result, original, top, values, where)
     for key in ("short_mscale", "long_mscale"):  # vLLM's names for attention_factor
         value = rope.pop(key, None) if kind == "longrope" else None
@@ -265,15 +265,15 @@ def _positions(rope: Mapping[str, Any], max_len: int, where: str) -> list[dict[s
     if kind == "default":
         return []
     name, required, optional = _ROPE[kind]
-    given = {k: rope[k] for k in required + optional if k in rope}
-    if kind in ("yarn", "longrope") and "factor" not in given:  # as transformers does
-        given["factor"] = max_len / rope[_ORIGINAL]
-    if kind == "longrope" and isinstance(given["factor"], int | float):
-        if "attention_factor" not in given and given["factor"] <= 1:
-            given["attention_factor"] = 1.0
-        if given["factor"] < 1:
-            given.pop("factor")
-    missing = [k for k in required if k not in given]
+    parameters = {k: rope[k] for k in required + optional if k in rope}
+    if kind in ("yarn", "longrope") and "factor" not in parameters:  # as transformers does
+        parameters["factor"] = max_len / rope[_ORIGINAL]
+    if kind == "longrope" and isinstance(parameters["factor"], int | float):
+        if "attention_factor" not in parameters and parameters["factor"] <= 1:
+            parameters["attention_factor"] = 1.0
+        if parameters["factor"] < 1:
+            parameters.pop("factor")
+    missing = [k for k in required if k not in parameters]
     if missing:
         raise ConfigError(f"{where}: rope scaling of type {kind!r} is missing {missing}.")
-    return [{"name": name, **given}]
+    return [{"name": name, **parameters}]

@@ -136,9 +136,11 @@ def checked(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     flat = paths(params)
     size = names.sizes(config)
     want = {n.path: (config.num_layers,) * n.stacked + names.our_shape(n.layout, size) for n in names.names(config)}
-    got = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    wrong = sorted(p for p in want.keys() | got.keys() if want.get(p) != got.get(p))
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    wrong = sorted(p for p in want.keys() | shapes.keys() if want.get(p) != shapes.get(p))
     if wrong:
         p = wrong[0]
-        raise ConfigError(f"params: {p} has shape {got.get(p, 'missing')}, the config says {want.get(p, 'no such')}.")
+        raise ConfigError(
+            f"params: {p} has shape {shapes.get(p, 'missing')}, the config says {want.get(p, 'no such')}."
+        )
     return flat

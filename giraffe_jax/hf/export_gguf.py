@@ -136,10 +136,10 @@ def _write_tensors(writer: Any, flat: Mapping[str, Any], c: ModelConfig, dtype: 
 
     for row, i in plan:
         shape = names.file_shape(row.layout, size)
-        words = np.dtype(numbers[kind(shape)])
+        number_type = np.dtype(numbers[kind(shape)])
         raw = GGMLQuantizationType[kinds[kind(shape)]]
-        count = int(np.prod(shape)) * words.itemsize
-        writer.add_tensor_info(row.gguf.format(i=i), shape, np.dtype(f"u{words.itemsize}"), count, raw_dtype=raw)
+        count = int(np.prod(shape)) * number_type.itemsize
+        writer.add_tensor_info(row.gguf.format(i=i), shape, np.dtype(f"u{number_type.itemsize}"), count, raw_dtype=raw)
     if divisors is not None:
         writer.add_tensor_info(FREQUENCIES, divisors.shape, divisors.dtype, divisors.nbytes)
     writer.write_header_to_file()

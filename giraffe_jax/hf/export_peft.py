@@ -62,7 +62,7 @@ def save_adapter(
             f"base: {where} is not the Hugging Face directory of a whole model, which an adapter of PEFT needs. "
             f"`giraffe export {where} NEW` makes one; then --base=NEW."
         )
-    values, there = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len), read_json(where / "config.json")
+    values, in_base = config_to_json(config, tokenizer, dtype=dtype, max_len=max_len), read_json(where / "config.json")
     flat, size = paths(params), names.sizes(config)
     whole = _differing(flat, config, safetensors_directory(where), where)
     tensors = {f"{module}.weight": value for module, value in whole.items()}
@@ -80,7 +80,7 @@ def save_adapter(
     hf = {row.path: row.hf for row in names.NAMES}
     targets = [hf[f"layers/{_part(t)}/{t}/kernel"].removesuffix(".weight").split(".")[-1] for t in adapters.targets]
     saved = sorted({module.split(".")[-1] for module in whole})
-    about = {
+    adapter_config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(where.absolute()),
@@ -99,11 +99,11 @@ def save_adapter(
         for name, content in ({} if tokenizer is None else tokenizer.files()).items():
             if name != GENERATION:
                 (part / name).write_bytes(content)
-        if not _same_rope(values, there):
-            write_json(part / BASE_CONFIG, {**there, **{k: values[k] for k in _ROPE if k in values}})
-        write_json(part / CONFIG, about)
+        if not _same_rope(values, in_base):
+            write_json(part / BASE_CONFIG, {**in_base, **{k: values[k] for k in _ROPE if k in values}})
+        write_json(part / CONFIG, adapter_config)
         write_safetensors(part / WEIGHTS, out)
-    return about
+    return adapter_config
 
 
 def _part(target: str) -> str:
@@ -115,7 +115,7 @@ def _differing(flat: Mapping[str, Any], config: ModelConfig, base: Mapping[str, 
     import jax.numpy as jnp
 
     size, kept = names.sizes(config), jnp.dtype(config.param_dtype)
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for module, (row, i) in modules(config).items():
         if row.path not in flat:  # the head of a tied model
             continue
@@ -134,14 +134,14 @@ def _differing(flat: Mapping[str, Any], config: ModelConfig, base: Mapping[str, 
                 "from other weights. Give those with --base; of a run, a .gguf file or another adapter `giraffe "
                 "export` makes a directory first."
             )
-        found[module] = ours
-    kinds = {module.split(".")[-1] for module in found}  # peft saves all modules of a name, or none
+        changed[module] = ours
+    kinds = {module.split(".")[-1] for module in changed}  # peft saves all modules of a name, or none
     for module, (row, i) in modules(config).items():
         if module.split(".")[-1] in kinds and row.path in flat:
-            found[module] = _in_file(flat, row, i, size)
-    if config.tie_embeddings and EMBED in found:  # peft would leave the head as it is in the base
-        found[HEAD] = found[EMBED].copy()
-    return found
+            changed[module] = _in_file(flat, row, i, size)
+    if config.tie_embeddings and EMBED in changed:  # peft would leave the head as it is in the base
+        changed[HEAD] = changed[EMBED].copy()
+    return changed
 
 
 def _in_file(flat: Mapping[str, Any], row: Name, layer: int, size: Mapping[str, int]) -> np.ndarray:

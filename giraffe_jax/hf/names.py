@@ -61,9 +61,9 @@ def names(config: Any) -> tuple[Name, ...]:
 
 def _sides(layout: str) -> tuple[list[list[str]], list[str], list[str]]:
     """Returns (groups of the file's axes, those axes flat, our axes)."""
-    there, here = layout.split(" -> ")
-    groups = [g.strip("()").split() for g in re.findall(r"\([^)]*\)|\S+", there)]
-    return groups, [a for g in groups for a in g], here.split()
+    file_axes, our_axes = layout.split(" -> ")
+    groups = [g.strip("()").split() for g in re.findall(r"\([^)]*\)|\S+", file_axes)]
+    return groups, [a for g in groups for a in g], our_axes.split()
 
 
 def file_shape(layout: str, size: Mapping[str, int]) -> tuple[int, ...]:

@@ -60,19 +60,19 @@ def parts(adapter: Adapter, config: ModelConfig) -> tuple[dict[str, tuple[Tensor
     Raises:
       ConfigError: names or shapes that do not fit the adapter's config and the model.
     """
-    size, left = names.sizes(config), dict(adapter.tensors)
+    size, remaining = names.sizes(config), dict(adapter.tensors)
     known, file = modules(config), adapter.directory / WEIGHTS
     pairs, whole = {}, {}
 
     def take(name: str, shape: tuple[int, ...], why: str) -> Tensor:
-        if name not in left:
+        if name not in remaining:
             raise ConfigError(f"{file}: missing tensor {PREFIX}{name}: {why}.")
-        if left[name].shape != shape:
+        if remaining[name].shape != shape:
             raise ConfigError(
-                f"{file}: {PREFIX}{name} has shape {list(left[name].shape)}, expected is {list(shape)}: {why}"
+                f"{file}: {PREFIX}{name} has shape {list(remaining[name].shape)}, expected is {list(shape)}: {why}"
                 + (", and the base has another shape of it." if "lora" not in name else ".")
             )
-        return _finite(left.pop(name), PREFIX + name)
+        return _finite(remaining.pop(name), PREFIX + name)
 
     for module, (row, _) in known.items():
         rows, columns = (*names.file_shape(row.layout, size), 0)[:2]
@@ -90,17 +90,17 @@ def parts(adapter: Adapter, config: ModelConfig) -> tuple[dict[str, tuple[Tensor
             a, b = (take(f"{module}.{kind}", shape, why) for kind, shape in kinds)
             pairs[module] = a, b
         saved = any(module.endswith(name) for name in adapter.saved)
-        own = f"{module}.base_layer.weight" if module in pairs else f"{module}.weight"
-        if own in left or (saved and module not in pairs):
+        key = f"{module}.base_layer.weight" if module in pairs else f"{module}.weight"
+        if key in remaining or (saved and module not in pairs):
             shape = names.file_shape(row.layout, size)
-            if not (own not in left and module == HEAD and config.tie_embeddings and adapter.tied):
-                whole[module] = take(own, shape, f"{CONFIG} has it in modules_to_save" if saved else "it is a weight")
-    if left:
-        name = min(left)
+            if not (key not in remaining and module == HEAD and config.tie_embeddings and adapter.tied):
+                whole[module] = take(key, shape, f"{CONFIG} has it in modules_to_save" if saved else "it is a weight")
+    if remaining:
+        name = min(remaining)
         module = next((m for m in known if name.startswith(m + ".")), None)
         raise ConfigError(
-            f"{file}: unexpected tensor {PREFIX}{name} {list(left[name].shape)}"
-            + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+            f"{file}: unexpected tensor {PREFIX}{name} {list(remaining[name].shape)}"
+            + (f" and {len(remaining) - 1} more" if len(remaining) > 1 else "")
             + (
                 f": {CONFIG} gives {module} no such thing (target_modules is {adapter.targets!r})."
                 if module
@@ -142,10 +142,10 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     start = f"source: {adapter.directory} is an adapter, whose training continues only with a config.lora like its own"
     rows = {row.path.split("/")[2]: row for row in names.NAMES if row.path.endswith("/kernel") and row.stacked}
     module = {kind: row.hf.removesuffix(".weight") for kind, row in rows.items()}
-    has = {kind for kind in rows if any(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
-    full = {kind for kind in has if all(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
+    adapted = {kind for kind in rows if any(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
+    full = {kind for kind in adapted if all(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
     sizes = {adapter.size(name) for name in pairs}
-    if has != full or len(sizes) > 1 or {EMBED, HEAD} & pairs.keys():
+    if adapted != full or len(sizes) > 1 or {EMBED, HEAD} & pairs.keys():
         raise ConfigError(
             f"{start}; this one has ranks or scales that differ between modules, leaves out layers, or adapts "
             f"embeddings, which config.lora cannot express: {else_.removeprefix('or ')}."
@@ -153,8 +153,8 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     ((rank, scale),) = sizes
     if rank != wanted.rank:
         raise ConfigError(f"{start}: lora.rank is {wanted.rank}, its rank {rank}; set that, {else_}.")
-    if set(wanted.targets) != has:
-        ours = tuple(kind for kind in rows if kind in has)
+    if set(wanted.targets) != adapted:
+        ours = tuple(kind for kind in rows if kind in adapted)
         raise ConfigError(f"{start}: lora.targets is {wanted.targets}, it has {ours}; set that, {else_}.")
     if not math.isclose(wanted.alpha / wanted.rank, scale, rel_tol=1e-6):
         raise ConfigError(
@@ -165,8 +165,8 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     for kind in wanted.targets:
         path, shape = rows[kind].path.removesuffix("kernel") + "lora/", names.our_shape(rows[kind].layout, size)
         fan_in = 2 if kind == "o" else 1
-        both = [pairs[module[kind].format(i=i)] for i in range(config.num_layers)]
-        a, b = (np.stack([pair[i].read().astype(np.float32).T for pair in both]) for i in (0, 1))
+        layer_pairs = [pairs[module[kind].format(i=i)] for i in range(config.num_layers)]
+        a, b = (np.stack([pair[i].read().astype(np.float32).T for pair in layer_pairs]) for i in (0, 1))
         flat[path + "a"] = a.reshape(-1, *shape[:fan_in], rank)
         flat[path + "b"] = b.reshape(-1, rank, *shape[fan_in:])
         flat[path + "scale"] = np.full(config.num_layers, scale, np.float32)

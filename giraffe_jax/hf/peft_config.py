@@ -96,12 +96,12 @@ class Adapter:
 
     def unties(self) -> bool:
         """Returns whether the adapter makes the head of a tied base differ from its embedding."""
-        given = {name for name in self.tensors if name.startswith((EMBED + ".", HEAD + "."))}
+        present = {name for name in self.tensors if name.startswith((EMBED + ".", HEAD + "."))}
         whole = {f"{EMBED}.weight", f"{HEAD}.weight"}
-        if given == whole:
+        if present == whole:
             one, other = (self.tensors[name].read() for name in sorted(whole))
             return not np.array_equal(one, other)
-        return bool(given) and not (self.tied and given == {f"{EMBED}.weight"})
+        return bool(present) and not (self.tied and present == {f"{EMBED}.weight"})
 
 
 def is_adapter(directory: Path) -> bool:
@@ -126,9 +126,9 @@ def read_adapter(directory: Path) -> Adapter:
             raise ConfigError(f"{directory}: an adapter is {CONFIG} and {WEIGHTS}; there is no {name}.")
     values = read_json(where)
     _check_keys(values, where)
-    found = read.safetensors_file(directory / WEIGHTS)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
-    if len(tensors) < len(found):
+    file_tensors = read.safetensors_file(directory / WEIGHTS)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in file_tensors.items()}
+    if len(tensors) < len(file_tensors):
         raise ConfigError(f"{directory / WEIGHTS}: names a tensor with and without {PREFIX}.")
     layers = values.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers or []
@@ -197,20 +197,20 @@ def _number(value: Any, key: str, where: Path, whole: bool = False) -> Any:
 
 
 def _by_pattern(values: Mapping[str, Any], key: str, where: Path, whole: bool = False) -> dict[str, Any]:
-    found = values.get(key) or {}
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{where}: {key} must map patterns to numbers, got {found!r}.")
-    return {pattern: _number(value, f"{key}[{pattern!r}]", where, whole) for pattern, value in found.items()}
+    patterns = values.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise ConfigError(f"{where}: {key} must map patterns to numbers, got {patterns!r}.")
+    return {pattern: _number(value, f"{key}[{pattern!r}]", where, whole) for pattern, value in patterns.items()}
 
 
 def _texts(values: Mapping[str, Any], key: str, where: Path, one_is_regex: bool = False) -> Any:
     """Returns a key's names as a tuple; with `one_is_regex`, a single string is returned as it is."""
-    found = values.get(key) or []
-    if isinstance(found, str):
-        return found if one_is_regex else (found,)
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ConfigError(f"{where}: {key} must be a list of module names, got {found!r}.")
-    return tuple(found)
+    texts = values.get(key) or []
+    if isinstance(texts, str):
+        return texts if one_is_regex else (texts,)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{where}: {key} must be a list of module names, got {texts!r}.")
+    return tuple(texts)
 
 
 def _is_among(module: str, chosen: tuple[str, ...] | str) -> bool:

@@ -65,11 +65,11 @@ def _sharded(index: Path) -> dict[str, Tensor]:
         if Path(name).name != name or not file.is_file():
             raise ConfigError(f"{index}: names the shard {name!r}, which is not in {index.parent}.")
         shards[name] = safetensors_file(file)
-    found = {tensor: name for name, shard in shards.items() for tensor in shard}
-    wrong = [t for t in sorted(where.keys() | found.keys()) if where.get(t) != found.get(t)]
+    shard_of = {tensor: name for name, shard in shards.items() for tensor in shard}
+    wrong = [t for t in sorted(where.keys() | shard_of.keys()) if where.get(t) != shard_of.get(t)]
     if wrong:
         t = wrong[0]
-        raise ConfigError(f"{index}: says {t} is in {where.get(t, 'no shard')}, it is in {found.get(t, 'none')}.")
+        raise ConfigError(f"{index}: says {t} is in {where.get(t, 'no shard')}, it is in {shard_of.get(t, 'none')}.")
     return {t: shards[name][t] for t, name in where.items()}
 
 

@@ -61,12 +61,12 @@ def _rope(config: ModelConfig) -> tuple[dict[str, Any], int]:
 
 def _table(config: ModelConfig, calls: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
     """Returns longrope parameters with the methods' frequencies as both lists, and the length they reach."""
-    has = (
+    supported = (
         f"It supports ntk and abf (as rope_theta), {', '.join(_NATIVE)}, and every method that `giraffe methods` lists "
         "as longrope, composed or alone."
     )
     (inv_freq, gain), factor, theta = (
-        static_table(config, "Hugging Face's Llama", has),
+        static_table(config, "Hugging Face's Llama", supported),
         largest_factor(calls),
         float(config.theta),
     )
@@ -100,21 +100,21 @@ def static_table(config: ModelConfig, whose: str, has: str) -> tuple[np.ndarray,
     """
     calls = _acting(config)
     model: dict[str, Any] = dict(head_dim=config.head_dim, theta=config.theta, original_len=config.original_len)
-    found = one_table(calls, **model, num_layers=config.num_layers)
-    if found is None:
+    table = one_table(calls, **model, num_layers=config.num_layers)
+    if table is None:
         listed, nearest = ", ".join(str(c["name"]) for c in calls), instead_of(calls)
         hint = f" Nearest to {nearest}." if nearest else ""
         if learned := learned_by(config):
-            each = "; ".join(f"{method} ({', '.join(own)})" for method, own in learned.items())
+            added = "; ".join(f"{method} ({', '.join(paths)})" for method, paths in learned.items())
             hint += (
-                f" Learned parameters of a method, which such a file cannot hold: {each}. To export a model without "
+                f" Learned parameters of a method, which such a file cannot hold: {added}. To export a model without "
                 f"them, train from this one (source) with model.positions without {', '.join(learned)}."
             )
         raise ConfigError(
             f"model.positions: {listed} cannot be exported: {whose} supports only frequencies and a gain that are the "
             f"same in every layer and at every length. {has}{hint}"
         )
-    return found
+    return table
 
 
 def _gain(config: ModelConfig) -> float:

@@ -24,11 +24,11 @@ def check_new(directory: str | Path) -> None:
     path = Path(os.path.realpath(directory))
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{directory}: exists already; nothing is overwritten. Give a new directory.")
-    above = next(p for p in path.parents if os.path.lexists(p))
-    if not above.is_dir():
-        raise ConfigError(f"{directory}: {above} is a file, so no directory can be made in it.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{directory}: {above} cannot be written in.")
+    ancestor = next(p for p in path.parents if os.path.lexists(p))
+    if not ancestor.is_dir():
+        raise ConfigError(f"{directory}: {ancestor} is a file, so no directory can be made in it.")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise ConfigError(f"{directory}: {ancestor} cannot be written in.")
 
 
 def check_new_file(path: str | Path) -> None:
@@ -52,7 +52,7 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
     """
     check_new(directory)
     path = Path(os.path.realpath(directory))
-    made = [p for p in path.parents if not p.exists()]  # innermost first
+    new_parents = [p for p in path.parents if not p.exists()]  # innermost first
     name = f".{path.name}.writing-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,18 +73,18 @@ def new_directory(directory: str | Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         with contextlib.suppress(OSError):  # not empty: others are writing there too
-            for parent in made:
+            for parent in new_parents:
                 parent.rmdir()
         raise
 
 
 def _remove(folder: Path) -> None:
     """Removes a folder, trying for some seconds: after a failed save, threads may still be writing into it."""
-    gone = 0
+    times_gone = 0
     for _ in range(40):
         shutil.rmtree(folder, ignore_errors=True)
-        gone = 0 if folder.exists() else gone + 1
-        if gone == 2:
+        times_gone = 0 if folder.exists() else times_gone + 1
+        if times_gone == 2:
             return
         time.sleep(0.1)
 

@@ -55,9 +55,9 @@ def prefill(
     check_cache(encoding, raw)
     lengths = jnp.asarray(lengths, jnp.int32)
     if encoding.positions is None:
-        own = lengths if length_dependent(encoding) else None  # without padding
+        row_lengths = lengths if length_dependent(encoding) else None  # without padding
         places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.float32), tokens.shape)
-        encoding = encoding.at(places, length=own)
+        encoding = encoding.at(places, length=row_lengths)
     return _prefill(_program(lm.config), lm.params, tokens, lengths, encoding, capacity=capacity, raw=raw)
 
 
@@ -214,8 +214,8 @@ def loop(
     def body(state):
         step, token, cache, out, count, alive = state
         length = None if policy == "pinned" else jnp.max(jnp.where(alive, cache.index, 0)) + 1
-        here = encoding.at(cache.index[:, None], length=length)
-        scores_BV, cache = _step(config, params, token, here, cache)
+        step_encoding = encoding.at(cache.index[:, None], length=length)
+        scores_BV, cache = _step(config, params, token, step_encoding, cache)
         token, out, count, alive = take(scores_BV, step, out, count, alive, key)
         return step + 1, token, cache, out, count, alive
 

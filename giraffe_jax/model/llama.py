@@ -170,23 +170,23 @@ class Block(nn.Module):
         return of_residual(x), cached
 
 
-def _remat(block: Any, how: str) -> Any:
-    """Returns the layer with the remat policy `how`, by REMAT.
+def _remat(block: Any, policy_name: str) -> Any:
+    """Returns the layer with the remat policy of this name, by REMAT.
 
     On one CPU "none" is "save_matmuls": norms, rotations and sums are recomputed, which takes no measurable time
     (LOG.md, 2026-11-26).
     """
     policies = jax.checkpoint_policies
-    if how == "none" and choose().remat == "all":
+    if policy_name == "none" and choose().remat == "all":
         return block
-    kept, offloaded = REMAT["save_matmuls" if how == "none" else how]
+    kept, offloaded = REMAT["save_matmuls" if policy_name == "none" else policy_name]
     policy = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=kept,
         names_which_can_be_offloaded=offloaded,
         offload_src="device",
         offload_dst="pinned_host",
     )
-    if how in ("none", "save_matmuls"):
+    if policy_name in ("none", "save_matmuls"):
         policy = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(*kept))
     return nn.remat(block, prevent_cse=False, policy=policy)
 

@@ -116,7 +116,7 @@ GROUPS = ("adapters", "frequencies", "embedding", "unembedding", "norms", "atten
 def by_group(params: Any) -> dict[str, int]:
     """Returns how many parameters a tree has in each of GROUPS; groups without any are left out."""
     names = {"positions": "frequencies", "embed": "embedding", "lm_head": "unembedding", "mlp": "MLP"}
-    found: dict[str, int] = {group: 0 for group in GROUPS}
+    counts: dict[str, int] = {group: 0 for group in GROUPS}
     for path, x in paths(params).items():
         words = path.split("/")
         group = words[1] if words[0] == "layers" else words[0]
@@ -124,8 +124,8 @@ def by_group(params: Any) -> dict[str, int]:
             group = "adapters"
         elif words[-2].endswith("norm"):
             group = "norms"
-        found[names.get(group, group)] += x.size
-    return {group: count for group, count in found.items() if count}
+        counts[names.get(group, group)] += x.size
+    return {group: count for group, count in counts.items() if count}
 
 
 def count_in_words(count: int) -> str:

@@ -46,13 +46,13 @@ def param_axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 def learned_by(config: ModelConfig) -> dict[str, list[str]]:
     """Returns {method: paths of the parameters that it adds} for the config's methods that add any."""
-    found, known = {}, set(PARAM_AXES)
+    learned, known = {}, set(PARAM_AXES)
     for i, call in enumerate(config.positions, 1):
         paths = list(param_axes(dataclasses.replace(config, positions=config.positions[:i])))
-        if own := [path for path in paths if path not in known]:
-            found[str(call["name"])] = own
+        if added := [path for path in paths if path not in known]:
+            learned[str(call["name"])] = added
         known.update(paths)
-    return found
+    return learned
 
 
 def fit_params(config: ModelConfig, params: Mapping[str, Any], key: jax.Array) -> dict:

@@ -29,7 +29,7 @@ class Kernels:
     def __str__(self) -> str:
         """Returns which form computes what, like "linear, mlp, norm, loss by XLA"."""
         ops = {name: getattr(self, name) for name in ("linear", "mlp", "norm", "loss")}
-        by_form = {form: [name for name, of in ops.items() if of == form] for form in _NAMES}
+        by_form = {form: [name for name, used in ops.items() if used == form] for form in _NAMES}
         return "; ".join(f"{', '.join(names)} {_NAMES[form]}" for form, names in by_form.items() if names)
 
 

@@ -111,8 +111,8 @@ def _in_chunks(function, *arrays):
     if rows <= MLP_CHUNK or rows % MLP_CHUNK:
         return function(*arrays)
     parts = tuple(x.reshape(-1, MLP_CHUNK, *x.shape[1:]) for x in arrays)
-    found = lax.map(lambda part: function(*part), parts)
-    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), found)
+    outputs = lax.map(lambda part: function(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), outputs)
 
 
 _gated.defvjp(_gated_forward, _gated_backward)
@@ -204,9 +204,9 @@ def nll_and_gradients(hidden, unembedding, targets, weights, *, z_loss, chunk: i
 
     parts, restore = _token_chunks(chunk, hidden, targets, weights)
     start = jnp.zeros(tiles.shape, jnp.float32) if learns else None
-    d_tiles, found = lax.scan(one, start, parts)
+    d_tiles, outputs = lax.scan(one, start, parts)
     d_matrix = None if d_tiles is None else d_tiles.reshape(-1, d_tiles.shape[-1])[:num_words]
-    return *jax.tree.map(restore, found), d_matrix
+    return *jax.tree.map(restore, outputs), d_matrix
 
 
 def _tiles(unembedding):
@@ -229,8 +229,8 @@ def _scores(hidden, targets, tiles, num_words: int, *, keep: bool):
         new_top = jnp.maximum(top, logits.max(-1))
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
         at = targets - first
-        here = jnp.take_along_axis(logits, jnp.clip(at, 0, TILE - 1)[:, None], axis=1)[:, 0]
-        target = jnp.where((at >= 0) & (at < TILE), here, target)
+        target_logit = jnp.take_along_axis(logits, jnp.clip(at, 0, TILE - 1)[:, None], axis=1)[:, 0]
+        target = jnp.where((at >= 0) & (at < TILE), target_logit, target)
         before = jnp.where(jnp.arange(TILE) < at[:, None], logits, LOWEST).max(-1)
         return (new_top, total, target, jnp.maximum(ahead, before)), logits if keep else None
 

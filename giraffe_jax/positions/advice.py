@@ -26,9 +26,9 @@ def meant(name: str) -> str:
     For "halfway" and "halfway.py" it is " Did you mean 'halfway.halfway'?" if a file of that name on sys.path defines
     methods; for "idea/halfway.py" it is the --methods flag that finds them. Files are parsed, not executed.
     """
-    given, stem = Path(name), name.removeprefix("./").removesuffix(".py")
-    if len(name) <= 255 and given.suffix == ".py" and given.parent != Path() and (paths := _methods(given)):
-        return f" --methods={given.parent} is where {' or '.join(map(repr, paths))} is found."
+    path, stem = Path(name), name.removeprefix("./").removesuffix(".py")
+    if len(name) <= 255 and path.suffix == ".py" and path.parent != Path() and (paths := _methods(path)):
+        return f" --methods={path.parent} is where {' or '.join(map(repr, paths))} is found."
     for folder in sys.path if stem.isidentifier() and len(stem) < 250 else ():
         if paths := _methods(Path(folder, f"{stem}.py")):
             return f" Did you mean {' or '.join(map(repr, paths))}?"
@@ -103,7 +103,7 @@ def _has_range(hint: Any) -> bool:
 def _fails(function: Callable, e: Encoding, arguments: Mapping[str, Any]) -> bool:
     try:
         with np.errstate(all="ignore"):
-            found = function(e, **arguments)
+            result = function(e, **arguments)
     except Exception:
         return True
-    return not isinstance(found, Encoding) or not_finite(found) is not None
+    return not isinstance(result, Encoding) or not_finite(result) is not None

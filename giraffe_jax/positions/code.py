@@ -30,7 +30,7 @@ SEEN = "giraffe_jax_text"  # attribute of a loaded module's spec: the text that 
 def sources(scaling: Any) -> dict[str, str]:
     """Returns {"folder/my_method.py": text} for the user-defined methods in a list of methods, nested lists included,
     and for the modules of their project that they import, directly or indirectly."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in _names(scaling):
         module, _, attribute = str(name).rpartition(".")
         if callable(name):
@@ -38,10 +38,10 @@ def sources(scaling: Any) -> dict[str, str]:
         if module.startswith(CATALOGUE) or module not in sys.modules:
             continue
         if _file(module) is not None:
-            found |= texts(module)
+            files |= texts(module)
         elif text := _typed(name if callable(name) else getattr(sys.modules[module], attribute, None)):
-            found[f"{module}.{re.sub(r'[^0-9A-Za-z_]+', '_', attribute)}.py"] = text
-    return dict(sorted(found.items()))
+            files[f"{module}.{re.sub(r'[^0-9A-Za-z_]+', '_', attribute)}.py"] = text
+    return dict(sorted(files.items()))
 
 
 def same(one: str, other: str) -> bool:
@@ -56,10 +56,10 @@ def digest(text: str) -> str:
     """
     text = text.replace("\r\n", "\n")
     try:
-        what = repr(_plain(ast.parse(text), "__doc__" in text))
+        code = repr(_plain(ast.parse(text), "__doc__" in text))
     except (SyntaxError, ValueError, RecursionError):
-        what = text
-    return hashlib.sha256(what.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+        code = text
+    return hashlib.sha256(code.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def _plain(node: Any, documented: bool) -> Any:
@@ -97,7 +97,7 @@ def texts(module: str) -> dict[str, str]:
             return False
         return file.is_relative_to(root) or file.is_relative_to(project)
 
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     waiting, seen = [module], set()
     while waiting:
         parts = waiting.pop().split(".")
@@ -110,20 +110,20 @@ def texts(module: str) -> dict[str, str]:
                 continue
             package = file.name == "__init__.py"
             text = _text(name, file)
-            found[name.replace(".", "/") + ("/__init__.py" if package else ".py")] = text
+            files[name.replace(".", "/") + ("/__init__.py" if package else ".py")] = text
             waiting += _imported(text, name, package)
-    return found
+    return files
 
 
 def _text(name: str, file: Path) -> str:
     """Returns a module's text as first read after it was loaded; warns if the file has changed since."""
-    now = importlib.util.decode_source(file.read_bytes())
+    current = importlib.util.decode_source(file.read_bytes())
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None:
-        return now
+        return current
     if not hasattr(spec, SEEN):  # reloading a module makes a new spec
-        setattr(spec, SEEN, now)
-    if not same(now, getattr(spec, SEEN)):
+        setattr(spec, SEEN, current)
+    if not same(current, getattr(spec, SEEN)):
         warnings.warn(
             f"{file} was edited after this process imported it, and the old code is still running: restart, or "
             f"importlib.reload({name})",
@@ -134,21 +134,21 @@ def _text(name: str, file: Path) -> str:
 
 def _imported(text: str, name: str, package: bool) -> list[str]:
     """Returns the dotted names that a module may import, also inside functions; some may not be modules."""
-    found = []
+    names = []
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError):
         return []
     for node in nodes:
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parts = name.split(".")
             base = parts[: len(parts) - node.level + package] if node.level else []
             head = ".".join([*base, *([node.module] if node.module else [])])
-            found += [head, *(f"{head}.{alias.name}" for alias in node.names)] if head else []
-            found += [] if head else [alias.name for alias in node.names]
-    return found
+            names += [head, *(f"{head}.{alias.name}" for alias in node.names)] if head else []
+            names += [] if head else [alias.name for alias in node.names]
+    return names
 
 
 def _file(name: str) -> Path | None:

@@ -102,9 +102,9 @@ _ONCE = {
 _TABLES = {"longrope"}  # may follow any method: learned and searched divisors apply to the frequencies that are there
 
 
-def _about(call: Call, what: str) -> str | None:
+def _about(call: Call, key: str) -> str | None:
     """Returns an entry of the ABOUT dict of a method's file, or None."""
-    return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get(what)
+    return getattr(sys.modules.get(call.function.__module__), "ABOUT", {}).get(key)
 
 
 def _kind(call: Call) -> str | None:
@@ -158,14 +158,14 @@ def _run_pending(e: Encoding, pending: Sequence[tuple[int, Call]], where: str) -
     appear when the config is built."""
     positions = jnp.arange(2.0)[None]
     e = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), e)
-    each = e if e.limits is None else e.choose(0)
-    for start, length in ((e, jnp.float32(2)), (each, jnp.full((1, 2, 1), 2.0))):
+    per_token = e if e.limits is None else e.choose(0)
+    for start, length in ((e, jnp.float32(2)), (per_token, jnp.full((1, 2, 1), 2.0))):
         if length.ndim and start.inv_freq.ndim == 2:
             start = start.replace(inv_freq=start.inv_freq[:, None, None])
-        made = start.replace(positions=positions, length=length, key=jax.random.key(0))
+        result = start.replace(positions=positions, length=length, key=jax.random.key(0))
         for i, call in pending:
-            made = apply(made, [call], where, i)
-    return made.inv_freq
+            result = apply(result, [call], where, i)
+    return result.inv_freq
 
 
 def frequencies(

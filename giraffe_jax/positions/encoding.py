@@ -59,10 +59,10 @@ class Band:
 
     def holds(self, i: Any, j: Any) -> Any:
         """Returns whether pairs are in the band; its limits must be scalars, those of one layer."""
-        held = j < whole(self.keys)
+        inside = j < whole(self.keys)
         for r in self.ranges:
-            held &= r.holds(i, j)
-        return held if self.mask is None else held & self.mask(i, j)
+            inside &= r.holds(i, j)
+        return inside if self.mask is None else inside & self.mask(i, j)
 
 
 def whole(limit: Any) -> Any:

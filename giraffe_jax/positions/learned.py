@@ -64,8 +64,8 @@ def learned_entries(
     acting = [c for c, only in zip(calls, while_training, strict=True) if not only]
     drawn = [c for c, only in zip(calls, while_training, strict=True) if only]
     ratio = np.exp(np.asarray(log_ratio, np.float64))
-    if (found := one_table(acting, **model, num_layers=num_layers)) is not None:
-        start, gain = found
+    if (table := one_table(acting, **model, num_layers=num_layers)) is not None:
+        start, gain = table
         factor = largest_factor(acting)
         return [longrope_entry(start * ratio, gain, head_dim=head_dim, theta=theta, factor=factor), *drawn]
     divisors = (1 / ratio).tolist()

@@ -47,7 +47,7 @@ def find(name: str, where: str) -> Callable:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{where}: {name!r} is not a dotted path like my_method.wavelet.{meant(name)}")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(f"{where}: {name!r}: {_told(error, None)}.") from error
@@ -57,12 +57,12 @@ def find(name: str, where: str) -> Callable:
         ) from None
     except Exception as error:
         raise ConfigError(f"{where}: {name!r}: its module fails: {_told(error, None)}.") from error
-    function = getattr(found, attribute, None)
+    function = getattr(imported, attribute, None)
     if function is None:
-        there = sorted(key for key, value in vars(found).items() if inspect.isfunction(value) and key[0] != "_")
+        functions = sorted(key for key, value in vars(imported).items() if inspect.isfunction(value) and key[0] != "_")
         raise ConfigError(
-            f"{where}: {getattr(found, '__file__', module)} has no function {attribute!r}; it has "
-            f"{', '.join(there) or 'none'}.{meant(name) or nearest(attribute, there)}"
+            f"{where}: {getattr(imported, '__file__', module)} has no function {attribute!r}; it has "
+            f"{', '.join(functions) or 'none'}.{meant(name) or nearest(attribute, functions)}"
         )
     return check_form(function, where, name)
 
@@ -123,35 +123,35 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
     """
     try:
         with np.errstate(all="ignore"):  # numbers that are not finite are reported below
-            found = function(e, **arguments)
+            result = function(e, **arguments)
     except ConfigError:
         raise
     except Exception as error:
         key, advice = blame(function, e, arguments) if isinstance(error, ArithmeticError | ValueError) else ("", "")
         raise ConfigError(f"{where}{key}: {_told(error, function)}{advice}.{_cure(error, function, e)}") from error
     at = f"{where}: {place(function)}"
-    if not isinstance(found, Encoding):
-        got = "None" if found is None else type(found).__name__
-        raise ConfigError(f"{at}: it returned {got}; a method ends in `return e.replace(...)`.")
+    if not isinstance(result, Encoding):
+        returned = "None" if result is None else type(result).__name__
+        raise ConfigError(f"{at}: it returned {returned}; a method ends in `return e.replace(...)`.")
     planes = np.shape(e.inv_freq)[-1]
-    shape = np.shape(found.inv_freq)
+    shape = np.shape(result.inv_freq)
     if not shape or shape[-1] != planes or len(shape) > 4:
         raise ConfigError(
             f"{at}: it returned inv_freq of shape {shape}; expected ({planes},), a number for each rotary plane, or "
             f"(layers, {planes})."
         )
-    if (wrong := not_finite(found)) and not not_finite(e):
+    if (wrong := not_finite(result)) and not not_finite(e):
         key, advice = blame(function, e, arguments)
-        what = f"it returned {wrong[0]} with numbers that are not finite: {wrong[1]}"
-        raise ConfigError(f"{where}{key}: {place(function)}: {what}{advice}.")
-    if found.learned is not e.learned:
+        problem = f"it returned {wrong[0]} with numbers that are not finite: {wrong[1]}"
+        raise ConfigError(f"{where}{key}: {place(function)}: {problem}{advice}.")
+    if result.learned is not e.learned:
         try:
-            check_shapes(checked(found))
+            check_shapes(checked(result))
         except Mistake as error:
             raise ConfigError(f"{at}: {error}") from error
         except Exception as error:
             raise ConfigError(f"{where}: {_told(error, function)}.{_cure(error, function, e)}") from error
-    return found
+    return result
 
 
 def _told(error: BaseException, function: Callable | None) -> str:
@@ -160,11 +160,11 @@ def _told(error: BaseException, function: Callable | None) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     file = function.__code__.co_filename if isinstance(function, types.FunctionType) else None
     skipped = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>", importlib.__file__, __file__)
-    own = [f for f in frames if (f.filename == file if file else f.filename not in skipped)]
+    own_frames = [f for f in frames if (f.filename == file if file else f.filename not in skipped)]
     if isinstance(error, SyntaxError):
         head = f"{error.filename}:{error.lineno}: "
     else:
-        head = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+        head = f"{own_frames[-1].filename}:{own_frames[-1].lineno}: " if own_frames else ""
     text = str(error).strip().split("\n")[0][:300].rstrip(".")
     return f"{head}{type(error).__name__}: {text}" if text else f"{head}{type(error).__name__}"
 
@@ -174,9 +174,9 @@ def _cure(error: Exception, function: Callable, e: Encoding) -> str:
     names = function.__code__.co_names if isinstance(function, types.FunctionType) else ()
     missing = [name for name in READS if name in names and name not in needs and getattr(e, name) is None]
     if missing:
-        what = ", ".join(f"e.{name}" for name in missing)
+        fields = ", ".join(f"e.{name}" for name in missing)
         declared = tuple(dict.fromkeys([*needs, *missing]))
-        return f" It reads {what}, known only inside the step: the file must declare NEEDS = {declared!r}."
+        return f" It reads {fields}, known only inside the step: the file must declare NEEDS = {declared!r}."
     if "Tracer" in type(error).__name__ or "Tracer" in str(error):
         return " Inside the step numbers are traced: compute with e.xp instead of numpy, and without `if` on them."
     return ""

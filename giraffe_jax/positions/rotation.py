@@ -33,10 +33,10 @@ def rotations(encoding: Encoding) -> tuple[Rotation, ...]:
         raise ValueError("this Encoding has no positions: call encoding.at(positions) first.")
     if encoding.window is not None or encoding.chunk is not None:
         raise ValueError("this Encoding has a window or chunk beside its bands: set it before .at(positions).")
-    found = [_rotation(encoding, band) for band in encoding.bands or (CAUSAL,)]
+    band_tables = [_rotation(encoding, band) for band in encoding.bands or (CAUSAL,)]
     # If one table has an axis of layers, all get it: the scan over layers takes all tables per layer, or none.
-    shape = jnp.broadcast_shapes(*(table.shape for tables in found for table in tables))
-    return tuple(Rotation(*(jnp.broadcast_to(table, shape) for table in tables)) for tables in found)
+    shape = jnp.broadcast_shapes(*(table.shape for tables in band_tables for table in tables))
+    return tuple(Rotation(*(jnp.broadcast_to(table, shape) for table in tables)) for tables in band_tables)
 
 
 def _rotation(e: Encoding, band: Band) -> Rotation:

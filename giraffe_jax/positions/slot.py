@@ -114,49 +114,49 @@ def _try_in_a_layer(e: Encoding) -> Any:
     e = e.replace(positions=positions, query_scale=None)
     items = e.learned
     for item in items:
-        what = f"{type(item).__name__} ({item.name!r})"
+        label = f"{type(item).__name__} ({item.name!r})"
         params = item.init(jax.random.key(0), num_heads)
-        _check_params(params, what)
+        _check_params(params, label)
         before, e = e, item.apply(e, params)
         if not isinstance(e, Encoding):
-            raise Mistake(f"{what}: apply returned {type(e).__name__}; it ends in `return e.replace(...)`.")
+            raise Mistake(f"{label}: apply returned {type(e).__name__}; it ends in `return e.replace(...)`.")
         for field in (f.name for f in dataclasses.fields(e)):
             if field not in APPLIED and getattr(e, field) is not getattr(before, field):
                 raise Mistake(
-                    f"{what}: apply changed {field}, which is used before the layers; it may change "
+                    f"{label}: apply changed {field}, which is used before the layers; it may change "
                     f"{' and '.join(APPLIED)}. The method itself may change {field}."
                 )
-        _check_fits(e.head_scale, (*positions.shape, num_heads), f"{what}: apply returned head_scale", "B T N")
+        _check_fits(e.head_scale, (*positions.shape, num_heads), f"{label}: apply returned head_scale", "B T N")
     if e.bias is not None:  # once it has all parameters
         rows, tokens = positions.shape
         i, j = jnp.zeros((rows, 1, tokens, 1), jnp.int32), jnp.zeros((1, 1, 1, 3), jnp.int32)
-        what = f"with parameters of {', '.join(item.name for item in items)}, bias(i, j, num_heads) is"
-        _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), what, "B N T S")
+        label = f"with parameters of {', '.join(item.name for item in items)}, bias(i, j, num_heads) is"
+        _check_fits(e.bias(i, j, num_heads), (rows, num_heads, tokens, 3), label, "B N T S")
     return ()
 
 
-def _check_params(params: Any, what: str) -> None:
+def _check_params(params: Any, name: str) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not isinstance(params, Mapping) or not leaves:
-        got = type(params).__name__ if leaves else "nothing"
-        raise Mistake(f"{what}: init returned {got}; a dict of arrays is expected, as in dict(slope=jnp.ones(...)).")
+        kind = type(params).__name__ if leaves else "nothing"
+        raise Mistake(f"{name}: init returned {kind}; a dict of arrays is expected, as in dict(slope=jnp.ones(...)).")
     for path, leaf in leaves:
         keys = [getattr(part, "key", None) for part in path]
         if not all(isinstance(key, str) for key in keys):
-            raise Mistake(f"{what}: init returned {jax.tree_util.keystr(path)}; dicts with texts as keys are expected.")
+            raise Mistake(f"{name}: init returned {jax.tree_util.keystr(path)}; dicts with texts as keys are expected.")
         if reserved := [key for key in keys if key in RESERVED]:
-            raise Mistake(f"{what}: init names a parameter {reserved[0]!r}, kept for matrices and adapters.")
+            raise Mistake(f"{name}: init names a parameter {reserved[0]!r}, kept for matrices and adapters.")
         if not jnp.issubdtype(getattr(leaf, "dtype", None) or type(leaf), jnp.floating) or not hasattr(leaf, "shape"):
-            got = getattr(leaf, "dtype", type(leaf).__name__)
-            raise Mistake(f"{what}: init returned {'/'.join(map(str, keys))} of {got}; arrays of floats are expected.")
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise Mistake(f"{name}: init returned {'/'.join(map(str, keys))} of {kind}; arrays of floats are expected.")
 
 
-def _check_fits(value: Any, shape: tuple[int, ...], what: str, axes: str) -> None:
+def _check_fits(value: Any, shape: tuple[int, ...], label: str, axes: str) -> None:
     """Raises Mistake if a value does not broadcast to a shape."""
-    got = () if value is None else jnp.shape(value)
+    value_shape = () if value is None else jnp.shape(value)
     try:
-        fits = jnp.broadcast_shapes(got, shape) == shape
+        fits = jnp.broadcast_shapes(value_shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
-        raise Mistake(f"{what} of shape {got}; expected [{axes}] = {shape}, or 1 in place of any of them.")
+        raise Mistake(f"{label} of shape {value_shape}; expected [{axes}] = {shape}, or 1 in place of any of them.")

@@ -24,10 +24,10 @@ def locked(path: str | os.PathLike[str], *, shared: bool = False, wait: bool = T
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            had = True
+            acquired = True
         except BlockingIOError:
-            had = False
-        yield had
+            acquired = False
+        yield acquired
     finally:
         os.close(fd)
 

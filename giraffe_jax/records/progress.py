@@ -47,16 +47,16 @@ class Progress:
         if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
             return
         self._shown = now
-        left = ""
+        remaining = ""
         if self.total is not None and done > self.start:
             pace = (now - self._began) / (done - self.start)
-            left = (
+            remaining = (
                 f"  {duration(pace * (self.total - done))} left"
                 if done < self.total
                 else f"  {duration(now - self._began)}"
             )
         head = f"{done}/{self.total}" if self.total is not None else str(done)
-        self._print(f"{head}  {text}{left}")
+        self._print(f"{head}  {text}{remaining}")
 
     def _print(self, line: str) -> None:
         if self.tty:

@@ -205,15 +205,15 @@ class Rows:
                 at += size
             if not cut:
                 return 0
-            aside = self.path.with_name(self.path.name + ".bad")
+            bad_path = self.path.with_name(self.path.name + ".bad")
             if bad:
-                with open(aside, "ab") as rest:
+                with open(bad_path, "ab") as bad_file:
                     for _, begin, size, _ in bad:
                         file.seek(begin)
                         while part := file.read(min(size, MAX_LINE)):
-                            size -= rest.write(part)
-                    rest.flush()
-                    os.fsync(rest.fileno())
+                            size -= bad_file.write(part)
+                    bad_file.flush()
+                    os.fsync(bad_file.fileno())
             kept, begin = [], 0
             for end, size in [*cut, (at, 0)]:
                 file.seek(begin)
@@ -223,10 +223,10 @@ class Rows:
         write_atomically(self.path, b"".join(kept))
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
         for number, _, _, why in bad[:MAX_NAMED]:
-            warnings.warn(f"{self.path}, line {number}: {why}; it is now in {aside}", stacklevel=3)
+            warnings.warn(f"{self.path}, line {number}: {why}; it is now in {bad_path}", stacklevel=3)
         if len(bad) > MAX_NAMED:
             more = len(bad) - MAX_NAMED
-            warnings.warn(f"{self.path}: {more} more bad lines are now in {aside}", stacklevel=3)
+            warnings.warn(f"{self.path}: {more} more bad lines are now in {bad_path}", stacklevel=3)
         return refused
 
     def close(self) -> None:

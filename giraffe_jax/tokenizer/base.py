@@ -149,11 +149,14 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, by the library's own threads (one, with TOKENIZERS_PARALLELISM=false)."""
-        return [found.ids for found in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tok.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Returns (ids, offsets) of each text: the ids of `encode_batch`, and the characters [start, stop) of each."""
-        return [(found.ids, found.offsets) for found in self._tok.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            (encoding.ids, encoding.offsets)
+            for encoding in self._tok.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Any) -> str:
         """Returns the text of ids, special tokens included; ids outside the vocabulary are left out."""

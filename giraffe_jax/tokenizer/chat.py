@@ -88,8 +88,8 @@ class ChatTemplate:
         most = WIDEST * (self._size + len(json.dumps([*messages, tools], default=str)))
         blocks: list[str] = []
         try:
-            given = dict(messages=list(messages), tools=tools, documents=None, add_generation_prompt=prompt)
-            for block in self._template.generate(**self._names, **given):
+            context = dict(messages=list(messages), tools=tools, documents=None, add_generation_prompt=prompt)
+            for block in self._template.generate(**self._names, **context):
                 blocks.append(block)
                 self._written += len(block)
                 if self._written > most:
@@ -118,7 +118,7 @@ def template_of(tokenizer: Any, where: str) -> ChatTemplate:
     config = json.loads(files.get(CONFIG, b"{}"))
     text = config.get("chat_template")
     if isinstance(text, list):
-        text = {one.get("name"): one.get("template") for one in text}.get("default")
+        text = {entry.get("name"): entry.get("template") for entry in text}.get("default")
     if TEMPLATE in files:
         text = files[TEMPLATE].decode("utf-8")
     if not isinstance(text, str):
@@ -151,8 +151,8 @@ def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], w
         raise ConfigError(
             f'{where}: a chat template takes jinja2, which is not here: pip install "jinja2>=3.1.6"'
         ) from e
-    found = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
-    if found < (3, 1, 6):  # older versions have known sandbox escapes
+    version = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
+    if version < (3, 1, 6):  # older versions have known sandbox escapes
         raise ConfigError(f'{where}: jinja2 {jinja2.__version__} is too old: pip install -U "jinja2>=3.1.6"')
 
     class Generation(ext.Extension):
@@ -198,9 +198,9 @@ def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], w
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def numbers(*bounds: int) -> range:
-        if len(made := range(*bounds)) > STEPS:
+        if len(values := range(*bounds)) > STEPS:
             raise ValueError(f"a range of more than {STEPS:,}")
-        return made
+        return values
 
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
     environment.step = step  # type: ignore[attr-defined]

@@ -44,17 +44,17 @@ def check_class(file: Path, parts: Mapping[str, Any], config: Mapping[str, Any])
     llama = model["type"] == "BPE" and (name == LLAMA or (name == CODE_LLAMA and "<unk>" in model["vocab"]))
     if name in AS_IT_IS or (llama and all(config.get(k, v) == v for k, v in INFILLING.items())):
         return
-    said = "its rule is not known here"
+    cause = "its rule is not known here"
     if name in _BUILT:
         steps = json.dumps([parts["normalizer"], _without(parts["pre_tokenizer"], "trim_offsets")])
         prefix = json.dumps(config.get("add_prefix_space") is True)
         plain = model["type"] == "BPE" and not any(model.get(k) for k in ("unk_token", "ignore_merges", "dropout"))
         if plain and json.loads(steps) == json.loads(_BUILT[name].replace("PREFIX", prefix)):
             return
-        said = "it gives other ids"
+        cause = "it gives other ids"
     raise ConfigError(
         f"{file.parent / CONFIG}: tokenizer_class is {config['tokenizer_class']!r}, by which transformers may build "
-        f"another tokenizer than {file.name} says: {said}. For the ids of {file.name} write 'PreTrainedTokenizerFast'."
+        f"another tokenizer than {file.name} says: {cause}. For the ids of {file.name} write 'PreTrainedTokenizerFast'."
     )
 
 
@@ -100,5 +100,5 @@ def from_pieces(content: bytes, config: Mapping[str, Any]) -> tuple[Any, list[di
         for n in range(1, len(piece))
         if piece[:n] in vocab and piece[n:] in vocab
     ]
-    own = [dict(content=p.piece, normalized=False, special=p.type == 3) for p in model.pieces if p.type in (3, 4)]
-    return as_llama(vocab, [m[3] for m in sorted(merges)], config), own
+    added = [dict(content=p.piece, normalized=False, special=p.type == 3) for p in model.pieces if p.type in (3, 4)]
+    return as_llama(vocab, [m[3] for m in sorted(merges)], config), added

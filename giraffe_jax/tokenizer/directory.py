@@ -40,11 +40,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     file, model = directory / CONFIG, directory / "config.json"
     config = read_json(file) if file.is_file() else {}
-    about = read_json(model) if model.is_file() else {}
-    if about.get("model_type") == "mistral" and (directory / "tokenizer.json").is_file():
+    model_config = read_json(model) if model.is_file() else {}
+    if model_config.get("model_type") == "mistral" and (directory / "tokenizer.json").is_file():
         config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers ignores tokenizer_class here
-    elif isinstance(about.get("tokenizer_class"), str):
-        config = {"tokenizer_class": about["tokenizer_class"]} | config
+    elif isinstance(model_config.get("tokenizer_class"), str):
+        config = {"tokenizer_class": model_config["tokenizer_class"]} | config
     for key, (allowed, why) in _ONLY_AT.items():
         if key in config and config[key] not in allowed:
             raise ConfigError(f"{file}: {key} is {str(config[key])[:80]!r}, allowed is {allowed[-1]!r}: {why}.")
@@ -54,10 +54,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     if _OLD in config and not config.get(_EXTRA):
         config[_EXTRA] = config.pop(_OLD)
     if "added_tokens_decoder" not in config and (directory / MAP).is_file():
-        found, before = read_json(directory / MAP), config.get(_EXTRA)
-        if isinstance(before, list) and isinstance(found.get(_EXTRA), list):
-            found[_EXTRA] = before + [t for t in found[_EXTRA] if t not in before]
-        config |= found
+        special_map, before = read_json(directory / MAP), config.get(_EXTRA)
+        if isinstance(before, list) and isinstance(special_map.get(_EXTRA), list):
+            special_map[_EXTRA] = before + [t for t in special_map[_EXTRA] if t not in before]
+        config |= special_map
     return config
 
 
@@ -85,12 +85,12 @@ def add_tokens(
     where = directory / CONFIG
     special = [_token(v, f"{where}: {k}", special=True) for k, v in named.items() if v is not None]
     special = [by_text.get(t.content, t) for t in special]
-    more = [_token(v, f"{where}: extra_special_tokens", special=True) for v in extra]
+    extra_tokens = [_token(v, f"{where}: extra_special_tokens", special=True) for v in extra]
     known = set(by_text) | {t.content for t in tok.get_added_tokens_decoder().values()}
     for token in special:
         token.special = True
-    tok.add_tokens([*by_id.values(), *(t for t in [*special, *more] if t.content not in known)])
-    tok.add_special_tokens([*special, *more])
+    tok.add_tokens([*by_id.values(), *(t for t in [*special, *extra_tokens] if t.content not in known)])
+    tok.add_special_tokens([*special, *extra_tokens])
     for i, token in by_id.items():
         if tok.token_to_id(token.content) != i:
             raise ConfigError(
@@ -104,16 +104,16 @@ def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, An
     """Returns the added tokens to which a file gives an id, as {id: AddedToken}, by increasing id."""
     from giraffe_jax.tokenizer.files import read_json
 
-    found: dict[int, Any] = {}
+    by_id: dict[int, Any] = {}
     if "added_tokens_decoder" in config:
         where = f"{directory / CONFIG}: added_tokens_decoder"
-        given = config["added_tokens_decoder"]
-        if not isinstance(given, dict):
-            raise ConfigError(f"{where} must be a mapping of ids to tokens, got {str(given)[:40]!r}.")
-        for key, value in given.items():
+        declared = config["added_tokens_decoder"]
+        if not isinstance(declared, dict):
+            raise ConfigError(f"{where} must be a mapping of ids to tokens, got {str(declared)[:40]!r}.")
+        for key, value in declared.items():
             if not key.isdecimal() or not isinstance(value, dict):
                 raise ConfigError(f"{where} must map ids to tokens, got {key[:20]!r}: {str(value)[:40]!r}.")
-            found[int(key)] = _token(value, where)
+            by_id[int(key)] = _token(value, where)
     else:
         file = directory / ADDED
         specials = [config.get(k) for k in _NAMED]
@@ -122,10 +122,10 @@ def _declared(directory: Path, config: Mapping[str, Any], own: list[dict[str, An
         for text, i in (read_json(file) if file.is_file() else {}).items():
             if not isinstance(i, int) or isinstance(i, bool) or i < 0:
                 raise ConfigError(f"{file}: the id of {text[:40]!r} must be a whole number from 0, got {str(i)[:40]}.")
-            found[i] = _token({"content": text, "normalized": text not in texts}, str(file), special=text in texts)
+            by_id[i] = _token({"content": text, "normalized": text not in texts}, str(file), special=text in texts)
     if "added_tokens_decoder" not in config:
-        found |= {t["id"]: _token({k: t[k] for k in t if k != "id"}, str(directory)) for t in own}
-    return dict(sorted(found.items()))
+        by_id |= {t["id"]: _token({k: t[k] for k in t if k != "id"}, str(directory)) for t in own}
+    return dict(sorted(by_id.items()))
 
 
 def _token(value: Any, where: str, special: bool = False) -> Any:
@@ -181,33 +181,33 @@ def end_ids(directory: Path, eos_id: int | None) -> tuple[int, ...]:
     """Returns the ids that end a generated text: the end token, and those of generation_config.json and config.json."""
     from giraffe_jax.tokenizer.files import read_json
 
-    found: list[int] = []
+    ends: list[int] = []
     for file in (directory / GENERATION, directory / "config.json"):
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
         for i in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if isinstance(i, bool) or not isinstance(i, int):
                 raise ConfigError(f"{file}: eos_token_id must be ids, got {str(ids)[:60]}.")
-            found += [i] if i >= 0 else []  # -1 means no end token
-    return one_each(eos_id, found)
+            ends += [i] if i >= 0 else []  # -1 means no end token
+    return one_each(eos_id, ends)
 
 
 def one_each(eos_id: int | None, further: Sequence[int]) -> tuple[int, ...]:
     """Returns the end token, if there is one, and further ids, without duplicates."""
-    found: list[int] = [*([] if eos_id is None else [eos_id]), *further]
-    return tuple(dict.fromkeys(found))
+    all_ids: list[int] = [*([] if eos_id is None else [eos_id]), *further]
+    return tuple(dict.fromkeys(all_ids))
 
 
 def kept_files(directory: Path) -> dict[str, bytes]:
     """Returns generation_config.json and chat_template.jinja, if they are there, for exports to keep."""
     from giraffe_jax.tokenizer.files import read_json
 
-    found = {}
+    files = {}
     for name in (GENERATION, TEMPLATE):
         if (directory / name).is_file():
-            found[name] = (directory / name).read_bytes()
-    if GENERATION in found:
+            files[name] = (directory / name).read_bytes()
+    if GENERATION in files:
         read_json(directory / GENERATION)  # its error names the file
-    return found
+    return files
 
 
 def with_ends(files: Mapping[str, bytes], ends: tuple[int, ...]) -> dict[str, bytes]:

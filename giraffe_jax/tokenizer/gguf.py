@@ -88,38 +88,38 @@ def _walk(f: BinaryIO, size: int) -> None:
     The gguf library trusts them: in a damaged file it can loop over an array of 2**60 entries that are not there.
     """
 
-    def left(need: int, what: str) -> None:
+    def left(need: int, label: str) -> None:
         if need > size - f.tell():
             raise ConfigError(
-                f"truncated or corrupted GGUF file: {what} needs {need} bytes at byte {f.tell()}, the file has {size}."
+                f"truncated or corrupted GGUF file: {label} needs {need} bytes at byte {f.tell()}, the file has {size}."
             )
 
-    def number(code: str, what: str) -> int:
-        left(struct.calcsize("<" + code), what)
+    def number(code: str, label: str) -> int:
+        left(struct.calcsize("<" + code), label)
         return struct.unpack("<" + code, f.read(struct.calcsize("<" + code)))[0]
 
-    def string(what: str) -> bytes:
-        length = number("Q", what)
-        left(length, what)
+    def string(label: str) -> bytes:
+        length = number("Q", label)
+        left(length, label)
         return f.read(length)
 
-    def value(kind: int, what: str) -> None:
+    def value(kind: int, label: str) -> None:
         if kind == _STRING:
-            string(what)
+            string(label)
         elif kind == _ARRAY:
-            item, count = number("I", what), number("Q", what)
+            item, count = number("I", label), number("Q", label)
             if item in _SCALAR_BYTES:
-                left(count * _SCALAR_BYTES[item], what)
+                left(count * _SCALAR_BYTES[item], label)
                 f.seek(count * _SCALAR_BYTES[item], 1)
             else:
-                left(count * 8, what)
+                left(count * 8, label)
                 for _ in range(count):
-                    value(item, what)
+                    value(item, label)
         elif kind in _SCALAR_BYTES:
-            left(_SCALAR_BYTES[kind], what)
+            left(_SCALAR_BYTES[kind], label)
             f.seek(_SCALAR_BYTES[kind], 1)
         else:
-            raise ConfigError(f"corrupted GGUF file: {what} has type {kind}; the format has 0 to 12.")
+            raise ConfigError(f"corrupted GGUF file: {label} has type {kind}; the format has 0 to 12.")
 
     if size < 24 or f.read(4) != b"GGUF":
         raise ConfigError("not a GGUF file: it does not begin with the letters GGUF.")
@@ -269,6 +269,6 @@ def _add_special(tok: Any, tokens: list[str], types: list[int]) -> None:
 
     for kind, special in ((_CONTROL, True), (_UNKNOWN, True), (_USER_DEFINED, False)):
         texts = [t for t, k in zip(tokens, types, strict=True) if k == kind]
-        found = [AddedToken(t, normalized=False, special=special) for t in texts]
-        if found:
-            (tok.add_special_tokens if special else tok.add_tokens)(found)
+        added = [AddedToken(t, normalized=False, special=special) for t in texts]
+        if added:
+            (tok.add_special_tokens if special else tok.add_tokens)(added)

@@ -48,7 +48,7 @@ def _load_json(path: Path) -> JsonTokenizer:
     except Exception as e:  # the library raises bare Exception
         raise ConfigError(f"{path}: the tokenizers library cannot read it: {e}.") from e
     parts = json.loads(tok.to_str())
-    config, own = directory.read_config(path.parent), parts["added_tokens"]
+    config, added = directory.read_config(path.parent), parts["added_tokens"]
     steps = json.dumps(parts["pre_tokenizer"])
     classes.check_class(path, parts, config)
     if classes.class_of(config) != classes.LLAMA or '"ByteLevel"' not in steps:
@@ -60,7 +60,7 @@ def _load_json(path: Path) -> JsonTokenizer:
             else:
                 built.post_processor = tok.post_processor
             tok = built
-    return _finished(tok, path.parent, config, own)
+    return _finished(tok, path.parent, config, added)
 
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
@@ -89,12 +89,12 @@ def _finished(
     tok: Any,
     folder: Path,
     config: dict[str, Any],
-    own: list[dict[str, Any]],
+    added: list[dict[str, Any]],
     pieces: Sequence[dict[str, Any]] | None = None,
 ) -> JsonTokenizer:
     """Returns the tokenizer with its added tokens, its begin and end tokens and the files that exports keep."""
     bos, eos = (_special(tok, folder, config, name) for name in ("bos", "eos"))
-    directory.add_tokens(tok, folder, config, own, pieces)
+    directory.add_tokens(tok, folder, config, added, pieces)
     config = directory.plain_config(config)
     tok.encode_special_tokens = config.get("split_special_tokens") is True
     eos_id = None if eos is None else tok.token_to_id(eos)

@@ -54,8 +54,8 @@ class SentencePieceTokenizer:
     @property
     def specials(self) -> set[str]:
         """The pieces that do not stand for text: begin, end, unknown and other control pieces."""
-        found = range(self.vocab_size)
-        return {self._sp.IdToPiece(i) for i in found if self._sp.IsControl(i) or self._sp.IsUnknown(i)}
+        ids = range(self.vocab_size)
+        return {self._sp.IdToPiece(i) for i in ids if self._sp.IsControl(i) or self._sp.IsUnknown(i)}
 
     def decode(self, ids: Any) -> str:
         """Returns the text of ids, without control pieces; ids outside the vocabulary are left out."""
@@ -68,5 +68,5 @@ class SentencePieceTokenizer:
         for name, i in (("unk_token", self._sp.unk_id()), ("bos_token", self.bos_id), ("eos_token", self.eos_id)):
             if i is not None and i >= 0:
                 config[name] = self._sp.IdToPiece(i)
-        about = json.dumps(config, indent=2).encode()
-        return {"tokenizer.model": self._bytes, "tokenizer_config.json": about, **self._beside}
+        config_json = json.dumps(config, indent=2).encode()
+        return {"tokenizer.model": self._bytes, "tokenizer_config.json": config_json, **self._beside}

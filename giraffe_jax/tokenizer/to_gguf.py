@@ -25,24 +25,24 @@ def describe(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """
     files = tokenizer.files()
     if "tokenizer.json" in files:
-        kind, tokens, types, about = _from_json(json.loads(files["tokenizer.json"]))
+        kind, tokens, types, fields = _from_json(json.loads(files["tokenizer.json"]))
     elif "tokenizer.model" in files:
-        kind, tokens, types, about = _from_sentencepiece(files["tokenizer.model"])
+        kind, tokens, types, fields = _from_sentencepiece(files["tokenizer.model"])
     else:
         raise ConfigError(f"tokenizer: a {type(tokenizer).__name__} has no description that llama.cpp could read.")
     missing = range(len(tokens), vocab_size)
     tokens += [f"[PAD{i}]" for i in missing]
     types += [UNUSED for _ in missing]
-    if "scores" in about:
-        about["scores"] += [LOWEST for _ in missing]
+    if "scores" in fields:
+        fields["scores"] += [LOWEST for _ in missing]
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     if settings.get("split_special_tokens"):
         raise ConfigError("tokenizer: split_special_tokens is true; llama.cpp never splits special tokens.")
     unknown = next((i for i, t in enumerate(types) if t == UNKNOWN), None)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "unknown_token_id": unknown}
     ids |= _further_ends(tokenizer)
-    about |= {k: i for k, i in ids.items() if i is not None} | {"add_bos_token": bool(tokenizer.prefix)}
-    keys = dict(model=kind, tokens=tokens, token_type=types) | about
+    fields |= {k: i for k, i in ids.items() if i is not None} | {"add_bos_token": bool(tokenizer.prefix)}
+    keys = dict(model=kind, tokens=tokens, token_type=types) | fields
     templates = _templates(files, settings.get("chat_template"))
     generation = json.loads(files.get(GENERATION, b"{}"))
     sampling = {k: generation.get(ours) for k, (ours, _) in SAMPLING.items()} if generation.get("do_sample") else {}
@@ -61,13 +61,13 @@ def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
     return dict(zip(names, further, strict=False))
 
 
-def _templates(files: Mapping[str, bytes], given: Any) -> dict[str, str]:
+def _templates(files: Mapping[str, bytes], chat_template: Any) -> dict[str, str]:
     """Returns the chat templates: of chat_template.jinja, else the config's one text or list of named ones."""
     if TEMPLATE in files:
         return {"tokenizer.chat_template": files[TEMPLATE].decode()}
-    if isinstance(given, str):
-        return {"tokenizer.chat_template": given}
-    named = {t["name"]: t["template"] for t in given or []}
+    if isinstance(chat_template, str):
+        return {"tokenizer.chat_template": chat_template}
+    named = {t["name"]: t["template"] for t in chat_template or []}
     keys = {name: "tokenizer.chat_template" + f".{name}" * (name != "default") for name in named}
     return {keys[name]: text for name, text in named.items()}
 
@@ -114,8 +114,8 @@ def _from_sentencepiece(content: bytes) -> tuple[str, list[str], list[int], dict
         raise ConfigError(
             "tokenizer: a SentencePiece model that is not BPE, or that normalises text; llama.cpp's Llamas do neither."
         )
-    about = dict(scores=[p.score for p in model.pieces], add_space_prefix=model.normalizer_spec.add_dummy_prefix)
-    return "llama", [p.piece for p in model.pieces], [p.type for p in model.pieces], about
+    fields = dict(scores=[p.score for p in model.pieces], add_space_prefix=model.normalizer_spec.add_dummy_prefix)
+    return "llama", [p.piece for p in model.pieces], [p.type for p in model.pieces], fields
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:

@@ -41,10 +41,10 @@ def mixed(e: Encoding, *, choices: Choices, up_to: Positives | None = None) -> E
         )
     edges = [0.0, *limits, 2 * limits[-1] + 1]
     spans = zip(choices, edges, edges[1:], strict=False)
-    made = [_fixed(e, c, low + 1, high, f"choices[{i}]") for i, (c, low, high) in enumerate(spans)]
-    shape = np.broadcast_shapes(*(m.inv_freq.shape for m in made))
-    inv_freq = np.stack([np.broadcast_to(m.inv_freq, shape) for m in made])
-    return e.replace(inv_freq=inv_freq, gain=np.stack([m.gain for m in made]), limits=limits)
+    encodings = [_fixed(e, c, low + 1, high, f"choices[{i}]") for i, (c, low, high) in enumerate(spans)]
+    shape = np.broadcast_shapes(*(m.inv_freq.shape for m in encodings))
+    inv_freq = np.stack([np.broadcast_to(m.inv_freq, shape) for m in encodings])
+    return e.replace(inv_freq=inv_freq, gain=np.stack([m.gain for m in encodings]), limits=limits)
 
 
 def _fixed(e: Encoding, calls: Any, shortest: float, longest: float, where: str) -> Encoding:
@@ -52,10 +52,10 @@ def _fixed(e: Encoding, calls: Any, shortest: float, longest: float, where: str)
     names = ", ".join(call.function.__name__ for call in calls)
     if any(set(call.needs) & {"positions", "key"} for call in calls):
         raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
-    made, other = (apply(e.replace(length=np.float64(n)), calls, where) for n in (longest, shortest))
-    if not (np.array_equal(made.inv_freq, other.inv_freq) and made.gain == other.gain):
+    encoding, other = (apply(e.replace(length=np.float64(n)), calls, where) for n in (longest, shortest))
+    if not (np.array_equal(encoding.inv_freq, other.inv_freq) and encoding.gain == other.gain):
         raise ValueError(f"a choice must have the same frequencies at every length; those of {names} differ.")
-    rest = made.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
+    rest = encoding.replace(inv_freq=e.inv_freq, gain=e.gain, theta=e.theta, length=e.length)
     if jax.tree.structure(rest) != jax.tree.structure(e) or not jax.tree.all(jax.tree.map(np.array_equal, rest, e)):
         raise ValueError(f"a choice may change frequencies and gain only, but {names} does more.")
-    return made
+    return encoding
