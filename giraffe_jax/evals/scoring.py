@@ -81,9 +81,9 @@ def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any,
         memory = memories.setdefault(tokenizer, {})
         key = task, length, _files_of(task)
         if key not in memory:
-            made = examples(task, tokenizer, length)
-            lengths.check(task, length, made)
-            memory[key] = made
+            built = examples(task, tokenizer, length)
+            lengths.check(task, length, built)
+            memory[key] = built
             while len(memory) > 1 and sum(map(_tokens, memory.values())) > KEPT:
                 del memory[next(iter(memory))]
         return memory[key]

@@ -114,12 +114,12 @@ def examples(task: Copying, tokenizer: Any, length: int) -> list[Copy]:
             f"{least} that are repeated, {task.lead} of them not scored."
         )
     make = _random(task, tokenizer) if task.kind == "random" else _text(task, tokenizer)
-    distance, made = room - copied, []
+    distance, copies = room - copied, []
     for i in range(task.n):
         document, tokens = make(length, i, distance)
         whole = (*prefix, *tokens, *tokens[:copied])
-        made.append(Copy(whole, len(prefix) + distance + task.lead, distance, document))
-    return made
+        copies.append(Copy(whole, len(prefix) + distance + task.lead, distance, document))
+    return copies
 
 
 def ordinary_ids(tokenizer: Any) -> np.ndarray:

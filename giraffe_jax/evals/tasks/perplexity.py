@@ -115,13 +115,13 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     step = {"truncated": 0, "chunked": inside, "strided": stride, "aligned": stride}[task.protocol]
     # Aligned windows end where those of the longest length do.
     skipped = longest - length if task.protocol == "aligned" else 0
-    each = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
+    per_document = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
     windows = []
     for name, text in chosen:
-        tokens = head(tokenizer, text, None if each is None else skipped + inside + (each - 1) * step)
+        tokens = head(tokenizer, text, None if per_document is None else skipped + inside + (per_document - 1) * step)
         tokens = (bos + tokens if task.bos == "document" else tokens)[skipped:]
         count = 1 if step == 0 else (len(tokens) - inside) // step + 1
-        for k in range(count if each is None else min(count, each)):
+        for k in range(count if per_document is None else min(count, per_document)):
             piece = tokens[k * step : k * step + inside]
             piece = bos + piece if task.bos == "window" else piece
             whole = task.protocol in ("truncated", "chunked") or (task.protocol == "strided" and k == 0)
