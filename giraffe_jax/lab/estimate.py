@@ -160,8 +160,8 @@ def _measurements(
                 break
         if not failed:
             seconds += sum(took_of.values())
-            for name, its in took_of.items():
-                models[name] += its
+            for name, model_seconds in took_of.items():
+                models[name] += model_seconds
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
         how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
         parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
@@ -173,11 +173,13 @@ def _measurements(
 def _with_learned(lm: LM, variants: Sequence[Variant]) -> LM:
     """Returns the model with freshly initialised parameters that the variants' trainings add: for timing, only shapes
     matter."""
-    params = given = traverse_util.flatten_dict(lm.params)
+    params = loaded = traverse_util.flatten_dict(lm.params)
     for variant in {v.name: v for v in variants if v.train is not None}.values():
         config = dataclasses.replace(lm.config, positions=variant.positions)
         params = traverse_util.flatten_dict(fit_params(config, lm.params, jax.random.key(0))) | params
-    return lm if params.keys() == given.keys() else dataclasses.replace(lm, params=traverse_util.unflatten_dict(params))
+    return (
+        lm if params.keys() == loaded.keys() else dataclasses.replace(lm, params=traverse_util.unflatten_dict(params))
+    )
 
 
 def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], float]:
@@ -196,12 +198,12 @@ def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tupl
       workdir: of the experiment.
       kinds: the structure of each variant, by name.
     """
-    found: dict[tuple[Hashable, str, int], list[float]] = {}
+    timings: dict[tuple[Hashable, str, int], list[float]] = {}
     if (workdir / RESULTS).is_file():
         for row in records.read_rows(workdir / RESULTS, warnings.warn):
             if row.get("kind") == "done" and row["variant"] in kinds:
-                found.setdefault((kinds[row["variant"]], row["task"], row["length"]), []).append(row["seconds"])
-    return {cell: statistics.median(seconds) for cell, seconds in found.items()}
+                timings.setdefault((kinds[row["variant"]], row["task"], row["length"]), []).append(row["seconds"])
+    return {cell: statistics.median(seconds) for cell, seconds in timings.items()}
 
 
 def _trainings(
@@ -218,10 +220,10 @@ def _trainings(
     for where, cell in runs.items():
         run = spec.train_config(config, cell.variant, cell.seed)
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
-        there, rate = _so_far(where)
+        steps_done, rate = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
-            there = 0  # it will be trained from the start
-        kinds.setdefault(kind, []).append((run, max(0, run.steps - there), where.name))
+            steps_done = 0  # it will be trained from the start
+        kinds.setdefault(kind, []).append((run, max(0, run.steps - steps_done), where.name))
         rates.setdefault(kind, []).extend(rate)
     parts = []
     for kind, members in kinds.items():

@@ -25,8 +25,8 @@ class Pace:
         """Counts a measured cell and reports `line` with the time left."""
         self.done, self.measured = self.done + 1, self.measured + 1
         rest = (time.monotonic() - self.began) / self.measured * (self.cells - self.done)
-        left = records.duration(rest) + " left" if self.done < self.cells else "done"
-        self.say(f"  {self.done}/{self.cells}  {line}  {left}")
+        remaining = records.duration(rest) + " left" if self.done < self.cells else "done"
+        self.say(f"  {self.done}/{self.cells}  {line}  {remaining}")
 
 
 class Job:
