@@ -75,13 +75,13 @@ def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:
       flags: the changes as command-line flags.
       hbm: bytes of a device's memory.
     """
-    what = " ".join(flags)
+    changes = " ".join(flags)
     if tried.refused is not None:
-        return f"{what}: not possible: {tried.refused}"
+        return f"{changes}: not possible: {tried.refused}"
     if tried.peak_bytes is None:
-        return f"{what}: does not fit, the compiler needs {gib(tried.needed_bytes or 0)}"
-    said = f"{'fits' if tried.fits else 'does not fit'}, at the peak {gib(tried.peak_bytes)} of {gib(hbm)}"
-    said += f", {gib(tried.host_bytes)} in the host's pinned memory" if tried.host_bytes else ""
+        return f"{changes}: does not fit, the compiler needs {gib(tried.needed_bytes or 0)}"
+    result = f"{'fits' if tried.fits else 'does not fit'}, at the peak {gib(tried.peak_bytes)} of {gib(hbm)}"
+    result += f", {gib(tried.host_bytes)} in the host's pinned memory" if tried.host_bytes else ""
     if tried.executed_flops and tried.model_flops:
-        said += f", executed FLOPs {tried.executed_flops / tried.model_flops:.3f} of the model's"
-    return f"{what}: {said}, at least {tried.step_seconds_bound:.4g} s a step"
+        result += f", executed FLOPs {tried.executed_flops / tried.model_flops:.3f} of the model's"
+    return f"{changes}: {result}, at least {tried.step_seconds_bound:.4g} s a step"

@@ -78,8 +78,8 @@ def _step(computations: Mapping[str, Computation], body: Computation, index: int
         constants = [_constant(holder, name) for name in op.operands]
     else:
         return None
-    found = [n for n in constants if n is not None]
-    return found[0] if len(found) == 1 else None
+    steps = [n for n in constants if n is not None]
+    return steps[0] if len(steps) == 1 else None
 
 
 def _constant(c: Computation, name: str) -> int | None:
@@ -99,5 +99,5 @@ def _index(c: Computation, name: str) -> int | None:
         op = c.ops.get(op.operands[0])
     if op is None or op.kind != "get-tuple-element" or c.ops[op.operands[0]].kind != "parameter":
         return None
-    found = re.search(r"index=(\d+)", op.rest)
-    return None if found is None else int(found[1])
+    match = re.search(r"index=(\d+)", op.rest)
+    return None if match is None else int(match[1])
