@@ -88,8 +88,8 @@ def cards(results: Results, made: Sequence[Table]) -> list[Card]:
             )
             out.append(Card(_times(times), label))
         else:
-            what = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
-            label = f"{what}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
+            subject = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
+            label = f"{subject}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
             label += f": {_amount(d)} [{_bounds(d)}, {d.pairs}]"
             out.append(Card(number(table.cells[d.variant, n].estimate.value, table.metric.share), label))
     return out

@@ -84,14 +84,14 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
 
 def evaluated(entry: Mapping[str, Any]) -> list[Any]:
     """Returns the methods that a variant is evaluated with, from its entry in the config."""
-    own = entry.get("eval_positions")
-    return list((entry.get("positions") if own is None else own) or ())
+    eval_positions = entry.get("eval_positions")
+    return list((entry.get("positions") if eval_positions is None else eval_positions) or ())
 
 
 def method(item: Mapping[str, Any]) -> str:
     """Returns a method as a call, `yarn(factor=4)`; long lists are abbreviated to their length."""
-    given = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
-    return f"{item.get('name')}({', '.join(given)})"
+    arguments = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
+    return f"{item.get('name')}({', '.join(arguments)})"
 
 
 def training(train: Mapping[str, Any] | None) -> str:
@@ -128,25 +128,25 @@ def stretch(
 
     try:
         plain, _ = positions.frequencies([], **shape)
-        own, _ = positions.frequencies(methods, **shape, length=length)
+        scaled, _ = positions.frequencies(methods, **shape, length=length)
     except ConfigError:  # the method needs more than the manifest records
         return None
-    if own.shape != plain.shape:
+    if scaled.shape != plain.shape:
         return None
     with np.errstate(divide="ignore"):
-        return np.asarray(plain / own, np.float64)
+        return np.asarray(plain / scaled, np.float64)
 
 
 def _stretched(ratios: np.ndarray | None, methods: Sequence[Mapping[str, Any]], scale: float) -> str:
     other = [KINDS.get(kind, "a method of one's own") for kind in kinds(methods) if kind not in FREQUENCIES]
-    said = "; ".join(dict.fromkeys(other))
+    effects = "; ".join(dict.fromkeys(other))
     if ratios is None:
-        return f"<span class='kind'>{html.escape(said or 'not known')}</span>"
+        return f"<span class='kind'>{html.escape(effects or 'not known')}</span>"
     finite = ratios[np.isfinite(ratios)]
     span = f"{finite.min():.3g}–{finite.max():.3g}×" if finite.size else ""
     span = f"{finite[0]:.3g}×" if finite.size and np.allclose(finite, finite[0], rtol=5e-3) else span
     still = int((~np.isfinite(ratios)).sum())
-    words = ", ".join(part for part in (span, f"{still} of {len(ratios)} still" if still else "", said) if part)
+    words = ", ".join(part for part in (span, f"{still} of {len(ratios)} still" if still else "", effects) if part)
     return strip(ratios, scale) + f"<small>{html.escape(words)}</small>"
 
 
