@@ -199,14 +199,16 @@ class Optimizer:
 
 def optimizer(config: OptimConfig, steps: int, frequencies: FrequencyConfig | None = None) -> Optimizer:
     """Returns the optimizer of a training of `steps` steps."""
-    own = None
+    frequency_lr = None
     if frequencies is not None and frequencies.train == "with_weights":
         lr = frequencies.lr or config.lr
-        own = learning_rate(dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr), steps)
+        frequency_lr = learning_rate(
+            dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr), steps
+        )
     return Optimizer(
         lr=learning_rate(config, steps),
         muon=None if config.muon_lr is None else config.muon_lr / config.lr,
-        own=own,
+        own=frequency_lr,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
