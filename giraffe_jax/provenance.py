@@ -50,14 +50,14 @@ def versions() -> dict[str, str]:
     """Returns the versions that results depend on: packages, Python and commit, with machine and devices."""
     import jax
 
-    found = {"python": platform.python_version()}
+    software = {"python": platform.python_version()}
     for package in ("giraffe-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
         try:
-            found[package] = importlib.metadata.version(package)
+            software[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     device, head = jax.devices()[0], commit()
-    return (found if head is None else found | {"commit": head}) | {
+    return (software if head is None else software | {"commit": head}) | {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "system": f"{sys.platform} {platform.machine()}",
     }

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     original = ours.config.original_len
     reach = max(int(model.config.max_position_embeddings), original)
     lengths = args.lengths or [max(original // 2, 2), original, reach if reach > original else 2 * original]
-    tokens, what = _tokens(ours, args.text, max(lengths))
-    print(f"{args.directory}: {what}\n")
+    tokens, description = _tokens(ours, args.text, max(lengths))
+    print(f"{args.directory}: {description}\n")
     print("tokens  largest difference  allowed     KL mean      KL max  perplexity  transformers")
     worst, good = 0.0, True
     for length in lengths:

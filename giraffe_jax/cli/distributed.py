@@ -34,9 +34,9 @@ def join(args: argparse.Namespace) -> None:
       ConfigError: flags contradict each other, or neither flags nor environment give a value.
       TimeoutError: a process has not joined in time; the message says which.
     """
-    given = {"--coordinator": args.coordinator, "--processes": args.processes, "--process-id": args.process_id}
+    flags = {"--coordinator": args.coordinator, "--processes": args.processes, "--process-id": args.process_id}
     if not args.distributed:
-        for flag, value in given.items():
+        for flag, value in flags.items():
             if value is not None:
                 raise ConfigError(f"{flag} is only read with --distributed.")
         return
@@ -48,8 +48,8 @@ def join(args: argparse.Namespace) -> None:
         args.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
         args.processes, args.process_id, None, None, args.start_timeout,
     )  # fmt: skip
-    found = {"--coordinator": coordinator, "--processes": processes, "--process-id": process}
-    missing = [flag for flag, value in found.items() if value is None]
+    detected = {"--coordinator": coordinator, "--processes": processes, "--process-id": process}
+    missing = [flag for flag, value in detected.items() if value is None]
     if coordinator is None or processes is None or process is None:
         raise ConfigError(
             f"--distributed: no TPU pod, GKE, SLURM or MPI job is recognised here: {', '.join(missing)} must be given."
@@ -127,8 +127,8 @@ def _listen(port: int, processes: int, deadline: float) -> None:
                 continue
             lines.append(line)
             if total != processes or number in came or not 0 < number < processes:
-                there = came.get(number, socket.gethostname())
-                job = f"this job of {processes} processes with {there}"
+                other_host = came.get(number, socket.gethostname())
+                job = f"this job of {processes} processes with {other_host}"
                 verdict = f"wrong: process {number} of {total} on {host} does not belong to {job}"
             came[number] = host
         for line in lines:
