@@ -66,12 +66,12 @@ def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str
     `space` is put before and after each needle, even if the pieces have none between them.
     """
     parts: list[str] = []
-    at = 0
+    start = 0
     for place, needle in sorted(needles, key=lambda pair: pair[0]):
-        parts += pieces[at:place]
-        at = place
+        parts += pieces[start:place]
+        start = place
         parts += [space if parts and not parts[-1].endswith(space) else "", needle, space]
-    return "".join([*parts, *pieces[at:]]).removesuffix(space)
+    return "".join([*parts, *pieces[start:]]).removesuffix(space)
 
 
 def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
@@ -131,10 +131,10 @@ def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
             for part in parts:
                 yield from _cut(part, levels[1:])
             return
-        held = ""  # merges lines or words up to LONGEST bytes
+        pending = ""  # merges lines or words up to LONGEST bytes
         for part in parts:
-            if held and _size(held) + _size(part) > LONGEST:
-                yield from _cut(held, levels[1:])
-                held = ""
-            held += part
-        yield from _cut(held, levels[1:])
+            if pending and _size(pending) + _size(part) > LONGEST:
+                yield from _cut(pending, levels[1:])
+                pending = ""
+            pending += part
+        yield from _cut(pending, levels[1:])

@@ -58,7 +58,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, s
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["length"]), []).append(row)
-    return {cell: _summary(inside) for cell, inside in cells.items()}
+    return {cell: _summary(cell_rows) for cell, cell_rows in cells.items()}
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, stats.Estimate]:

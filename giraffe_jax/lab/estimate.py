@@ -61,13 +61,13 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float:
         """Wall-clock seconds until all jobs are done; unknown parts are left out."""
-        alone = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
+        total = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
         if self.jobs == 1:
-            return alone
+            return total
         ends = [0.0] * self.jobs
         for seconds in sorted(self.models.values(), reverse=True):
             heapq.heapreplace(ends, ends[0] + seconds)  # the next free job takes the longest model left
-        return alone - sum(self.models.values()) + max(ends)
+        return total - sum(self.models.values()) + max(ends)
 
     def __str__(self) -> str:
         shown = [
@@ -127,22 +127,22 @@ def _measurements(
 ) -> list[Part]:  # fmt: skip
     lm = _with_learned(base(), [cell.variant for cell in left])
     clock = _Clock(dataclasses.replace(lm, config=dataclasses.replace(lm.config, positions=())))
-    took = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
+    measured = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
     parts = []
     for label in dict.fromkeys(evals.label(cell.task) for cell in left):
-        inside = [cell for cell in left if evals.label(cell.task) == label]
-        lengths = sorted({cell.length for cell in inside})
+        task_cells = [cell for cell in left if evals.label(cell.task) == label]
+        lengths = sorted({cell.length for cell in task_cells})
         seconds, known, failed = 0.0, 0, ""
         took_of: dict[str, float] = defaultdict(float)
         for length in lengths:
             new = []  # cells without a finished cell of the same structure, task and length
-            for cell in (cell for cell in inside if cell.length == length):
-                like = took.get((structure(clock.bind(cell.variant, 1)), label, length))
-                if like is None:
+            for cell in (cell for cell in task_cells if cell.length == length):
+                known_seconds = measured.get((structure(clock.bind(cell.variant, 1)), label, length))
+                if known_seconds is None:
                     new.append(cell)
                 else:
                     known += 1
-                    took_of[folder(config, cell.variant, cell.seed)] += like
+                    took_of[folder(config, cell.variant, cell.seed)] += known_seconds
             if not new:
                 continue
             say(f"timing {label} at {length:,} tokens")
@@ -164,7 +164,7 @@ def _measurements(
                 models[name] += model_seconds
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
         how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
-        parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
+        parts.append(Part(label, f"{len(task_cells):,} cells of {span} tokens", seconds, how))
     if clock.compiled:
         parts.append(Part("compilation", f"{len(clock.compiled)} programs", sum(clock.compiled.values()), ""))
     return parts
@@ -260,11 +260,11 @@ def _so_far(where: Path) -> tuple[int, list[float]]:
     if not checkpoint.is_workdir(where):
         return 0, []
     with checkpoint.manager(where) as checkpoints:
-        done = max(checkpoint.steps(checkpoints), default=0)
+        steps_done = max(checkpoint.steps(checkpoints), default=0)
     with contextlib.suppress(FileNotFoundError):
         rows = list(records.read_rows(where / "metrics.jsonl", warnings.warn))
-        return done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
-    return done, []
+        return steps_done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    return steps_done, []
 
 
 def _time_training(run: TrainConfig) -> tuple[float, float]:
@@ -274,7 +274,7 @@ def _time_training(run: TrainConfig) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         train(dataclasses.replace(run, **few), folder, quiet=True)
-        whole = time.monotonic() - began
+        elapsed = time.monotonic() - began
         _, rates = _so_far(Path(folder))
     step = run.data.batch_size * run.data.seq_len / rates[-1]
-    return max(0.0, whole - TIMED_STEPS * step), step
+    return max(0.0, elapsed - TIMED_STEPS * step), step

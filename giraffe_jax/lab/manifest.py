@@ -88,13 +88,13 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
       ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
     """
     old, experiment = identify(config, tasks, workdir)
-    had = _before(old, finished(workdir / RESULTS))
-    now = contents(config, tasks, trainings, had.contents)
+    before = _before(old, finished(workdir / RESULTS))
+    now = contents(config, tasks, trainings, before.contents)
     experiment["source"]["fingerprint"] = records.digest(now.source)
 
     @functools.cache
     def other_files() -> list[str]:
-        return [] if identity.fingerprint_before(config.source) == had.fingerprint else [f"files of {config.source}"]
+        return [] if identity.fingerprint_before(config.source) == before.fingerprint else [f"files of {config.source}"]
 
     def known_to_differ(cell: Cell) -> list[str]:
         """Returns what has changed for a cell of a version without contents: that version recorded a fingerprint of the
@@ -105,11 +105,11 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
         where = training_of(config, cell.variant, cell.seed, workdir)
         return other_files() + stale(where, of_training(now, cell.variant, training), cell.variant.positions)
 
-    todo = cells(config, tasks, now, had.fingerprint)
-    counting, left, kept, older = dict(had.counting), [], [], dict(had.older)
+    todo = cells(config, tasks, now, before.fingerprint)
+    counting, left, kept, older = dict(before.counting), [], [], dict(before.older)
     changed: dict[str, list[tuple[Cell, str]]] = {}  # what has changed -> the affected cells and their fate
     for cell in todo:
-        fate, rows_key, changes = had.fate(cell, now, known_to_differ)
+        fate, rows_key, changes = before.fate(cell, now, known_to_differ)
         if fate == AGAIN and rows_key and keep:
             fate = KEPT
             kept.append(dict(zip(NAME, cell.name, strict=True)) | {"key": rows_key, "changed": changes})
@@ -122,12 +122,12 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
 
     manifest = {"config": to_dict(config), "identity": experiment, "source": experiment["source"]}
     manifest |= {key: old.get(key) for key in ("model", "date", "command", "original_len")} if old else {}
-    groups = {"variants": {**had.contents.variants, **now.variants}, "tasks": {**had.contents.tasks, **now.tasks}}
+    groups = {"variants": {**before.contents.variants, **now.variants}, "tasks": {**before.contents.tasks, **now.tasks}}
     manifest["contents"] = {"source": now.source} | groups
     manifest["sources"] = _sources(config, old.get("sources", {}), {entry["variant"] for entry in kept})
     manifest |= {"cells": {key: list(name) for name, key in counting.items()}, "kept": kept}
-    if had.fingerprint is not None:
-        manifest["unrecorded"] = {"fingerprint": had.fingerprint, "keys": older}
+    if before.fingerprint is not None:
+        manifest["unrecorded"] = {"fingerprint": before.fingerprint, "keys": older}
     taken = sum(counting[cell.name] == older.get(cell.key) for cell in todo)
     return Plan(manifest, todo, left, _notes(changed, taken, keep, todo), now)
 
@@ -210,8 +210,8 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
 def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
     """Returns the variants and tasks of `some` cells in words, naming only what narrows them down from `todo`."""
     parts = []
-    for at in (0, 1):  # of a name
-        names, every = (list(dict.fromkeys(str(cell.name[at]) for cell in cells)) for cells in (some, todo))
+    for field in (0, 1):  # of a name
+        names, every = (list(dict.fromkeys(str(cell.name[field]) for cell in cells)) for cells in (some, todo))
         if len(names) < len(every):
             parts.append(", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
     return "; ".join(parts) or "all variants and tasks"

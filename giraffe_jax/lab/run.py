@@ -234,8 +234,8 @@ def _rows(workdir: Path) -> Iterator[records.Rows | None]:
 
 def mend(workdir: Path) -> None:
     """Moves damaged lines out of the results file, unless other processes have it open."""
-    with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
-        if alone:
+    with records.locked(workdir / LOCKS / "rows", wait=False) as acquired:
+        if acquired:
             records.Rows(workdir / RESULTS).close()
 
 

@@ -91,11 +91,11 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
             """Returns the losses of any number of tables, in calls on `children` tables each; the last is padded."""
             out: list[float] = []
             for i in range(0, len(tables), config.children):
-                some = list(tables[i : i + config.children])
-                filled = some + [some[-1]] * (config.children - len(some))
+                batch = list(tables[i : i + config.children])
+                filled = batch + [batch[-1]] * (config.children - len(batch))
                 inv_freq = np.stack([plain(model) / divisors(t, config) for t in filled]).astype(np.float32)
                 losses = table_losses(params, batches, encoding, inv_freq, **settings)
-                out += np.asarray(losses, np.float64)[: len(some)].tolist()
+                out += np.asarray(losses, np.float64)[: len(batch)].tolist()
             return [x if math.isfinite(x) else math.inf for x in out]
 
         return _evolve(config, model, workdir, measure, quiet, write=process[0] == 0)

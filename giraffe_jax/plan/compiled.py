@@ -150,14 +150,14 @@ def _compiled(
         )
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
-    done = count(compiled.as_text() or "")
+    counts = count(compiled.as_text() or "")
     # A lower bound: every argument is read once and every result written once.
-    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    compute, hbm = done.flops / device.flops, moved / device.hbm_bandwidth
-    network = max((done.sent - done.between) / device.network, done.between / device.between)
+    moved_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    compute, hbm = counts.flops / device.flops, moved_bytes / device.hbm_bandwidth
+    network = max((counts.sent - counts.between) / device.network, counts.between / device.between)
     bound = max(compute, hbm, network)
     by_kind: dict[str, dict[str, float]] = {}
-    for (kind, axes), size in sorted(done.collectives.items()):
+    for (kind, axes), size in sorted(counts.collectives.items()):
         by_kind.setdefault(kind, {})[axes] = size
     tokens = config.data.batch_size * config.data.seq_len
     chips = mesh.size / device.per_chip
@@ -172,11 +172,11 @@ def _compiled(
         + memory.host_argument_size_in_bytes
         + memory.host_output_size_in_bytes
         - memory.host_alias_size_in_bytes,
-        executed_flops=done.flops,
-        recomputed_flops=done.recomputed,
+        executed_flops=counts.flops,
+        recomputed_flops=counts.recomputed,
         collective_bytes=by_kind,
-        sent_bytes=done.sent,
-        between_nodes_bytes=done.between,
+        sent_bytes=counts.sent,
+        between_nodes_bytes=counts.between,
         compute_seconds=compute,
         memory_seconds=hbm,
         network_seconds=network,
@@ -185,8 +185,8 @@ def _compiled(
         mfu_bound=model_flops / device.flops / bound,
         chip_hours=bound * config.steps * chips / 3600,
         compile_seconds=seconds,
-        data_loops=done.data_loops,
-        uncounted=done.uncounted,
+        data_loops=counts.data_loops,
+        uncounted=counts.uncounted,
     )
 
 

@@ -168,8 +168,8 @@ def _as_reduce_scatter(sums: Sums) -> Sums:
 
 
 def _flops(flops: float, op: Op) -> Mapping:
-    again = _AGAIN in op.rest or ".remat" in op.name
-    return {("flops",): flops, ("recomputed",): flops if again else 0.0}
+    recomputed = _AGAIN in op.rest or ".remat" in op.name
+    return {("flops",): flops, ("recomputed",): flops if recomputed else 0.0}
 
 
 def _all_again(sums: Sums) -> Sums:
@@ -211,9 +211,13 @@ def _convolution(op: Op, c: Computation) -> float:
     for place in sorted(places):
         i = int(place)
         stride, low = int(per_place("stride", "1")[i]), int(per_place("pad", "0_0")[i].split("_")[0])
-        holes, apart = int(per_place("lhs_dilate", "1")[i]), int(per_place("rhs_dilate", "1")[i])
-        at = np.arange(out[labels[3].index(place)])[:, None] * stride - low
-        at = at + np.arange(rhs[labels[2].index(place)])[None, :] * apart
-        inside = (at >= 0) & (at <= (lhs[labels[1].index(place)] - 1) * holes) & (at % holes == 0)
-        total *= int(inside.sum())
+        lhs_dilation, rhs_dilation = int(per_place("lhs_dilate", "1")[i]), int(per_place("rhs_dilate", "1")[i])
+        positions = np.arange(out[labels[3].index(place)])[:, None] * stride - low
+        positions = positions + np.arange(rhs[labels[2].index(place)])[None, :] * rhs_dilation
+        valid = (
+            (positions >= 0)
+            & (positions <= (lhs[labels[1].index(place)] - 1) * lhs_dilation)
+            & (positions % lhs_dilation == 0)
+        )
+        total *= int(valid.sum())
     return 2 * total

@@ -74,9 +74,9 @@ def _op(line: str) -> Op | None:
         return None
     start = end + call.end() - 1
     stop = _closing(rest, start)
-    inside = rest[start + 1 : stop]
-    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside) if part.strip())
-    return Op(name, call[1], shapes, inside, operands, rest[stop + 1 :])
+    arguments = rest[start + 1 : stop]
+    operands = tuple(part.split()[-1].lstrip("%") for part in _split(arguments) if part.strip())
+    return Op(name, call[1], shapes, arguments, operands, rest[stop + 1 :])
 
 
 def _closing(text: str, start: int) -> int:

@@ -165,13 +165,13 @@ def longest(
     start = config.data.seq_len
     fits, fails = (start, None) if first.fits else (None, start)
     size, x, tried = first.bytes, start * config.data.batch_size, []
-    same = 0  # consecutive tries with the same outcome
+    streak = 0  # consecutive tries with the same outcome
     while len(tried) < tries:
         low = STEP if fits is None else fits // STEP * STEP + STEP
         high = most if fails is None else (fails - 1) // STEP * STEP
         if low > high:
             break
-        if fails is not None and same >= 2:
+        if fails is not None and streak >= 2:
             length = (low + high) // 2
         else:
             share = (hbm - arguments) / max(size - arguments, 1) if size is not None else 0.5
@@ -179,7 +179,7 @@ def longest(
         length = min(max(length // STEP * STEP, low), high)
         changes = {"data.seq_len": length, "data.batch_size": rows_of(config, mesh, length)}
         now = attempt(changes)
-        same = same + 1 if tried and tried[-1].fits == now.fits else 1
+        streak = streak + 1 if tried and tried[-1].fits == now.fits else 1
         tried.append(now)
         if now.fits:
             fits = length

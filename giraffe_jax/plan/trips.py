@@ -72,8 +72,8 @@ def _step(computations: Mapping[str, Computation], body: Computation, index: int
         constants = []
         for name in op.operands:
             source = holder.ops[name]
-            at = outer.operands[int(source.inside)] if source.kind == "parameter" else None
-            constants.append(_constant(body, at) if at is not None else _constant(holder, name))
+            operand = outer.operands[int(source.inside)] if source.kind == "parameter" else None
+            constants.append(_constant(body, operand) if operand is not None else _constant(holder, name))
     elif op.kind == "add":
         constants = [_constant(holder, name) for name in op.operands]
     else:

@@ -121,9 +121,9 @@ def read(task: GiraffeQA) -> list[Question]:
             if changed is None:
                 continue
             document, answer = changed
-        at = _occurrence(answer).search(document)
-        if at is not None:  # the answer is not a span of the document
-            questions.append(Question(document, question, answer, at.start()))
+        match = _occurrence(answer).search(document)
+        if match is not None:  # the answer is not a span of the document
+            questions.append(Question(document, question, answer, match.start()))
     if not questions:
         condition = (
             "whose answer is a number that can be altered"
@@ -186,8 +186,8 @@ def _published(row: dict[str, Any], task: GiraffeQA, tokenizer: Any) -> Example:
     if not isinstance(text, str) or not isinstance(answer, str):
         raise ConfigError("giraffe_qa.files: a case's conversations are not one text of 'human' and one of 'agent'.")
     answer = answer.strip()
-    at = _occurrence(answer).search(text, max(0, text.find("Document:")))
-    made = _made(task, text.rstrip(), answer, at.start() / len(text) if at else 0.0)
+    match = _occurrence(answer).search(text, max(0, text.find("Document:")))
+    made = _made(task, text.rstrip(), answer, match.start() / len(text) if match else 0.0)
     return filling.example(tokenizer, made)
 
 

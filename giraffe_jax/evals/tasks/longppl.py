@@ -202,10 +202,10 @@ def key_tokens(
         min(longest, len(prefix) + window + stride),
     )
     indices: list[list[int]] = [[] for _ in texts]
-    for (d, start), from_end in zip(places, short, strict=True):
-        from_end = from_end[window - first :]
-        whole = full[d][start + window - first :][: len(from_end)]
-        key = (from_end - whole > alpha) & (whole < -beta)
+    for (d, start), short_nll in zip(places, short, strict=True):
+        short_nll = short_nll[window - first :]
+        full_nll = full[d][start + window - first :][: len(short_nll)]
+        key = (short_nll - full_nll > alpha) & (full_nll < -beta)
         indices[d] += (start + window + np.flatnonzero(key)).tolist()
     return tuple(
         Keys(path, lm.tokenizer, fingerprint, ids, np.asarray(key_indices, np.int64))
@@ -252,8 +252,8 @@ def scored(keys: Keys, window: Window, tokenizer: Any) -> np.ndarray:
     begin = len(tokenizer.prefix)
     key = np.zeros(len(window.tokens), bool)
     if tokenizer.fingerprint == keys.fingerprint:
-        inside = begin + keys.indices
-        key[inside[inside < len(key)]] = True
+        positions = begin + keys.indices
+        key[positions[positions < len(key)]] = True
     elif len(keys.indices):
         marked = np.concatenate([[0], np.cumsum(keys.characters)])
         token_spans = spans(

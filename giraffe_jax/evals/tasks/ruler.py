@@ -175,13 +175,13 @@ def _squad(articles: Any) -> Questions:
     documents = sorted({p["context"] for article in articles for p in article["paragraphs"]})
     number, entries = {text: i for i, text in enumerate(documents)}, []
     for article in articles:
-        inside = [number[p["context"]] for p in article["paragraphs"]]
+        siblings = [number[p["context"]] for p in article["paragraphs"]]
         for p in article["paragraphs"]:
             gold = number[p["context"]]
             for qa in p["qas"]:
                 if not qa["is_impossible"]:
                     answers = tuple(dict.fromkeys(str(a["text"]) for a in qa["answers"]))
-                    entries.append((str(qa["question"]), answers, [gold], [d for d in inside if d != gold]))
+                    entries.append((str(qa["question"]), answers, [gold], [d for d in siblings if d != gold]))
     return Questions(documents, entries)
 
 
