@@ -46,8 +46,8 @@ def of(source: str, base: str | None) -> Base:
     if checkpoint.is_workdir(where):
         with checkpoint.manager(where) as checkpoints:
             place += f"@{checkpoint.find_step(checkpoints, which, lambda line: None)}"
-    beside = str(Path(base).absolute()) if base is not None and Path(base).exists() else base
-    return Base(place, beside, (source, base), _weights(place, beside))
+    base_path = str(Path(base).absolute()) if base is not None and Path(base).exists() else base
+    return Base(place, base_path, (source, base), _weights(place, base_path))
 
 
 def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -> Base | None:

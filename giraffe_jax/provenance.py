@@ -30,17 +30,19 @@ def beginning(loaded: Any) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Returns the git commit of this code, with "+" if tracked files have changed; None if git does not track it."""
-    here = Path(__file__)
+    this_file = Path(__file__)
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=here.parent, env=env, capture_output=True, text=True, timeout=10)
+            process = subprocess.run(
+                ["git", *words], cwd=this_file.parent, env=env, capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:
+    if git("ls-files", "--error-unmatch", this_file.name) is None:
         return None
     head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return head and head + ("+" if changed else "")

@@ -104,11 +104,13 @@ class Others:
             if getattr(args, name) is not None:
                 words.append(f"--{name}={getattr(args, name)}")
         words += [f"--methods={folder}" for folder in args.methods]
-        done = subprocess.run([sys.executable, "-m", "giraffe_jax.cli", "plan", *words], capture_output=True, text=True)
-        last = done.stdout.strip().splitlines()[-1:] or [""]
-        if done.returncode in (0, 1) and last[0].startswith("{"):
+        process = subprocess.run(
+            [sys.executable, "-m", "giraffe_jax.cli", "plan", *words], capture_output=True, text=True
+        )
+        last = process.stdout.strip().splitlines()[-1:] or [""]
+        if process.returncode in (0, 1) and last[0].startswith("{"):
             return self._tried(changes, json.loads(last[0]))
-        return self.tries.Tried(changes, fits=False, refused=why(done.returncode, done.stderr))
+        return self.tries.Tried(changes, fits=False, refused=why(process.returncode, process.stderr))
 
     def _tried(self, changes: Changes, row: Mapping[str, Any]) -> Tried:
         return self.tries.Tried(changes, **{name: row[name] for name in _KNOWN})

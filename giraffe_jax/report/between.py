@@ -90,10 +90,10 @@ def compare(results: Results) -> list[Comparison]:
 def _compared(results: Results, first: str, other: str) -> Comparison:
     ours, theirs = results.runs[first], results.runs[other]
     shared = {name: (ours[name], theirs[name]) for name in ours if name in theirs}
-    apart = {name: both for name, both in shared.items() if both[0] != both[1]}
+    differing = {name: both for name, both in shared.items() if both[0] != both[1]}
     sources, entries = results.sources, {v["name"]: v for v in results.manifest.get("config", {}).get("variants", ())}
     code, unsaid, config = {}, {}, []
-    for name, both in apart.items():
+    for name, both in differing.items():
         if files := changed(*(sources.get(v) for v in both)):
             code[name] = tuple(files)
         settings = [{k: x for k, x in entries.get(v, {}).items() if k != "name" and x is not None} for v in both]
@@ -105,11 +105,11 @@ def _compared(results: Results, first: str, other: str) -> Comparison:
     lines = tuple(
         line
         for task in results.tasks
-        for name, both in apart.items()
+        for name, both in differing.items()
         for length in results.lengths(task)
         if (line := _line(results, name, both, task, length)) is not None
     )
-    same = tuple(name for name in shared if name not in apart)
+    same = tuple(name for name in shared if name not in differing)
     return Comparison(first, other, lines, same, code, tuple(config), unsaid)
 
 
@@ -149,7 +149,7 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
       comparison: of two runs.
       swatches: HTML of each variant's colour mark, by name.
     """
-    stay = paired.holm(comparison.found)
+    significant = paired.holm(comparison.found)
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in _heads(comparison))
     body = []
     for line in comparison.lines:
@@ -168,7 +168,7 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
         files = html.escape(", ".join(_files(comparison, line)))
         code = f"<small>other code: {files}</small>" if files else ""
         name = f"<th scope='row'>{swatch}{html.escape(line.name)}{code}</th>"
-        body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, stay)}</td></tr>")
+        body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, significant)}</td></tr>")
     table = f"<table class='between'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
     notes = " ".join(html.escape(note, quote=False) for note in comparison.notes())
     explanation = f"<p class='how'>{HOW} {notes}</p>" if comparison.lines else f"<p class='how'>{notes}</p>"
@@ -214,11 +214,11 @@ def as_csv(comparisons: Iterable[Comparison]) -> str:
     heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
     writer.writerow([*heads.split(), "same", "other_code"])
     for comparison in comparisons:
-        stay = paired.holm(comparison.found)
+        significant = paired.holm(comparison.found)
         for line in comparison.lines:
             d = line.difference
             numbers = [*line.values] + ([d.estimate.value, d.estimate.low, d.estimate.high] if d else [math.nan] * 3)
-            flags = ["" if d.few else int(d.apart), "" if d.few else int(stay[d.pair]), 0] if d else ["", "", 1]
+            flags = ["" if d.few else int(d.apart), "" if d.few else int(significant[d.pair]), 0] if d else ["", "", 1]
             row = [comparison.first, comparison.other, line.name, line.task, line.metric.name, line.length]
             row += [repr(float(x)) if math.isfinite(x) else "" for x in numbers]
             row += [d.estimate.n, d.unit] if d else ["", ""]
@@ -236,7 +236,7 @@ def _files(comparison: Comparison, line: Line) -> tuple[str, ...]:
 
 def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
     """Returns the cell texts of each line, and whether its difference is marked."""
-    stay, out = paired.holm(comparison.found), []
+    significant, out = paired.holm(comparison.found), []
     for line in comparison.lines:
         d = line.difference
         cells = [line.name, task_name(line.task), f"{line.length:,}", line.value(0)]
@@ -245,5 +245,5 @@ def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
         else:
             amount = f"{findings.shown(d.estimate.value, d.metric.share)} {findings.unit(d)}"
             cells += [line.value(1), " ".join(part for part in (amount, bounds(d)) if part), d.pairs]
-        out.append(([*cells, comparison.told(line, stay)], d is not None and d.apart))
+        out.append(([*cells, comparison.told(line, significant)], d is not None and d.apart))
     return out

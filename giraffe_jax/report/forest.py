@@ -38,7 +38,7 @@ def draw(
 
     Only `variants` are drawn, but Holm's correction counts all comparisons that were made. None without comparisons.
     """
-    stay = paired.holm(d for *_, compared in shown for d in compared)
+    significant = paired.holm(d for *_, compared in shown for d in compared)
     shown = [(n, kind, base, [d for d in compared if d.variant in variants]) for n, kind, base, compared in shown]
     shown = [panel for panel in shown if panel[3]]
     lengths = list(dict.fromkeys(length for length, *_ in shown))
@@ -57,7 +57,7 @@ def draw(
         tall = high * counts[row] / sum(inches)
         top = 1 - (sum(inches[:row]) + heads[row]) / sum(inches)
         axes = figure.add_axes((0.006 + column * width + NAMES, top - tall, width - NAMES - VALUES, tall))
-        _panel(axes, table, panel, counts[row], looks, stay, names)
+        _panel(axes, table, panel, counts[row], looks, significant, names)
         title_x = -(NAMES - 0.01) / axes.get_position().width
         axes.set_title("\n".join(titles[panel[:3]]), fontsize=9, loc="left", pad=6, x=title_x)
     return figure
@@ -83,7 +83,7 @@ def _panel(
     panel: Panel,
     rows: int,
     looks: Mapping[str, style.Look],
-    stay: Mapping[paired.Pair, bool],
+    significant: Mapping[paired.Pair, bool],
     names: Mapping[str, Sequence[str]],
 ) -> None:
     compared = panel[3]
@@ -109,7 +109,7 @@ def _panel(
             fontweight="bold" if look.contrast and look.trained else "normal",
         )  # fmt: skip
         axes.annotate(
-            written(d, stay[d.pair]), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
+            written(d, significant[d.pair]), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
             textcoords="offset points", ha="left", va="center_baseline", color=style.INK if d.apart else style.MUTED,
         )  # fmt: skip
     axes.set_yticks([])

@@ -102,8 +102,8 @@ def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
     pairs = {d.pair: d for d in found}
     able = {pair: d for pair, d in pairs.items() if not d.few}
     rejected = significance.holm([significance.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
-    stay = {pair: d.apart and stays for (pair, d), stays in zip(able.items(), rejected, strict=True)}
-    return {pair: stay.get(pair, False) for pair in pairs}
+    significant = {pair: d.apart and reject for (pair, d), reject in zip(able.items(), rejected, strict=True)}
+    return {pair: significant.get(pair, False) for pair in pairs}
 
 
 def chance(found: Sequence[Difference]) -> str:
@@ -113,9 +113,9 @@ def chance(found: Sequence[Difference]) -> str:
     uncompared = {d.pair: d for d in found if d.few}
     sentences = []
     if uncompared:
-        most = max(uncompared.values(), key=lambda d: d.estimate.n)
+        largest = max(uncompared.values(), key=lambda d: d.estimate.n)
         count = "One pair" if len(uncompared) == 1 else f"{len(uncompared)} pairs"
-        sentences.append(f"{count} cannot be compared: {too_few(most.estimate.n, most.unit)}")
+        sentences.append(f"{count} cannot be compared: {too_few(largest.estimate.n, largest.unit)}")
     if not able:
         return " ".join(sentences)
     stay, apart = holm(able), {d.pair for d in able if d.apart}
@@ -127,9 +127,9 @@ def chance(found: Sequence[Difference]) -> str:
         f"{len(apart)} {'is' if len(apart) == 1 else 'are'} told apart, and {sum(stay.values())} (starred) still under "
         f"Holm's correction over all {len(stay)}, by {tests}."
     )
-    needed, most = stats.fewest_pairs(LEVEL / len(stay)), max(able, key=lambda d: d.estimate.n)
-    if all(d.p is not None for d in able) and most.estimate.n < needed:
-        sentences.append(f"{most.pairs} cannot give a star among so many; it takes {needed}.")
+    needed, largest = stats.fewest_pairs(LEVEL / len(stay)), max(able, key=lambda d: d.estimate.n)
+    if all(d.p is not None for d in able) and largest.estimate.n < needed:
+        sentences.append(f"{largest.pairs} cannot give a star among so many; it takes {needed}.")
     return " ".join(sentences)
 
 

@@ -153,8 +153,8 @@ def _stretched(ratios: np.ndarray | None, methods: Sequence[Mapping[str, Any]], 
 def _distances(drawn: Drawn | None) -> str:
     if drawn is None or not drawn.distances:
         return ""
-    most = max((seen for _, seen in drawn.distances if np.isfinite(seen)), default=0.0)
-    top, by = max(most, drawn.reach), SQUARE - 3
+    furthest = max((seen for _, seen in drawn.distances if np.isfinite(seen)), default=0.0)
+    top, by = max(furthest, drawn.reach), SQUARE - 3
     pieces: list[list[str]] = [[]]
     for true, seen in drawn.distances:
         if np.isfinite(seen):
@@ -164,7 +164,7 @@ def _distances(drawn: Drawn | None) -> str:
     lines = "".join(f"<path d='M{' '.join(piece)}' stroke='var(--ink)'/>" for piece in pieces if piece)
     end = f"{1.5 + by:.1f},{SQUARE - 1.5 - drawn.reach / top * by:.1f}"
     plain = f"<path d='M1.5,{SQUARE - 1.5} {end}' stroke='var(--grid)'/>"
-    words = f"up to {most:,.0f} of {drawn.reach - 1:,}"
+    words = f"up to {furthest:,.0f} of {drawn.reach - 1:,}"
     return (
         f"<svg class='strip' viewBox='0 0 {SQUARE} {SQUARE}' width='{SQUARE}' height='{SQUARE}' role='img' "
         f"aria-label='distances seen: {words}' fill='none' stroke-width='1.5'>{plain}{lines}</svg>"

@@ -72,8 +72,8 @@ def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, mod
       anew: the model starts from random weights, so position methods alone do not mean that a context is extended.
     """
     real = batch["segments"] > 0
-    held = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
-    packed = "rows run across documents" if data.across_documents else f"{held:.3g} documents a row"
+    per_row = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
+    packed = "rows run across documents" if data.across_documents else f"{per_row:.3g} documents a row"
     beyond = float(np.mean(batch["positions"][real] >= model.original_len)) if real.any() else 0.0
     share = "<0.1%" if 0 < beyond < 0.0005 else f"{100 * beyond:.3g}%"
     drawn = next((str(p["name"]) for p in model.positions if p["name"] in DRAWN), None)

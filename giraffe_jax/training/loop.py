@@ -136,8 +136,8 @@ def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
 def _start(config: TrainConfig, mesh: jax.sharding.Mesh, under: Base | None) -> LM:
     """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
-        source, beside = (config.source, config.base) if under is None else (under.source, under.base)
-        settings: dict[str, Any] = dict(base=beside, adapters=config.lora, tokenizer=config.tokenizer)
+        source, base_source = (config.source, config.base) if under is None else (under.source, under.base)
+        settings: dict[str, Any] = dict(base=base_source, adapters=config.lora, tokenizer=config.tokenizer)
         return load(source, config.model, **settings, mesh=mesh)
     if not config.tokenizer:
         raise ConfigError("config.tokenizer: a run without a source needs a tokenizer's path.")

@@ -108,8 +108,8 @@ class Schedule:
 
 def learning_rate(config: OptimConfig, steps: int) -> Schedule:
     """Returns the learning rate of each step: linear warm-up, the peak, and the decay in the last `decay_steps`."""
-    rest = max(steps - config.warmup_steps, 1)
-    rest = rest if config.decay_steps is None else min(rest, config.decay_steps)
+    decay_steps = max(steps - config.warmup_steps, 1)
+    decay_steps = decay_steps if config.decay_steps is None else min(decay_steps, config.decay_steps)
     last = config.lr if config.schedule == "constant" else config.final_lr
     return Schedule(
         peak=config.lr,
@@ -119,8 +119,8 @@ def learning_rate(config: OptimConfig, steps: int) -> Schedule:
         warmup=float(config.warmup_steps),
         fall=config.lr - last,
         last=last,
-        fall_from=float(max(steps - rest, config.warmup_steps)),
-        fall_steps=float(rest),
+        fall_from=float(max(steps - decay_steps, config.warmup_steps)),
+        fall_steps=float(decay_steps),
         cosine=config.schedule == "cosine",
     )
 
