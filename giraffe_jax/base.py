@@ -46,8 +46,8 @@ def of(source: str, base: str | None) -> Base:
     if checkpoint.is_workdir(where):
         with checkpoint.manager(where) as checkpoints:
             place += f"@{checkpoint.find_step(checkpoints, which, lambda line: None)}"
-    beside = str(Path(base).absolute()) if base is not None and Path(base).exists() else base
-    return Base(place, beside, (source, base), _weights(place, beside))
+    base_path = str(Path(base).absolute()) if base is not None and Path(base).exists() else base
+    return Base(place, base_path, (source, base), _weights(place, base_path))
 
 
 def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -> Base | None:
@@ -63,22 +63,22 @@ def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -
     """
     if not about.get("base"):
         return None
-    told = about["base"]
-    options = [(told["source"], told["base"]), tuple(told["given"])] if named is None else [(named, told["base"])]
-    said = []
+    entry = about["base"]
+    options = [(entry["source"], entry["base"]), tuple(entry["given"])] if named is None else [(named, entry["base"])]
+    reasons = []
     for source, base in dict.fromkeys(options):
         try:
             contents = _weights(source, base)
         except (ConfigError, FileNotFoundError) as error:
-            said.append(f"{source}: {str(error).rstrip('.')}")
+            reasons.append(f"{source}: {str(error).rstrip('.')}")
             continue
-        changed = identity.changes(told["contents"], contents)
+        changed = identity.changes(entry["contents"], contents)
         if not changed:
-            return Base(source, base, tuple(told["given"]), contents)
-        said.append(f"{source} has other weights now ({', '.join(changed[:3])})")
+            return Base(source, base, tuple(entry["given"]), contents)
+        reasons.append(f"{source} has other weights now ({', '.join(changed[:3])})")
     raise ConfigError(
-        f"{run}: its checkpoints hold only what the run trained; it needs the weights of {told['source']}, which are "
-        f"not found: {'; '.join(said)}. Put them back, or give their new place as base."
+        f"{run}: its checkpoints hold only what the run trained; it needs the weights of {entry['source']}, which are "
+        f"not found: {'; '.join(reasons)}. Put them back, or give their new place as base."
     )
 
 
@@ -106,5 +106,5 @@ def joined(params: Any, base: Any) -> Any:
 def _weights(source: str, base: str | None) -> dict[str, str]:
     """Returns the digests of a source's weights only: its tokenizer may have changed."""
     contents = identity.of_source(source, base=base)
-    found = {name: x for name, x in contents.items() if name.startswith(("weights", "adapter"))}
-    return {"checkpoint" if name == f"weights {source}" else name: x for name, x in found.items()}
+    digests = {name: x for name, x in contents.items() if name.startswith(("weights", "adapter"))}
+    return {"checkpoint" if name == f"weights {source}" else name: x for name, x in digests.items()}

@@ -59,21 +59,21 @@ def of_source(source: str, *, base: str | None = None, with_methods: bool = Fals
             scaling = checkpoint.read_about(checkpoints, step)["model"]["positions"] if with_methods else ()
         folder = Path(where) / checkpoint.FOLDER / str(step)
         files = sorted(p for p in folder.rglob("*") if p.is_file())
-        found = {f"weights {source}": digest([[str(p.relative_to(folder)), of_file(p)] for p in files])}
+        contents = {f"weights {source}": digest([[str(p.relative_to(folder)), of_file(p)] for p in files])}
         if scaling:
             positions.check(scaling)
-        return found | of_tokenizer(Path(where) / TOKENIZER) | of_code(scaling)
+        return contents | of_tokenizer(Path(where) / TOKENIZER) | of_code(scaling)
     path, adapter = find_base(where, base)
     if path.is_file():
         return {f"weights {path.name}": of_file(path)}
     weights = sorted([*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")])
-    found = {f"weights {p.name}": of_file(p) for p in weights}
-    found |= {f"model {p.name}": of_file(p) for p in [path / "config.json"] if p.is_file()}
+    contents = {f"weights {p.name}": of_file(p) for p in weights}
+    contents |= {f"model {p.name}": of_file(p) for p in [path / "config.json"] if p.is_file()}
     if adapter is None:
-        return found | of_tokenizer(path)
+        return contents | of_tokenizer(path)
     parts = [adapter.directory / name for name in (CONFIG, WEIGHTS, BASE_CONFIG)]
-    found |= {f"adapter {p.name}": of_file(p) for p in parts if p.is_file()}
-    return found | (of_tokenizer(adapter.directory) or of_tokenizer(path))
+    contents |= {f"adapter {p.name}": of_file(p) for p in parts if p.is_file()}
+    return contents | (of_tokenizer(adapter.directory) or of_tokenizer(path))
 
 
 def of_tokenizer(path: Path) -> Contents:
@@ -93,21 +93,21 @@ def of_training(config: Any, known: Mapping[str, str]) -> Contents:
 
     known: earlier digests, used for data that no longer exists.
     """
-    found = of_code(config.model.get("positions", ()))
+    contents = of_code(config.model.get("positions", ()))
     stages = [source for stage in config.data.stages for source in stage.sources]
     for source in (*config.data.sources, *stages):
         if source.kind == "synthetic":
             continue
         name = f"training data {source.path}"
         try:
-            found[name] = content_fingerprint(source.kind, source.path, "data", memory=_memory())[:16]
+            contents[name] = content_fingerprint(source.kind, source.path, "data", memory=_memory())[:16]
         except FileNotFoundError:
-            found[name] = known.get(name, ABSENT)
+            contents[name] = known.get(name, ABSENT)
     if config.tokenizer:
-        found |= {f"training's {name}": value for name, value in of_tokenizer(Path(config.tokenizer)).items()}
+        contents |= {f"training's {name}": value for name, value in of_tokenizer(Path(config.tokenizer)).items()}
     if any(source.conversations for source in (*config.data.sources, *stages)):
-        found |= _of_template(config)
-    return found | {"format of training rows": str(FORMAT)}
+        contents |= _of_template(config)
+    return contents | {"format of training rows": str(FORMAT)}
 
 
 def _of_template(config: Any) -> Contents:
@@ -120,12 +120,12 @@ def _of_template(config: Any) -> Contents:
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Returns the names whose digests differ; names on one side only are marked "(new)" or "(no longer read)"."""
-    found = []
+    changed = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
-            how = " (new)" if name not in old else " (no longer read)" if name not in new else ""
-            found.append(name + how)
-    return found
+            mark = " (new)" if name not in old else " (no longer read)" if name not in new else ""
+            changed.append(name + mark)
+    return changed
 
 
 def _memory() -> Path | None:
@@ -144,13 +144,13 @@ def fingerprint_before(source: str) -> str:
         with checkpoint.manager(where) as checkpoints:
             path = path / checkpoint.FOLDER / str(checkpoint.find_step(checkpoints, which, lambda line: None))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        found.update(f"{file.relative_to(path) if path.is_dir() else file.name} {size}\n".encode())
+        hasher.update(f"{file.relative_to(path) if path.is_dir() else file.name} {size}\n".encode())
         with open(file, "rb") as stream:
-            found.update(stream.read(1 << 24))
+            hasher.update(stream.read(1 << 24))
             if size > 1 << 25:
                 stream.seek(-(1 << 24), os.SEEK_END)
-            found.update(stream.read(1 << 24))
-    return found.hexdigest()[:16]
+            hasher.update(stream.read(1 << 24))
+    return hasher.hexdigest()[:16]

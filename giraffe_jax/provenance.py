@@ -30,17 +30,19 @@ def beginning(loaded: Any) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Returns the git commit of this code, with "+" if tracked files have changed; None if git does not track it."""
-    here = Path(__file__)
+    this_file = Path(__file__)
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=here.parent, env=env, capture_output=True, text=True, timeout=10)
+            process = subprocess.run(
+                ["git", *words], cwd=this_file.parent, env=env, capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:
+    if git("ls-files", "--error-unmatch", this_file.name) is None:
         return None
     head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return head and head + ("+" if changed else "")
@@ -50,14 +52,14 @@ def versions() -> dict[str, str]:
     """Returns the versions that results depend on: packages, Python and commit, with machine and devices."""
     import jax
 
-    found = {"python": platform.python_version()}
+    software = {"python": platform.python_version()}
     for package in ("giraffe-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
         try:
-            found[package] = importlib.metadata.version(package)
+            software[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     device, head = jax.devices()[0], commit()
-    return (found if head is None else found | {"commit": head}) | {
+    return (software if head is None else software | {"commit": head}) | {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "system": f"{sys.platform} {platform.machine()}",
     }

@@ -91,11 +91,11 @@ def _was_interrupted() -> bool:
     return signal.getsignal(signal.SIGINT) is _end
 
 
-def _unraisable(about: Any) -> None:
+def _unraisable(unraisable: Any) -> None:
     """Ends the process on a KeyboardInterrupt in a destructor or callback, where Python would only print it."""
-    if issubclass(about.exc_type, KeyboardInterrupt):
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _end_with_a_word()
-    sys.__unraisablehook__(about)
+    sys.__unraisablehook__(unraisable)
 
 
 def _end(*_: Any) -> NoReturn:
@@ -146,9 +146,9 @@ def _run(words: list[str]) -> int:
     if not words[0].startswith("-") and words[0] not in VERBS:
         parser.error(f"unknown verb {words[0]!r}; there are {', '.join(VERBS)}.{nearest(words[0], list(VERBS))}")
     try:
-        args, more = parser.parse_known_args(words)
-        if more and words[0] != "methods":
-            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        args, unparsed = parser.parse_known_args(words)
+        if unparsed and words[0] != "methods":
+            parser.error(f"unrecognized arguments: {' '.join(unparsed)}")
     except SystemExit as done:  # --help and --version have been answered
         return int(done.code or 0)
     if overrides and not hasattr(args, "config"):
@@ -160,7 +160,7 @@ def _run(words: list[str]) -> int:
     # At the end of the path: modules here can be imported, but shadow nothing that is installed.
     sys.path += [folder for folder in map(os.path.abspath, (*args.methods, ".")) if folder not in sys.path]
     if words[0] == "methods":  # a method's parameters may be written as flags
-        args.parameters += [word.removeprefix("--") for word in more]
+        args.parameters += [word.removeprefix("--") for word in unparsed]
     return _module(words[0]).run(args) or DONE
 
 
@@ -182,12 +182,12 @@ def _parser(verb: str | None) -> "argparse.ArgumentParser":
     parser.add_argument("--version", action="version", version=f"giraffe-jax {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for name, summary in VERBS.items():
-        about = _module(name).__doc__ if name == verb else summary
-        sub = verbs.add_parser(name, help=summary, description=about, allow_abbrev=False,
+        description = _module(name).__doc__ if name == verb else summary
+        sub = verbs.add_parser(name, help=summary, description=description, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        where = "a folder with your own position methods; the current folder and the config's are searched too"
-        sub.add_argument("--methods", action="append", default=[], metavar="DIR", help=where)
+        methods_help = "a folder with your own position methods; the current folder and the config's are searched too"
+        sub.add_argument("--methods", action="append", default=[], metavar="DIR", help=methods_help)
         if name == verb:
             _module(name).arguments(sub)
     return parser

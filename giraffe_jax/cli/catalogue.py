@@ -67,10 +67,10 @@ class Entry:
     @property
     def paper(self) -> str:
         """arXiv number of the first source that the docstring names, another short name of it, or "-"."""
-        found = re.search(r"arXiv:(\d{4}\.\d{4,5})|kexue\.fm (\d+)|(bloc97|meta-llama|OpenReview)", self.text)
-        if not found:
+        match = re.search(r"arXiv:(\d{4}\.\d{4,5})|kexue\.fm (\d+)|(bloc97|meta-llama|OpenReview)", self.text)
+        if not match:
             return "-"
-        return found[1] or (f"kexue {found[2]}" if found[2] else found[3])
+        return match[1] or (f"kexue {match[2]}" if match[2] else match[3])
 
 
 def catalogue() -> list[Entry]:
@@ -141,15 +141,15 @@ def _type(annotation: str) -> str:
 
 def _constants(module: ast.Module) -> dict[str, Any]:
     """Returns the module's upper-case assignments whose values are literals or dict(...) of literals."""
-    found = {}
+    constants = {}
     for node in module.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
             value = node.value
             try:
                 if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
-                    found[node.targets[0].id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
+                    constants[node.targets[0].id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
                 else:
-                    found[node.targets[0].id] = ast.literal_eval(value)
+                    constants[node.targets[0].id] = ast.literal_eval(value)
             except ValueError:
                 continue
-    return found
+    return constants

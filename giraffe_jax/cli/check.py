@@ -48,27 +48,27 @@ TOLERANCE = 1e-5
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands of `giraffe check` and their flags."""
-    what = parser.add_subparsers(title="what to prove", metavar="WHAT", dest="what", required=True)
-    resume_parser = what.add_parser("resume", help="resuming after kill -9", description=resume.__doc__)
+    checks = parser.add_subparsers(title="what to prove", metavar="WHAT", dest="what", required=True)
+    resume_parser = checks.add_parser("resume", help="resuming after kill -9", description=resume.__doc__)
     resume_parser.add_argument("--config", metavar="FILE[:ARG]", help="config of a short run (default: a tiny one)")
     resume_parser.add_argument("--kills", type=configs.number(int, 0), default=20, help="number of kills (20)")
     resume_parser.add_argument("--steps", type=configs.number(int, 1), default=200, help="steps of the tiny run (200)")
     resume_parser.add_argument("--seed", type=configs.number(int, 0), default=0, help="seed of the random kill times")
-    sharding_parser = what.add_parser("sharding", help="meshes of eight devices", description=sharding.__doc__)
+    sharding_parser = checks.add_parser("sharding", help="meshes of eight devices", description=sharding.__doc__)
     sharding_parser.add_argument(
         "--source", type=configs.source, help="weights to use (default: a small Llama with random weights)"
     )
     sharding_parser.add_argument(
         "--tokens", type=configs.number(int, 1, high=2**24), default=128, help="tokens per row; eight rows (128)"
     )
-    methods = what.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
+    methods = checks.add_parser("methods", help="decoding and blockwise attention", description=check_methods.__doc__)
     methods.add_argument("names", nargs="*", metavar="NAME", help="methods of the catalogue (default: all)")
-    kernels = what.add_parser("kernels", help="attention kernels", description=check_kernels.__doc__)
+    kernels = checks.add_parser("kernels", help="attention kernels", description=check_kernels.__doc__)
     kernels.add_argument("names", nargs="*", metavar="NAME", help="methods of the catalogue (default: all)")
     kernels.add_argument("--dtype", choices=tuple(check_kernels.ALLOWED), default="bfloat16")
     kernels.add_argument("--tokens", type=configs.number(int, 2, high=2**13), default=700, help="tokens per row (700)")
-    check_hf.arguments(what.add_parser("hf", help="logits against transformers", description=check_hf.__doc__))
-    what.add_parser("frequencies", help="frequencies against transformers", description=check_frequencies.__doc__)
+    check_hf.arguments(checks.add_parser("hf", help="logits against transformers", description=check_hf.__doc__))
+    checks.add_parser("frequencies", help="frequencies against transformers", description=check_frequencies.__doc__)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,11 +103,11 @@ def resume(args: argparse.Namespace) -> int:
                 )
             else:
                 break
-        found = _losses(killed)
-    wrong = [step for step in expected if found.get(step) != expected[step]]
+        losses = _losses(killed)
+    wrong = [step for step in expected if losses.get(step) != expected[step]]
     print(f"{kills} kills, {starts} starts, {len(expected)} steps: {len(wrong)} losses differ")
     for step in wrong[:1]:
-        print(f"the first is that of step {step}: {expected[step]!r} undisturbed, {found.get(step)!r} killed")
+        print(f"the first is that of step {step}: {expected[step]!r} undisturbed, {losses.get(step)!r} killed")
     if kills < args.kills:
         print(f"the run finished after {kills} of {args.kills} kills; raise --steps to fit more", file=sys.stderr)
     return 1 if wrong or kills < args.kills else 0

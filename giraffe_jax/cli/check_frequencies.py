@@ -82,8 +82,8 @@ def _cases(kind: str, head_dim: int, length: int) -> Iterator[tuple[list[dict[st
                 yield [dict(name="dynamic", factor=factor)], dict(factor=factor), seq_len
         elif kind == "yarn":
             for truncate in (True, False):
-                more = dict(factor=factor, truncate=truncate)
-                yield [dict(name="yarn", **more)], more | original, length
+                settings = dict(factor=factor, truncate=truncate)
+                yield [dict(name="yarn", **settings)], settings | original, length
         elif kind == "longrope":
             short = np.linspace(1.0, 1.1, head_dim // 2).tolist()
             long = np.geomspace(1.0, 1.2 * factor, head_dim // 2).tolist()

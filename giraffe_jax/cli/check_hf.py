@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     original = ours.config.original_len
     reach = max(int(model.config.max_position_embeddings), original)
     lengths = args.lengths or [max(original // 2, 2), original, reach if reach > original else 2 * original]
-    tokens, what = _tokens(ours, args.text, max(lengths))
-    print(f"{args.directory}: {what}\n")
+    tokens, description = _tokens(ours, args.text, max(lengths))
+    print(f"{args.directory}: {description}\n")
     print("tokens  largest difference  allowed     KL mean      KL max  perplexity  transformers")
     worst, good = 0.0, True
     for length in lengths:
@@ -145,16 +145,16 @@ def compare(ours: Any, model: Any, tokens: Any) -> dict[str, float]:
     head, their_head = np.asarray(unembedding(ours.params)), model.get_output_embeddings().weight.detach().numpy().T
     difference = largest = kl_max = 0.0
     kl, nll = 0.0, np.zeros(2)
-    for at in range(0, length, CHUNK):
-        part = slice(at, at + CHUNK)
-        both = np.stack([hidden[part] @ head, their_hidden[part] @ their_head]).astype(np.float64)
-        difference = float(np.maximum(difference, np.abs(both[0] - both[1]).max()))  # keeps a nan
-        largest = max(largest, float(np.abs(both[1]).max()))
-        top = both.max(-1, keepdims=True)
-        log_p = both - top - np.log(np.exp(both - top).sum(-1, keepdims=True))
+    for start in range(0, length, CHUNK):
+        part = slice(start, start + CHUNK)
+        logits = np.stack([hidden[part] @ head, their_hidden[part] @ their_head]).astype(np.float64)
+        difference = float(np.maximum(difference, np.abs(logits[0] - logits[1]).max()))  # keeps a nan
+        largest = max(largest, float(np.abs(logits[1]).max()))
+        top = logits.max(-1, keepdims=True)
+        log_p = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
         divergence = (np.exp(log_p[1]) * (log_p[1] - log_p[0])).sum(-1)
         kl, kl_max = kl + divergence.sum(), max(kl_max, float(divergence.max()))
-        targets = tokens[at + 1 : at + 1 + CHUNK]
+        targets = tokens[start + 1 : start + 1 + CHUNK]
         nll -= log_p[:, np.arange(len(targets)), targets].sum(-1)
     perplexity, theirs = np.exp(nll / (length - 1))
     return dict(

@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
     program = make_program()
     for name in chosen:
         for documents in (1, 3):
-            kernel, *found = differences(name, args.tokens, args.dtype, documents, program)
-            worst = [max(pair) for pair in zip(worst, found, strict=True)]
-            print(f"{name:<{width}}  {documents:>9}  {found[0]:7.1e}  {found[1]:9.1e}  {kernel}", flush=True)
+            kernel, *errors = differences(name, args.tokens, args.dtype, documents, program)
+            worst = [max(pair) for pair in zip(worst, errors, strict=True)]
+            print(f"{name:<{width}}  {documents:>9}  {errors[0]:7.1e}  {errors[1]:9.1e}  {kernel}", flush=True)
     allowed = ALLOWED[args.dtype]
     print(f"\nlargest of {len(chosen)} methods: output {worst[0]:.1e}, allowed {allowed[0]:.0e}; gradients "
           f"{worst[1]:.1e}, allowed {allowed[1]:.0e}")  # fmt: skip
@@ -80,14 +80,14 @@ def differences(name: str, tokens: int, dtype: str, documents: int, program: Any
     tables = [jax.tree.map(lambda x: x[0] if x.ndim == 4 else x, t) for t in positions.rotations(e)]
     bands_q = tuple(positions.rotate(q, t.q_cos, t.q_sin) for t in tables)
     bands_k = tuple(positions.rotate(k, t.k_cos, t.k_sin) for t in tables)
-    about: dict[str, Any] = dict(bands=bands, bias=bias)
-    kernel = choose("auto", tokens=tokens, batch=BATCH, heads=HEADS, dtype=dtype, **about)
+    options: dict[str, Any] = dict(bands=bands, bias=bias)
+    kernel = choose("auto", tokens=tokens, batch=BATCH, heads=HEADS, dtype=dtype, **options)
     place = place_of_rows(jnp.asarray(segments), (BATCH, tokens))
     inputs = (bands_q, bands_k, v, d_out)
-    found = program(*inputs, place, *about.values(), "auto")
+    result = program(*inputs, place, *options.values(), "auto")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), inputs)
-    want = program(*exact, place, *about.values(), "dense")
-    out, *gradients = (_apart(*pair) for pair in zip(*map(jax.tree.leaves, (found, want)), strict=True))
+    want = program(*exact, place, *options.values(), "dense")
+    out, *gradients = (_apart(*pair) for pair in zip(*map(jax.tree.leaves, (result, want)), strict=True))
     return str(kernel), out, max(gradients)
 
 
@@ -102,8 +102,8 @@ def _wider(example: Any) -> Any:
     return [_wider(value) for value in example]
 
 
-def _apart(found: Any, want: Any) -> float:
+def _apart(result: Any, want: Any) -> float:
     import numpy as np
 
-    found, want = (np.asarray(x, np.float64) for x in (found, want))
-    return float(np.linalg.norm(found - want) / max(np.linalg.norm(want), 1e-30))
+    result, want = (np.asarray(x, np.float64) for x in (result, want))
+    return float(np.linalg.norm(result - want) / max(np.linalg.norm(want), 1e-30))

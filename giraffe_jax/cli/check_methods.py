@@ -103,8 +103,8 @@ def _decoding(lm: Any, e: Any, tokens: Any, hidden: Any) -> float:
     with lm.config.at_precision():
         want = np.asarray(logits(lm.params, hidden))[0, PROMPT - 1 :]
     first, cache = prefill(lm, tokens[:, :PROMPT], np.array([PROMPT]), e, capacity=TOKENS, raw=needs_raw_keys(e))
-    found = [first[0]]
+    decoded = [first[0]]
     for t in range(PROMPT, TOKENS):
         logits_BV, cache = decode_step(lm, tokens[:, t], e, cache)
-        found.append(logits_BV[0])
-    return float(np.abs(np.stack(found) - want).max())
+        decoded.append(logits_BV[0])
+    return float(np.abs(np.stack(decoded) - want).max())

@@ -26,8 +26,8 @@ def config_arguments(parser: argparse.ArgumentParser, several: bool = True) -> N
 
 def shape_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --model, for a verb that needs no weights."""
-    what = "a model shape of configs/models.py (llama2_7b, ...), for a source whose config.json is not on this machine"
-    parser.add_argument("--model", metavar="NAME", help=what)
+    text = "a model shape of configs/models.py (llama2_7b, ...), for a source whose config.json is not on this machine"
+    parser.add_argument("--model", metavar="NAME", help=text)
 
 
 def shape(args: argparse.Namespace) -> Any:
@@ -89,9 +89,9 @@ def source(text: str) -> str:
 
 def base_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Adds --base; `more` is appended to its help."""
-    where = "directory of an adapter's base model, if it is not beside the adapter; or of a LoRA run's source that has "
-    where += f"moved{more}"
-    parser.add_argument("--base", type=source, metavar="DIR", help=where)
+    text = "directory of an adapter's base model, if it is not beside the adapter; or of a LoRA run's source that has "
+    text += f"moved{more}"
+    parser.add_argument("--base", type=source, metavar="DIR", help=text)
 
 
 def new_file(*suffixes: str) -> Callable[[str], str]:
@@ -119,8 +119,8 @@ def number(kind: type, low: int | float, **bound: Any) -> Callable[[str], Any]:
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
         except ValueError as error:  # not a number, or one with thousands of digits
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what}, got {text[:40]!r}.") from error
+            expected = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text[:40]!r}.") from error
 
     return read
 
@@ -133,11 +133,11 @@ def _workdir(text: str) -> str:
 
 
 def _check_place(path: Path, text: str) -> None:
-    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} is not a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"got {text}, but {there} cannot be written in.")
+    existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text}, but {existing} is not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"got {text}, but {existing} cannot be written in.")
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -206,9 +206,9 @@ def quiet(args: argparse.Namespace) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
-    def hook(about: Any) -> None:
-        if not (about.exc_type is RuntimeError and str(about.exc_value) == "Event loop is closed"):
-            before(about)
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
 
     sys.unraisablehook = hook
 
@@ -220,6 +220,6 @@ def import_roots(path: str) -> list[Path]:
     wherever the command is run.
     """
     file = Path(path.partition(":")[0]).absolute()
-    own = file if file.is_dir() else file.parent
-    project = [folder for folder in (own, *own.parents) if (folder / "pyproject.toml").is_file()][:1]
-    return list(dict.fromkeys([Path.cwd(), own, *project, shipped()]))
+    parent = file if file.is_dir() else file.parent
+    project = [folder for folder in (parent, *parent.parents) if (folder / "pyproject.toml").is_file()][:1]
+    return list(dict.fromkeys([Path.cwd(), parent, *project, shipped()]))

@@ -34,9 +34,9 @@ def join(args: argparse.Namespace) -> None:
       ConfigError: flags contradict each other, or neither flags nor environment give a value.
       TimeoutError: a process has not joined in time; the message says which.
     """
-    given = {"--coordinator": args.coordinator, "--processes": args.processes, "--process-id": args.process_id}
+    flags = {"--coordinator": args.coordinator, "--processes": args.processes, "--process-id": args.process_id}
     if not args.distributed:
-        for flag, value in given.items():
+        for flag, value in flags.items():
             if value is not None:
                 raise ConfigError(f"{flag} is only read with --distributed.")
         return
@@ -48,8 +48,8 @@ def join(args: argparse.Namespace) -> None:
         args.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
         args.processes, args.process_id, None, None, args.start_timeout,
     )  # fmt: skip
-    found = {"--coordinator": coordinator, "--processes": processes, "--process-id": process}
-    missing = [flag for flag, value in found.items() if value is None]
+    detected = {"--coordinator": coordinator, "--processes": processes, "--process-id": process}
+    missing = [flag for flag, value in detected.items() if value is None]
     if coordinator is None or processes is None or process is None:
         raise ConfigError(
             f"--distributed: no TPU pod, GKE, SLURM or MPI job is recognised here: {', '.join(missing)} must be given."
@@ -84,12 +84,12 @@ def roll_call(coordinator: str, processes: int, process: int, deadline: float) -
 
 def _report(host: str, port: int, processes: int, process: int, deadline: float) -> None:
     """Reports this process to process 0 and waits for its answer."""
-    me = f"{process} {processes} {socket.gethostname()}\n".encode()
+    message = f"{process} {processes} {socket.gethostname()}\n".encode()
     answer, reason = "", OSError("no answer")
     while time.monotonic() < deadline and not answer:
         try:
             with socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic())) as line:
-                line.sendall(me)
+                line.sendall(message)
                 line.settimeout(max(0.1, deadline - time.monotonic()) + 10)  # process 0 answers at the deadline
                 with line.makefile() as text:
                     answer = text.readline().strip()
@@ -104,14 +104,14 @@ def _report(host: str, port: int, processes: int, process: int, deadline: float)
 
 def _listen(port: int, processes: int, deadline: float) -> None:
     """Waits for the other processes and answers all of them."""
-    came: dict[int, str] = {}
+    arrived: dict[int, str] = {}
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     with contextlib.ExitStack() as stack:
         server = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=processes)
         stack.enter_context(server)
         lines, verdict = [], ""
-        while len(came) < processes - 1 and not verdict:
+        while len(arrived) < processes - 1 and not verdict:
             server.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
             try:
                 line = stack.enter_context(server.accept()[0])
@@ -121,16 +121,16 @@ def _listen(port: int, processes: int, deadline: float) -> None:
                 number, total = int(number), int(total)
             except TimeoutError:
                 if time.monotonic() >= deadline:
-                    verdict = _missing(processes, came)
+                    verdict = _missing(processes, arrived)
                 continue
             except (OSError, ValueError):  # not a process of a giraffe job
                 continue
             lines.append(line)
-            if total != processes or number in came or not 0 < number < processes:
-                there = came.get(number, socket.gethostname())
-                job = f"this job of {processes} processes with {there}"
+            if total != processes or number in arrived or not 0 < number < processes:
+                other_host = arrived.get(number, socket.gethostname())
+                job = f"this job of {processes} processes with {other_host}"
                 verdict = f"wrong: process {number} of {total} on {host} does not belong to {job}"
-            came[number] = host
+            arrived[number] = host
         for line in lines:
             with contextlib.suppress(OSError):
                 line.sendall((verdict or "complete").encode() + b"\n")
@@ -138,12 +138,12 @@ def _listen(port: int, processes: int, deadline: float) -> None:
     _raise_unless_complete(verdict or "complete")
 
 
-def _missing(processes: int, came: dict[int, str]) -> str:
+def _missing(processes: int, arrived: dict[int, str]) -> str:
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     named = {i: f" ({names[i]})" for i in range(processes)} if len(names) == processes else {}
-    lacking = [f"{i}{named.get(i, '')}" for i in range(1, processes) if i not in came]
-    here = [f"0 ({socket.gethostname()})", *[f"{i} ({host})" for i, host in sorted(came.items())]]
-    return f"missing: of {processes} processes {', '.join(lacking)} did not come in time; here are {', '.join(here)}"
+    lacking = [f"{i}{named.get(i, '')}" for i in range(1, processes) if i not in arrived]
+    present = [f"0 ({socket.gethostname()})", *[f"{i} ({host})" for i, host in sorted(arrived.items())]]
+    return f"missing: of {processes} processes {', '.join(lacking)} did not come in time; here are {', '.join(present)}"
 
 
 def _raise_unless_complete(answer: str) -> None:

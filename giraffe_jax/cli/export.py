@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
         return _adapter(args, as_gguf)
     (check_new_file if as_gguf else check_new)(args.destination)
     loaded = load(args.source, base=args.base)
-    what = (loaded.params, loaded.config, None if args.no_tokenizer else loaded.tokenizer, args.destination)
+    inputs = (loaded.params, loaded.config, None if args.no_tokenizer else loaded.tokenizer, args.destination)
     settings = dict(dtype=args.dtype, max_len=args.max_len)
     if as_gguf:
-        hf.save_gguf(*what, **settings)
+        hf.save_gguf(*inputs, **settings)
         words = "positions as rope_freqs.weight" if loaded.config.positions else "plain positions"
     else:
-        out = hf.save(*what, **settings, gain_in_weights=args.gain_in_weights)
+        out = hf.save(*inputs, **settings, gain_in_weights=args.gain_in_weights)
         words = rope_in_words(json.loads((out / "config.json").read_text()))
     print(f"{args.source}: {num_params(loaded.config):,} parameters as {args.dtype}, {words}, in {args.destination}")
     return 0
@@ -84,18 +84,20 @@ def _adapter(args: argparse.Namespace, as_gguf: bool) -> int:
     from giraffe_jax.tokenizer import read_json
 
     if as_gguf or args.gain_in_weights:
-        what = "a .gguf destination" if as_gguf else "--gain-in-weights, which changes the base"
-        raise ConfigError(f"--adapter: writes a PEFT directory with the adapter only, so it does not go with {what}.")
+        conflict = "a .gguf destination" if as_gguf else "--gain-in-weights, which changes the base"
+        raise ConfigError(
+            f"--adapter: writes a PEFT directory with the adapter only, so it does not go with {conflict}."
+        )
     check_new(args.destination)
     lm, adapters = load_unmerged(args.source)
     base = args.base or _base_of(Path(split_source(args.source)[0]))
     words = None if args.no_tokenizer else lm.tokenizer
     settings = dict(dtype=args.dtype, max_len=args.max_len)
-    about = hf.save_adapter(lm.params, lm.config, adapters, base, words, args.destination, **settings)
-    saved = f", {', '.join(about['modules_to_save'])} whole" if about["modules_to_save"] else ""
-    targets = ", ".join(about["target_modules"])
+    adapter_config = hf.save_adapter(lm.params, lm.config, adapters, base, words, args.destination, **settings)
+    saved = f", {', '.join(adapter_config['modules_to_save'])} whole" if adapter_config["modules_to_save"] else ""
+    targets = ", ".join(adapter_config["target_modules"])
     print(f"{args.source}: adapter of rank {adapters.rank} for {targets}{saved} as {args.dtype} in {args.destination}")
-    print(f"its base: {about['base_model_name_or_path']}")
+    print(f"its base: {adapter_config['base_model_name_or_path']}")
     file = Path(args.destination) / BASE_CONFIG
     if file.is_file():
         rope = rope_in_words(read_json(file))
@@ -113,8 +115,8 @@ def _base_of(workdir: Path) -> str:
     from giraffe_jax.hf.load import find_base
     from giraffe_jax.training.workdir import CONFIG, read_json
 
-    about = read_json(workdir / CONFIG, "a run's config")
-    source = about.get("source")
+    config = read_json(workdir / CONFIG, "a run's config")
+    source = config.get("source")
     if not source:
         raise ConfigError(f"--adapter: {workdir} started from random weights: there is no base to put an adapter on.")
     if is_workdir(source.partition("@")[0]):
@@ -122,4 +124,4 @@ def _base_of(workdir: Path) -> str:
             f"--base: {workdir} started from {source}, a run. PEFT needs its weights as a Hugging Face directory: "
             f"`giraffe export {source} NEW`, then --base=NEW."
         )
-    return str(find_base(source, about.get("base"))[0])
+    return str(find_base(source, config.get("base"))[0])

@@ -104,11 +104,11 @@ def page_text(entries: list[Entry], folder: str) -> str:
         "plane, where planes differ), and the factor on its logits. "
         "Grey is plain RoPE, dotted the pretraining context; crosses are planes that do not rotate.",
     ]
-    for kind, what in KINDS.items():
+    for kind, description in KINDS.items():
         members = [entry for entry in entries if entry.kind == kind]
         if not members:
             continue
-        lines += ["", f"## {kind}: {what}"]
+        lines += ["", f"## {kind}: {description}"]
         for entry in members:
             training = "needs no training" if entry.training_free else "trained with"
             lines += [

@@ -101,13 +101,13 @@ def parse_positions(text: str) -> list[dict[str, Any]]:
     from giraffe_jax.config import ConfigError, literal
 
     try:
-        found = literal(text)
+        methods = literal(text)
     except ValueError as error:  # ConfigError too
         raise ConfigError(
             f"--positions: {text[:80]!r} is not a list of dicts like [dict(name='yarn', factor=4.0)]."
         ) from error
-    if not isinstance(found, list):
+    if not isinstance(methods, list):
         raise ConfigError(
             f"--positions: expected a list of dicts like [dict(name='yarn', factor=4.0)], got {text[:80]!r}."
         )
-    return found
+    return methods

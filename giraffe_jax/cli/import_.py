@@ -36,15 +36,15 @@ def run(args: argparse.Namespace) -> int:
     from giraffe_jax.model import num_params
 
     check_new(args.destination)
-    found = hf.load(args.source, base=args.base, param_dtype=args.dtype)
-    if found.tokenizer is None:
+    lm = hf.load(args.source, base=args.base, param_dtype=args.dtype)
+    if lm.tokenizer is None:
         raise ConfigError(
             f"SOURCE: {args.source} has no tokenizer.json or tokenizer.model; put one beside its weights."
         )
     configs.quiet(args)
     with new_directory(args.destination) as folder:
-        write(found, folder, args.source)
-    print(f"{args.source}: {num_params(found.config):,} parameters as {args.dtype} in {args.destination}")
+        write(lm, folder, args.source)
+    print(f"{args.source}: {num_params(lm.config):,} parameters as {args.dtype} in {args.destination}")
     return 0
 
 

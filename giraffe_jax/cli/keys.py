@@ -50,21 +50,23 @@ def run(args: argparse.Namespace) -> int:
     """
     from giraffe_jax.config import ConfigError, nearest
 
-    found = list(sections())
+    listed = list(sections())
     if args.page:
         from giraffe_jax.records import write_atomically
 
-        write_atomically(Path(args.page), page(found))
-        print(f"{args.page}: {sum(len(keys) for _, _, keys in found)} keys")
+        write_atomically(Path(args.page), page(listed))
+        print(f"{args.page}: {sum(len(keys) for _, _, keys in listed)} keys")
         return 0
     if args.name:
         wanted = args.name.replace("[i]", "")
-        chosen = [(head, about, [k for k in keys if _begins(k.name, wanted)]) for head, about, keys in found]
-        found = [section for section in chosen if section[2]]
-        if not found:
+        chosen = [
+            (head, description, [k for k in keys if _begins(k.name, wanted)]) for head, description, keys in listed
+        ]
+        listed = [section for section in chosen if section[2]]
+        if not listed:
             names = [key.name.replace("[i]", "") for _, _, keys in sections() for key in keys]
             raise ConfigError(f"NAME: no key is called {args.name!r}.{nearest(wanted, names)}")
-    print("\n\n".join(_listing(head, keys) for head, _, keys in found))
+    print("\n\n".join(_listing(head, keys) for head, _, keys in listed))
     return 0
 
 
@@ -81,13 +83,13 @@ def sections() -> Iterator[tuple[str, str, list["Key"]]]:
 
     listed: dict[type, str] = {}
     yield "giraffe train, giraffe plan", "A training.", list(keys(TrainConfig, "", listed))
-    about = "The model. With a source, only what differs from the source's config."
-    yield "model", about, list(keys(ModelConfig, "model.", listed))
-    about = (
+    description = "The model. With a source, only what differs from the source's config."
+    yield "model", description, list(keys(ModelConfig, "model.", listed))
+    description = (
         "An experiment. `giraffe evaluate` reads the same keys, with `positions` (by default those the source was "
         "trained with) in place of `variants`."
     )
-    yield "giraffe run, giraffe evaluate", about, list(keys(ExperimentConfig, "", listed))
+    yield "giraffe run, giraffe evaluate", description, list(keys(ExperimentConfig, "", listed))
     yield "giraffe search", "A search for frequencies.", list(keys(SearchConfig, "", listed))
     for name in evals.names():
         module = evals.module(name)
@@ -110,8 +112,8 @@ def page(found: list[tuple[str, str, list["Key"]]]) -> str:
         "terminal. This page is written by `giraffe keys --page=docs/config.md` from the dataclasses.\n",
         "`[i]` is an element of a list. *required* has no default.\n",
     ]
-    for head, about, keys in found:
-        lines += [f"## {head}\n", f"{about}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for head, description, keys in found:
+        lines += [f"## {head}\n", f"{description}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         for key in keys:
             default = "*required*" if key.default is None else f"`{_cell(key.default)}`"
             default = key.default if key.default == ITS_KEYS else default

@@ -141,16 +141,16 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
     """
     from giraffe_jax.config import ConfigError
 
-    found = {}
+    parameters = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"{word!r}: parameters are written KEY=VALUE, as in factor=8.")
         try:
-            found[key] = ast.literal_eval(value)
+            parameters[key] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            found[key] = value
-    return found
+            parameters[key] = value
+    return parameters
 
 
 def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
@@ -160,9 +160,9 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
     model = shape(call, args)
     follows = entry.kind == "length" or "length" in entry.needs
     length = args.length or (4 * args.original_len if follows else None)
-    about: dict[str, Any] = dict(length=length or args.original_len, num_layers=LAYERS)
-    e = positions.bind([call], **model, **about, where="positions")
-    plain = positions.bind([], **model, **about)
+    settings: dict[str, Any] = dict(length=length or args.original_len, num_layers=LAYERS)
+    e = positions.bind([call], **model, **settings, where="positions")
+    plain = positions.bind([], **model, **settings)
     head = ", ".join(f"{key} {value:g}" for key, value in (model | ({"length": length} if length else {})).items())
     lines = [f"Speed of each rotary plane relative to plain RoPE ({head}; gain {e.gain:.4g}):"]
     rows = e.inv_freq.astype(float).reshape(-1, e.inv_freq.shape[-1]) / plain.inv_freq
@@ -172,8 +172,8 @@ def draw(call: dict[str, Any], args: argparse.Namespace, entry: Entry) -> str:
         lines += _bars(row, plain.inv_freq)
     values = {field.name: getattr(e, field.name) for field in dataclasses.fields(e) if field.name not in DRAWN}
     changed = [name for name, value in values.items() if not (value is None or isinstance(value, tuple) and not value)]
-    if more := [*changed, *(f"what it makes of {need} inside the step" for need in entry.needs if need != "length")]:
-        lines += ["", f"It changes more than frequencies and gain: {', '.join(more)}."]
+    if effects := [*changed, *(f"what it makes of {need} inside the step" for need in entry.needs if need != "length")]:
+        lines += ["", f"It changes more than frequencies and gain: {', '.join(effects)}."]
     return "\n".join(lines)
 
 

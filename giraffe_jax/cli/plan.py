@@ -71,21 +71,21 @@ def run(args: argparse.Namespace) -> int:
 
     config, model, missing = check_config(values, configs.shape(args))
     say = (lambda text: None) if args.json else print
-    found = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
+    result = plan.plan(config, model, args.topology, slices=args.slices, document=args.document, say=say)
     for line in missing:
         say(f"not checked: {line}")
-    say(plan.text(found, config, args.price))
-    row = dataclasses.asdict(found)
+    say(plan.text(result, config, args.price))
+    row = dataclasses.asdict(result)
     if args.price is not None:
-        row["dollars"] = None if found.chip_hours is None else found.chip_hours * args.price
-    others = plan_tries.Others(args, variant, found, say)
-    if args.tries and not found.fits:
+        row["dollars"] = None if result.chip_hours is None else result.chip_hours * args.price
+    others = plan_tries.Others(args, variant, result, say)
+    if args.tries and not result.fits:
         row |= others.proposals(config, model)
     if args.longest:
         row["longest"] = others.longest(config)
     if args.json:
         print(json.dumps(row))
-    return 0 if found.fits else 1
+    return 0 if result.fits else 1
 
 
 def _training(values: Any, variant: str | None) -> tuple[Any, int | None]:

@@ -27,12 +27,12 @@ def flags(changes: Changes, variant: int | None = None) -> list[str]:
       changes: config key -> value.
       variant: where the config is an experiment's, the index of the variant that is trained.
     """
-    found = []
+    arguments = []
     for key, value in changes.items():
         if variant is not None:  # an experiment's variants share its model
             key = f"overrides.{key[6:]}" if key.startswith("model.") else f"variants[{variant}].train.{key}"
-        found.append(f"--config.{key}={value}")
-    return found
+        arguments.append(f"--config.{key}={value}")
+    return arguments
 
 
 class Others:
@@ -57,19 +57,19 @@ class Others:
         if self.plan.argument_bytes > self.plan.hbm_bytes:  # saving activations cannot help
             options.sort(key=lambda changes: not any(key.startswith(("mesh.", "optim.")) for key in changes))
         self.say(f"tried, of {len(options)} single changes and their combinations:")
-        found = self.tries.propose(self.first, options, self.attempt, self.args.tries)
-        best = self.tries.best_first(found)
+        attempts = self.tries.propose(self.first, options, self.attempt, self.args.tries)
+        best = self.tries.best_first(attempts)
         self.say("it fits with, best first:" if best else "none of these fits; use more chips or fewer tokens.")
-        for one in best:
-            self.say("  " + " ".join(self.flags(one.changes)))
-        return dict(proposals=[self.row(t) for t in best], tried=[self.row(t) for t in found])
+        for proposal in best:
+            self.say("  " + " ".join(self.flags(proposal.changes)))
+        return dict(proposals=[self.row(t) for t in best], tried=[self.row(t) for t in attempts])
 
     def longest(self, config: Any) -> dict[str, Any]:
         """Returns the longest rows found to fit, the shortest found not to fit, and every try, as JSON values."""
         self.say("longest rows that fit; tried:")
-        about = dict(arguments=self.plan.argument_bytes, hbm=self.plan.hbm_bytes)
-        found = self.tries.longest(self.first, config, self.plan.mesh, self.attempt, self.args.tries, **about)
-        fits, fails, tried = found
+        memory = dict(arguments=self.plan.argument_bytes, hbm=self.plan.hbm_bytes)
+        outcome = self.tries.longest(self.first, config, self.plan.mesh, self.attempt, self.args.tries, **memory)
+        fits, fails, tried = outcome
         rows = None if fits is None else self.tries.rows_of(config, self.plan.mesh, fits)
         if fits is None:
             self.say(f"no rows were found to fit; {fails:,} tokens do not.")
@@ -92,9 +92,9 @@ class Others:
         """Returns the result of `giraffe plan` for the config with these changes."""
         from giraffe_jax.plan.text import of_try
 
-        found = self._attempt(changes)
-        self.say("  " + of_try(found, self.flags(changes), self.plan.hbm_bytes))
-        return found
+        tried = self._attempt(changes)
+        self.say("  " + of_try(tried, self.flags(changes), self.plan.hbm_bytes))
+        return tried
 
     def _attempt(self, changes: Changes) -> Tried:
         args = self.args
@@ -104,14 +104,16 @@ class Others:
             if getattr(args, name) is not None:
                 words.append(f"--{name}={getattr(args, name)}")
         words += [f"--methods={folder}" for folder in args.methods]
-        done = subprocess.run([sys.executable, "-m", "giraffe_jax.cli", "plan", *words], capture_output=True, text=True)
-        last = done.stdout.strip().splitlines()[-1:] or [""]
-        if done.returncode in (0, 1) and last[0].startswith("{"):
+        process = subprocess.run(
+            [sys.executable, "-m", "giraffe_jax.cli", "plan", *words], capture_output=True, text=True
+        )
+        last = process.stdout.strip().splitlines()[-1:] or [""]
+        if process.returncode in (0, 1) and last[0].startswith("{"):
             return self._tried(changes, json.loads(last[0]))
-        return self.tries.Tried(changes, fits=False, refused=why(done.returncode, done.stderr))
+        return self.tries.Tried(changes, fits=False, refused=why(process.returncode, process.stderr))
 
-    def _tried(self, changes: Changes, found: Mapping[str, Any]) -> Tried:
-        return self.tries.Tried(changes, **{name: found[name] for name in _KNOWN})
+    def _tried(self, changes: Changes, row: Mapping[str, Any]) -> Tried:
+        return self.tries.Tried(changes, **{name: row[name] for name in _KNOWN})
 
 
 def why(code: int, said: str) -> str:

@@ -48,20 +48,20 @@ def run(args: argparse.Namespace) -> int:
     job = os.environ.pop("GIRAFFE_JOB", None)  # set in processes that lab/jobs.py has started
     if job is not None:
         return _work(args, job)
-    given = _shares(args) if args.jobs > 1 else []
-    if given and args.dry_run:
-        os.environ.update(given[0].env)  # before JAX is initialised: the estimate times calls with one job's share
+    shares = _shares(args) if args.jobs > 1 else []
+    if shares and args.dry_run:
+        os.environ.update(shares[0].env)  # before JAX is initialised: the estimate times calls with one job's share
     config, workdir = _config(args)
     if args.dry_run:
         from giraffe_jax.lab.estimate import estimate
         from giraffe_jax.lab.shares import inside
 
-        jobs = max(1, len(given))
-        with inside(given[0]) if given else contextlib.nullcontext():
-            found = estimate(
+        jobs = max(1, len(shares))
+        with inside(shares[0]) if shares else contextlib.nullcontext():
+            estimated = estimate(
                 config, workdir, lambda line: print(line, file=sys.stderr, flush=True), keep=args.keep, jobs=jobs
             )
-        print(f"{config.name}, in {workdir}: {found}")
+        print(f"{config.name}, in {workdir}: {estimated}")
         return 0
     if args.jobs > 1:
         from giraffe_jax.lab import jobs

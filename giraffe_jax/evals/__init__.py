@@ -35,12 +35,12 @@ def module(name: str) -> Any:
 
 def metrics_of(names: Iterable[str]) -> dict[str, Metric]:
     """Returns the metrics that tasks declare, by name. ValueError if two declare the same name differently."""
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for name in names:
         for metric in module(name).METRICS:
-            if found.setdefault(metric.name, metric) != metric:
+            if metrics.setdefault(metric.name, metric) != metric:
                 raise ValueError(f"evals.{name}: its metric {metric.name!r} is declared otherwise by another task")
-    return found
+    return metrics
 
 
 def build(values: Mapping[str, Any] | Any, where: str = "tasks[0]") -> Any:

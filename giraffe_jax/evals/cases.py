@@ -27,8 +27,8 @@ def present(task: Any) -> None:
         if named:
             paths = {path for _, path in documents(named, f"{task.name}.{key}")}
             for place in named if key == "documents" else ():
-                if left := reading.not_read(Path(place).expanduser(), paths):
-                    warnings.warn(f"{task.name}.{key}: {left}", stacklevel=2)
+                if unread := reading.not_read(Path(place).expanduser(), paths):
+                    warnings.warn(f"{task.name}.{key}: {unread}", stacklevel=2)
 
 
 def contents(task: Any) -> dict[str, str]:
@@ -36,17 +36,17 @@ def contents(task: Any) -> dict[str, str]:
     files, the version of its code, and the evaluator model that chooses tokens, if it has one."""
     from giraffe_jax import identity
 
-    found = {f"version of the code of {task.name}": str(task.VERSION)}
+    digests = {f"version of the code of {task.name}": str(task.VERSION)}
     if "." in task.name:  # an own one, whose code may be edited without a new version
-        found |= {f"code {path}": code.digest(text) for path, text in code.texts(type(task).__module__).items()}
+        digests |= {f"code {path}": code.digest(text) for path, text in code.texts(type(task).__module__).items()}
     for key, kind in KINDS.items():
         named = getattr(task, key, ())
         paths = [path for _, path in documents(named, f"{task.name}.{key}")] if named else []
         of = identity.of_text if key == "documents" else identity.of_file
-        found |= {f"{kind} {path}": of(path) for path in paths}
+        digests |= {f"{kind} {path}": of(path) for path in paths}
     evaluator = getattr(task, "evaluator", None)
-    asked = identity.of_source(evaluator, with_methods=True) if evaluator else {}
-    return found | {f"evaluator's {name}": value for name, value in asked.items()}
+    evaluator_digests = identity.of_source(evaluator, with_methods=True) if evaluator else {}
+    return digests | {f"evaluator's {name}": value for name, value in evaluator_digests.items()}
 
 
 def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
@@ -55,18 +55,18 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
     Raises:
       ConfigError: a place does not exist, or is a directory without text files; names `where`.
     """
-    found: list[tuple[str, Path]] = []
+    files: list[tuple[str, Path]] = []
     for place in places:
         path = Path(place).expanduser()
         if not path.exists():
             raise ConfigError(f"{where}: no such file or directory: {place}.")
-        inside = sorted(p for p in path.rglob("*") if reading.ending(p) in TEXT_SUFFIXES and p.is_file())
-        if path.is_dir() and not inside:
+        text_files = sorted(p for p in path.rglob("*") if reading.ending(p) in TEXT_SUFFIXES and p.is_file())
+        if path.is_dir() and not text_files:
             raise ConfigError(f"{where}: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
-        found.extend([(str(p.relative_to(path)), p) for p in inside] if path.is_dir() else [(path.name, path)])
-    if not found:
+        files.extend([(str(p.relative_to(path)), p) for p in text_files] if path.is_dir() else [(path.name, path)])
+    if not files:
         raise ConfigError(f"{where}: the list is empty; name text files or directories of them.")
-    return found
+    return files
 
 
 def text(path: Path, where: str) -> str:
@@ -107,22 +107,22 @@ def asked(
     ConfigError if there is none, saying how long the cases are.
     """
     shorter = max((n for n in task.lengths if n < length), default=0)
-    found: list[Example] = []
-    seen: list[int] = []
+    examples: list[Example] = []
+    sizes: list[int] = []
     for row in rows:
         example = make(row)
-        seen.append(len(example.prompt) + len(example.answer))
-        if shorter < seen[-1] <= length:
-            found.append(example)
-        if len(found) == task.n:
+        sizes.append(len(example.prompt) + len(example.answer))
+        if shorter < sizes[-1] <= length:
+            examples.append(example)
+        if len(examples) == task.n:
             break
-    if not found:
-        spans = f"they take {min(seen):,} to {max(seen):,}" if seen else "there are none"
+    if not examples:
+        spans = f"they take {min(sizes):,} to {max(sizes):,}" if sizes else "there are none"
         raise ConfigError(
             f"{where}: no case takes {shorter + 1:,} to {length:,} tokens; {spans}. Each is used at the shortest of"
             f" lengths={task.lengths} that it fits into."
         )
-    return found
+    return examples
 
 
 def _parquet(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -103,7 +103,7 @@ def draws(
       ValueError: there is no variant, or shapes differ where they must not.
     """
     check(scores)
-    bases = [np.stack(found).astype(np.float64) for found in zip(*scores.values(), strict=True)]
+    bases = [np.stack(by_variant).astype(np.float64) for by_variant in zip(*scores.values(), strict=True)]
     units = np.stack([base.mean(1) for base in bases], 1) if len(bases) > 1 else bases[0]  # [variants, units, L, Q]
     count, questions = units.shape[1], units.shape[-1]
     weight = np.ones(units.shape[2:]) if weights is None else np.asarray(weights, np.float64)

@@ -81,12 +81,12 @@ class Filler:
         k = self._probe if probe is None else probe
         while high is None or high - low > 1:
             k = max(low + 1, largest(guess, self.length, k, high))
-            found = example(self.tokenizer, counted(k)[0])
-            self._ratio *= self._cost(found) / max(1.0, guess(k))
-            if self._cost(found) > self.length:
+            candidate = example(self.tokenizer, counted(k)[0])
+            self._ratio *= self._cost(candidate) / max(1.0, guess(k))
+            if self._cost(candidate) > self.length:
                 high = k
                 continue
-            low, best = k, found
+            low, best = k, candidate
             if (high is None or low + 1 < high) and guess(low + 1) > self.length + UNSURE:
                 high = low + 1
         self._probe = low if probe is None else self._probe

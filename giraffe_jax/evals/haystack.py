@@ -53,11 +53,11 @@ class Haystack(NamedTuple):
 
     def part(self, start: int, size: int, end: End = NOTHING) -> list[str]:
         """Returns `size` pieces from `start` on, wrapping around, and the part of the next piece that `end` takes."""
-        found = [self.pieces[(start + k) % len(self.pieces)] for k in range(size)]
+        chosen = [self.pieces[(start + k) % len(self.pieces)] for k in range(size)]
         if end.count:
             piece = self.pieces[(start + size) % len(self.pieces)]
-            found.append("".join(END_UNITS[end.unit].findall(piece)[: end.count]))
-        return found
+            chosen.append("".join(END_UNITS[end.unit].findall(piece)[: end.count]))
+        return chosen
 
 
 def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str = " ") -> str:
@@ -66,12 +66,12 @@ def joined(pieces: Sequence[str], needles: Sequence[tuple[int, str]], space: str
     `space` is put before and after each needle, even if the pieces have none between them.
     """
     parts: list[str] = []
-    at = 0
+    start = 0
     for place, needle in sorted(needles, key=lambda pair: pair[0]):
-        parts += pieces[at:place]
-        at = place
+        parts += pieces[start:place]
+        start = place
         parts += [space if parts and not parts[-1].endswith(space) else "", needle, space]
-    return "".join([*parts, *pieces[at:]]).removesuffix(space)
+    return "".join([*parts, *pieces[start:]]).removesuffix(space)
 
 
 def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Example:
@@ -91,10 +91,10 @@ def read(documents: tuple[str, ...], where: str) -> Haystack:
     """Returns the pieces of documents, in order; ConfigError if there is no text."""
     files = tuple(path for _, path in cases.documents(documents, where))
     states = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in (path.stat() for path in files))
-    found = _read(files, states, where)
-    if not found.pieces:
+    haystack = _read(files, states, where)
+    if not haystack.pieces:
         raise ConfigError(f"{where}: no text in {', '.join(documents)}.")
-    return found
+    return haystack
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,11 +106,11 @@ def _read(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...], where: s
 def pieces(text: str) -> list[str]:
     """Returns a text's sentences, or shorter pieces if it is not prose; joined they give the text."""
     text = "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
-    found = [f"{sentence} " for sentence in _ENGLISH.split(text) if sentence]
-    prose = sum(size for size in map(_size, found) if size <= PROSE)
-    if prose < PROSE_SHARE * sum(map(_size, found)):
-        found = [piece for sentence in found for piece in _cut(sentence, _LEVELS)]
-    return [piece.replace("\n", " ") for piece in found]
+    parts = [f"{sentence} " for sentence in _ENGLISH.split(text) if sentence]
+    prose = sum(size for size in map(_size, parts) if size <= PROSE)
+    if prose < PROSE_SHARE * sum(map(_size, parts)):
+        parts = [piece for sentence in parts for piece in _cut(sentence, _LEVELS)]
+    return [piece.replace("\n", " ") for piece in parts]
 
 
 def _size(text: str) -> int:
@@ -131,10 +131,10 @@ def _cut(text: str, levels: Sequence[re.Pattern[str]]) -> Iterator[str]:
             for part in parts:
                 yield from _cut(part, levels[1:])
             return
-        held = ""  # merges lines or words up to LONGEST bytes
+        pending = ""  # merges lines or words up to LONGEST bytes
         for part in parts:
-            if held and _size(held) + _size(part) > LONGEST:
-                yield from _cut(held, levels[1:])
-                held = ""
-            held += part
-        yield from _cut(held, levels[1:])
+            if pending and _size(pending) + _size(part) > LONGEST:
+                yield from _cut(pending, levels[1:])
+                pending = ""
+            pending += part
+        yield from _cut(pending, levels[1:])

@@ -24,9 +24,9 @@ def check(task: Any, length: int, examples: Sequence[Any]) -> None:
     shortest of the task's lengths that it fits into."""
     if getattr(task, "files", ()):
         return
-    found = [tokens(e) for e in examples if short(e, length)]
-    if found:
-        raise refusal(task, length, min(found))
+    too_short = [tokens(e) for e in examples if short(e, length)]
+    if too_short:
+        raise refusal(task, length, min(too_short))
 
 
 def refusal(task: Any, length: int, got: int, file: str = "") -> ConfigError:

@@ -76,8 +76,8 @@ def needles(
     """Needles between `size` sentences, at `depth` or, if None, at random places."""
     keys = _draw(rng, task.key, task.keys)
     values = [_draw(rng, task.value, task.values) for _ in keys]
-    pairs = [(key, value) for key, mine in zip(keys, values, strict=True) for value in mine]
-    asked = rng.sample(range(task.keys), task.queries)
+    pairs = [(key, value) for key, key_values in zip(keys, values, strict=True) for value in key_values]
+    queried = rng.sample(range(task.keys), task.queries)
     shuffle(pairs)
     hay_rng = random.Random(rng.random())  # a stream of its own: the haystack does not change the needles
     if task.haystack == "needles":
@@ -93,8 +93,8 @@ def needles(
     if text is None:
         hay = [f"{piece}\n" for piece in hay]
     context = haystack.joined(hay, list(zip(places, hidden, strict=True)), " " if text else "\n")
-    queries = [keys[i] for i in asked]
-    answers = [value for i in asked for value in values[i]]
+    queries = [keys[i] for i in queried]
+    answers = [value for i in queried for value in values[i]]
     query = ", ".join(queries[:-1]) + ", and " + queries[-1] if len(queries) > 1 else queries[0]
     template, kind = NIAH, str(task.value)
     if len(answers) == 1:
@@ -113,16 +113,18 @@ def chain(rng: random.Random, size: int, hops: int, chains: int):
         values = _different(lambda: str(rng.randint(10_000, 99_999)), chains)
         assigned, lines = [], [NOISE] * noise
         for c in range(chains):
-            own = names[c * (hops + 1) : (c + 1) * (hops + 1)]
-            made = [f"VAR {own[0]} = {values[c]}"] + [f"VAR {b} = VAR {a}" for a, b in zip(own, own[1:], strict=False)]
-            assigned += zip(sorted(rng.random() for _ in made), made, strict=True)
+            variables = names[c * (hops + 1) : (c + 1) * (hops + 1)]
+            assignments = [f"VAR {variables[0]} = {values[c]}"] + [
+                f"VAR {b} = VAR {a}" for a, b in zip(variables, variables[1:], strict=False)
+            ]
+            assigned += zip(sorted(rng.random() for _ in assignments), assignments, strict=True)
         names, value, first = names[: hops + 1], values[0], assigned[0][0]
         for share, assignment in sorted(assigned, reverse=True):
             lines.insert(round(share * noise), assignment)
         text = CHAIN.format(context="\n".join(lines), query=value, count=hops + 1)
         examples.append((text, names, first))
-    (solved, said, _), (asked, names, where) = examples
-    return f"{solved} {' '.join(said)}\n\n\n\n{asked}", names, " ".join(names), where
+    (solved, solution, _), (unsolved, names, where) = examples
+    return f"{solved} {' '.join(solution)}\n\n\n\n{unsolved}", names, " ".join(names), where
 
 
 def common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
@@ -137,9 +139,9 @@ def common(rng: random.Random, shuffle: Shuffle, size: int, *, short: bool):
         shuffle(listed)
         return COMMON.format(context=numbered(listed)), words[:10]
 
-    solved, said = example(20, 3, 1) if short else example(40, 10, 3)
-    asked, answers = example(10 + size, 6, 1) if short else example(10 + size, 30, 3)
-    return f"{solved} {numbered(said)}\n{asked}", answers, " " + numbered(answers), 0.0
+    solved, solution = example(20, 3, 1) if short else example(40, 10, 3)
+    unsolved, answers = example(10 + size, 6, 1) if short else example(10 + size, 30, 3)
+    return f"{solved} {numbered(solution)}\n{unsolved}", answers, " " + numbered(answers), 0.0
 
 
 def frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
@@ -156,17 +158,17 @@ def frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
 
 def question(rng: random.Random, shuffle: Shuffle, size: int, asked: Questions, i: int):
     """The i-th question, on its own documents among `size` others."""
-    query, answers, own, near = asked.cases[i % len(asked.cases)]
+    query, answers, gold, near = asked.cases[i % len(asked.cases)]
     # Its own documents, then those of the same article, then any, drawn so that a larger size only adds documents.
     # If there are too few, all are repeated as often as needed (as released).
-    near, known = rng.sample(near, len(near)), {*own, *near}
+    near, known = rng.sample(near, len(near)), {*gold, *near}
     count = len(asked.documents)
     far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
-    chosen = [*own, *near, *far]
-    chosen = (chosen * -(-(len(own) + size) // len(chosen)))[: len(own) + size]
+    chosen = [*gold, *near, *far]
+    chosen = (chosen * -(-(len(gold) + size) // len(chosen)))[: len(gold) + size]
     shuffle(chosen)
     context = "\n\n".join(f"Document {k}:\n{asked.documents[d]}" for k, d in enumerate(chosen, 1))
-    where = min(chosen.index(d) for d in own) / max(1, len(chosen) - 1)
+    where = min(chosen.index(d) for d in gold) / max(1, len(chosen) - 1)
     return QUESTION.format(context=context, query=query), list(answers), f" {answers[0]}", where
 
 
@@ -181,10 +183,10 @@ def _draw(rng: random.Random, kind: str, n: int, but: Sequence[str] = ()) -> lis
 
 
 def _different(draw: Callable[[], str], n: int) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < n:
-        found[draw()] = None
-    return list(found)
+    distinct: dict[str, None] = {}
+    while len(distinct) < n:
+        distinct[draw()] = None
+    return list(distinct)
 
 
 def _words(rng: random.Random, n: int) -> list[str]:

@@ -58,12 +58,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, s
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["length"]), []).append(row)
-    return {cell: _summary(inside) for cell, inside in cells.items()}
+    return {cell: _summary(cell_rows) for cell, cell_rows in cells.items()}
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, stats.Estimate]:
-    found = {"ppl": stats.perplexity(rows)} if "nll" in rows[0]["metrics"] else {}
+    estimates = {"ppl": stats.perplexity(rows)} if "nll" in rows[0]["metrics"] else {}
     for name, metric in evals.metrics_of(evals.names()).items():
         if name in rows[0]["metrics"]:
-            found[name] = stats.share(rows, name) if metric.share else stats.mean(rows, name)
-    return found
+            estimates[name] = stats.share(rows, name) if metric.share else stats.mean(rows, name)
+    return estimates

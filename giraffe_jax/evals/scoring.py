@@ -81,9 +81,9 @@ def remembered(examples: Callable[[Any, Any, int], list[Any]]) -> Callable[[Any,
         memory = memories.setdefault(tokenizer, {})
         key = task, length, _files_of(task)
         if key not in memory:
-            made = examples(task, tokenizer, length)
-            lengths.check(task, length, made)
-            memory[key] = made
+            built = examples(task, tokenizer, length)
+            lengths.check(task, length, built)
+            memory[key] = built
             while len(memory) > 1 and sum(map(_tokens, memory.values())) > KEPT:
                 del memory[next(iter(memory))]
         return memory[key]
@@ -97,8 +97,8 @@ def _tokens(examples: Sequence[Any]) -> int:
 
 def _files_of(task: Any) -> tuple[Any, ...]:
     named = [Path(name) for key in NAMED for name in getattr(task, key, ())]
-    inside = [p for place in named for p in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in inside if p.is_file())
+    files = [p for place in named for p in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files if p.is_file())
 
 
 def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -117,8 +117,8 @@ def split(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...], tu
         begun = common // 2  # skips tokens that differ because the tail is at the start of a text
         if tail is prompt or (common > 8 and whole[len(whole) - len(together) + begun :] == together[begun:]):
             break
-    at = len(whole) - len(together) + common
-    return tuple(whole[:at]), tuple(whole[at:])
+    boundary = len(whole) - len(together) + common
+    return tuple(whole[:boundary]), tuple(whole[boundary:])
 
 
 def from_pieces(document: Sequence[Any], encode: Callable[[str], Sequence[int]], bos: tuple[int, ...], depth: float):
@@ -202,9 +202,9 @@ def retrieval_rows(
         metrics: list[dict[str, float]] = [{} for _ in batch]
         outputs: list[str | None] = [None] * len(batch)
         if "teacher" in task.scoring:
-            whole = [e.prompt + e.answer for e in batch]
-            answers = [range(len(e.prompt), len(w)) for e, w in zip(batch, whole, strict=True)]
-            scored = scores(lm, whole, length, encoding, size, answers)
+            sequences = [e.prompt + e.answer for e in batch]
+            answers = [range(len(e.prompt), len(w)) for e, w in zip(batch, sequences, strict=True)]
+            scored = scores(lm, sequences, length, encoding, size, answers)
             for m, e, (nll, correct) in zip(metrics, batch, scored, strict=True):
                 m["teacher"] = int(correct[-len(e.answer) :].all())
                 m["answer_nll"] = float(np.mean(nll[-len(e.answer) :], dtype=np.float64))

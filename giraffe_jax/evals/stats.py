@@ -177,7 +177,7 @@ def paired_nll(rows: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, An
     The bootstrap resamples documents. exp of the result is the ratio of perplexities.
     """
     pairs = paired(rows, base, "nll")
-    units = _by_document((document, mine - other, tokens) for document, tokens, mine, other in pairs)
+    units = _by_document((document, value - base_value, tokens) for document, tokens, value, base_value in pairs)
     return bootstrap_mean(*units, **bootstrap)
 
 
@@ -187,7 +187,7 @@ def paired_mean(
     """Returns the mean of a metric minus that of `base` on the same examples; the bootstrap resamples documents if rows
     name them, else examples."""
     pairs = paired(rows, base, metric)
-    return bootstrap_mean(*_by_document((d, mine - other, 1.0) for d, _, mine, other in pairs), **bootstrap)
+    return bootstrap_mean(*_by_document((d, value - base_value, 1.0) for d, _, value, base_value in pairs), **bootstrap)
 
 
 def paired_share(
@@ -199,8 +199,8 @@ def paired_share(
     two never contradict each other. With fewer than FEWEST examples its bounds are nan.
     """
     pairs = paired(rows, base, metric)
-    gained = sum(mine > other for _, _, mine, other in pairs)
-    lost = sum(mine < other for _, _, mine, other in pairs)
+    gained = sum(value > base_value for _, _, value, base_value in pairs)
+    lost = sum(value < base_value for _, _, value, base_value in pairs)
     e, p = difference_of_shares(gained, lost, len(pairs)), mcnemar(gained, lost)
     if e.n < FEWEST:
         return e._replace(low=math.nan, high=math.nan), p
@@ -234,19 +234,21 @@ def paired(
 
     If one side has several rows of an example (from several training seeds), their mean is used. Null becomes nan.
     """
-    mine, other = _by_example(rows, metric), _by_example(base, metric)
-    return [(key[0], key[-1] or 1.0, float(mine[key]), float(other[key])) for key in mine if key in other]
+    values, base_values = _by_example(rows, metric), _by_example(base, metric)
+    return [
+        (key[0], key[-1] or 1.0, float(values[key]), float(base_values[key])) for key in values if key in base_values
+    ]
 
 
 def _by_example(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[tuple[Any, ...], float]:
-    found: dict[tuple[Any, ...], list[float]] = {}
+    by_example: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         if metric in row["metrics"]:
             value = row["metrics"][metric]
             example = tuple(row.get(name) for name in ("document", "window", "prompt", "example"))
             key = (*example, row["metrics"].get("tokens"))
-            found.setdefault(key, []).append(math.nan if value is None else float(value))
-    return {key: sum(values) / len(values) for key, values in found.items()}
+            by_example.setdefault(key, []).append(math.nan if value is None else float(value))
+    return {key: sum(values) / len(values) for key, values in by_example.items()}
 
 
 def _exp(x: float) -> float:

@@ -57,10 +57,10 @@ def contents(config: Any, tasks: list[Any], trainings: Mapping[str, Any], before
     """
     variants = {}
     for variant in config.variants:
-        found = identity.of_code(scaling_of(variant))
+        digests = identity.of_code(scaling_of(variant))
         if variant.name in trainings:
-            found |= identity.of_training(trainings[variant.name], before.variants.get(variant.name, {}))
-        variants[variant.name] = found
+            digests |= identity.of_training(trainings[variant.name], before.variants.get(variant.name, {}))
+        variants[variant.name] = digests
     source = identity.of_source(config.source, base=config.base)
     return All(source, variants, {evals.label(t): cases.contents(t) for t in tasks})
 
@@ -105,10 +105,10 @@ def cells(config: Any, tasks: list[Any], found: All, fingerprint: str | None = N
                 seeded = dataclasses.replace(task, seed=task.seed + seed) if hasattr(task, "seed") else task
                 for length in task.lengths:
                     label = evals.label(task)
-                    about = [variant.name, about_variant(variant), label, about_task(seeded), length, seed]
+                    description = [variant.name, about_variant(variant), label, about_task(seeded), length, seed]
                     content = [found.source, found.variants[variant.name], found.tasks[label]]
-                    key = records.digest([*about, config.overrides, content])
-                    older = records.digest([*about, fingerprint, config.overrides])
+                    key = records.digest([*description, config.overrides, content])
+                    older = records.digest([*description, fingerprint, config.overrides])
                     out.append(Cell(variant, seeded, length, seed, key, older))
     return out
 
@@ -121,10 +121,10 @@ def about_variant(variant: Any) -> dict[str, Any]:
 def about_task(task: Any) -> dict[str, Any]:
     """Returns the config values that a task's examples depend on. That includes other lengths, if they determine which
     documents are used or what is scored."""
-    about = {key: value for key, value in to_dict(task).items() if key != "lengths"}
-    about |= {"longest": max(task.lengths)} if hasattr(task, "documents") or about.get("questions") else {}
-    about |= {"lengths": sorted(task.lengths)} if about.get("files") else {}  # each case at the shortest that holds it
-    return about | ({"shortest": min(task.lengths)} if about.get("protocol") == "aligned" else {})
+    values = {key: value for key, value in to_dict(task).items() if key != "lengths"}
+    values |= {"longest": max(task.lengths)} if hasattr(task, "documents") or values.get("questions") else {}
+    values |= {"lengths": sorted(task.lengths)} if values.get("files") else {}  # each case at the shortest it fits
+    return values | ({"shortest": min(task.lengths)} if values.get("protocol") == "aligned" else {})
 
 
 def folder(config: Any, variant: Any, seed: int) -> str:

@@ -61,13 +61,13 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float:
         """Wall-clock seconds until all jobs are done; unknown parts are left out."""
-        alone = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
+        total = sum(part.seconds for part in self.parts if not math.isnan(part.seconds))
         if self.jobs == 1:
-            return alone
+            return total
         ends = [0.0] * self.jobs
         for seconds in sorted(self.models.values(), reverse=True):
             heapq.heapreplace(ends, ends[0] + seconds)  # the next free job takes the longest model left
-        return alone - sum(self.models.values()) + max(ends)
+        return total - sum(self.models.values()) + max(ends)
 
     def __str__(self) -> str:
         shown = [
@@ -127,22 +127,22 @@ def _measurements(
 ) -> list[Part]:  # fmt: skip
     lm = _with_learned(base(), [cell.variant for cell in left])
     clock = _Clock(dataclasses.replace(lm, config=dataclasses.replace(lm.config, positions=())))
-    took = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
+    measured = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
     parts = []
     for label in dict.fromkeys(evals.label(cell.task) for cell in left):
-        inside = [cell for cell in left if evals.label(cell.task) == label]
-        lengths = sorted({cell.length for cell in inside})
+        task_cells = [cell for cell in left if evals.label(cell.task) == label]
+        lengths = sorted({cell.length for cell in task_cells})
         seconds, known, failed = 0.0, 0, ""
         took_of: dict[str, float] = defaultdict(float)
         for length in lengths:
             new = []  # cells without a finished cell of the same structure, task and length
-            for cell in (cell for cell in inside if cell.length == length):
-                like = took.get((structure(clock.bind(cell.variant, 1)), label, length))
-                if like is None:
+            for cell in (cell for cell in task_cells if cell.length == length):
+                known_seconds = measured.get((structure(clock.bind(cell.variant, 1)), label, length))
+                if known_seconds is None:
                     new.append(cell)
                 else:
                     known += 1
-                    took_of[folder(config, cell.variant, cell.seed)] += like
+                    took_of[folder(config, cell.variant, cell.seed)] += known_seconds
             if not new:
                 continue
             say(f"timing {label} at {length:,} tokens")
@@ -160,11 +160,11 @@ def _measurements(
                 break
         if not failed:
             seconds += sum(took_of.values())
-            for name, its in took_of.items():
-                models[name] += its
+            for name, model_seconds in took_of.items():
+                models[name] += model_seconds
         span = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
         how = failed or (known and f"{known:,} of them as long as finished cells like them took") or ""
-        parts.append(Part(label, f"{len(inside):,} cells of {span} tokens", seconds, how))
+        parts.append(Part(label, f"{len(task_cells):,} cells of {span} tokens", seconds, how))
     if clock.compiled:
         parts.append(Part("compilation", f"{len(clock.compiled)} programs", sum(clock.compiled.values()), ""))
     return parts
@@ -173,11 +173,13 @@ def _measurements(
 def _with_learned(lm: LM, variants: Sequence[Variant]) -> LM:
     """Returns the model with freshly initialised parameters that the variants' trainings add: for timing, only shapes
     matter."""
-    params = given = traverse_util.flatten_dict(lm.params)
+    params = loaded = traverse_util.flatten_dict(lm.params)
     for variant in {v.name: v for v in variants if v.train is not None}.values():
         config = dataclasses.replace(lm.config, positions=variant.positions)
         params = traverse_util.flatten_dict(fit_params(config, lm.params, jax.random.key(0))) | params
-    return lm if params.keys() == given.keys() else dataclasses.replace(lm, params=traverse_util.unflatten_dict(params))
+    return (
+        lm if params.keys() == loaded.keys() else dataclasses.replace(lm, params=traverse_util.unflatten_dict(params))
+    )
 
 
 def _count(lm: LM, cell: Cell, tokens_per_batch: int) -> tuple[Counter[Call], float]:
@@ -196,12 +198,12 @@ def _seconds_of_cells(workdir: Path, kinds: Mapping[str, Hashable]) -> dict[tupl
       workdir: of the experiment.
       kinds: the structure of each variant, by name.
     """
-    found: dict[tuple[Hashable, str, int], list[float]] = {}
+    timings: dict[tuple[Hashable, str, int], list[float]] = {}
     if (workdir / RESULTS).is_file():
         for row in records.read_rows(workdir / RESULTS, warnings.warn):
             if row.get("kind") == "done" and row["variant"] in kinds:
-                found.setdefault((kinds[row["variant"]], row["task"], row["length"]), []).append(row["seconds"])
-    return {cell: statistics.median(seconds) for cell, seconds in found.items()}
+                timings.setdefault((kinds[row["variant"]], row["task"], row["length"]), []).append(row["seconds"])
+    return {cell: statistics.median(seconds) for cell, seconds in timings.items()}
 
 
 def _trainings(
@@ -218,10 +220,10 @@ def _trainings(
     for where, cell in runs.items():
         run = spec.train_config(config, cell.variant, cell.seed)
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
-        there, rate = _so_far(where)
+        steps_done, rate = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
-            there = 0  # it will be trained from the start
-        kinds.setdefault(kind, []).append((run, max(0, run.steps - there), where.name))
+            steps_done = 0  # it will be trained from the start
+        kinds.setdefault(kind, []).append((run, max(0, run.steps - steps_done), where.name))
         rates.setdefault(kind, []).extend(rate)
     parts = []
     for kind, members in kinds.items():
@@ -258,11 +260,11 @@ def _so_far(where: Path) -> tuple[int, list[float]]:
     if not checkpoint.is_workdir(where):
         return 0, []
     with checkpoint.manager(where) as checkpoints:
-        done = max(checkpoint.steps(checkpoints), default=0)
+        steps_done = max(checkpoint.steps(checkpoints), default=0)
     with contextlib.suppress(FileNotFoundError):
         rows = list(records.read_rows(where / "metrics.jsonl", warnings.warn))
-        return done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
-    return done, []
+        return steps_done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    return steps_done, []
 
 
 def _time_training(run: TrainConfig) -> tuple[float, float]:
@@ -272,7 +274,7 @@ def _time_training(run: TrainConfig) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         train(dataclasses.replace(run, **few), folder, quiet=True)
-        whole = time.monotonic() - began
+        elapsed = time.monotonic() - began
         _, rates = _so_far(Path(folder))
     step = run.data.batch_size * run.data.seq_len / rates[-1]
-    return max(0.0, whole - TIMED_STEPS * step), step
+    return max(0.0, elapsed - TIMED_STEPS * step), step

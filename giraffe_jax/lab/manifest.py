@@ -61,8 +61,8 @@ def claim(
     `base` loads the source, whose shape a new manifest records. Date and command are those of the first run. The other
     arguments and errors are those of `plan`.
     """
-    found = plan(config, tasks, trainings, workdir, keep=keep)
-    manifest = found.manifest if "model" in found.manifest else found.manifest | beginning(base())
+    planned = plan(config, tasks, trainings, workdir, keep=keep)
+    manifest = planned.manifest if "model" in planned.manifest else planned.manifest | beginning(base())
     manifest["original_len"] = config.original_len or manifest.get("original_len") or base().config.original_len
     manifest["versions"] = versions()
     if first_process():
@@ -72,7 +72,7 @@ def claim(
                 if not file.is_file():
                     records.write_atomically(file, text)
         records.write_atomically(workdir / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return found._replace(manifest=manifest)
+    return planned._replace(manifest=manifest)
 
 
 def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: Path, *, keep: bool = False) -> Plan:
@@ -87,14 +87,14 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
     Raises:
       ConfigError: the workdir holds another experiment (naming the first key of the config that differs).
     """
-    old, about = identify(config, tasks, workdir)
-    had = _before(old, finished(workdir / RESULTS))
-    now = contents(config, tasks, trainings, had.contents)
-    about["source"]["fingerprint"] = records.digest(now.source)
+    old, experiment = identify(config, tasks, workdir)
+    before = _before(old, finished(workdir / RESULTS))
+    now = contents(config, tasks, trainings, before.contents)
+    experiment["source"]["fingerprint"] = records.digest(now.source)
 
     @functools.cache
     def other_files() -> list[str]:
-        return [] if identity.fingerprint_before(config.source) == had.fingerprint else [f"files of {config.source}"]
+        return [] if identity.fingerprint_before(config.source) == before.fingerprint else [f"files of {config.source}"]
 
     def known_to_differ(cell: Cell) -> list[str]:
         """Returns what has changed for a cell of a version without contents: that version recorded a fingerprint of the
@@ -105,29 +105,29 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
         where = training_of(config, cell.variant, cell.seed, workdir)
         return other_files() + stale(where, of_training(now, cell.variant, training), cell.variant.positions)
 
-    todo = cells(config, tasks, now, had.fingerprint)
-    counting, left, kept, older = dict(had.counting), [], [], dict(had.older)
+    todo = cells(config, tasks, now, before.fingerprint)
+    counting, left, kept, older = dict(before.counting), [], [], dict(before.older)
     changed: dict[str, list[tuple[Cell, str]]] = {}  # what has changed -> the affected cells and their fate
     for cell in todo:
-        fate, rows, what = had.fate(cell, now, known_to_differ)
-        if fate == AGAIN and rows and keep:
+        fate, rows_key, changes = before.fate(cell, now, known_to_differ)
+        if fate == AGAIN and rows_key and keep:
             fate = KEPT
-            kept.append(dict(zip(NAME, cell.name, strict=True)) | {"key": rows, "changed": what})
-        if fate == KNOWN and rows == cell.older:
+            kept.append(dict(zip(NAME, cell.name, strict=True)) | {"key": rows_key, "changed": changes})
+        if fate == KNOWN and rows_key == cell.older:
             older[cell.key] = cell.older
-        counting[cell.name] = cell.key if fate == AGAIN or rows is None else rows
+        counting[cell.name] = cell.key if fate == AGAIN or rows_key is None else rows_key
         left += [cell] if fate == AGAIN else []
-        for thing in what if rows else ():
+        for thing in changes if rows_key else ():
             changed.setdefault(thing, []).append((cell, fate))
 
-    manifest = {"config": to_dict(config), "identity": about, "source": about["source"]}
+    manifest = {"config": to_dict(config), "identity": experiment, "source": experiment["source"]}
     manifest |= {key: old.get(key) for key in ("model", "date", "command", "original_len")} if old else {}
-    groups = {"variants": {**had.contents.variants, **now.variants}, "tasks": {**had.contents.tasks, **now.tasks}}
+    groups = {"variants": {**before.contents.variants, **now.variants}, "tasks": {**before.contents.tasks, **now.tasks}}
     manifest["contents"] = {"source": now.source} | groups
     manifest["sources"] = _sources(config, old.get("sources", {}), {entry["variant"] for entry in kept})
     manifest |= {"cells": {key: list(name) for name, key in counting.items()}, "kept": kept}
-    if had.fingerprint is not None:
-        manifest["unrecorded"] = {"fingerprint": had.fingerprint, "keys": older}
+    if before.fingerprint is not None:
+        manifest["unrecorded"] = {"fingerprint": before.fingerprint, "keys": older}
     taken = sum(counting[cell.name] == older.get(cell.key) for cell in todo)
     return Plan(manifest, todo, left, _notes(changed, taken, keep, todo), now)
 
@@ -146,41 +146,41 @@ class _Before(NamedTuple):
         self, cell: Cell, now: All, known_to_differ: Callable[[Cell], list[str]]
     ) -> tuple[str, str | None, list[str]]:
         """Returns a cell's fate (AGAIN or KNOWN), the key of its existing rows if any, and what has changed since."""
-        what = _changed(self.contents, now, cell)
+        changes = _changed(self.contents, now, cell)
         for key in (cell.key, self.older.get(cell.key)):
             if key in self.done:
-                return KNOWN, key, what
+                return KNOWN, key, changes
         if self.fingerprint is not None and cell.name not in self.counting and cell.older in self.done:
-            what = known_to_differ(cell)
-            if not what:
-                return KNOWN, cell.older, what
-        rows = self.counting.get(cell.name)
-        if rows not in self.done:
-            rows = next((key for key, name in reversed(self.done.items()) if name == cell.name), None)
-        return AGAIN, rows, list(dict.fromkeys([*what, *self.kept.get(rows or "", ())]))
+            changes = known_to_differ(cell)
+            if not changes:
+                return KNOWN, cell.older, changes
+        rows_key = self.counting.get(cell.name)
+        if rows_key not in self.done:
+            rows_key = next((key for key, name in reversed(self.done.items()) if name == cell.name), None)
+        return AGAIN, rows_key, list(dict.fromkeys([*changes, *self.kept.get(rows_key or "", ())]))
 
 
 def _before(old: Mapping[str, Any], done: dict[str, Name]) -> _Before:
-    found = All({}, {}, {})
+    recorded = All({}, {}, {})
     if "contents" in old:
-        found = All(*(old["contents"][group] for group in All._fields))
+        recorded = All(*(old["contents"][group] for group in All._fields))
     unrecorded = old.get("unrecorded", {"fingerprint": None, "keys": {}})
     if old and "contents" not in old:
         unrecorded = unrecorded | {"fingerprint": old["identity"]["source"].get("fingerprint")}
     counting = {tuple(name): key for key, name in old.get("cells", {}).items()}
     kept = {entry["key"]: entry["changed"] for entry in old.get("kept", ())}
-    return _Before(found, done, counting, kept, unrecorded["fingerprint"], unrecorded["keys"])
+    return _Before(recorded, done, counting, kept, unrecorded["fingerprint"], unrecorded["keys"])
 
 
 def _sources(config: Any, old: Mapping[str, Any], kept: set[str]) -> dict[str, dict[str, str]]:
     """Returns {variant: {"my_method.py": digest}} of the user's methods; `kept` variants keep the digests of their
     older rows."""
-    found = {
+    current = {
         variant.name: {path: positions.code_digest(text) for path, text in code_of(variant).items()}
         for variant in config.variants
         if variant.name not in kept
     }
-    return {name: files for name, files in {**old, **found}.items() if files}
+    return {name: files for name, files in {**old, **current}.items() if files}
 
 
 def _changed(before: All, now: All, cell: Cell) -> list[str]:
@@ -194,7 +194,7 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
     notes = []
     for thing, affected in changed.items():
         for fate in (AGAIN, KEPT, KNOWN):
-            some = [cell for cell, its in affected if its == fate]
+            some = [cell for cell, cell_fate in affected if cell_fate == fate]
             if some:
                 notes.append(f"changed: {thing}; {len(some)} of {len(todo)} cells ({_named(some, todo)}) {fate}")
     if not keep and any(fate == AGAIN for affected in changed.values() for _, fate in affected):
@@ -210,8 +210,8 @@ def _notes(changed: Mapping[str, list[tuple[Cell, str]]], taken: int, keep: bool
 def _named(some: Sequence[Cell], todo: Sequence[Cell]) -> str:
     """Returns the variants and tasks of `some` cells in words, naming only what narrows them down from `todo`."""
     parts = []
-    for at in (0, 1):  # of a name
-        names, every = (list(dict.fromkeys(str(cell.name[at]) for cell in cells)) for cells in (some, todo))
+    for field in (0, 1):  # of a name
+        names, every = (list(dict.fromkeys(str(cell.name[field]) for cell in cells)) for cells in (some, todo))
         if len(names) < len(every):
             parts.append(", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
     return "; ".join(parts) or "all variants and tasks"
@@ -222,12 +222,12 @@ def finished(path: Path) -> dict[str, Name]:
     if not path.is_file():
         return {}
     done = by_cell(records.read_rows(path, warnings.warn))[1]
-    found = {}
+    names = {}
     for key, (row, _) in done.items():
         variant, task, length, seed = (row.get(of) for of in NAME)
         if isinstance(variant, str) and isinstance(task, str) and isinstance(length, int) and isinstance(seed, int):
-            found[key] = variant, task, length, seed
-    return found
+            names[key] = variant, task, length, seed
+    return names
 
 
 def failed(path: Path, after: int) -> set[str]:
@@ -243,7 +243,7 @@ def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, An
       ConfigError: the workdir holds another experiment, or something else.
     """
     old = _read(workdir / MANIFEST) if (workdir / MANIFEST).is_file() else {}
-    about = {
+    experiment = {
         "name": config.name,
         "source": {"name": config.source},
         "model": to_dict(config.overrides),
@@ -251,33 +251,33 @@ def identify(config: Any, tasks: list[Any], workdir: Path) -> tuple[dict[str, An
         "tasks": {evals.label(task): about_task(task) for task in tasks},
     }
     if old:
-        now, then = json.loads(json.dumps(about)), dict(old["identity"])
+        now, then = json.loads(json.dumps(experiment)), dict(old["identity"])
         for group in ("variants", "tasks"):  # may be added and removed, but those in both must be equal
             here, there = now[group], then[group]
             now[group], then[group] = ({k: v for k, v in x.items() if k in here and k in there} for x in (here, there))
-            about[group] = there | about[group]  # what was measured stays part of the workdir
+            experiment[group] = there | experiment[group]  # what was measured stays part of the workdir
         then["source"] = {"name": then.get("source", {}).get("name")}  # its files may change: cells depend on them
         check_same(workdir, "experiment", then, now)
     elif (workdir / RESULTS).is_file():
         raise ConfigError(f"workdir: {workdir} has {RESULTS} but no {MANIFEST}: not an experiment's; choose another.")
-    return old, about
+    return old, experiment
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = read_json(path, "an experiment's manifest", ("identity",))
-    found["identity"].setdefault("source", {})
+    manifest = read_json(path, "an experiment's manifest", ("identity",))
+    manifest["identity"].setdefault("source", {})
     groups = [("identity", group) for group in ("source", "variants", "tasks")]
-    groups += [("contents", group) for group in All._fields] if "contents" in found else []
+    groups += [("contents", group) for group in All._fields] if "contents" in manifest else []
     kinds: dict[str, type] = {"cells": dict, "sources": dict, "kept": list, "unrecorded": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name, kind()), kind)]
     if wrong:
-        what = f"is not an experiment's manifest ({wrong[0]} is {type(found[wrong[0]]).__name__})"
-        raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
+        reason = f"is not an experiment's manifest ({wrong[0]} is {type(manifest[wrong[0]]).__name__})"
+        raise ConfigError(f"--workdir: {path} {reason}. Choose another one.")
     for place, group in groups:
-        if not isinstance(found[place], dict) or not isinstance(found[place].get(group), dict):
-            what = f"is not an experiment's manifest ({place}.{group} is no object)"
-            raise ConfigError(f"--workdir: {path} {what}. Choose another one.")
-    return found
+        if not isinstance(manifest[place], dict) or not isinstance(manifest[place].get(group), dict):
+            reason = f"is not an experiment's manifest ({place}.{group} is no object)"
+            raise ConfigError(f"--workdir: {path} {reason}. Choose another one.")
+    return manifest
 
 
 def first_process() -> bool:

@@ -24,9 +24,9 @@ class Pace:
     def end(self, line: str) -> None:
         """Counts a measured cell and reports `line` with the time left."""
         self.done, self.measured = self.done + 1, self.measured + 1
-        rest = (time.monotonic() - self.began) / self.measured * (self.cells - self.done)
-        left = records.duration(rest) + " left" if self.done < self.cells else "done"
-        self.say(f"  {self.done}/{self.cells}  {line}  {left}")
+        seconds = (time.monotonic() - self.began) / self.measured * (self.cells - self.done)
+        remaining = records.duration(seconds) + " left" if self.done < self.cells else "done"
+        self.say(f"  {self.done}/{self.cells}  {line}  {remaining}")
 
 
 class Job:

@@ -157,8 +157,8 @@ def _measure(
         while waiting:
             busy = []
             for (variant, seed), group in waiting:
-                with _taken(config, variant, seed, workdir) as mine:
-                    if not mine:
+                with _taken(config, variant, seed, workdir) as claimed:
+                    if not claimed:
                         busy.append(((variant, seed), group))
                         continue
                     done = set(manifest.finished(workdir / RESULTS))  # other processes may have finished some
@@ -180,19 +180,19 @@ def _measure(
 def beyond_reach(config: ExperimentConfig, cells: Iterable[Cell], original_len: int) -> str:
     """Returns a line naming the variants that are evaluated beyond the context length of their positions and of their
     training here; empty if there is none."""
-    asked: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for cell in cells:
-        asked[cell.variant.name] = max(cell.length, asked.get(cell.variant.name, 0))
-    found = []
+        lengths[cell.variant.name] = max(cell.length, lengths.get(cell.variant.name, 0))
+    beyond = []
     for variant in config.variants:
         reach, seen = positions.reach(read_with(variant), original_len), 0
         if variant.train is not None:
             data = train_config(config, variant, config.seeds[0]).data
             seen = data.seq_len if data.skip is None else data.skip.target_len
-        if reach is not None and asked.get(variant.name, 0) > max(reach, seen):
-            found.append(f"{variant.name} {max(reach, seen):,}")
-    longest = max(asked.values(), default=0)
-    return f"prompts of up to {longest:,} tokens exceed the context length of: {', '.join(found)}" if found else ""
+        if reach is not None and lengths.get(variant.name, 0) > max(reach, seen):
+            beyond.append(f"{variant.name} {max(reach, seen):,}")
+    longest = max(lengths.values(), default=0)
+    return f"prompts of up to {longest:,} tokens exceed the context length of: {', '.join(beyond)}" if beyond else ""
 
 
 def _measure_variant(
@@ -234,8 +234,8 @@ def _rows(workdir: Path) -> Iterator[records.Rows | None]:
 
 def mend(workdir: Path) -> None:
     """Moves damaged lines out of the results file, unless other processes have it open."""
-    with records.locked(workdir / LOCKS / "rows", wait=False) as alone:
-        if alone:
+    with records.locked(workdir / LOCKS / "rows", wait=False) as acquired:
+        if acquired:
             records.Rows(workdir / RESULTS).close()
 
 
@@ -247,14 +247,14 @@ def _taken(config: ExperimentConfig, variant: Variant, seed: int, workdir: Path)
     if jax.process_count() > 1:  # the processes of one multi-host job work on the same variant
         yield True
         return
-    with records.locked(workdir / LOCKS / folder(config, variant, seed), wait=False) as mine:
-        yield mine
+    with records.locked(workdir / LOCKS / folder(config, variant, seed), wait=False) as claimed:
+        yield claimed
 
 
 def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: Callable, rows: Any) -> str:
     from giraffe_jax.evals.run import evaluate
 
-    began, found, about = time.monotonic(), [], pacing.about(cell)
+    began, cell_rows, label = time.monotonic(), [], pacing.about(cell)
     progress = records.Progress(None, after=20.0 if first_process() else float("inf"), every=30.0)
     try:
         stream = evaluate(
@@ -262,9 +262,9 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
             skip=lambda _, length: length != cell.length,
         )  # fmt: skip
         for row in stream:
-            found.append(row)
+            cell_rows.append(row)
             _record(rows, cell, row=row)
-            progress.update(len(found), f"rows of {about}, {records.duration(time.monotonic() - began)}")
+            progress.update(len(cell_rows), f"rows of {label}, {records.duration(time.monotonic() - began)}")
     except (ConfigError, OSError):
         raise
     except Exception as error:
@@ -273,8 +273,8 @@ def _measure_cell(config: ExperimentConfig, cell: Cell, lm: Any, encoding_for: C
     finally:
         progress.close()
     seconds = time.monotonic() - began
-    _record(rows, cell, done={"rows": len(found), "seconds": round(seconds, 3)})
-    return pacing.measured(cell, found, seconds)
+    _record(rows, cell, done={"rows": len(cell_rows), "seconds": round(seconds, 3)})
+    return pacing.measured(cell, cell_rows, seconds)
 
 
 def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure: Exception | None = None) -> None:

@@ -72,11 +72,11 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
     pipeline = make_pipeline(config.data, loaded.tokenizer, process)
     if config.data.batch_size % math.prod(mesh.shape[axis] for axis in ("data", "fsdp")):
         raise ConfigError(f"mesh: data x fsdp does not divide data.batch_size {config.data.batch_size}.")
-    about = {k: v for k, v in to_dict(config).items() if k != "generations"} | {DATA: pipeline.fingerprint}
+    resolved = {k: v for k, v in to_dict(config).items() if k != "generations"} | {DATA: pipeline.fingerprint}
     if config.recipe == "longrope":
-        del about["recipe"]  # so that searches begun before `recipe` existed resume
-    if claim(workdir, about, loaded.tokenizer):
-        write_config(workdir, about)
+        del resolved["recipe"]  # so that searches begun before `recipe` existed resume
+    if claim(workdir, resolved, loaded.tokenizer):
+        write_config(workdir, resolved)
 
     with jax.set_mesh(mesh):
         params = loaded.params
@@ -91,11 +91,11 @@ def search(config: SearchConfig | Any, workdir: str | Path, *, quiet: bool = Fal
             """Returns the losses of any number of tables, in calls on `children` tables each; the last is padded."""
             out: list[float] = []
             for i in range(0, len(tables), config.children):
-                some = list(tables[i : i + config.children])
-                filled = some + [some[-1]] * (config.children - len(some))
+                batch = list(tables[i : i + config.children])
+                filled = batch + [batch[-1]] * (config.children - len(batch))
                 inv_freq = np.stack([plain(model) / divisors(t, config) for t in filled]).astype(np.float32)
                 losses = table_losses(params, batches, encoding, inv_freq, **settings)
-                out += np.asarray(losses, np.float64)[: len(some)].tolist()
+                out += np.asarray(losses, np.float64)[: len(batch)].tolist()
             return [x if math.isfinite(x) else math.inf for x in out]
 
         return _evolve(config, model, workdir, measure, quiet, write=process[0] == 0)
@@ -165,8 +165,8 @@ def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, qu
             rows.sync()
             write_atomically(workdir / POSITIONS, json.dumps([_entry(table, config, model)]) + "\n")
         if progress is not None:
-            said = f", critical plane {critical(table)}" if config.recipe == "longrope2" else ""
-            progress.update(number + 1, f"best perplexity {math.exp(min(loss, 700.0)):.4g}{said}")
+            suffix = f", critical plane {critical(table)}" if config.recipe == "longrope2" else ""
+            progress.update(number + 1, f"best perplexity {math.exp(min(loss, 700.0)):.4g}{suffix}")
     for log in (rows, progress):
         if log is not None:
             log.close()
@@ -180,8 +180,8 @@ def _evolve(config: SearchConfig, model: ModelConfig, workdir: Path, measure, qu
 
 def best(generations: Sequence[Mapping[Table, float]], n: int) -> list[Table]:
     """Returns the n best tables of all generations, best first."""
-    found = {table: loss for generation in generations for table, loss in generation.items()}
-    return sorted(found, key=lambda table: (found[table], table))[:n]
+    losses = {table: loss for generation in generations for table, loss in generation.items()}
+    return sorted(losses, key=lambda table: (losses[table], table))[:n]
 
 
 def _best_one(generations: Sequence[Mapping[Table, float]]) -> tuple[Table, float]:
@@ -190,5 +190,5 @@ def _best_one(generations: Sequence[Mapping[Table, float]]) -> tuple[Table, floa
 
 
 def _entry(table: Table, config: SearchConfig, model: ModelConfig) -> dict[str, Any]:
-    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, factor=config.factor)
-    return longrope_entry(plain(model) / divisors(table, config), gain(config, model), **about)
+    settings: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, factor=config.factor)
+    return longrope_entry(plain(model) / divisors(table, config), gain(config, model), **settings)

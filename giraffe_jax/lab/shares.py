@@ -40,23 +40,23 @@ def shares(jobs: int) -> list[Share]:
         raise ConfigError(
             f"--jobs: got {jobs}, but a TPU belongs to one process. Allowed: 1, or JAX_PLATFORMS=cpu set."
         )
-    gpus, found = _gpus(), []
+    gpus, assigned = _gpus(), []
     for i in range(jobs):
-        own = tuple(cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs])
-        env = {name: os.environ.get(name, str(len(own))) for name in THREADS}
-        its, fraction = _of_gpus(gpus, jobs, i)
-        said = ""
+        job_cores = tuple(cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs])
+        env = {name: os.environ.get(name, str(len(job_cores))) for name in THREADS}
+        job_gpus, fraction = _of_gpus(gpus, jobs, i)
+        gpu_text = ""
         if fraction < 1:
             old = os.environ.get(FRACTION) or os.environ.get(OLD_FRACTION)
             fraction *= float(old) if old else ALL_JOBS
             env |= {OLD_FRACTION if os.environ.get(OLD_FRACTION) else FRACTION: f"{fraction:.3f}"}
-            said = f"{fraction:.0%} of a GPU's memory"
-        elif its:
-            said = f"{len(its)} GPU{'s' * (len(its) > 1)}"
+            gpu_text = f"{fraction:.0%} of a GPU's memory"
+        elif job_gpus:
+            gpu_text = f"{len(job_gpus)} GPU{'s' * (len(job_gpus) > 1)}"
         if len(gpus) > 1:
-            env |= {GPUS: ",".join(its)}
-        found.append(Share(own, env, said))
-    return found
+            env |= {GPUS: ",".join(job_gpus)}
+        assigned.append(Share(job_cores, env, gpu_text))
+    return assigned
 
 
 def in_words(given: list[Share]) -> str:

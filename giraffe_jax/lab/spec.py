@@ -94,12 +94,12 @@ def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where
     from giraffe_jax.training.config import TrainConfig
 
     values = to_dict(variant.train or EMPTY)
-    taken = [key for key in ("source", "base", "model") if key in values]
-    if taken:
-        raise ConfigError(f"{where}: {taken} are the experiment's own; set them once, beside the variants.")
+    forbidden = [key for key in ("source", "base", "model") if key in values]
+    if forbidden:
+        raise ConfigError(f"{where}: {forbidden} are the experiment's own; set them once, beside the variants.")
     model = config.overrides | {"positions": variant.positions}
-    whole = {"source": config.source, "base": config.base, "model": model} | values
-    return build(TrainConfig, whole | {"seed": values.get("seed", 0) + seed}, where)
+    merged = {"source": config.source, "base": config.base, "model": model} | values
+    return build(TrainConfig, merged | {"seed": values.get("seed", 0) + seed}, where)
 
 
 def trainings(config: ExperimentConfig) -> dict[str, Any]:

@@ -124,10 +124,10 @@ def first(rng: np.random.Generator, config: SearchConfig, model: ModelConfig) ->
 def _starts(config: SearchConfig, model: ModelConfig) -> list[Table]:
     """Returns the tables of config.starts, or of PI, NTK and YaRN, deduplicated."""
     default = tuple((dict(name=name, factor=config.factor),) for name in ("linear", "ntk", "yarn"))
-    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
+    shape: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
     tables: dict[Table, None] = {}
     for i, start in enumerate(config.starts or default):
-        inv_freq = np.asarray(frequencies(start, **about, where=f"config.starts[{i}]")[0], np.float64)
+        inv_freq = np.asarray(frequencies(start, **shape, where=f"config.starts[{i}]")[0], np.float64)
         divisor = plain(model) / np.maximum(inv_freq, 1e-30)
         steps = np.clip(np.rint((divisor - 1) / config.step), 0, config.top).astype(int)
         tables[tuple(np.maximum.accumulate(steps).tolist())] = None
@@ -212,10 +212,10 @@ def critical(table: Table) -> int:
 
 def divisors(table: Table, config: SearchConfig) -> Float[np.ndarray, "R"]:
     """Returns a table's divisors, one per rotary plane."""
-    found, c = 1 + config.step * np.asarray(table, np.float64), critical(table)
+    values, c = 1 + config.step * np.asarray(table, np.float64), critical(table)
     if c:
-        found[:c] = found[c] ** (np.arange(c) / c)
-    return np.round(found, 9)
+        values[:c] = values[c] ** (np.arange(c) / c)
+    return np.round(values, 9)
 
 
 def table_of(divisors: Sequence[float], c: int, config: SearchConfig) -> Table:

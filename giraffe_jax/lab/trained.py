@@ -43,8 +43,8 @@ def _prepare(
         say(f"  training {variant.name}: {trained.steps} steps, in {where}")
         loaded = train(trained, where)
     model = dataclasses.replace(loaded.config, positions=())
-    own = variant.positions if variant.train is None else loaded.config.positions  # training may have changed them
-    scaling = read_with(dataclasses.replace(variant, positions=own))
+    methods = variant.positions if variant.train is None else loaded.config.positions  # training may have changed them
+    scaling = read_with(dataclasses.replace(variant, positions=methods))
 
     def encoding_for(length: int) -> Any:
         return model.bind(length, scaling=scaling)
@@ -56,13 +56,13 @@ def _begin(where: Path, now: Mapping[str, str], variant: Variant, say: Callable[
     """Records the contents that a training depends on; a run begun with other contents is moved aside first."""
     import jax
 
-    what = stale(where, now, variant.positions)
+    changes = stale(where, now, variant.positions)
     if first_process():
-        if what:
+        if changes:
             tries = (where.with_name(f"{where.name}.before-{i}") for i in itertools.count(1))
             aside = next(path for path in tries if not path.exists())
             where.rename(aside)
-            say(f"  changed: {', '.join(what)}; {variant.name} is trained anew, its run until now is in {aside}")
+            say(f"  changed: {', '.join(changes)}; {variant.name} is trained anew, its run until now is in {aside}")
         records.write_atomically(where / CONTENTS, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

@@ -61,11 +61,11 @@ def _tpus(topology: str, kind: str, slices: int) -> list[Any]:
         raise ConfigError(
             '--topology: compiling for TPUs needs libtpu, which is not installed: pip install "giraffe-jax[plan]".'
         )
-    more: dict[str, Any] = {} if slices == 1 else dict(num_slices=slices)
+    options: dict[str, Any] = {} if slices == 1 else dict(num_slices=slices)
     if kind == "v4":  # JAX runs the two cores of a v4 chip as one device
-        more["chip_config_name"] = "megacore"
+        options["chip_config_name"] = "megacore"
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise _refused(topology, "libtpu", error) from error
 
@@ -76,9 +76,9 @@ def _gpus(topology: str, kind: str) -> list[Any]:
             "--topology: compiling for NVIDIA GPUs needs JAX's CUDA plugin, which is not installed (NVIDIA's own "
             'libraries and a GPU need not be here): pip install "giraffe-jax[plan-gpu]".'
         )
-    about = dict(target_config=target(kind), topology="1x" + topology.partition(":")[2])
+    options = dict(target_config=target(kind), topology="1x" + topology.partition(":")[2])
     try:
-        return list(topologies.get_topology_desc(kind, "cuda", **about).devices)
+        return list(topologies.get_topology_desc(kind, "cuda", **options).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         raise _refused(topology, "JAX's CUDA plugin", error) from error
 

@@ -20,8 +20,8 @@ def kernel_of(op: Op) -> str | None:
     if target[1] == "tpu_custom_call":
         return op.name.partition(".")[0]
     if target[1] == "__gpu$xla.gpu.triton":
-        given = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', op.rest)
-        return op.name if given is None else given[1]
+        match = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', op.rest)
+        return op.name if match is None else match[1]
     return target[1] if target[1].startswith(_LIBRARIES) or "__triton" in target[1] else None
 
 
@@ -38,10 +38,10 @@ def stated(op: Op, c: Computation) -> float | None:
 
 def _product(op: Op, c: Computation) -> float | None:
     contracted = _ints(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', op)
-    left = c.ops[op.operands[0]].shapes[0].dims
-    if not contracted or max(contracted) >= len(left):
+    lhs = c.ops[op.operands[0]].shapes[0].dims
+    if not contracted or max(contracted) >= len(lhs):
         return None
-    return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * np.prod([left[i] for i in contracted]))
+    return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * np.prod([lhs[i] for i in contracted]))
 
 
 def _attention(op: Op, c: Computation, kernel: str) -> float | None:
@@ -58,5 +58,5 @@ def _attention(op: Op, c: Computation, kernel: str) -> float | None:
 
 
 def _ints(pattern: str, op: Op) -> list[int]:
-    found = re.search(pattern, op.rest)
-    return [] if found is None else [int(n) for n in re.findall(r"\d+", found[1])]
+    match = re.search(pattern, op.rest)
+    return [] if match is None else [int(n) for n in re.findall(r"\d+", match[1])]

@@ -88,7 +88,7 @@ def plan(
     """
     mesh = sharding.make_mesh(config.mesh, absent_chips(topology, slices))
     check(config, model, mesh)
-    state, made = state_shapes(config, model, mesh), program(config, model, mesh)
+    state, step_program = state_shapes(config, model, mesh), program(config, model, mesh)
     rows, tokens = config.data.batch_size // config.accumulate, config.data.seq_len
     kind = kind_of(topology)
     with jax.set_mesh(mesh):
@@ -97,7 +97,7 @@ def plan(
     say(header.header(config, model, state.params, mesh, "steps", 0))
     chip = CHIPS[kind]
     device = chip.a_device()
-    found: dict[str, Any] = dict(
+    fields: dict[str, Any] = dict(
         topology=topology,
         slices=slices,
         chips=mesh.size // chip.per_chip,
@@ -117,47 +117,47 @@ def plan(
     def done(text: str) -> hlo.Counts:
         return hlo.count(text, dict(mesh.shape), trips, of_kernels, a_node(topology))
 
-    return Plan(**found, **_compiled(made, state, device, done, found["model_flops"]))
+    return Plan(**fields, **_compiled(step_program, state, device, done, fields["model_flops"]))
 
 
 def _compiled(
-    made: Program, state: Any, device: Chip, count: Callable[[str], hlo.Counts], model_flops: float
+    step_program: Program, state: Any, device: Chip, count: Callable[[str], hlo.Counts], model_flops: float
 ) -> dict[str, Any]:
     """Returns the fields of a Plan that need the compiler.
 
     Args:
-      made: the program of the step.
+      step_program: the program of the step.
       state: shapes of its TrainState.
       device: figures of one device.
       count: counts FLOPs and collectives in the text of the optimised module.
       model_flops: per device.
     """
-    config, mesh = made.config, made.mesh
+    config, mesh = step_program.config, step_program.mesh
     began = time.monotonic()
     try:
-        compiled = without_cache(made.lower(state))
+        compiled = without_cache(step_program.lower(state))
     except jax.errors.JaxRuntimeError as error:
-        needed, there = exhausted(str(error))
+        needed, available = exhausted(str(error))
         if needed is None:
             raise
         unknown = [field.name for field in dataclasses.fields(Plan) if str(field.type).endswith("| None")]
         return dict.fromkeys(unknown, None) | dict(
             fits=False,
             needed_bytes=needed,
-            hbm_bytes=there or device.hbm_bytes,
+            hbm_bytes=available or device.hbm_bytes,
             argument_bytes=bytes_per_device(state),
             compile_seconds=time.monotonic() - began,
         )
     seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
-    done = count(compiled.as_text() or "")
+    counts = count(compiled.as_text() or "")
     # A lower bound: every argument is read once and every result written once.
-    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    compute, hbm = done.flops / device.flops, moved / device.hbm_bandwidth
-    network = max((done.sent - done.between) / device.network, done.between / device.between)
+    moved_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    compute, hbm = counts.flops / device.flops, moved_bytes / device.hbm_bandwidth
+    network = max((counts.sent - counts.between) / device.network, counts.between / device.between)
     bound = max(compute, hbm, network)
     by_kind: dict[str, dict[str, float]] = {}
-    for (kind, axes), size in sorted(done.collectives.items()):
+    for (kind, axes), size in sorted(counts.collectives.items()):
         by_kind.setdefault(kind, {})[axes] = size
     tokens = config.data.batch_size * config.data.seq_len
     chips = mesh.size / device.per_chip
@@ -172,11 +172,11 @@ def _compiled(
         + memory.host_argument_size_in_bytes
         + memory.host_output_size_in_bytes
         - memory.host_alias_size_in_bytes,
-        executed_flops=done.flops,
-        recomputed_flops=done.recomputed,
+        executed_flops=counts.flops,
+        recomputed_flops=counts.recomputed,
         collective_bytes=by_kind,
-        sent_bytes=done.sent,
-        between_nodes_bytes=done.between,
+        sent_bytes=counts.sent,
+        between_nodes_bytes=counts.between,
         compute_seconds=compute,
         memory_seconds=hbm,
         network_seconds=network,
@@ -185,8 +185,8 @@ def _compiled(
         mfu_bound=model_flops / device.flops / bound,
         chip_hours=bound * config.steps * chips / 3600,
         compile_seconds=seconds,
-        data_loops=done.data_loops,
-        uncounted=done.uncounted,
+        data_loops=counts.data_loops,
+        uncounted=counts.uncounted,
     )
 
 
@@ -208,7 +208,7 @@ def exhausted(message: str) -> tuple[int | None, int | None]:
         return None, None
     sizes = r"([\d.]+)([BKMGT]?)\S*"
     for pattern in (rf"\({sizes}\) exceeds available HBM \({sizes}\)", rf"Used {sizes} of {sizes} hbm"):
-        if (found := re.search(pattern, message)) is not None:
-            needed, unit, there, of = found.groups()
-            return int(float(needed) * _UNITS[unit or "B"]), int(float(there) * _UNITS[of or "B"])
+        if (match := re.search(pattern, message)) is not None:
+            needed, unit, available, available_unit = match.groups()
+            return int(float(needed) * _UNITS[unit or "B"]), int(float(available) * _UNITS[available_unit or "B"])
     return None, None

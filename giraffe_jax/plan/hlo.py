@@ -52,10 +52,10 @@ def count(
       node: devices per node, in device order; 0 if all are on one network.
     """
     walk = _Walk(parse(text), dict(mesh or {}), data_trips, kernels, node)
-    found = walk.of(walk.entry)
-    sums = {(key[1], key[2]): value for key, value in found.items() if key[0] == "collective"}
-    uncounted = tuple(sorted(key[1] for key in found if key[0] == "kernel"))
-    numbers = found["flops",], found["recomputed",], sums, found["sent",], found["between",]
+    totals = walk.of(walk.entry)
+    sums = {(key[1], key[2]): value for key, value in totals.items() if key[0] == "collective"}
+    uncounted = tuple(sorted(key[1] for key in totals if key[0] == "kernel"))
+    numbers = totals["flops",], totals["recomputed",], sums, totals["sent",], totals["between",]
     return Counts(*numbers, data_loops=len(walk.data_loops), uncounted=uncounted)
 
 
@@ -168,8 +168,8 @@ def _as_reduce_scatter(sums: Sums) -> Sums:
 
 
 def _flops(flops: float, op: Op) -> Mapping:
-    again = _AGAIN in op.rest or ".remat" in op.name
-    return {("flops",): flops, ("recomputed",): flops if again else 0.0}
+    recomputed = _AGAIN in op.rest or ".remat" in op.name
+    return {("flops",): flops, ("recomputed",): flops if recomputed else 0.0}
 
 
 def _all_again(sums: Sums) -> Sums:
@@ -183,20 +183,20 @@ def _operand(op: Op, c: Computation, at: int) -> Shape:
 
 
 def _ints(pattern: str, text: str) -> list[int]:
-    found = re.search(pattern, text)
-    return [] if found is None else [int(n) for n in found[1].split(",") if n]
+    match = re.search(pattern, text)
+    return [] if match is None else [int(n) for n in match[1].split(",") if n]
 
 
 def _dot(op: Op, c: Computation) -> float:
-    left = _operand(op, c, 0).dims
-    contracted = np.prod([left[i] for i in _ints(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)], dtype=np.float64)
+    lhs = _operand(op, c, 0).dims
+    contracted = np.prod([lhs[i] for i in _ints(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)], dtype=np.float64)
     return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * contracted)
 
 
 def _convolution(op: Op, c: Computation) -> float:
     """Returns the FLOPs of a convolution, counting only window elements that read the input and not padding or dilation
     holes: XLA on TPUs writes batched dots as convolutions that mostly read those."""
-    left, right, out = _operand(op, c, 0).dims, _operand(op, c, 1).dims, op.shapes[0].dims
+    lhs, rhs, out = _operand(op, c, 0).dims, _operand(op, c, 1).dims, op.shapes[0].dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
     assert labels is not None
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.rest) or ["", ""])[1]))
@@ -205,15 +205,19 @@ def _convolution(op: Op, c: Computation) -> float:
     def per_place(key: str, default: str) -> list[str]:
         return window[key].split("x") if key in window else [default] * len(places)
 
-    total = float(out[labels[3].index("b")]) * out[labels[3].index("f")] * right[labels[2].index("i")]
+    total = float(out[labels[3].index("b")]) * out[labels[3].index("f")] * rhs[labels[2].index("i")]
     groups = _ints(r"batch_group_count=(\d+)", op.rest)
     total /= groups[0] if groups else 1
     for place in sorted(places):
         i = int(place)
         stride, low = int(per_place("stride", "1")[i]), int(per_place("pad", "0_0")[i].split("_")[0])
-        holes, apart = int(per_place("lhs_dilate", "1")[i]), int(per_place("rhs_dilate", "1")[i])
-        at = np.arange(out[labels[3].index(place)])[:, None] * stride - low
-        at = at + np.arange(right[labels[2].index(place)])[None, :] * apart
-        inside = (at >= 0) & (at <= (left[labels[1].index(place)] - 1) * holes) & (at % holes == 0)
-        total *= int(inside.sum())
+        lhs_dilation, rhs_dilation = int(per_place("lhs_dilate", "1")[i]), int(per_place("rhs_dilate", "1")[i])
+        positions = np.arange(out[labels[3].index(place)])[:, None] * stride - low
+        positions = positions + np.arange(rhs[labels[2].index(place)])[None, :] * rhs_dilation
+        valid = (
+            (positions >= 0)
+            & (positions <= (lhs[labels[1].index(place)] - 1) * lhs_dilation)
+            & (positions % lhs_dilation == 0)
+        )
+        total *= int(valid.sum())
     return 2 * total

@@ -38,11 +38,11 @@ def known_kernels(
     name = attention.split(",")[0]
     if name not in ("pallas", "cudnn"):
         return {}
-    found = kernel_flops(config, model, mesh, document, capability=capability)
+    flops = kernel_flops(config, model, mesh, document, capability=capability)
     if name == "pallas":
-        return found
-    one = document is None or document >= config.data.seq_len
-    return dict.fromkeys(found, 0.0) if one else found | dict.fromkeys(CUDNN, 0.0)
+        return flops
+    one_document = document is None or document >= config.data.seq_len
+    return dict.fromkeys(flops, 0.0) if one_document else flops | dict.fromkeys(CUDNN, 0.0)
 
 
 def kernel_flops(
@@ -73,16 +73,16 @@ def kernel_flops(
     context = mesh["context"]
     calls = context if model.context == "ring" else 1
     if capability is None:
-        width, matmuls_of, more = model.head_dim, MATMULS_OF_TPU, []
+        width, matmuls_of, extra = model.head_dim, MATMULS_OF_TPU, []
         tiles = tpu.tiles(model.dtype, width, tokens if context == 1 else tokens // (2 * context))
     else:
         bias, width, matmuls_of = _has_bias(model, tokens), ranges.padded_width(model.head_dim), MATMULS_OF_GPU
         tiles = ranges.tiles(model.dtype, model.head_dim, capability=capability, bias=bias)
         # The gradient of a bias has its own kernel, which recomputes logits and their gradients in square blocks.
-        more = [("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2)] if bias else []
-    found = {}
+        extra = [("attention_d_bias", tiles.d_kv.k, tiles.d_kv.k, 2)] if bias else []
+    flops = {}
     work = [(name, tile.q, tile.k, count) for (name, count), tile in zip(matmuls_of.items(), tiles, strict=True)]
-    for name, q, k, matmuls in [*work, *more]:
+    for name, q, k, matmuls in [*work, *extra]:
         pairs = []
         for bands in layers:
             ends = padded(intervals(place, bands), q)
@@ -91,8 +91,8 @@ def kernel_flops(
             else:
                 runs = runs_of_keys(ends, q, k)
             pairs.append(float(jnp.sum(runs.stop - runs.start)) * q * k)
-        found[name] = 2 * matmuls * width * rows * heads * float(np.mean(pairs)) / (context * calls)
-    return found
+        flops[name] = 2 * matmuls * width * rows * heads * float(np.mean(pairs)) / (context * calls)
+    return flops
 
 
 def _has_bias(model: ModelConfig, tokens: int) -> bool:

@@ -42,7 +42,7 @@ class Computation(NamedTuple):
 
 def parse(text: str) -> dict[str, Computation]:
     """Returns the computations of a module by name; the entry computation is also under ""."""
-    found: dict[str, Computation] = {}
+    computations: dict[str, Computation] = {}
     ops: dict[str, Op] | None = None
     name, entry, root = "", False, None
     for line in text.splitlines():
@@ -52,21 +52,21 @@ def parse(text: str) -> dict[str, Computation]:
                 ops, name, entry, root = {}, head[2], head[1] is not None, None
         elif line.startswith("}"):
             last = root or next(reversed(ops.values()))
-            found[name] = Computation(ops, last)
+            computations[name] = Computation(ops, last)
             if entry:
-                found[""] = found[name]
+                computations[""] = computations[name]
             ops = None
         elif (op := _op(line)) is not None:
             ops[op.name] = op
             root = op if line.lstrip().startswith("ROOT") else root
-    return found
+    return computations
 
 
 def _op(line: str) -> Op | None:
-    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.sub(r"/\*.*?\*/", "", line))
-    if found is None:
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.sub(r"/\*.*?\*/", "", line))
+    if match is None:
         return None
-    name, rest = found.groups()
+    name, rest = match.groups()
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shapes = tuple(Shape(d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(rest[:end]))
     call = re.match(r"\s*([\w\-]+)\(", rest[end:])
@@ -74,9 +74,9 @@ def _op(line: str) -> Op | None:
         return None
     start = end + call.end() - 1
     stop = _closing(rest, start)
-    inside = rest[start + 1 : stop]
-    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside) if part.strip())
-    return Op(name, call[1], shapes, inside, operands, rest[stop + 1 :])
+    arguments = rest[start + 1 : stop]
+    operands = tuple(part.split()[-1].lstrip("%") for part in _split(arguments) if part.strip())
+    return Op(name, call[1], shapes, arguments, operands, rest[stop + 1 :])
 
 
 def _closing(text: str, start: int) -> int:
@@ -103,6 +103,6 @@ def _split(text: str) -> list[str]:
 def called(computations: Mapping[str, Computation], op: Op, keys: str) -> list[Computation]:
     """Returns the computations that an instruction names under `keys`, a regex of attributes like "calls|to_apply"."""
     names = []
-    for found in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
-        names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+    for match in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
+        names += [name.strip().lstrip("%") for name in (match[1] or match[2]).split(",")]
     return [computations[name] for name in names if name in computations]

@@ -30,12 +30,12 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
         lines.append(f"warning: the FLOPs of kernel {kernel} are unknown and not counted.")
     if plan.data_loops and not plan.attention.startswith("blockwise"):
         lines.append(f"warning: the trip counts of {plan.data_loops} loops depend on data; each is counted once.")
-    moved = [
+    collectives = [
         f"{kind} {size / 1e9:,.3g} GB over {axes}"
         for kind, by_axes in (plan.collective_bytes or {}).items()
         for axes, size in by_axes.items()
     ]
-    lines.append(f"collectives, operands a device and step: {', '.join(moved) or 'none'}")
+    lines.append(f"collectives, operands a device and step: {', '.join(collectives) or 'none'}")
     sent = f"{(plan.sent_bytes or 0) / 1e9:,.3g} GB sent"
     sent += f", {plan.between_nodes_bytes / 1e9:,.3g} GB of it between nodes," if plan.between_nodes_bytes else ""
     lines.append(
@@ -51,20 +51,20 @@ def text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
 
 def _memory(plan: Plan) -> str:
     """Returns the line on memory, and whether the training fits."""
-    held = f"memory a device: parameters {gib(plan.parameter_bytes)}, optimizer {gib(plan.optimizer_bytes)}"
+    line = f"memory a device: parameters {gib(plan.parameter_bytes)}, optimizer {gib(plan.optimizer_bytes)}"
     of = f"of {gib(plan.hbm_bytes)}"
     if plan.needed_bytes is not None:
         over = plan.needed_bytes - plan.hbm_bytes
-        return f"{held}; does not fit: the compiler needs {gib(plan.needed_bytes)} {of}, {gib(over)} too much"
+        return f"{line}; does not fit: the compiler needs {gib(plan.needed_bytes)} {of}, {gib(over)} too much"
     assert plan.peak_bytes is not None
-    held += f", activations {gib(plan.peak_bytes - plan.argument_bytes)}, at the peak {gib(plan.peak_bytes)} {of}"
-    held += f"; {gib(plan.host_bytes)} in the host's pinned memory" if plan.host_bytes else ""
+    line += f", activations {gib(plan.peak_bytes - plan.argument_bytes)}, at the peak {gib(plan.peak_bytes)} {of}"
+    line += f"; {gib(plan.host_bytes)} in the host's pinned memory" if plan.host_bytes else ""
     if not plan.fits:
-        return f"{held}: does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much"
+        return f"{line}: does not fit, {gib(plan.peak_bytes - plan.hbm_bytes)} too much"
     share = plan.peak_bytes / plan.hbm_bytes
     if plan.topology.partition(":")[0] in GPUS and share > GPU_SHARE:
-        held += f" (with XLA_PYTHON_CLIENT_MEM_FRACTION of {share:.2f} at least; JAX takes {GPU_SHARE})"
-    return f"{held}: fits"
+        line += f" (with XLA_PYTHON_CLIENT_MEM_FRACTION of {share:.2f} at least; JAX takes {GPU_SHARE})"
+    return f"{line}: fits"
 
 
 def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:
@@ -75,13 +75,13 @@ def of_try(tried: Tried, flags: Sequence[str], hbm: int) -> str:
       flags: the changes as command-line flags.
       hbm: bytes of a device's memory.
     """
-    what = " ".join(flags)
+    changes = " ".join(flags)
     if tried.refused is not None:
-        return f"{what}: not possible: {tried.refused}"
+        return f"{changes}: not possible: {tried.refused}"
     if tried.peak_bytes is None:
-        return f"{what}: does not fit, the compiler needs {gib(tried.needed_bytes or 0)}"
-    said = f"{'fits' if tried.fits else 'does not fit'}, at the peak {gib(tried.peak_bytes)} of {gib(hbm)}"
-    said += f", {gib(tried.host_bytes)} in the host's pinned memory" if tried.host_bytes else ""
+        return f"{changes}: does not fit, the compiler needs {gib(tried.needed_bytes or 0)}"
+    result = f"{'fits' if tried.fits else 'does not fit'}, at the peak {gib(tried.peak_bytes)} of {gib(hbm)}"
+    result += f", {gib(tried.host_bytes)} in the host's pinned memory" if tried.host_bytes else ""
     if tried.executed_flops and tried.model_flops:
-        said += f", executed FLOPs {tried.executed_flops / tried.model_flops:.3f} of the model's"
-    return f"{what}: {said}, at least {tried.step_seconds_bound:.4g} s a step"
+        result += f", executed FLOPs {tried.executed_flops / tried.model_flops:.3f} of the model's"
+    return f"{changes}: {result}, at least {tried.step_seconds_bound:.4g} s a step"

@@ -47,39 +47,39 @@ def candidates(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int])
 
     All keep the tokens per step and the chips.
     """
-    found: list[Changes] = []
+    options: list[Changes] = []
     stronger = _REMAT[_REMAT.index(model.remat) + 1 :]
-    found += [{"model.remat": how} for how in stronger if not how.startswith("offload")]
+    options += [{"model.remat": remat} for remat in stronger if not remat.startswith("offload")]
     if mesh["data"] > 1:
-        found.append({"mesh.data": 1, "mesh.fsdp": mesh["data"] * mesh["fsdp"]})
-    found += _smaller_parts(config, model, mesh)
+        options.append({"mesh.data": 1, "mesh.fsdp": mesh["data"] * mesh["fsdp"]})
+    options += _smaller_parts(config, model, mesh)
     if config.optim.mu_dtype == "float32":
-        found.append({"optim.mu_dtype": "bfloat16"})
-    found += [{"model.remat": how} for how in stronger if how.startswith("offload")]
+        options.append({"optim.mu_dtype": "bfloat16"})
+    options += [{"model.remat": remat} for remat in stronger if remat.startswith("offload")]
     tokens = config.data.seq_len // mesh["context"]
     if model.mlp_chunk == 0 and tokens > 2048:
-        found.append({"model.mlp_chunk": 2048})
+        options.append({"model.mlp_chunk": 2048})
     if min(config.loss_chunk, tokens) > 256:
-        found.append({"loss_chunk": 256})
-    return found
+        options.append({"loss_chunk": 256})
+    return options
 
 
 def _smaller_parts(config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int]) -> list[Changes]:
     """Returns changes that give a device fewer tokens at once, or a smaller part of each."""
-    found: list[Changes] = []
+    options: list[Changes] = []
     devices = mesh["data"] * mesh["fsdp"]
-    each = config.data.batch_size // config.accumulate // devices  # rows of a device in a micro-batch
-    divisor = next((n for n in range(2, each + 1) if each % n == 0), None)
+    device_rows = config.data.batch_size // config.accumulate // devices  # rows of a device in a micro-batch
+    divisor = next((n for n in range(2, device_rows + 1) if device_rows % n == 0), None)
     if divisor is not None:
-        found += [{"accumulate": config.accumulate * n} for n in dict.fromkeys((divisor, each))]
+        options += [{"accumulate": config.accumulate * n} for n in dict.fromkeys((divisor, device_rows))]
     for axis, whole in (("context", config.data.seq_len), ("tensor", math.gcd(model.num_kv_heads, model.d_mlp))):
         for times in (4, 2):
             if mesh["fsdp"] % times == 0 and whole % (mesh[axis] * times) == 0:
                 sizes = {"mesh.fsdp": mesh["fsdp"] // times, f"mesh.{axis}": mesh[axis] * times}
                 # More devices share a row, so each device has more rows at once; more micro-batches undo that.
-                found.append(sizes | {"accumulate": config.accumulate * times * each})
+                options.append(sizes | {"accumulate": config.accumulate * times * device_rows})
                 break
-    return found
+    return options
 
 
 def propose(first: Tried, options: Sequence[Changes], attempt: Attempt, tries: int) -> list[Tried]:
@@ -165,13 +165,13 @@ def longest(
     start = config.data.seq_len
     fits, fails = (start, None) if first.fits else (None, start)
     size, x, tried = first.bytes, start * config.data.batch_size, []
-    same = 0  # consecutive tries with the same outcome
+    streak = 0  # consecutive tries with the same outcome
     while len(tried) < tries:
         low = STEP if fits is None else fits // STEP * STEP + STEP
         high = most if fails is None else (fails - 1) // STEP * STEP
         if low > high:
             break
-        if fails is not None and same >= 2:
+        if fails is not None and streak >= 2:
             length = (low + high) // 2
         else:
             share = (hbm - arguments) / max(size - arguments, 1) if size is not None else 0.5
@@ -179,7 +179,7 @@ def longest(
         length = min(max(length // STEP * STEP, low), high)
         changes = {"data.seq_len": length, "data.batch_size": rows_of(config, mesh, length)}
         now = attempt(changes)
-        same = same + 1 if tried and tried[-1].fits == now.fits else 1
+        streak = streak + 1 if tried and tried[-1].fits == now.fits else 1
         tried.append(now)
         if now.fits:
             fits = length

@@ -72,14 +72,14 @@ def _step(computations: Mapping[str, Computation], body: Computation, index: int
         constants = []
         for name in op.operands:
             source = holder.ops[name]
-            at = outer.operands[int(source.inside)] if source.kind == "parameter" else None
-            constants.append(_constant(body, at) if at is not None else _constant(holder, name))
+            operand = outer.operands[int(source.inside)] if source.kind == "parameter" else None
+            constants.append(_constant(body, operand) if operand is not None else _constant(holder, name))
     elif op.kind == "add":
         constants = [_constant(holder, name) for name in op.operands]
     else:
         return None
-    found = [n for n in constants if n is not None]
-    return found[0] if len(found) == 1 else None
+    steps = [n for n in constants if n is not None]
+    return steps[0] if len(steps) == 1 else None
 
 
 def _constant(c: Computation, name: str) -> int | None:
@@ -99,5 +99,5 @@ def _index(c: Computation, name: str) -> int | None:
         op = c.ops.get(op.operands[0])
     if op is None or op.kind != "get-tuple-element" or c.ops[op.operands[0]].kind != "parameter":
         return None
-    found = re.search(r"index=(\d+)", op.rest)
-    return None if found is None else int(found[1])
+    match = re.search(r"index=(\d+)", op.rest)
+    return None if match is None else int(match[1])

@@ -36,23 +36,23 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
     """
     results = read(directories)
     out = Path(directories[0] if out is None else out)
-    found = score_all(results)
-    made, positions = tables.tables(results, found), []
+    scores = score_all(results)
+    all_tables, positions = tables.tables(results, scores), []
     for task in results.tasks:
         pieces = score_positions(results, task) if metrics.of(results.of(task)) == [PERPLEXITY] else []
         if len({high for _, high, _ in pieces}) > 1:
-            made.append(tables.by_position(results, pieces, task))
+            all_tables.append(tables.by_position(results, pieces, task))
             positions += [score for _, _, score in pieces]
     looks = style.looks(results)
-    drawn = plots.draw(results, found, looks, made, png=png)
+    drawn = plots.draw(results, scores, looks, all_tables, png=png)
     records.write_atomically(
-        out / "results.csv", formats.as_csv(results, found + positions + tables.effective_scores(made))
+        out / "results.csv", formats.as_csv(results, scores + positions + tables.effective_scores(all_tables))
     )
     runs = between.compare(results)
     records.write_atomically(
-        out / "tables.md", "\n".join([formats.all_markdown(results, made), *map(between.as_markdown, runs)])
+        out / "tables.md", "\n".join([formats.all_markdown(results, all_tables), *map(between.as_markdown, runs)])
     )
-    records.write_atomically(out / "tables.tex", latex.all_latex(made, [between.as_latex(run) for run in runs]))
+    records.write_atomically(out / "tables.tex", latex.all_latex(all_tables, [between.as_latex(run) for run in runs]))
     if runs:
         records.write_atomically(out / "compared.csv", between.as_csv(runs))
     for plot in drawn:
@@ -60,16 +60,16 @@ def write(directories: Sequence[str | Path], out: str | Path | None = None, *, p
         if plot.png is not None:
             records.write_atomically(out / "plots" / f"{plot.name}.png", plot.png)
     path = out / "report.html"
-    records.write_atomically(path, page.render(results, made, drawn, looks, runs))
+    records.write_atomically(path, page.render(results, all_tables, drawn, looks, runs))
     return path
 
 
 def main_tables(results: Results) -> str:
     """Returns the main tables as Markdown: the first metric of every measured task."""
-    made = findings.main_tables(tables.tables(results, score_all(results)))
-    texts = (f"{t.title}, by length in tokens\n\n{formats.markdown(t)}" for t in made)
-    said = (f"\n{few}\n" if (few := t.few()) else "" for t in made)
-    return "\n\n".join(text + few for text, few in zip(texts, said, strict=True)) or "no results yet"
+    chosen = findings.main_tables(tables.tables(results, score_all(results)))
+    texts = (f"{t.title}, by length in tokens\n\n{formats.markdown(t)}" for t in chosen)
+    notes = (f"\n{few}\n" if (few := t.few()) else "" for t in chosen)
+    return "\n\n".join(text + few for text, few in zip(texts, notes, strict=True)) or "no results yet"
 
 
 def brief(rows: Sequence[Row]) -> str:

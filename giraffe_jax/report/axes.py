@@ -29,11 +29,11 @@ def _length_axis(axes: Any, lengths: Sequence[int]) -> None:
     margin = (max(lengths) / min(lengths)) ** 0.02 if len(lengths) > 1 else 1.5
     axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    at = {length: axes.transData.transform((length, 1))[0] for length in lengths}
+    x_of = {length: axes.transData.transform((length, 1))[0] for length in lengths}
     letter = 0.65 * axes.get_xticklabels()[0].get_fontsize() / 72 * axes.figure.dpi  # pixels; digits are 0.64 wide
 
     def apart(a: int, b: int) -> bool:
-        return bool(abs(at[a] - at[b]) > letter * ((len(f"{a:,}") + len(f"{b:,}")) / 2 + 0.5))
+        return bool(abs(x_of[a] - x_of[b]) > letter * ((len(f"{a:,}") + len(f"{b:,}")) / 2 + 0.5))
 
     last = max(lengths)
     shown: list[int] = []

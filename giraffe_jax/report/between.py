@@ -65,51 +65,51 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Returns notes on the comparison, each a sentence or two."""
-        said = [paired.chance(self.found)] if self.found else []
+        notes = [paired.chance(self.found)] if self.found else []
         if self.code:
             listed = "; ".join(f"{name} ({', '.join(files)})" for name, files in self.code.items())
-            said.append(f"The code behind one name differs: {listed}.")
+            notes.append(f"The code behind one name differs: {listed}.")
         for name, runs in self.unsaid.items():
-            said.append(f"The code behind {name} may differ: {' and '.join(runs)} did not record it.")
+            notes.append(f"The code behind {name} may differ: {' and '.join(runs)} did not record it.")
         if self.config:
-            said.append(f"Parameters or training behind one name differ: {', '.join(self.config)}.")
+            notes.append(f"Parameters or training behind one name differ: {', '.join(self.config)}.")
         if self.same:
-            said.append(f"The same in both, to the last bit, and shown once: {', '.join(self.same)}.")
+            notes.append(f"The same in both, to the last bit, and shown once: {', '.join(self.same)}.")
         if any(line.difference is None for line in self.lines):
-            said.append('"same": all rows are the same in both, so nothing is compared there.')
-        return said + [KEPT_NOTE] * any(any(line.kept) for line in self.lines)
+            notes.append('"same": all rows are the same in both, so nothing is compared there.')
+        return notes + [KEPT_NOTE] * any(any(line.kept) for line in self.lines)
 
 
 def compare(results: Results) -> list[Comparison]:
     """Compares the first run with each other run that shares variants and examples with it."""
     labels = list(results.runs)
-    made = (_compared(results, labels[0], other) for other in labels[1:])
-    return [comparison for comparison in made if comparison.lines or comparison.same]
+    comparisons = (_compared(results, labels[0], other) for other in labels[1:])
+    return [comparison for comparison in comparisons if comparison.lines or comparison.same]
 
 
 def _compared(results: Results, first: str, other: str) -> Comparison:
-    mine, theirs = results.runs[first], results.runs[other]
-    shared = {name: (mine[name], theirs[name]) for name in mine if name in theirs}
-    apart = {name: both for name, both in shared.items() if both[0] != both[1]}
+    ours, theirs = results.runs[first], results.runs[other]
+    shared = {name: (ours[name], theirs[name]) for name in ours if name in theirs}
+    differing = {name: both for name, both in shared.items() if both[0] != both[1]}
     sources, entries = results.sources, {v["name"]: v for v in results.manifest.get("config", {}).get("variants", ())}
     code, unsaid, config = {}, {}, []
-    for name, both in apart.items():
+    for name, both in differing.items():
         if files := changed(*(sources.get(v) for v in both)):
             code[name] = tuple(files)
-        about = [{k: x for k, x in entries.get(v, {}).items() if k != "name" and x is not None} for v in both]
+        settings = [{k: x for k, x in entries.get(v, {}).items() if k != "name" and x is not None} for v in both]
         silent = tuple(run for run, v in zip((first, other), both, strict=True) if v not in sources)
-        if silent and any(map(_own, about)):
+        if silent and any(map(_own, settings)):
             unsaid[name] = silent
-        if about[0] != about[1] and all(about):
+        if settings[0] != settings[1] and all(settings):
             config.append(name)
     lines = tuple(
         line
         for task in results.tasks
-        for name, both in apart.items()
+        for name, both in differing.items()
         for length in results.lengths(task)
         if (line := _line(results, name, both, task, length)) is not None
     )
-    same = tuple(name for name in shared if name not in apart)
+    same = tuple(name for name in shared if name not in differing)
     return Comparison(first, other, lines, same, code, tuple(config), unsaid)
 
 
@@ -131,9 +131,9 @@ def _line(results: Results, name: str, both: tuple[str, str], task: str, length:
         d = paired.difference(results, task, metric, length, *both)
         if d is None or not math.isfinite(d.estimate.value):
             return None
-    mine, other = (estimate(own, metric).value for own in rows)
+    first_value, other_value = (estimate(variant_rows, metric).value for variant_rows in rows)
     kept = tuple((variant, task, length) in results.kept for variant in both)
-    return Line(name, task, metric, length, (mine, other), (kept[0], kept[1]), d)
+    return Line(name, task, metric, length, (first_value, other_value), (kept[0], kept[1]), d)
 
 
 def bounds(d: Difference) -> str:
@@ -149,7 +149,7 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
       comparison: of two runs.
       swatches: HTML of each variant's colour mark, by name.
     """
-    stay = paired.holm(comparison.found)
+    significant = paired.holm(comparison.found)
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in _heads(comparison))
     body = []
     for line in comparison.lines:
@@ -168,13 +168,13 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
         files = html.escape(", ".join(_files(comparison, line)))
         code = f"<small>other code: {files}</small>" if files else ""
         name = f"<th scope='row'>{swatch}{html.escape(line.name)}{code}</th>"
-        body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, stay)}</td></tr>")
+        body.append(f"<tr>{name}{''.join(cells)}<td>{comparison.told(line, significant)}</td></tr>")
     table = f"<table class='between'><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
     notes = " ".join(html.escape(note, quote=False) for note in comparison.notes())
-    how = f"<p class='how'>{HOW} {notes}</p>" if comparison.lines else f"<p class='how'>{notes}</p>"
+    explanation = f"<p class='how'>{HOW} {notes}</p>" if comparison.lines else f"<p class='how'>{notes}</p>"
     table = f"\n<div class='scroll' tabindex='0'>{table}</div>" if comparison.lines else ""
     title = html.escape(f"{comparison.first} against {comparison.other}")
-    return f"<section>\n<h2>{title}</h2>\n{how}{table}\n</section>"
+    return f"<section>\n<h2>{title}</h2>\n{explanation}{table}\n</section>"
 
 
 HOW = (
@@ -214,15 +214,15 @@ def as_csv(comparisons: Iterable[Comparison]) -> str:
     heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
     writer.writerow([*heads.split(), "same", "other_code"])
     for comparison in comparisons:
-        stay = paired.holm(comparison.found)
+        significant = paired.holm(comparison.found)
         for line in comparison.lines:
             d = line.difference
             numbers = [*line.values] + ([d.estimate.value, d.estimate.low, d.estimate.high] if d else [math.nan] * 3)
-            told = ["" if d.few else int(d.apart), "" if d.few else int(stay[d.pair]), 0] if d else ["", "", 1]
-            about = [comparison.first, comparison.other, line.name, line.task, line.metric.name, line.length]
-            about += [repr(float(x)) if math.isfinite(x) else "" for x in numbers]
-            about += [d.estimate.n, d.unit] if d else ["", ""]
-            writer.writerow([*about, *told, ";".join(_files(comparison, line))])
+            flags = ["" if d.few else int(d.apart), "" if d.few else int(significant[d.pair]), 0] if d else ["", "", 1]
+            row = [comparison.first, comparison.other, line.name, line.task, line.metric.name, line.length]
+            row += [repr(float(x)) if math.isfinite(x) else "" for x in numbers]
+            row += [d.estimate.n, d.unit] if d else ["", ""]
+            writer.writerow([*row, *flags, ";".join(_files(comparison, line))])
     return out.getvalue()
 
 
@@ -236,7 +236,7 @@ def _files(comparison: Comparison, line: Line) -> tuple[str, ...]:
 
 def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
     """Returns the cell texts of each line, and whether its difference is marked."""
-    stay, out = paired.holm(comparison.found), []
+    significant, out = paired.holm(comparison.found), []
     for line in comparison.lines:
         d = line.difference
         cells = [line.name, task_name(line.task), f"{line.length:,}", line.value(0)]
@@ -245,5 +245,5 @@ def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
         else:
             amount = f"{findings.shown(d.estimate.value, d.metric.share)} {findings.unit(d)}"
             cells += [line.value(1), " ".join(part for part in (amount, bounds(d)) if part), d.pairs]
-        out.append(([*cells, comparison.told(line, stay)], d is not None and d.apart))
+        out.append(([*cells, comparison.told(line, significant)], d is not None and d.apart))
     return out

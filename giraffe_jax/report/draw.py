@@ -30,7 +30,7 @@ def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
     if None in shape.values():
         return
     longest = max(length for task in config["tasks"] for length in task["lengths"])
-    old, made = read(workdir), {}
+    old, curves = read(workdir), {}
     for entry in config["variants"]:
         methods = variants.evaluated(entry)
         if not {"own", "bands", "mask"} & set(variants.kinds(methods)):
@@ -39,11 +39,11 @@ def save(workdir: Path, manifest: Mapping[str, Any]) -> None:
         try:
             positions.check(methods)  # imports them: only then are their sources known
             key = records.digest([methods, positions.sources(methods), shape, longest])
-            made[entry["name"]] = known if known and known.key == key else draw(methods, shape, longest, key)
+            curves[entry["name"]] = known if known and known.key == key else draw(methods, shape, longest, key)
         except Exception:  # a curve must not stop the run; if the method is broken, its evaluation reports the error
             continue
-    if made != old:
-        records.write_atomically(workdir / FILE, json.dumps({v: _plain(d) for v, d in made.items()}) + "\n")
+    if curves != old:
+        records.write_atomically(workdir / FILE, json.dumps({v: _plain(d) for v, d in curves.items()}) + "\n")
 
 
 def draw(methods: Sequence[Mapping[str, Any]], shape: Mapping[str, Any], length: int, key: str = "") -> Drawn:

@@ -21,18 +21,18 @@ def before(tasks: Sequence[Any], tokenizer: Callable[[], Any]) -> list[str]:
     Raises:
       ConfigError: no document is long enough.
     """
-    said = []
+    sentences = []
     for i, task in enumerate(tasks):
         key, module, longest = f"config.tasks[{i}]", evals.module(task.name), max(task.lengths)
         if PERPLEXITY in module.METRICS or (task.name == "copying" and task.documents):
             examples = module.examples(task, tokenizer(), longest)
             n = len({example.document for example in examples})
-            what = counted(n, "document") + f" ({len(examples)} windows of them)" * (len(examples) > n)
+            amount = counted(n, "document") + f" ({len(examples)} windows of them)" * (len(examples) > n)
             cure = f"{FEWEST} documents of {longest:,} tokens or more in {key}.documents"
             cure += f", and {key}.n={FEWEST} or more" if task.n is not None and task.n < FEWEST else ""
         else:
-            n, what, cure = task.n, counted(task.n, "example") + " a length", f"{key}.n={FEWEST} or more"
+            n, amount, cure = task.n, counted(task.n, "example") + " a length", f"{key}.n={FEWEST} or more"
         if n < FEWEST:
             verb = "is" if n == 1 else "are"
-            said.append(f"{evals.label(task)}: {what} {verb} too few to tell variants apart; it takes {cure}.")
-    return said
+            sentences.append(f"{evals.label(task)}: {amount} {verb} too few to tell variants apart; it takes {cure}.")
+    return sentences

@@ -88,8 +88,8 @@ def cards(results: Results, made: Sequence[Table]) -> list[Card]:
             )
             out.append(Card(_times(times), label))
         else:
-            what = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
-            label = f"{what}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
+            subject = f"{task_name(table.task).lower()} at {_at(table, n)} with {best}"
+            label = f"{subject}; {number(table.cells[plain, n].estimate.value, table.metric.share)} with {plain}"
             label += f": {_amount(d)} [{_bounds(d)}, {d.pairs}]"
             out.append(Card(number(table.cells[d.variant, n].estimate.value, table.metric.share), label))
     return out
@@ -111,10 +111,10 @@ def lengths_that_matter(table: Table) -> list[int]:
 
 def floor(table: Table) -> str:
     """Returns a sentence on a task that the model cannot do even within its trained length; empty if it can."""
-    inside = [n for n in table.lengths if table.original_len is not None and n <= table.original_len]
-    if not inside or not table.metric.share or not _dead(table, inside[-1]):
+    trained_lengths = [n for n in table.lengths if table.original_len is not None and n <= table.original_len]
+    if not trained_lengths or not table.metric.share or not _dead(table, trained_lengths[-1]):
         return ""
-    n = inside[-1]
+    n = trained_lengths[-1]
     best = table.ranked(n)[0]
     count = table.cells[best, n].estimate.n
     return (
@@ -144,19 +144,19 @@ def sentence(results: Results, table: Table, length: int) -> Said:
             text, untold = _best(results, table, length, group, plain)
             parts.append(f"{when}, {text}")
             few += untold
-    most = max(few, key=lambda d: d.estimate.n, default=None)
-    end = "." if most is None else f". {paired.too_few(most.estimate.n, most.unit)}"
+    largest = max(few, key=lambda d: d.estimate.n, default=None)
+    end = "." if largest is None else f". {paired.too_few(largest.estimate.n, largest.unit)}"
     return Said(f"{task_name(table.task)} at {_at(table, length)}", "; ".join(parts) + end)
 
 
 def _plain(table: Table, plain: str, length: int) -> str:
-    inside = [n for n in table.lengths if n <= (table.original_len or 0) and (plain, n) in table.cells]
+    trained_lengths = [n for n in table.lengths if n <= (table.original_len or 0) and (plain, n) in table.cells]
     finite = math.isfinite(table.cells[plain, length].estimate.value)
     verb, end = ("answers", " right") if table.metric.share else ("has" if finite else "is", "")
     text = f"{plain} {verb} {_shown(table, plain, length)}{end}"
-    if inside:
-        before = table.cells[plain, inside[-1]].estimate.value
-        text += f", against {number(before, table.metric.share)} at {inside[-1]:,}"
+    if trained_lengths:
+        before = table.cells[plain, trained_lengths[-1]].estimate.value
+        text += f", against {number(before, table.metric.share)} at {trained_lengths[-1]:,}"
     return text
 
 

@@ -26,8 +26,8 @@ def panels(results: Results, table: Table) -> list[Panel]:
         order = table.ranked(length)
         bases = [base for base in (plain, order[0] if order else None) if base is not None]
         for i, base in enumerate(dict.fromkeys(bases)):
-            found = paired.differences(results, table.task, table.metric, length, base, table.variants)
-            out.append((length, "plain" if i == 0 and base == plain else "best", base, found))
+            compared = paired.differences(results, table.task, table.metric, length, base, table.variants)
+            out.append((length, "plain" if i == 0 and base == plain else "best", base, compared))
     return out
 
 
@@ -38,18 +38,18 @@ def draw(
 
     Only `variants` are drawn, but Holm's correction counts all comparisons that were made. None without comparisons.
     """
-    stay = paired.holm(d for *_, found in shown for d in found)
-    shown = [(n, kind, base, [d for d in found if d.variant in variants]) for n, kind, base, found in shown]
+    significant = paired.holm(d for *_, compared in shown for d in compared)
+    shown = [(n, kind, base, [d for d in compared if d.variant in variants]) for n, kind, base, compared in shown]
     shown = [panel for panel in shown if panel[3]]
     lengths = list(dict.fromkeys(length for length, *_ in shown))
     rows = [kind for kind in ("plain", "best") if any(k == kind for _, k, *_ in shown)]
     if not rows:
         return None
-    names = {d.variant: wrap([d.variant], NAME) for *_, found in shown for d in found}
+    names = {d.variant: wrap([d.variant], NAME) for *_, compared in shown for d in compared}
     high = ROW + LINE * (max(map(len, names.values())) - 1)  # of a row
     titles = {panel[:3]: wrap([_title(table, panel)], TITLE if len(lengths) > 1 else 2 * TITLE) for panel in shown}
     heads = [HEAD + LINE * (max(len(lines) for (_, k, _), lines in titles.items() if k == kind) - 1) for kind in rows]
-    counts = [max(len(found) for _, k, _, found in shown if k == kind) for kind in rows]
+    counts = [max(len(compared) for _, k, _, compared in shown if k == kind) for kind in rows]
     inches = [head + high * count + FOOT for head, count in zip(heads, counts, strict=True)]
     figure = plt.figure(figsize=(9, sum(inches)))
     for panel in shown:
@@ -57,9 +57,9 @@ def draw(
         tall = high * counts[row] / sum(inches)
         top = 1 - (sum(inches[:row]) + heads[row]) / sum(inches)
         axes = figure.add_axes((0.006 + column * width + NAMES, top - tall, width - NAMES - VALUES, tall))
-        _panel(axes, table, panel, counts[row], looks, stay, names)
-        left = -(NAMES - 0.01) / axes.get_position().width
-        axes.set_title("\n".join(titles[panel[:3]]), fontsize=9, loc="left", pad=6, x=left)
+        _panel(axes, table, panel, counts[row], looks, significant, names)
+        title_x = -(NAMES - 0.01) / axes.get_position().width
+        axes.set_title("\n".join(titles[panel[:3]]), fontsize=9, loc="left", pad=6, x=title_x)
     return figure
 
 
@@ -83,19 +83,19 @@ def _panel(
     panel: Panel,
     rows: int,
     looks: Mapping[str, style.Look],
-    stay: Mapping[paired.Pair, bool],
+    significant: Mapping[paired.Pair, bool],
     names: Mapping[str, Sequence[str]],
 ) -> None:
-    found = panel[3]
+    compared = panel[3]
     share = table.metric.share
     by = 100 if share else 1
     axes.set_ylim(rows - 0.5, -0.5)
-    ends = [by * x for d in found for x in (d.estimate.low, d.estimate.value, d.estimate.high) if math.isfinite(x)]
+    ends = [by * x for d in compared for x in (d.estimate.low, d.estimate.value, d.estimate.high) if math.isfinite(x)]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
     axes.axvline(0, color=style.MUTED, linewidth=1.1, zorder=1)
-    for y, d in enumerate(found):
+    for y, d in enumerate(compared):
         look, e = looks[d.variant], d.estimate
         if math.isfinite(e.low):
             axes.plot([by * e.low, by * e.high], [y, y], color=look.colour, linewidth=2.0 if d.apart else 1.2, zorder=2)
@@ -109,7 +109,7 @@ def _panel(
             fontweight="bold" if look.contrast and look.trained else "normal",
         )  # fmt: skip
         axes.annotate(
-            written(d, stay[d.pair]), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
+            written(d, significant[d.pair]), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), fontsize=7.5,
             textcoords="offset points", ha="left", va="center_baseline", color=style.INK if d.apart else style.MUTED,
         )  # fmt: skip
     axes.set_yticks([])
@@ -119,4 +119,4 @@ def _panel(
     axes.locator_params(axis="x", nbins=3, integer=share and high - low > 3)
     axes.tick_params(axis="x", labelsize=8)
     better = "right" if table.metric.better == "high" else "left"
-    axes.set_xlabel(f"{findings.unit(found[0])}; better is {better}", fontsize=8)
+    axes.set_xlabel(f"{findings.unit(compared[0])}; better is {better}", fontsize=8)

@@ -47,8 +47,8 @@ def all_markdown(results: Results, made: Sequence[Table]) -> str:
 
 def below(table: Table) -> list[str]:
     """Returns the notes below a table: too few examples, effective lengths, scores kept from earlier versions."""
-    said = [table.few(), effective_note(table), KEPT_NOTE if table.kept else ""]
-    return [note for note in said if note]
+    notes = [table.few(), effective_note(table), KEPT_NOTE if table.kept else ""]
+    return [note for note in notes if note]
 
 
 def as_csv(results: Results, scores: Sequence[Score]) -> str:

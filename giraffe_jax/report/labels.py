@@ -95,8 +95,8 @@ def spread(heights: Sequence[float], sizes: Sequence[float], low: float, high: f
     for i, offset in zip(order, offsets, strict=True):
         blocks.append([heights[i] - offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            more, count = blocks.pop()
-            blocks[-1][0] += more
+            block_sum, count = blocks.pop()
+            blocks[-1][0] += block_sum
             blocks[-1][1] += count
     pooled = [value / count for value, count in blocks for _ in range(int(count))]
     out = [0.0] * len(heights)

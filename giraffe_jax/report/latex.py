@@ -55,7 +55,7 @@ def environment(caption: str, columns: str, lines: Sequence[str]) -> str:
 
 def all_latex(made: Sequence[Table], more: Sequence[str] = ()) -> str:
     """Returns the text of tables.tex: every table, then `more` tables that are LaTeX already."""
-    return HEAD + "".join("\n" + one for one in [*map(table, made), *more])
+    return HEAD + "".join("\n" + text for text in [*map(table, made), *more])
 
 
 def _heading(made: Table, length: int) -> str:

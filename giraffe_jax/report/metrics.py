@@ -22,8 +22,8 @@ def of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
     if rows and all("nll" in row["metrics"] and "tokens" in row["metrics"] for row in rows):
         return [PERPLEXITY]
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
-    found = [_metric(name, rows) for name in names]
-    return sorted(found, key=lambda metric: (not metric.share, metric.share and metric.name != "teacher"))
+    metrics = [_metric(name, rows) for name in names]
+    return sorted(metrics, key=lambda metric: (not metric.share, metric.share and metric.name != "teacher"))
 
 
 def unit(rows: Sequence[Mapping[str, Any]]) -> str:

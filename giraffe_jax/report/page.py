@@ -83,11 +83,11 @@ def render(
     )
 
 
-def _header(results: Results, title: str, config: Mapping, made: Sequence[Table]) -> str:
+def _header(results: Results, title: str, config: Mapping, tables: Sequence[Table]) -> str:
     manifest = results.manifest
     facts = [part for part in (_model(manifest), _measured(results), _made(manifest)) if part]
     question = f"<p class='question'>{html.escape(config['question'])}</p>\n" if config.get("question") else ""
-    verdict = "".join(f"<p class='verdict'>{_said(said)}</p>\n" for said in findings.verdict(results, made))
+    verdict = "".join(f"<p class='verdict'>{_said(sentence)}</p>\n" for sentence in findings.verdict(results, tables))
     links = "".join(f"<a href='#{_anchor(task)}'>{html.escape(task_name(task))}</a>" for task in results.tasks)
     return (
         f"<header>\n<p class='kicker'>giraffe-jax · {html.escape(config.get('name') or 'report')}</p>\n"
@@ -140,31 +140,31 @@ def _count(parameters: int) -> str:
     return f"{parameters:,}"
 
 
-def _findings(results: Results, made: Sequence[Table]) -> str:
-    cards, more = findings.cards(results, made), findings.more(results, made)
-    if not cards and not more:
+def _findings(results: Results, tables: Sequence[Table]) -> str:
+    cards, sentences = findings.cards(results, tables), findings.more(results, tables)
+    if not cards and not sentences:
         return ""
     shown = "".join(
         f"<div class='figure'><strong>{html.escape(card.figure)}</strong><span>{html.escape(card.label)}</span></div>"
         for card in cards
     )
     shown = f"<div class='figures'>{shown}</div>\n" if shown else ""
-    text = "\n".join(f"<p class='finding'>{_said(said)}</p>" for said in more)
+    text = "\n".join(f"<p class='finding'>{_said(sentence)}</p>" for sentence in sentences)
     return f"<section>\n<h2>What came out</h2>\n{shown}{text}\n</section>"
 
 
-def _said(said: findings.Said) -> str:
-    return f"<b>{html.escape(said.head)}:</b> {html.escape(said.text)}"
+def _said(sentence: findings.Said) -> str:
+    return f"<b>{html.escape(sentence.head)}:</b> {html.escape(sentence.text)}"
 
 
-def _forest(results: Results, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
-    chief = [table.task for table in findings.chief(made)]
-    own = [plot for plot in plots if plot.kind == "forest" and plot.task in chief]
-    if not own:
+def _forest(results: Results, tables: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
+    chief = [table.task for table in findings.chief(tables)]
+    chief_plots = [plot for plot in plots if plot.kind == "forest" and plot.task in chief]
+    if not chief_plots:
         return ""
-    figures = "\n".join(_figure(results, made, plot, looks) for plot in own)
-    how = HOW["few" if all(plot.few for plot in own) else "forest"]
-    head = f"<h2>Differences on the same examples</h2>\n<p class='how'>{how}</p>"
+    figures = "\n".join(_figure(results, tables, plot, looks) for plot in chief_plots)
+    explanation = HOW["few" if all(plot.few for plot in chief_plots) else "forest"]
+    head = f"<h2>Differences on the same examples</h2>\n<p class='how'>{explanation}</p>"
     return f"<section>\n{head}\n{figures}\n</section>"
 
 
@@ -173,28 +173,28 @@ def _variants(results: Results, swatches: Mapping[str, str]) -> str:
     return f"<section>\n<h2>The variants</h2>\n{table}\n</section>" if table else ""
 
 
-def _training(results: Results, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
-    figures = "\n".join(_figure(results, made, plot, looks) for plot in plots if plot.kind == "training")
+def _training(results: Results, tables: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]) -> str:
+    figures = "\n".join(_figure(results, tables, plot, looks) for plot in plots if plot.kind == "training")
     return f"<section>\n<h2>Training</h2>\n{figures}\n</section>" if figures else ""
 
 
 def _section(
-    results: Results, task: str, made: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]
+    results: Results, task: str, tables: Sequence[Table], plots: Sequence[Plot], looks: Mapping[str, style.Look]
 ) -> str:
     parts = [f"<section id='{_anchor(task)}'>", f"<h2>{html.escape(task_name(task))}</h2>"]
-    rows = [table for table in made if table.task == task]
-    at_floor = next((said for table in rows if (said := findings.floor(table))), "")
+    rows = [table for table in tables if table.task == task]
+    at_floor = next((sentence for table in rows if (sentence := findings.floor(table))), "")
     if at_floor:
         return "\n".join([*parts, f"<p>{html.escape(at_floor)}</p>", "</section>"])
     if any(table.metric == PERPLEXITY for table in rows):
         parts.append(f"<p>{html.escape(protocols.describe(results.of(task)))}</p>")
     explained = {"forest"}  # above, where the chief tables' are
-    first = [table.task for table in findings.chief(made)]
+    first = [table.task for table in findings.chief(tables)]
     for plot in (plot for plot in plots if plot.task == task and (plot.kind != "forest" or task not in first)):
         if plot.kind not in explained:
             explained.add(plot.kind)
             parts.append(f"<p class='how'>{HOW['few' if plot.few else plot.kind]}</p>")
-        parts.append(_figure(results, made, plot, looks))
+        parts.append(_figure(results, tables, plot, looks))
     for table in rows:
         name = "by length" if table.metric == PERPLEXITY else table.title.removeprefix(f"{task_name(task)}: ")
         parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>")
@@ -212,12 +212,12 @@ def _ranking(table: Table) -> str:
         return "Not ranked."
     if not any(table.best.values()):
         return "" if table.few() else "Nothing is marked: at no length can the best be told from the runner-up."
-    said = "Marked: the best of its column, where its paired difference to the runner-up excludes zero."
+    note = "Marked: the best of its column, where its paired difference to the runner-up excludes zero."
     bare = [f"{n:,}" for n in table.lengths if not table.best.get(n) and len(table.ranked(n)) > 1]
-    return said + (f" At {', '.join(bare)} the best cannot be told from the runner-up." if bare else "")
+    return note + (f" At {', '.join(bare)} the best cannot be told from the runner-up." if bare else "")
 
 
-def _figure(results: Results, made: Sequence[Table], plot: Plot, looks: Mapping[str, style.Look]) -> str:
+def _figure(results: Results, tables: Sequence[Table], plot: Plot, looks: Mapping[str, style.Look]) -> str:
     svg = style.themed(plot.svg, plot.name).replace("<svg", f"<svg role='img' aria-label='{_label(results, plot)}'", 1)
     caption = f"{plot.title}." + (f" {plot.left_out}" if plot.left_out else "")
     if plot.kind == "depth":
@@ -229,8 +229,8 @@ def _figure(results: Results, made: Sequence[Table], plot: Plot, looks: Mapping[
         held_out = any(run.held_out for runs in results.training.values() for run in runs)
         caption += " Thin: of batches; with markers: of held-out text." if held_out else " Of batches."
     else:
-        own = [score for table in made if table.task == plot.task for score in table.cells.values()]
-        shaded = any(math.isfinite(score.estimate.low) for score in own)
+        scores = [score for table in tables if table.task == plot.task for score in table.cells.values()]
+        shaded = any(math.isfinite(score.estimate.low) for score in scores)
         caption += " Shaded: 95% interval." if shaded else " There are too few examples for intervals."
         if any(look.contrast for look in looks.values()):
             caption += (

@@ -76,14 +76,14 @@ def too_few(n: int, unit: str) -> str:
 
 def difference(results: Results, task: str, metric: Metric, length: int, variant: str, base: str) -> Difference | None:
     """Returns the paired difference, variant minus base; None if the two share no window or example."""
-    mine, other = results.of(task, variant, length), results.of(task, base, length)
-    unit, p = metrics.unit(mine), None
+    rows, base_rows = results.of(task, variant, length), results.of(task, base, length)
+    unit, p = metrics.unit(rows), None
     if metric.kind == "perplexity":
-        e = stats.paired_nll(mine, other)
+        e = stats.paired_nll(rows, base_rows)
     elif metric.kind == "share" and unit != "document":
-        e, p = stats.paired_share(mine, other, metric.name)
+        e, p = stats.paired_share(rows, base_rows, metric.name)
     else:
-        e = stats.paired_mean(mine, other, metric.name)
+        e = stats.paired_mean(rows, base_rows, metric.name)
     return Difference(task, variant, base, metric, length, e, p, unit) if e.n else None
 
 
@@ -91,8 +91,8 @@ def differences(
     results: Results, task: str, metric: Metric, length: int, base: str, variants: Iterable[str]
 ) -> list[Difference]:
     """Returns each variant's difference to `base`, best first; left out if not finite or without shared examples."""
-    found = [difference(results, task, metric, length, v, base) for v in variants if v != base]
-    kept = [d for d in found if d is not None and math.isfinite(d.estimate.value)]
+    compared = [difference(results, task, metric, length, v, base) for v in variants if v != base]
+    kept = [d for d in compared if d is not None and math.isfinite(d.estimate.value)]
     return sorted(kept, key=lambda d: d.estimate.value, reverse=metric.better == "high")
 
 
@@ -102,35 +102,35 @@ def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
     pairs = {d.pair: d for d in found}
     able = {pair: d for pair, d in pairs.items() if not d.few}
     rejected = significance.holm([significance.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
-    stay = {pair: d.apart and stays for (pair, d), stays in zip(able.items(), rejected, strict=True)}
-    return {pair: stay.get(pair, False) for pair in pairs}
+    significant = {pair: d.apart and reject for (pair, d), reject in zip(able.items(), rejected, strict=True)}
+    return {pair: significant.get(pair, False) for pair in pairs}
 
 
 def chance(found: Sequence[Difference]) -> str:
     """Returns sentences on how many pairs are told apart, how many would be by chance, and how many remain after Holm's
     correction."""
     able = [d for d in found if not d.few]
-    left = {d.pair: d for d in found if d.few}
-    said = []
-    if left:
-        most = max(left.values(), key=lambda d: d.estimate.n)
-        count = "One pair" if len(left) == 1 else f"{len(left)} pairs"
-        said.append(f"{count} cannot be compared: {too_few(most.estimate.n, most.unit)}")
+    uncompared = {d.pair: d for d in found if d.few}
+    sentences = []
+    if uncompared:
+        largest = max(uncompared.values(), key=lambda d: d.estimate.n)
+        count = "One pair" if len(uncompared) == 1 else f"{len(uncompared)} pairs"
+        sentences.append(f"{count} cannot be compared: {too_few(largest.estimate.n, largest.unit)}")
     if not able:
-        return " ".join(said)
+        return " ".join(sentences)
     stay, apart = holm(able), {d.pair for d in able if d.apart}
     names = {True: "Student's t from the interval's width", False: "McNemar's exact test"}
     tests = " and ".join(dict.fromkeys(names[d.p is None] for d in able))
     pairs = f"{len(stay)} pairs are" if len(stay) > 1 else "One pair is"
-    said.append(
+    sentences.append(
         f"{pairs} compared here: if none differed, chance alone would tell about {LEVEL * len(stay):.1f} apart at 95%. "
         f"{len(apart)} {'is' if len(apart) == 1 else 'are'} told apart, and {sum(stay.values())} (starred) still under "
         f"Holm's correction over all {len(stay)}, by {tests}."
     )
-    needed, most = stats.fewest_pairs(LEVEL / len(stay)), max(able, key=lambda d: d.estimate.n)
-    if all(d.p is not None for d in able) and most.estimate.n < needed:
-        said.append(f"{most.pairs} cannot give a star among so many; it takes {needed}.")
-    return " ".join(said)
+    needed, largest = stats.fewest_pairs(LEVEL / len(stay)), max(able, key=lambda d: d.estimate.n)
+    if all(d.p is not None for d in able) and largest.estimate.n < needed:
+        sentences.append(f"{largest.pairs} cannot give a star among so many; it takes {needed}.")
+    return " ".join(sentences)
 
 
 def ranked(values: dict[str, float], metric: Metric) -> list[str]:

@@ -52,13 +52,13 @@ def draw(
     shown = {table.task: chosen(results, table) for table in reversed(made)}  # by the first table of each task
     for table in main_tables(made):
         if table.task not in floors:
-            what = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
+            topic = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
             panels = forest.panels(results, table)
             pairs = lambda plt, t=table, p=panels: forest.draw(plt, t, p, looks, shown[t.task])  # noqa: E731
-            plot = plot_of("forest", table.task, what, pairs)
-            found = [d for *_, each in panels for d in each]
-            few = all(d.few for d in found)
-            out.append(plot and replace(plot, note=paired.chance(found), few=few))
+            plot = plot_of("forest", table.task, topic, pairs)
+            differences = [d for *_, compared in panels for d in compared]
+            few = all(d.few for d in differences)
+            out.append(plot and replace(plot, note=paired.chance(differences), few=few))
     for task in results.tasks:
         few = results.only(shown.get(task, results.variants))
         for metric in metrics.of(results.of(task)) if task not in floors else ():
@@ -73,11 +73,11 @@ def draw(
                 out.append(plot_of("depth", task, f"{metric.title}, by depth", heat, metric.name))
     few = results.only(shown[made[0].task] if made else results.variants)
     out.append(plot_of("training", "", "Loss in training", lambda plt: by_step(plt, few, looks)))
-    said = ""
+    note = ""
     if len(results.variants) > MOST:
         plain = f"{results.baseline} and the {MOST - 1}" if results.baseline else f"the {MOST}"
-        said = f"Of {len(results.variants)} variants: {plain} that are best beyond the trained length; tables have all."
-    return [replace(plot, left_out=said) for plot in out if plot is not None]
+        note = f"Of {len(results.variants)} variants: {plain} that are best beyond the trained length; tables have all."
+    return [replace(plot, left_out=note) for plot in out if plot is not None]
 
 
 def chosen(results: Results, table: Table) -> list[str]:
@@ -89,7 +89,7 @@ def chosen(results: Results, table: Table) -> list[str]:
     return [*plain, *best[: MOST - len(plain)]]
 
 
-def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: str = "", *, png: bool) -> Plot | None:
+def _plot(kind: str, task: str, topic: str, make: Callable[[Any], Any], metric: str = "", *, png: bool) -> Plot | None:
     name = "-".join(
         part for part in (task, metric, {"perplexity": "length", "retrieval": "length"}.get(kind, kind)) if part
     )
@@ -101,18 +101,18 @@ def _plot(kind: str, task: str, what: str, make: Callable[[Any], Any], metric: s
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
         if png:
             figure.savefig(pixels, format="png", dpi=160, metadata={"Software": None})
-    title = f"{task_name(task)}, {what}" if task else what
+    title = f"{task_name(task)}, {topic}" if task else topic
     return Plot(name, kind, task, title, svg.getvalue(), pixels.getvalue() if png else None)
 
 
 def by_length(plt: Any, results: Results, scores: Sequence[Score], looks: Looks, task: str, metric: Metric) -> Any:
     """Plots a line per variant over lengths with its 95% band; perplexity on a log scale, shares from 0 to 100%."""
-    own = [s for s in scores if (s.task, s.metric) == (task, metric.name)]
-    lengths = sorted({s.length for s in own})
+    task_scores = [s for s in scores if (s.task, s.metric) == (task, metric.name)]
+    lengths = sorted({s.length for s in task_scores})
     figure, axes = _figure(plt, 4.7 if metric == PERPLEXITY else 4.2, results)
     ends = []
     for variant in results.variants:
-        points = [s for s in own if s.variant == variant and math.isfinite(s.estimate.value)]
+        points = [s for s in task_scores if s.variant == variant and math.isfinite(s.estimate.value)]
         if not points:
             continue
         look = looks[variant]
@@ -214,10 +214,10 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
     columns = min(4, len(variants))
     count = math.ceil(len(variants) / columns)
     names = {variant: labels.wrap([variant], 26) for variant in variants}
-    more = 0.14 * (max(map(len, names.values())) - 1)  # inches, for names of several lines
+    extra = 0.14 * (max(map(len, names.values())) - 1)  # inches, for names of several lines
     size = 0.36 + 0.22 * len(depths)
     figure, grid = plt.subplots(
-        count, columns, figsize=(9, 0.45 + count * (size + 0.55 + more)), squeeze=False, sharex=True, sharey=True
+        count, columns, figsize=(9, 0.45 + count * (size + 0.55 + extra)), squeeze=False, sharex=True, sharey=True
     )
     colours = LinearSegmentedColormap.from_list("right", ["#f4ead7", "#9cc7ae", "#2f8a87", "#0b4a5e"])
     for axes in grid.flat[len(variants) :]:
@@ -246,8 +246,8 @@ def by_depth(plt: Any, results: Results, task: str, metric: str) -> Any:
             axes.axvline(edge, color=style.INK, linewidth=2)
     height = figure.get_figheight()
     figure.subplots_adjust(
-        left=0.085, right=0.995, top=1 - (0.32 + more) / height, bottom=0.5 / height, wspace=0.09,
-        hspace=(0.42 + more) / size,
+        left=0.085, right=0.995, top=1 - (0.32 + extra) / height, bottom=0.5 / height, wspace=0.09,
+        hspace=(0.42 + extra) / size,
     )  # fmt: skip
     figure.supxlabel("length, tokens", fontsize=9, color=style.MUTED, y=0.06 / height)
     figure.supylabel("depth of the answer", fontsize=9, color=style.MUTED, x=0.003)

@@ -25,15 +25,15 @@ WHOLE = "the first window of each document, all its tokens scored, also the firs
 def describe(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns a paragraph on what a task's loss rows contain; empty if they do not record it."""
     protocols = sorted({str(row["protocol"]) for row in rows if row.get("protocol")})
-    said = []
+    sentences = []
     for protocol in protocols:
-        own = [row for row in rows if row.get("protocol") == protocol]
+        protocol_rows = [row for row in rows if row.get("protocol") == protocol]
         text = PROTOCOLS.get(protocol, "")
-        if protocol == "strided" and all(row.get("window") == 0 for row in own):
-            said.append(f"Scored: {WHOLE} (the protocol asked for, {protocol}, would have moved on from there).")
+        if protocol == "strided" and all(row.get("window") == 0 for row in protocol_rows):
+            sentences.append(f"Scored: {WHOLE} (the protocol asked for, {protocol}, would have moved on from there).")
         else:
-            said.append(f"Protocol {protocol}" + (f": {text}." if text else "."))
-    return " ".join([*said, counts(rows)] if said else [counts(rows)]).strip()
+            sentences.append(f"Protocol {protocol}" + (f": {text}." if text else "."))
+    return " ".join([*sentences, counts(rows)] if sentences else [counts(rows)]).strip()
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -42,9 +42,9 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> str:
     first = rows[0]["variant"] if rows else None
     per: dict[int, tuple[int, int, int]] = {}
     for length in sorted({row["length"] for row in rows}):
-        own = [row for row in rows if row["variant"] == first and row["length"] == length]
-        documents = {row["document"] for row in own if row.get("document") is not None}
-        per[length] = len(own), len(documents), sum(row["metrics"]["tokens"] for row in own)
+        length_rows = [row for row in rows if row["variant"] == first and row["length"] == length]
+        documents = {row["document"] for row in length_rows if row.get("document") is not None}
+        per[length] = len(length_rows), len(documents), sum(row["metrics"]["tokens"] for row in length_rows)
     if not any(windows for windows, _, _ in per.values()):
         return ""
     if len(set(per.values())) == 1:

@@ -32,13 +32,13 @@ def find(results: Results) -> Question | None:
             metric = next((m for m in metrics.of(rows) if m.share and m.name != "teacher"), None)
             if metric is None:  # teacher-forced answers have no output to show
                 continue
-            own = [r for r in rows if r["length"] == length and "question" in r and isinstance(r.get("output"), str)]
-            asked: dict[tuple[object, ...], list[Row]] = {}
-            for row in sorted(own, key=lambda row: order[row["variant"]]):
-                asked.setdefault((row.get("prompt"), row.get("example")), []).append(row)
-            for key in sorted(asked, key=str):
-                right = _first(asked[key], metric.name, 1)
-                wrong = _first(asked[key], metric.name, 0)
+            shown = [r for r in rows if r["length"] == length and "question" in r and isinstance(r.get("output"), str)]
+            by_prompt: dict[tuple[object, ...], list[Row]] = {}
+            for row in sorted(shown, key=lambda row: order[row["variant"]]):
+                by_prompt.setdefault((row.get("prompt"), row.get("example")), []).append(row)
+            for key in sorted(by_prompt, key=str):
+                right = _first(by_prompt[key], metric.name, 1)
+                wrong = _first(by_prompt[key], metric.name, 0)
                 if right is not None and wrong is not None:
                     return Question(task, length, right, wrong)
     return None
@@ -50,19 +50,19 @@ def _first(rows: Sequence[Row], metric: str, value: int) -> Row | None:
 
 def as_html(results: Results) -> str:
     """Returns an HTML section with the question, the expected answer and both outputs; empty if there is none."""
-    found = find(results)
-    if found is None:
+    question = find(results)
+    if question is None:
         return ""
-    expected = found.right.get("expected")
+    expected = question.right.get("expected")
     texts = expected if isinstance(expected, list) else [] if expected is None else [expected]
     entries = [
-        ("the prompt ends", _end(str(found.right["question"]))),
+        ("the prompt ends", _end(str(question.right["question"]))),
         ("expected", _begin(", ".join(str(text) for text in texts))),
-        (f"{found.right['variant']}, right", _begin(found.right["output"])),
-        (f"{found.wrong['variant']}, wrong", _begin(found.wrong["output"])),
+        (f"{question.right['variant']}, right", _begin(question.right["output"])),
+        (f"{question.wrong['variant']}, wrong", _begin(question.wrong["output"])),
     ]
     listing = "".join(f"<dt>{html.escape(name)}</dt><dd><pre>{html.escape(text)}</pre></dd>" for name, text in entries)
-    head = html.escape(f"{task_name(found.task)} at {found.length:,} tokens")
+    head = html.escape(f"{task_name(question.task)} at {question.length:,} tokens")
     return (
         f"<section>\n<h2>One question, answered right and wrong</h2>\n<p class='how'>{head}: the first question at the "
         f"longest length that one variant answers right and another wrong.</p>\n<dl>{listing}</dl>\n</section>"

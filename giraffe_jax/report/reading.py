@@ -27,10 +27,10 @@ def read(directories: Sequence[str | Path]) -> Results:
       FileNotFoundError: a directory has no results.jsonl.
       ConfigError: a directory has no results yet, or no valid manifest.
     """
-    found = [_read_one(Path(directory)) for directory in directories]
-    if len(found) == 1:
-        return found[0]
-    parts = dict(zip(_labels(directories), found, strict=True))
+    results = [_read_one(Path(directory)) for directory in directories]
+    if len(results) == 1:
+        return results[0]
+    parts = dict(zip(_labels(directories), results, strict=True))
     rename = _renamed(parts)
     rows: list[Row] = []
     failures: list[Row] = []
@@ -42,17 +42,17 @@ def read(directories: Sequence[str | Path]) -> Results:
     for label, part in parts.items():
         names = rename[label]
         known = {(row["variant"], row["task"], row["length"]) for row in rows}
-        own = ({**row, "variant": names[row["variant"]]} for row in part.rows)
-        rows += [row for row in own if (row["variant"], row["task"], row["length"]) not in known]
+        part_rows = ({**row, "variant": names[row["variant"]]} for row in part.rows)
+        rows += [row for row in part_rows if (row["variant"], row["task"], row["length"]) not in known]
         failures += [{**row, "variant": names.get(v := str(row.get("variant")), v)} for row in part.failures]
         for entry in part.manifest.get("config", {}).get("variants", ()):
             if entry["name"] in names:
                 variants.setdefault(names[entry["name"]], {**entry, "name": names[entry["name"]]})
         kept |= {(names[v], task, length) for v, task, length in part.kept if v in names}
-        there = {names[v]: v for v in names}
-        curves = {new: part.training[v] for new, v in there.items() if v in part.training} | curves
-        sources = {new: part.sources[v] for new, v in there.items() if v in part.sources} | sources
-        pictures = {new: part.drawn[v] for new, v in there.items() if v in part.drawn} | pictures
+        old_names = {names[v]: v for v in names}
+        curves = {new: part.training[v] for new, v in old_names.items() if v in part.training} | curves
+        sources = {new: part.sources[v] for new, v in old_names.items() if v in part.sources} | sources
+        pictures = {new: part.drawn[v] for new, v in old_names.items() if v in part.drawn} | pictures
     first, *others = parts.values()
     manifest = dict(first.manifest)
     order = (names[v] for v in _names(parts) for names in rename.values() if v in names)  # copies of a variant together
@@ -139,7 +139,7 @@ def _read_one(directory: Path) -> Results:
     keys = {entry["key"] for entry in entries if isinstance(entry.get("key"), str)}
     kept = {(row["variant"], row["task"], row["length"]) for row in results.rows if row.get("key") in keys}
     sources = manifest.get("sources")
-    sources = {v: own for v, own in sources.items() if isinstance(own, dict)} if isinstance(sources, dict) else {}
+    sources = {v: files for v, files in sources.items() if isinstance(files, dict)} if isinstance(sources, dict) else {}
     return replace(
         results, training=training.read(path.parent, manifest), kept=frozenset(kept), sources=sources,
         drawn=drawn.read(path.parent),

@@ -101,12 +101,12 @@ class Results:
     @functools.cached_property
     def _by_cell(self) -> dict[tuple[str, str | None, int | None], list[Row]]:
         """Rows by (task, variant, length); None stands for all variants or all lengths."""
-        found: dict[tuple[str, str | None, int | None], list[Row]] = {}
+        groups: dict[tuple[str, str | None, int | None], list[Row]] = {}
         for row in self.rows:
             for variant in (row["variant"], None):
                 for length in (row["length"], None):
-                    found.setdefault((row["task"], variant, length), []).append(row)
-        return found
+                    groups.setdefault((row["task"], variant, length), []).append(row)
+        return groups
 
     def only(self, variants: Sequence[str]) -> Results:
         """Returns the results restricted to some variants."""

@@ -85,15 +85,15 @@ def looks(results: Results) -> dict[str, Look]:
     out: dict[str, Look] = {}
     for variant in results.variants:
         positions = results.positions(variant)
-        about = json.dumps(positions, sort_keys=True) if positions is not None else variant
+        key = json.dumps(positions, sort_keys=True) if positions is not None else variant
         # The same positions again (from another run, with other code or eval_positions) get another look.
-        copy = next(k for k in itertools.count() if (about, k, trained[variant]) not in taken)
-        taken.add((about, copy, trained[variant]))
-        if (about, copy) not in seen:
+        copy = next(k for k in itertools.count() if (key, k, trained[variant]) not in taken)
+        taken.add((key, copy, trained[variant]))
+        if (key, copy) not in seen:
             plain = copy == 0 and (positions == [] or variant == results.baseline)
             i = sum(colour != PLAIN[0] for colour, _ in seen.values()) % len(PALETTE)
-            seen[about, copy] = (PLAIN[0], "o") if plain else (PALETTE[i][0], MARKERS[i])
-        out[variant] = Look(*seen[about, copy], trained[variant], contrast)
+            seen[key, copy] = (PLAIN[0], "o") if plain else (PALETTE[i][0], MARKERS[i])
+        out[variant] = Look(*seen[key, copy], trained[variant], contrast)
     return out
 
 

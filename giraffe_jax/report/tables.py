@@ -108,14 +108,14 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
     out = []
     for task in results.tasks:
         for metric in metrics.of(results.of(task)):
-            own = {(s.variant, s.length): s for s in scores if (s.task, s.metric) == (task, metric.name)}
+            cells = {(s.variant, s.length): s for s in scores if (s.task, s.metric) == (task, metric.name)}
             table = Table(
                 task=task,
                 metric=metric,
                 title=task_name(task) if metric == PERPLEXITY else f"{task_name(task)}: {metric.title}",
-                variants=tuple(v for v in results.variants if any(v == name for name, _ in own)),
-                lengths=tuple(sorted({length for _, length in own})),
-                cells=own,
+                variants=tuple(v for v in results.variants if any(v == name for name, _ in cells)),
+                lengths=tuple(sorted({length for _, length in cells})),
+                cells=cells,
                 original_len=results.original_len,
                 unit=metrics.unit(results.of(task)),
                 prompts=short_prompts(results.of(task)),
@@ -136,11 +136,13 @@ def short_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     for row in rows:
         if "prompt_tokens" in row:
             sizes.setdefault(row["length"], []).append(row["prompt_tokens"] + row.get("answer_tokens", 0))
-    found = {}
-    for length, own in sizes.items():
-        if min(own) < (1 - lengths.SHARE) * length:
-            found[length] = f"prompts with answers of {min(own):,} tokens or more, mean {sum(own) / len(own):,.0f}"
-    return found
+    notes = {}
+    for length, counts in sizes.items():
+        if min(counts) < (1 - lengths.SHARE) * length:
+            notes[length] = (
+                f"prompts with answers of {min(counts):,} tokens or more, mean {sum(counts) / len(counts):,.0f}"
+            )
+    return notes
 
 
 def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | None]:
@@ -149,7 +151,7 @@ def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | Non
     bounds: dict[str, dict[int, float]] = {variant: {} for variant in table.variants}
     for (variant, length), score in table.cells.items():
         bounds[variant][length] = score.estimate.low
-    return {variant: stats.effective_length(own, threshold) for variant, own in bounds.items()}
+    return {variant: stats.effective_length(lows, threshold) for variant, lows in bounds.items()}
 
 
 def effective_scores(made: Sequence[Table]) -> list[Score]:

@@ -28,7 +28,7 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve,
     if not (directory / "train").is_dir():
         return {}
     config = manifest.get("config", {})
-    found = {}
+    by_variant = {}
     for entry in (entry for entry in config.get("variants", ()) if entry.get("train") is not None):
         seeds = (None, *config.get("seeds", ()))
         files = {s: directory / "train" / records.slug(entry["name"], s) / "metrics.jsonl" for s in seeds}
@@ -39,8 +39,8 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Curve,
         ]
         curves = tuple(one for one in curves if one.batches)
         if curves:
-            found[entry["name"]] = curves
-    return found
+            by_variant[entry["name"]] = curves
+    return by_variant
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Curve:

@@ -84,14 +84,14 @@ def as_html(results: Results, swatches: Mapping[str, str]) -> str:
 
 def evaluated(entry: Mapping[str, Any]) -> list[Any]:
     """Returns the methods that a variant is evaluated with, from its entry in the config."""
-    own = entry.get("eval_positions")
-    return list((entry.get("positions") if own is None else own) or ())
+    eval_positions = entry.get("eval_positions")
+    return list((entry.get("positions") if eval_positions is None else eval_positions) or ())
 
 
 def method(item: Mapping[str, Any]) -> str:
     """Returns a method as a call, `yarn(factor=4)`; long lists are abbreviated to their length."""
-    given = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
-    return f"{item.get('name')}({', '.join(given)})"
+    arguments = [f"{key}={_value(value)}" for key, value in item.items() if key != "name"]
+    return f"{item.get('name')}({', '.join(arguments)})"
 
 
 def training(train: Mapping[str, Any] | None) -> str:
@@ -128,33 +128,33 @@ def stretch(
 
     try:
         plain, _ = positions.frequencies([], **shape)
-        own, _ = positions.frequencies(methods, **shape, length=length)
+        scaled, _ = positions.frequencies(methods, **shape, length=length)
     except ConfigError:  # the method needs more than the manifest records
         return None
-    if own.shape != plain.shape:
+    if scaled.shape != plain.shape:
         return None
     with np.errstate(divide="ignore"):
-        return np.asarray(plain / own, np.float64)
+        return np.asarray(plain / scaled, np.float64)
 
 
 def _stretched(ratios: np.ndarray | None, methods: Sequence[Mapping[str, Any]], scale: float) -> str:
     other = [KINDS.get(kind, "a method of one's own") for kind in kinds(methods) if kind not in FREQUENCIES]
-    said = "; ".join(dict.fromkeys(other))
+    effects = "; ".join(dict.fromkeys(other))
     if ratios is None:
-        return f"<span class='kind'>{html.escape(said or 'not known')}</span>"
+        return f"<span class='kind'>{html.escape(effects or 'not known')}</span>"
     finite = ratios[np.isfinite(ratios)]
     span = f"{finite.min():.3g}–{finite.max():.3g}×" if finite.size else ""
     span = f"{finite[0]:.3g}×" if finite.size and np.allclose(finite, finite[0], rtol=5e-3) else span
     still = int((~np.isfinite(ratios)).sum())
-    words = ", ".join(part for part in (span, f"{still} of {len(ratios)} still" if still else "", said) if part)
+    words = ", ".join(part for part in (span, f"{still} of {len(ratios)} still" if still else "", effects) if part)
     return strip(ratios, scale) + f"<small>{html.escape(words)}</small>"
 
 
 def _distances(drawn: Drawn | None) -> str:
     if drawn is None or not drawn.distances:
         return ""
-    most = max((seen for _, seen in drawn.distances if np.isfinite(seen)), default=0.0)
-    top, by = max(most, drawn.reach), SQUARE - 3
+    furthest = max((seen for _, seen in drawn.distances if np.isfinite(seen)), default=0.0)
+    top, by = max(furthest, drawn.reach), SQUARE - 3
     pieces: list[list[str]] = [[]]
     for true, seen in drawn.distances:
         if np.isfinite(seen):
@@ -164,7 +164,7 @@ def _distances(drawn: Drawn | None) -> str:
     lines = "".join(f"<path d='M{' '.join(piece)}' stroke='var(--ink)'/>" for piece in pieces if piece)
     end = f"{1.5 + by:.1f},{SQUARE - 1.5 - drawn.reach / top * by:.1f}"
     plain = f"<path d='M1.5,{SQUARE - 1.5} {end}' stroke='var(--grid)'/>"
-    words = f"up to {most:,.0f} of {drawn.reach - 1:,}"
+    words = f"up to {furthest:,.0f} of {drawn.reach - 1:,}"
     return (
         f"<svg class='strip' viewBox='0 0 {SQUARE} {SQUARE}' width='{SQUARE}' height='{SQUARE}' role='img' "
         f"aria-label='distances seen: {words}' fill='none' stroke-width='1.5'>{plain}{lines}</svg>"

@@ -74,10 +74,10 @@ def check(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> N
 
 
 def _check_skip(config: TrainConfig, model: ModelConfig) -> None:
-    moved = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
-    if config.data.skip is not None and moved:
+    drawing = [str(p["name"]) for p in model.positions if p["name"] in header.DRAWN]
+    if config.data.skip is not None and drawing:
         raise ConfigError(
-            f"config.data.skip: its rows carry their own positions, which {moved[0]} would draw again. Remove one of "
+            f"config.data.skip: its rows carry their own positions, which {drawing[0]} would draw again. Remove one of "
             "the two."
         )
 

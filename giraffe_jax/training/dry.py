@@ -94,8 +94,8 @@ def _tokenizer(config: TrainConfig) -> str | None:
         place = hf.locate(where)  # of a packaged model its directory
     except (FileNotFoundError, ConfigError):
         return None
-    there = place.is_file() or any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    return str(place) if there else None
+    present = place.is_file() or any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return str(place) if present else None
 
 
 def dry_run(
@@ -130,21 +130,21 @@ def dry_run(
     for line in missing:
         say(f"not checked: {line}")
     parameters, optimizer = bytes_per_device(state.params), bytes_per_device(state.opt_state)
-    said = f"memory a device: parameters {gib(parameters)}, optimizer {gib(optimizer)}"
+    summary = f"memory a device: parameters {gib(parameters)}, optimizer {gib(optimizer)}"
     try:
-        found = program(config, model, mesh).lower(state).compile().memory_analysis()
+        memory = program(config, model, mesh).lower(state).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        said += f"; the step does not fit: {str(error).splitlines()[0]}"
-        found = None
-    if found is not None:
-        peak = found.peak_memory_in_bytes
+        summary += f"; the step does not fit: {str(error).splitlines()[0]}"
+        memory = None
+    if memory is not None:
+        peak = memory.peak_memory_in_bytes
         if mesh.devices.flat[0].platform == "cpu":  # XLA's peak for CPUs leaves out temporaries
-            peak = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-            peak += found.temp_size_in_bytes
-        said += f", arguments {gib(found.argument_size_in_bytes)}, at the peak {gib(peak)}"
-    say(said)
+            peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            peak += memory.temp_size_in_bytes
+        summary += f", arguments {gib(memory.argument_size_in_bytes)}, at the peak {gib(peak)}"
+    say(summary)
 
 
 def gib(size: float) -> str:

@@ -34,9 +34,9 @@ def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str
         kernels = f"{described(model, batch=rows // config.accumulate, tokens=tokens)}; {choose()}"
     devices = mesh.devices.flat[0].device_kind
     begin = "the start" if step == 0 else f"checkpoint {step}"
-    left = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
+    progress = f"{config.steps - step:,} steps to {config.steps:,}, from {begin}"
     if step >= config.steps:
-        left = f"all {config.steps:,} steps are done: nothing is left to train"
+        progress = f"all {config.steps:,} steps are done: nothing is left to train"
     lines = {
         "source": f"{config.source or 'random weights'}, {sum(x.size for x in jax.tree.leaves(params)):,} "
         f"parameters, computed in {model.dtype}, matmuls at {model.precision} precision",
@@ -47,10 +47,10 @@ def header(config: Any, model: ModelConfig, params: Any, mesh: Any, workdir: str
         "batch": f"{rows:,} x {tokens:,} = {rows * tokens:,} tokens a step"
         + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
         + ("; attention and positions run on across the documents of a row" if config.data.across_documents else ""),
-        str(workdir): left,
+        str(workdir): progress,
     }
-    said = [f"{name}: {text}" for name, text in lines.items()]
-    return "\n".join([*said, *filter(None, [warm_up(config.optim, config.steps)])])
+    texts = [f"{name}: {text}" for name, text in lines.items()]
+    return "\n".join([*texts, *filter(None, [warm_up(config.optim, config.steps)])])
 
 
 def warm_up(optim: OptimConfig, steps: int) -> str:
@@ -72,25 +72,25 @@ def of_data(batch: Mapping[str, np.ndarray], longest: int, data: DataConfig, mod
       anew: the model starts from random weights, so position methods alone do not mean that a context is extended.
     """
     real = batch["segments"] > 0
-    held = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
-    packed = "rows run across documents" if data.across_documents else f"{held:.3g} documents a row"
+    per_row = float(batch["segments"].max(axis=1).mean())  # segments count from 1 in each row
+    packed = "rows run across documents" if data.across_documents else f"{per_row:.3g} documents a row"
     beyond = float(np.mean(batch["positions"][real] >= model.original_len)) if real.any() else 0.0
     share = "<0.1%" if 0 < beyond < 0.0005 else f"{100 * beyond:.3g}%"
     drawn = next((str(p["name"]) for p in model.positions if p["name"] in DRAWN), None)
     where = f"positions are drawn by {drawn}"
     if drawn is None:
         where = f"{share} of its tokens at positions beyond the trained {model.original_len:,}"
-    said = f"data: longest document {longest:,} tokens; in the first batch {packed}, {where}"
+    line = f"data: longest document {longest:,} tokens; in the first batch {packed}, {where}"
     furthest = min(longest, data.seq_len) if data.skip is None else data.skip.target_len
     furthest = data.seq_len if data.across_documents else furthest
     extends = data.seq_len > model.original_len or largest_factor(model.positions) > 1
     extends = extends or bool(model.positions and not anew)
     if drawn is not None or not extends or furthest > model.original_len:
-        return said
+        return line
     short = f"data.seq_len is {data.seq_len:,}" if longest >= data.seq_len else f"the longest document has {longest:,}"
     methods = ", ".join(str(p["name"]) for p in model.positions) or "plain RoPE"
     return (
-        f"{said}\nwarning: no token is at a position beyond the trained {model.original_len:,}: {short} tokens, so "
+        f"{line}\nwarning: no token is at a position beyond the trained {model.original_len:,}: {short} tokens, so "
         f"{methods} will learn nothing about longer contexts; take longer documents"
         + (" and a longer data.seq_len." if longest >= data.seq_len else ".")
     )

@@ -78,9 +78,9 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         checkpoints = stack.enter_context(checkpoint.manager(workdir, keep=config.keep, best=best, only=measured_on))
         state = place(config, loaded, mesh)
         loaded = dataclasses.replace(loaded, params=None)  # frees the source's copy: the state has one
-        left = partial.left_out(config, state.params, under)
+        left_out = partial.left_out(config, state.params, under)
         if (good := _last_good(checkpoints)) is not None:
-            state = partial.restore(checkpoints, good, state, left)
+            state = partial.restore(checkpoints, good, state, left_out)
         shown = io.StringIO() if quiet else None
         process, first = jax.process_index(), int(state.step)
         log = stack.enter_context(TrainLog(workdir, total_steps=config.steps, start=first, process=process, file=shown))
@@ -90,10 +90,10 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
             write_config(Path(workdir), resolved)
         for key, (old, new) in changed.items():
             log.say(f"config.{key}: was {old!r}, from step {first} on {new!r}")
-        about = {"lora": resolved["lora"], "data": pipeline.fingerprint}
-        about |= {"base": under.to_json()} if under is not None else {}
+        metadata = {"lora": resolved["lora"], "data": pipeline.fingerprint}
+        metadata |= {"base": under.to_json()} if under is not None else {}
         with _naming_the_process(checkpoints):
-            state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, about, left)
+            state = _loop(config, loaded, mesh, state, pipeline, held_out, checkpoints, log, metadata, left_out)
         checkpoints.wait_until_finished()
         model = learned_model(loaded.config, state.params)
         if config.frequencies is not None:
@@ -113,11 +113,11 @@ def _last_good(checkpoints: checkpoint.Checkpoints) -> int | None:
     Raises:
       ConfigError: all checkpoints are damaged. Whether to start over is the user's decision.
     """
-    there = checkpoint.steps(checkpoints)
-    if not there:
+    steps = checkpoint.steps(checkpoints)
+    if not steps:
         return None
     good = checkpoint.find_step(checkpoints)
-    for step in there:
+    for step in steps:
         if step > good:
             warnings.warn(f"checkpoint {step} is now {checkpoint.set_aside(checkpoints, step)}", stacklevel=2)
     return good
@@ -127,17 +127,17 @@ def learned_model(model: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
     """Returns the model config with the trained frequencies, if there are any, in its `positions`."""
     if "positions" not in params:
         return model
-    about: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
+    shape: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
     ratio = np.asarray(params["positions"]["log_ratio"])
-    entries = learned_entries(model.positions, ratio, **about, num_layers=model.num_layers)
+    entries = learned_entries(model.positions, ratio, **shape, num_layers=model.num_layers)
     return override(model, {"positions": entries})
 
 
 def _start(config: TrainConfig, mesh: jax.sharding.Mesh, under: Base | None) -> LM:
     """Returns the source's weights on the mesh, or a fresh model."""
     if config.source:
-        source, beside = (config.source, config.base) if under is None else (under.source, under.base)
-        settings: dict[str, Any] = dict(base=beside, adapters=config.lora, tokenizer=config.tokenizer)
+        source, base_source = (config.source, config.base) if under is None else (under.source, under.base)
+        settings: dict[str, Any] = dict(base=base_source, adapters=config.lora, tokenizer=config.tokenizer)
         return load(source, config.model, **settings, mesh=mesh)
     if not config.tokenizer:
         raise ConfigError("config.tokenizer: a run without a source needs a tokenizer's path.")
@@ -171,10 +171,10 @@ def _loop(
     held_out,
     checkpoints,
     log: TrainLog,
-    about,
-    left,
+    metadata,
+    left_out,
 ):
-    made = program(config, loaded.config, mesh)
+    step_program = program(config, loaded.config, mesh)
     first = int(state.step)
     waiting: tuple[int, dict] | None = None  # metrics of the step in flight, read once the next one is dispatched
     began: float | None = None  # of the step in flight; None for the first one, most of whose time is compilation
@@ -187,9 +187,9 @@ def _loop(
         if not (finite and math.isfinite(row["loss"])):
             checkpoints.wait_until_finished()
             good = checkpoints.latest_step()
-            what = "its update made weights that are not finite"
+            cause = "its update made weights that are not finite"
             raise FloatingPointError(
-                f"step {step}: loss is {row['loss']}{'' if finite else ', and ' + what} (gradient norm "
+                f"step {step}: loss is {row['loss']}{'' if finite else ', and ' + cause} (gradient norm "
                 f"{row['grad_norm']:.3g}, learning rate {row['lr']:.3g}); nothing of it is saved. It read "
                 f"{pipeline.describe(step - 1)}. "
                 + (f"The last good checkpoint is {good}." if good is not None else "No checkpoint was saved before it.")
@@ -200,7 +200,7 @@ def _loop(
         began = now
         log.write(step, row)
 
-    with _told_to_end(log) as told:
+    with _told_to_end(log) as signals:
         for step, batch in zip(range(first, config.steps), pipeline.iterate(first), strict=False):
             if step == first:
                 for note in pipeline.notes:
@@ -208,30 +208,30 @@ def _loop(
                 log.say(header.of_data(batch, pipeline.longest, config.data, loaded.config, not config.source))
                 if text := header.padding(batch, config.data):
                     log.say(text)
-            state, metrics = made.step(state, to_global(batch, mesh))
+            state, metrics = step_program.step(state, to_global(batch, mesh))
             if waiting is not None:
                 write(*waiting)
             waiting = (step + 1, metrics)
             done = step + 1
             evaluate = held_out is not None and (done % config.eval_every == 0 or done == config.steps)
-            ending = checkpoints.reached_preemption(done) or bool(told)
+            ending = checkpoints.reached_preemption(done) or bool(signals)
             save = done % config.save_every == 0 or done == config.steps or ending
             if not (evaluate or save):
                 continue
             write(*waiting)
-            waiting, scores, said = None, None, []
+            waiting, scores, events = None, None, []
             if evaluate:
-                loss = _held_out_loss(config, made.model, state, held_out, made.encoding, mesh)
-                scores, said = {checkpoint.METRIC: loss}, [f"eval_loss {loss:.4f}"]
+                loss = _held_out_loss(config, step_program.model, state, held_out, step_program.encoding, mesh)
+                scores, events = {checkpoint.METRIC: loss}, [f"eval_loss {loss:.4f}"]
                 log.write(done, scores)
                 scores |= _measured_on(config, held_out)
                 if loss < best:
-                    best, save, said = loss, True, [*said, "the best so far"]
+                    best, save, events = loss, True, [*events, "the best so far"]
             if save:
                 now = {"model": to_dict(learned_model(loaded.config, state.params)), "next_step": done}
-                checkpoint.save(checkpoints, done, partial.to_save(state, left), about | now, scores)
-                said.append("saved")
-            log.say(f"step {done}: {', '.join(said)}")
+                checkpoint.save(checkpoints, done, partial.to_save(state, left_out), metadata | now, scores)
+                events.append("saved")
+            log.say(f"step {done}: {', '.join(events)}")
             if ending and done < config.steps:
                 checkpoints.wait_until_finished()
                 raise KeyboardInterrupt(f"told to end: step {done} is saved; the same command resumes from it.")

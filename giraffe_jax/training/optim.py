@@ -108,8 +108,8 @@ class Schedule:
 
 def learning_rate(config: OptimConfig, steps: int) -> Schedule:
     """Returns the learning rate of each step: linear warm-up, the peak, and the decay in the last `decay_steps`."""
-    rest = max(steps - config.warmup_steps, 1)
-    rest = rest if config.decay_steps is None else min(rest, config.decay_steps)
+    decay_steps = max(steps - config.warmup_steps, 1)
+    decay_steps = decay_steps if config.decay_steps is None else min(decay_steps, config.decay_steps)
     last = config.lr if config.schedule == "constant" else config.final_lr
     return Schedule(
         peak=config.lr,
@@ -119,8 +119,8 @@ def learning_rate(config: OptimConfig, steps: int) -> Schedule:
         warmup=float(config.warmup_steps),
         fall=config.lr - last,
         last=last,
-        fall_from=float(max(steps - rest, config.warmup_steps)),
-        fall_steps=float(rest),
+        fall_from=float(max(steps - decay_steps, config.warmup_steps)),
+        fall_steps=float(decay_steps),
         cosine=config.schedule == "cosine",
     )
 
@@ -199,14 +199,16 @@ class Optimizer:
 
 def optimizer(config: OptimConfig, steps: int, frequencies: FrequencyConfig | None = None) -> Optimizer:
     """Returns the optimizer of a training of `steps` steps."""
-    own = None
+    frequency_lr = None
     if frequencies is not None and frequencies.train == "with_weights":
         lr = frequencies.lr or config.lr
-        own = learning_rate(dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr), steps)
+        frequency_lr = learning_rate(
+            dataclasses.replace(config, lr=lr, final_lr=config.final_lr * lr / config.lr), steps
+        )
     return Optimizer(
         lr=learning_rate(config, steps),
         muon=None if config.muon_lr is None else config.muon_lr / config.lr,
-        own=own,
+        own=frequency_lr,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,

@@ -47,8 +47,8 @@ def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, l
     of `state` are deleted."""
     held = to_save(state, left)
     frozen = base.without(state.params, frozenset(sharding.paths(state.params).keys() - left))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held)
     for x in jax.tree.leaves(held):  # frees their memory for what is restored in their place
         x.delete()
-    found = checkpoint.restore(checkpoints, step, like)
-    return dataclasses.replace(found, params=base.joined(found.params, frozen)) if left else found
+    restored = checkpoint.restore(checkpoints, step, abstract)
+    return dataclasses.replace(restored, params=base.joined(restored.params, frozen)) if left else restored

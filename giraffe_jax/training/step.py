@@ -137,12 +137,12 @@ def train_step(
         (loss, grads), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
     with model.at_precision():  # Muon does matmuls
         updates, opt_state = update.chain().update(grads, state.opt_state, moving)
-    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
-    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(moved)])
+    updated = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
+    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(updated)])
     lr = update.optimizer.lr(state.step)
     metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
     metrics["finite"] = finite
-    return TrainState(lora.join(moved, frozen), opt_state, state.step + 1, state.key), metrics
+    return TrainState(lora.join(updated, frozen), opt_state, state.step + 1, state.key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))

@@ -44,8 +44,8 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
     methods = positions.sources([new.get("model", {}).get("positions", []), new.get("starts", [])])
     changed: dict[str, tuple] = {}
     if file.is_file():
-        there = read_json(file, "a run's config")
-        changed = check_same(workdir, "run", there, new, lambda key: key == "steps" or MAY_CHANGE.fullmatch(key))
+        recorded = read_json(file, "a run's config")
+        changed = check_same(workdir, "run", recorded, new, lambda key: key == "steps" or MAY_CHANGE.fullmatch(key))
         for path, text in methods.items():
             saved = workdir / METHODS / path
             if saved.is_file() and not _same(text, saved):
@@ -54,8 +54,8 @@ def claim(workdir: Path, resolved: Mapping[str, Any], tokenizer: Tokenizer) -> d
                     "version to resume the run, or train with the current code in another workdir; there "
                     f'source="{workdir}@STEP" starts from the weights of this run.'
                 )
-        if "steps" in changed and isinstance(there.get("steps"), int):
-            _check_steps(workdir, there["steps"], new)
+        if "steps" in changed and isinstance(recorded.get("steps"), int):
+            _check_steps(workdir, recorded["steps"], new)
     elif (workdir / checkpoint.FOLDER).exists():
         raise ConfigError(f"--workdir: {workdir} has checkpoints but no {CONFIG}: not a run that can be continued.")
     else:
@@ -97,10 +97,10 @@ def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]
     be, for the message.
     """
     try:
-        found = read_object(file)
-        lacking = [key for key in keys if not isinstance(found.get(key), dict)]
+        content = read_object(file)
+        lacking = [key for key in keys if not isinstance(content.get(key), dict)]
         if not lacking:
-            return found
+            return content
         error = "it lacks " + ", ".join(lacking)
     except ConfigError as e:
         error = str(e).removeprefix(f"{file}: ").rstrip(".")
@@ -119,10 +119,12 @@ def check_same(
     for key, (was, now) in sorted(changed.items()):
         if may_change(key):
             continue
-        what = f"config.{key} was {_short(was)}, now {_short(now)}"
+        reason = f"config.{key} was {_short(was)}, now {_short(now)}"
         if key == DATA:
-            what = "its data is not the same: files, tokenizer, or what config.data says of them"
-        raise ConfigError(f"--workdir: {workdir} holds another {kind}: {what}. Choose another one, or delete this one.")
+            reason = "its data is not the same: files, tokenizer, or what config.data says of them"
+        raise ConfigError(
+            f"--workdir: {workdir} holds another {kind}: {reason}. Choose another one, or delete this one."
+        )
     return changed
 
 
@@ -133,16 +135,16 @@ def _short(value: Any) -> str:
 
 def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple]:
     """Returns {"optim.lr": (old, new), "data.sources[0].path": ...} of two nested configs."""
-    found: dict[str, tuple] = {}
+    changed: dict[str, tuple] = {}
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            found |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            changed |= differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (was, now) in enumerate(zip(old, new, strict=True)):
-            found |= differences(was, now, f"{where}[{i}]")
+            changed |= differences(was, now, f"{where}[{i}]")
     elif old != new and not (old is None and new is False):  # a switch that is newer than the old config, and off
-        found[where] = old, new
-    return found
+        changed[where] = old, new
+    return changed
 
 
 def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:

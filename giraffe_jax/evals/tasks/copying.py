@@ -87,11 +87,11 @@ def rows(task: Copying, lm: Any, length: int, encoding: Any, *, tokens_per_batch
     for example, (copy, (nll, correct)) in enumerate(zip(copies, scores, strict=True)):
         nll = np.asarray(nll, np.float64)
         # nll[i] is the loss of token i + 1. As `lead` >= 1, the slice of the first occurrence cannot start below 0.
-        again, before = slice(copy.first - 1, None), slice(copy.first - 1 - copy.distance, len(nll) - copy.distance)
+        repeat, original = slice(copy.first - 1, None), slice(copy.first - 1 - copy.distance, len(nll) - copy.distance)
         yield {
             "example": example,
-            "metrics": {"copied": float(np.mean(correct[again])), "copy_nll": float(nll[again].mean())},
-            "first_nll": float(nll[before].mean()),
+            "metrics": {"copied": float(np.mean(correct[repeat])), "copy_nll": float(nll[repeat].mean())},
+            "first_nll": float(nll[original].mean()),
             "distance": copy.distance,
             "prompt": hashlib.sha256(np.asarray(copy.tokens, "<i4").tobytes()).hexdigest()[:16],
         } | ({} if copy.document is None else {"document": copy.document})
@@ -114,12 +114,12 @@ def examples(task: Copying, tokenizer: Any, length: int) -> list[Copy]:
             f"{least} that are repeated, {task.lead} of them not scored."
         )
     make = _random(task, tokenizer) if task.kind == "random" else _text(task, tokenizer)
-    distance, made = room - copied, []
+    distance, copies = room - copied, []
     for i in range(task.n):
         document, tokens = make(length, i, distance)
-        whole = (*prefix, *tokens, *tokens[:copied])
-        made.append(Copy(whole, len(prefix) + distance + task.lead, distance, document))
-    return made
+        sequence = (*prefix, *tokens, *tokens[:copied])
+        copies.append(Copy(sequence, len(prefix) + distance + task.lead, distance, document))
+    return copies
 
 
 def ordinary_ids(tokenizer: Any) -> np.ndarray:

@@ -103,15 +103,15 @@ def examples(task: GiraffeQA, tokenizer: Any, length: int) -> list[Example]:
             cases.read(task.files, kinds, where), lambda row: _published(row, task, tokenizer), task, length, where
         )
     items = _long_enough(task, tokenizer)
-    made = [(items[i // 6], *VARIANTS[i % 6], i) for i in range(min(task.n, 6 * len(items)))]
+    variants = [(items[i // 6], *VARIANTS[i % 6], i) for i in range(min(task.n, 6 * len(items)))]
     fill = filling.Filler(task, tokenizer, length, probe=64)
-    return [_built(task, fill, *each) for each in made]
+    return [_built(task, fill, *variant) for variant in variants]
 
 
 def read(task: GiraffeQA) -> list[Question]:
     """Returns the questions that the task can ask; for AlteredNumericQA their numbers are already altered."""
     kinds = {"document": str, "question": str, "answer": str}
-    found = []
+    questions = []
     for i, row in enumerate(cases.read(task.questions, kinds, "giraffe_qa.questions")):
         document, question, answer = row["document"], row["question"].strip(), row["answer"].strip()
         if task.kind == "altered_numeric":
@@ -121,31 +121,31 @@ def read(task: GiraffeQA) -> list[Question]:
             if changed is None:
                 continue
             document, answer = changed
-        at = _occurrence(answer).search(document)
-        if at is not None:  # the answer is not a span of the document
-            found.append(Question(document, question, answer, at.start()))
-    if not found:
-        what = (
+        match = _occurrence(answer).search(document)
+        if match is not None:  # the answer is not a span of the document
+            questions.append(Question(document, question, answer, match.start()))
+    if not questions:
+        condition = (
             "whose answer is a number that can be altered"
             if task.kind == "altered_numeric"
             else "whose answer is in its document"
         )
-        raise ConfigError(f"giraffe_qa.questions: none {what} in {', '.join(task.questions)}.")
-    return found
+        raise ConfigError(f"giraffe_qa.questions: none {condition} in {', '.join(task.questions)}.")
+    return questions
 
 
 def _long_enough(task: GiraffeQA, tokenizer: Any) -> list[Question]:
-    found: list[Question] = []
+    questions: list[Question] = []
     longest = 0
     for item in read(task):
         size = len(tokenizer.encode(item.document))
         longest = max(longest, size)
-        found += [item] if size >= max(task.lengths) else []
-        if 6 * len(found) >= task.n:
+        questions += [item] if size >= max(task.lengths) else []
+        if 6 * len(questions) >= task.n:
             break
-    if not found:
+    if not questions:
         raise lengths.refusal(task, max(task.lengths), longest)
-    return found
+    return questions
 
 
 def altered(document: str, answer: str, rng: random.Random) -> tuple[str, str] | None:
@@ -174,20 +174,20 @@ def prompt(document: str, question: str, *, first: bool) -> str:
 
 def published(example: Example, tokenizer: Any) -> dict[str, Any]:
     """Returns an example as a row of the published files."""
-    asked = tokenizer.decode(example.prompt[len(tokenizer.prefix) :]).removesuffix(CUE)
-    human = {"from": "human", "tok_len": len(example.prompt), "value": asked}
+    text = tokenizer.decode(example.prompt[len(tokenizer.prefix) :]).removesuffix(CUE)
+    human = {"from": "human", "tok_len": len(example.prompt), "value": text}
     agent = {"from": "agent", "tok_len": len(example.answer), "value": tokenizer.decode(example.answer).strip()}
     return {"conversations": [human, agent]}
 
 
 def _published(row: dict[str, Any], task: GiraffeQA, tokenizer: Any) -> Example:
-    said = {part.get("from"): part.get("value") for part in row["conversations"] if isinstance(part, dict)}
-    text, answer = said.get("human"), said.get("agent")
+    messages = {part.get("from"): part.get("value") for part in row["conversations"] if isinstance(part, dict)}
+    text, answer = messages.get("human"), messages.get("agent")
     if not isinstance(text, str) or not isinstance(answer, str):
         raise ConfigError("giraffe_qa.files: a case's conversations are not one text of 'human' and one of 'agent'.")
     answer = answer.strip()
-    at = _occurrence(answer).search(text, max(0, text.find("Document:")))
-    made = _made(task, text.rstrip(), answer, at.start() / len(text) if at else 0.0)
+    match = _occurrence(answer).search(text, max(0, text.find("Document:")))
+    made = _made(task, text.rstrip(), answer, match.start() / len(text) if match else 0.0)
     return filling.example(tokenizer, made)
 
 
@@ -197,18 +197,18 @@ def _built(task: GiraffeQA, fill: filling.Filler, item: Question, place: str, fi
     gap = before[len(before.rstrip()) :]
     text = f"{after}\n\n{before}".rstrip()
     words = [m.span() for m in WORD.finditer(text)]
-    own = next(i for i, (_, end) in enumerate(words, 1) if end >= len(item.answer))  # words that hold the answer
+    answer_end = next(i for i, (_, end) in enumerate(words, 1) if end >= len(item.answer))  # words that hold the answer
     share = random.Random(f"giraffe_qa {task.seed} {fill.length} {number}").random()
     share = {"start": 0.1 * share, "random": 0.1 + 0.8 * share, "end": 0.9 + 0.1 * share}[place]
 
-    def build(more: int) -> filling.Made:
-        ahead = round(share * more)
+    def build(extra: int) -> filling.Made:
+        ahead = round(share * extra)
         head = text[words[-ahead][0] :] if ahead else ""
-        document = f"{head}{gap}{text[: words[own + more - ahead - 1][1]]}".strip()
-        asked = prompt(document, item.question, first=first)
-        return _made(task, asked, item.answer, len(head.lstrip()) / len(document))
+        document = f"{head}{gap}{text[: words[answer_end + extra - ahead - 1][1]]}".strip()
+        prompt_text = prompt(document, item.question, first=first)
+        return _made(task, prompt_text, item.answer, len(head.lstrip()) / len(document))
 
-    return fill(build, most=len(words) - own)[1]
+    return fill(build, most=len(words) - answer_end)[1]
 
 
 def _made(task: GiraffeQA, text: str, answer: str, where: float) -> filling.Made:

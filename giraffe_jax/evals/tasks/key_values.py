@@ -104,11 +104,11 @@ def _one(task: KeyValues, fill: filling.Filler, depth: float | None, i: int) -> 
     where = rng.random()
     pairs: list[tuple[str, str]] = []
 
-    def build(more: int) -> filling.Made:
-        while len(pairs) < more + 1:
+    def build(extra: int) -> filling.Made:
+        while len(pairs) < extra + 1:
             key, value = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2))
             pairs.append((key, value))
-        n = more + 1
+        n = extra + 1
         target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
         return _made(task, pairs[:n], target)
 

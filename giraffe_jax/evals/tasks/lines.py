@@ -163,8 +163,8 @@ def _longchat(task: Lines, tokenizer: Any, length: int):
         values = [rng.randint(1, HIGHEST) for _ in keys]
         where = rng.random()
 
-        def build(more: int) -> filling.Made:
-            n = more + 1
+        def build(extra: int) -> filling.Made:
+            n = extra + 1
             target = min(int(where * n), n - 1) if depth is None else round(depth * (n - 1))
             text = prompt(keys[:n], values[:n], target)
             cue = " " + CUE.format(key=keys[target]) if task.cue else ""
@@ -194,7 +194,7 @@ def _compact(task: Lines, tokenizer: Any):
         except ValueError as error:
             raise ConfigError(f"lines (compact) at length {length}: {error}") from None
         keys = [piece.text for piece in document if piece.role == "drawn"][::2]  # of the records, then of the question
-        made = scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
-        return dataclasses.replace(made, slack=slack)
+        example = scoring.from_pieces(document, encode, bos, keys.index(keys[-1]) / max(1, len(keys) - 2))
+        return dataclasses.replace(example, slack=slack)
 
     return make

@@ -88,9 +88,9 @@ class Keys:
     @functools.cached_property
     def characters(self) -> np.ndarray:
         """bool [C]: whether each character of the document is in a key token; characters beyond C are in none."""
-        found = spans(self.tokenizer, self.ids, cases.text(self.path, "longppl.documents"), str(self.path))
-        marked = np.zeros(found[-1, 1], bool)
-        for start, end in found[self.indices]:
+        token_spans = spans(self.tokenizer, self.ids, cases.text(self.path, "longppl.documents"), str(self.path))
+        marked = np.zeros(token_spans[-1, 1], bool)
+        for start, end in token_spans[self.indices]:
             marked[start:end] = True
         return marked
 
@@ -103,8 +103,8 @@ def rows(task: LongPPL, lm: Any, length: int, encoding: Any, *, tokens_per_batch
     windows = examples(task, lm.tokenizer, length)
     paths = tuple(w.path for w in windows)
     numbers = (max(task.lengths), task.window, task.stride, task.alpha, task.beta)
-    found = key_tokens(str(task.evaluator), paths, *numbers, tokens_per_batch)
-    chosen = [(i, w, scored(k, w, lm.tokenizer)) for i, (w, k) in enumerate(zip(windows, found, strict=True))]
+    keys = key_tokens(str(task.evaluator), paths, *numbers, tokens_per_batch)
+    chosen = [(i, w, scored(k, w, lm.tokenizer)) for i, (w, k) in enumerate(zip(windows, keys, strict=True))]
     chosen = [(i, w, key) for i, w, key in chosen if key.any()]
     if not chosen:
         raise ConfigError(
@@ -202,14 +202,14 @@ def key_tokens(
         min(longest, len(prefix) + window + stride),
     )
     indices: list[list[int]] = [[] for _ in texts]
-    for (d, start), from_end in zip(places, short, strict=True):
-        from_end = from_end[window - first :]
-        whole = full[d][start + window - first :][: len(from_end)]
-        key = (from_end - whole > alpha) & (whole < -beta)
+    for (d, start), short_nll in zip(places, short, strict=True):
+        short_nll = short_nll[window - first :]
+        full_nll = full[d][start + window - first :][: len(short_nll)]
+        key = (short_nll - full_nll > alpha) & (full_nll < -beta)
         indices[d] += (start + window + np.flatnonzero(key)).tolist()
     return tuple(
-        Keys(path, lm.tokenizer, fingerprint, ids, np.asarray(found, np.int64))
-        for path, ids, found in zip(paths, texts, indices, strict=True)
+        Keys(path, lm.tokenizer, fingerprint, ids, np.asarray(key_indices, np.int64))
+        for path, ids, key_indices in zip(paths, texts, indices, strict=True)
     )
 
 
@@ -223,7 +223,7 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str, where: str = "text") ->
     Raises:
       ConfigError: the ids do not decode to the text (a tokenizer that normalises or lacks characters).
     """
-    found = np.zeros((len(ids), 2), np.int64)
+    token_spans = np.zeros((len(ids), 2), np.int64)
     position = before = start = 0  # in the text; starts of the last complete group and of the current one
     for end in range(1, len(ids) + 1):
         # Decoded together with the group before it: at the start of a text, decoding may drop a space.
@@ -236,7 +236,7 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str, where: str = "text") ->
             new = new.rstrip("\ufffd")
             whole, stop = text.startswith(new, position), min(position + len(new) + 1, len(text))
         if whole:
-            found[start:end] = position, stop
+            token_spans[start:end] = position, stop
             before, start, position = start, end, stop
         elif last or end - start >= LONGEST_GROUP:
             raise ConfigError(
@@ -244,7 +244,7 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str, where: str = "text") ->
                 f"at character {position}, got {new[:40]!r}. Between two tokenizers, key tokens are carried over by "
                 "the text; give an evaluator of the evaluated model's tokenizer."
             )
-    return found
+    return token_spans
 
 
 def scored(keys: Keys, window: Window, tokenizer: Any) -> np.ndarray:
@@ -252,13 +252,13 @@ def scored(keys: Keys, window: Window, tokenizer: Any) -> np.ndarray:
     begin = len(tokenizer.prefix)
     key = np.zeros(len(window.tokens), bool)
     if tokenizer.fingerprint == keys.fingerprint:
-        inside = begin + keys.indices
-        key[inside[inside < len(key)]] = True
+        positions = begin + keys.indices
+        key[positions[positions < len(key)]] = True
     elif len(keys.indices):
         marked = np.concatenate([[0], np.cumsum(keys.characters)])
-        found = spans(
+        token_spans = spans(
             tokenizer, window.tokens[begin:].tolist(), cases.text(window.path, "longppl.documents"), str(window.path)
         )
-        found = np.minimum(found, len(marked) - 1)
-        key[begin:] = marked[found[:, 1]] > marked[found[:, 0]]
+        token_spans = np.minimum(token_spans, len(marked) - 1)
+        key[begin:] = marked[token_spans[:, 1]] > marked[token_spans[:, 0]]
     return key[1:]

@@ -83,7 +83,7 @@ def _one(task: Needle, fill: filling.Filler, depth: float, i: int, text: haystac
     def make(size: int, end: haystack.End = haystack.NOTHING) -> filling.Made:
         book = text.part(start, size, end)
         book = haystack.joined(book, [(round(share * len(book)), needle) for share, needle in sorted(hidden)])
-        asked = PREFIX + book.replace(" \n", "\n").replace("\n ", "\n") + QUESTION
-        return filling.Made(asked, f" {value}", value, depth)
+        prompt = PREFIX + book.replace(" \n", "\n").replace("\n ", "\n") + QUESTION
+        return filling.Made(prompt, f" {value}", value, depth)
 
     return haystack.filled(fill, make)

@@ -67,11 +67,11 @@ def examples(task: Passkey, tokenizer: Any, length: int) -> list[Example]:
     Each depends only on (tokenizer, length, depth, its index, seed). ConfigError if none fits into `length`.
     """
     make = _landmark(task, tokenizer, length) if task.style == "landmark" else _compact(task, tokenizer)
-    made: list[Example] = []
+    built: list[Example] = []
     for depth in task.depths:
         for i in range(task.n):
-            made.append(make(task, tokenizer, length, depth, i))
-    return made
+            built.append(make(task, tokenizer, length, depth, i))
+    return built
 
 
 def prompt(key: int, filler: int, depth: float) -> str:

@@ -98,7 +98,7 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
     """
     stride = _stride(task, length)
     bos = list(tokenizer.prefix)
-    inside = length - len(bos) * (task.bos == "window")  # document tokens per window
+    window_tokens = length - len(bos) * (task.bos == "window")  # document tokens per window
     longest = max(task.lengths)
     chosen: list[tuple[str, str]] = []
     seen: list[tuple[int, str]] = []
@@ -112,20 +112,22 @@ def examples(task: Perplexity, tokenizer: Any, length: int) -> list[Window]:
             break
     if not chosen:
         raise lengths.refusal(task, max(task.lengths), *max(seen))
-    step = {"truncated": 0, "chunked": inside, "strided": stride, "aligned": stride}[task.protocol]
+    step = {"truncated": 0, "chunked": window_tokens, "strided": stride, "aligned": stride}[task.protocol]
     # Aligned windows end where those of the longest length do.
     skipped = longest - length if task.protocol == "aligned" else 0
-    each = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
+    per_document = 1 if step == 0 else None if task.n is None else math.ceil(task.n / len(chosen))
     windows = []
     for name, text in chosen:
-        tokens = head(tokenizer, text, None if each is None else skipped + inside + (each - 1) * step)
+        tokens = head(
+            tokenizer, text, None if per_document is None else skipped + window_tokens + (per_document - 1) * step
+        )
         tokens = (bos + tokens if task.bos == "document" else tokens)[skipped:]
-        count = 1 if step == 0 else (len(tokens) - inside) // step + 1
-        for k in range(count if each is None else min(count, each)):
-            piece = tokens[k * step : k * step + inside]
+        count = 1 if step == 0 else (len(tokens) - window_tokens) // step + 1
+        for k in range(count if per_document is None else min(count, per_document)):
+            piece = tokens[k * step : k * step + window_tokens]
             piece = bos + piece if task.bos == "window" else piece
-            whole = task.protocol in ("truncated", "chunked") or (task.protocol == "strided" and k == 0)
-            first = 1 if whole else length - stride
+            all_scored = task.protocol in ("truncated", "chunked") or (task.protocol == "strided" and k == 0)
+            first = 1 if all_scored else length - stride
             windows.append(Window(name, k, np.asarray(piece, np.int32), first))
     # The first window of every document comes before the second of any, so the first n cover the most documents.
     windows.sort(key=lambda w: w.index)
@@ -167,9 +169,9 @@ def _cut(text: str, size: int) -> int:
 def _bins(nll: np.ndarray, context: np.ndarray, edges: list[int]) -> list[list[float]]:
     table: list[list[float]] = []
     for low, high in zip(edges, edges[1:], strict=False):
-        inside = nll[(context >= low) & (context < high)]
-        if len(inside):
-            table.append([low, high, float(inside.sum()), len(inside)])
+        bin_nll = nll[(context >= low) & (context < high)]
+        if len(bin_nll):
+            table.append([low, high, float(bin_nll.sum()), len(bin_nll)])
     return table
 
 

@@ -119,10 +119,10 @@ def examples(task: Ruler, tokenizer: Any, length: int) -> list[Example]:
     """
     needles = NEEDLES.get(task.kind)
     text = haystack.read(task.documents, "ruler.documents") if needles and needles.haystack == "text" else None
-    asked = questions(task) if task.kind in QA else None
+    qa = questions(task) if task.kind in QA else None
     answer = (task.new_tokens or 0) if task.compat else 0
     fill = filling.Filler(task, tokenizer, length, probe=32, answer=answer)
-    return [_one(task, fill, depth, i, text, asked) for depth in task.depths or (None,) for i in range(task.n)]
+    return [_one(task, fill, depth, i, text, qa) for depth in task.depths or (None,) for i in range(task.n)]
 
 
 def _one(
@@ -131,7 +131,7 @@ def _one(
     depth: float | None,
     i: int,
     text: haystack.Haystack | None,
-    asked: Questions | None,
+    qa: Questions | None,
 ) -> Example:
     length = fill.length
     seed = f"ruler {task.kind} {task.seed} {length} {depth} {i}"
@@ -140,17 +140,17 @@ def _one(
     def make(size: int, end: haystack.End = haystack.NOTHING) -> filling.Made:
         rng, shuffle = random.Random(seed), random.Random(order).shuffle
         if task.kind == "vt":
-            made = ruler_prompts.chain(rng, size, task.hops, task.chains)
+            built = ruler_prompts.chain(rng, size, task.hops, task.chains)
         elif task.kind == "cwe":
-            made = ruler_prompts.common(rng, shuffle, size, short=length < 4096)
+            built = ruler_prompts.common(rng, shuffle, size, short=length < 4096)
         elif task.kind == "fwe":
-            made = ruler_prompts.frequent(rng, shuffle, size, words=max(length // 50, 8))
-        elif asked is not None:
-            made = ruler_prompts.question(rng, shuffle, size, asked, i)
+            built = ruler_prompts.frequent(rng, shuffle, size, words=max(length // 50, 8))
+        elif qa is not None:
+            built = ruler_prompts.question(rng, shuffle, size, qa, i)
         else:
-            made = ruler_prompts.needles(NEEDLES[task.kind], rng, shuffle, size, depth, text, end)
-        prompt, answers, said, where = made
-        return filling.Made(prompt, said, tuple(answers), where)
+            built = ruler_prompts.needles(NEEDLES[task.kind], rng, shuffle, size, depth, text, end)
+        prompt, answers, answer_text, where = built
+        return filling.Made(prompt, answer_text, tuple(answers), where)
 
     return fill(make)[1] if text is None else haystack.filled(fill, make)
 
@@ -162,37 +162,37 @@ def questions(task: Ruler) -> Questions:
         raise ConfigError(f"ruler.documents: no such file: {path}.")
     try:
         data = json.loads(cases.text(path, "ruler.documents"))
-        found = _squad(data["data"]) if task.kind == "qa_1" else _hotpot(data)
+        parsed = _squad(data["data"]) if task.kind == "qa_1" else _hotpot(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        said = f"{type(e).__name__}: {e}"
-        raise ConfigError(f"ruler.documents: {path} is not {QA[task.kind]} ({said}).") from e
-    if not found.cases:
+        reason = f"{type(e).__name__}: {e}"
+        raise ConfigError(f"ruler.documents: {path} is not {QA[task.kind]} ({reason}).") from e
+    if not parsed.cases:
         raise ConfigError(f"ruler.documents: {path} has no question that can be answered.")
-    return found
+    return parsed
 
 
 def _squad(articles: Any) -> Questions:
     documents = sorted({p["context"] for article in articles for p in article["paragraphs"]})
-    number, found = {text: i for i, text in enumerate(documents)}, []
+    number, entries = {text: i for i, text in enumerate(documents)}, []
     for article in articles:
-        inside = [number[p["context"]] for p in article["paragraphs"]]
+        siblings = [number[p["context"]] for p in article["paragraphs"]]
         for p in article["paragraphs"]:
-            own = number[p["context"]]
+            gold = number[p["context"]]
             for qa in p["qas"]:
                 if not qa["is_impossible"]:
                     answers = tuple(dict.fromkeys(str(a["text"]) for a in qa["answers"]))
-                    found.append((str(qa["question"]), answers, [own], [d for d in inside if d != own]))
-    return Questions(documents, found)
+                    entries.append((str(qa["question"]), answers, [gold], [d for d in siblings if d != gold]))
+    return Questions(documents, entries)
 
 
 def _hotpot(rows: Any) -> Questions:
     texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in rows]
-    documents = sorted({text for own in texts for text in own})
+    documents = sorted({text for context in texts for text in context})
     number = {text: i for i, text in enumerate(documents)}
     return Questions(
         documents,
         [
-            (str(row["question"]), (str(row["answer"]),), list(dict.fromkeys(number[text] for text in own)), [])
-            for row, own in zip(rows, texts, strict=True)
+            (str(row["question"]), (str(row["answer"]),), list(dict.fromkeys(number[text] for text in context)), [])
+            for row, context in zip(rows, texts, strict=True)
         ],
     )

@@ -96,14 +96,14 @@ def _built(task: Topics, fill: filling.Filler, i: int, talks: Sequence[tuple[str
     order = list(talks)
     random.Random(f"topics {task.seed} {fill.length} {i}").shuffle(order)
 
-    def build(more: int) -> filling.Made:
-        return _made(task, prompt([text for _, text in order[: more + 1]]), order[0][0])
+    def build(extra: int) -> filling.Made:
+        return _made(task, prompt([text for _, text in order[: extra + 1]]), order[0][0])
 
     return fill(build, most=len(order) - 1)[1]
 
 
 def _made(task: Topics, text: str, topic: str) -> filling.Made:
     # The answer is spelled as in the conversation: labels start with a capital where the text does not.
-    told = re.search(r"discuss the topic of " + re.escape(topic), text, re.IGNORECASE)
-    said = told[0][-len(topic) :] if told else topic
-    return filling.Made(text + (CUE if task.cue else ""), f" {said}", (topic,), 0.0)
+    match = re.search(r"discuss the topic of " + re.escape(topic), text, re.IGNORECASE)
+    spelled = match[0][-len(topic) :] if match else topic
+    return filling.Made(text + (CUE if task.cue else ""), f" {spelled}", (topic,), 0.0)
