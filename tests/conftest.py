@@ -45,7 +45,7 @@ ENDED = itertools.count(1)
 def few_mappings():
     """Drops compiled programs before the kernel refuses a worker another mapping, which LLVM answers with SIGSEGV."""
     yield
-    if next(ENDED) % 10 == 0 and MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 30_000:
+    if next(ENDED) % 10 == 0 and MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
 

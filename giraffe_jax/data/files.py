@@ -43,8 +43,9 @@ def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]
         files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
         fitting = [p for p in files if _fits(kind, p)]
         if not fitting:
-            names = [p.name for p in files[:3]]
-            raise ConfigError(f"{where}: the directory {path} has no {' or '.join(NAMES[kind])} files; it has {names}")
+            names = ", ".join(p.name for p in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
+            kinds = " or ".join(NAMES[kind])
+            raise ConfigError(f"{where}: the directory {path} has no {kinds} files; it has {names or 'none'}")
         return fitting
     files = sorted(Path(p) for p in glob.glob(str(root), recursive=True) if os.path.isfile(p))
     if not files:

@@ -145,10 +145,10 @@ def beside(adapter: Adapter, config: ModelConfig, wanted: LoraConfig) -> dict[st
     adapted = {kind for kind in rows if any(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
     full = {kind for kind in adapted if all(module[kind].format(i=i) in pairs for i in range(config.num_layers))}
     sizes = {adapter.size(name) for name in pairs}
-    if adapted != full or len(sizes) > 1 or {EMBED, HEAD} & pairs.keys():
+    if adapted != full or len(sizes) != 1 or {EMBED, HEAD} & pairs.keys():
         raise ConfigError(
-            f"{start}; this one has ranks or scales that differ between modules, leaves out layers, or adapts "
-            f"embeddings, which config.lora cannot express: {else_.removeprefix('or ')}."
+            f"{start}; this one has no low-rank matrices, or ranks or scales that differ between modules, leaves out "
+            f"layers, or adapts embeddings, which config.lora cannot express: {else_.removeprefix('or ')}."
         )
     ((rank, scale),) = sizes
     if rank != wanted.rank:

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from giraffe_jax import hf, identity
 from giraffe_jax.config import ConfigError
+from giraffe_jax.model.lora import LoraConfig
 from giraffe_jax.sharding import paths
 from tests.close import close
 
@@ -112,6 +113,15 @@ def test_whole_weights_and_embeddings_adapters(tmp_path, base):
     tensors |= {embed + "lora_embedding_A": a, embed + "lora_embedding_B": b}
     about = dict(target_modules=["q_proj", "embed_tokens"], modules_to_save=["model.norm", "lm_head"])
     check(hf.load(adapter(tmp_path / "a", tensors, **about), base=str(base)), want)
+
+
+def test_an_adapter_of_whole_weights_alone_is_read_but_its_training_does_not_continue(tmp_path, base):
+    new = np.full(32, 2.0, np.float32)
+    about = dict(target_modules=["dense"], modules_to_save=["model.norm"])
+    where = adapter(tmp_path / "a", {f"{PREFIX}model.norm.weight": new}, **about)
+    check(hf.load(where, base=str(base)), merged({}, {}) | {"model.norm.weight": new})
+    with pytest.raises(ConfigError, match="this one has no low-rank matrices"):
+        hf.load(where, base=str(base), adapters=LoraConfig(rank=3))
 
 
 def test_a_tied_base_gets_a_head_of_its_own_where_the_two_differ(tmp_path):

@@ -122,7 +122,7 @@ def read(task: GiraffeQA) -> list[Question]:
                 continue
             document, answer = changed
         match = _occurrence(answer).search(document)
-        if match is not None:  # the answer is not a span of the document
+        if match is not None:  # else the answer is not a span of the document: left out
             questions.append(Question(document, question, answer, match.start()))
     if not questions:
         condition = (
