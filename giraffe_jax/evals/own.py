@@ -5,11 +5,11 @@ what a task of the catalogue has: a frozen dataclass, METRICS and `rows` (see `g
 """
 
 import dataclasses
-import importlib
 from types import ModuleType
 from typing import Any
 
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.config.dotted import module_of
 from giraffe_jax.evals.metrics import Metric
 
 FIELDS = ("lengths", "name", "label")  # of any task's dataclass
@@ -22,17 +22,7 @@ def find(name: str, where: str) -> tuple[ModuleType, Any]:
       ConfigError: no such module or class, a module that fails, or one without what a task has.
     """
     path, _, attribute = name.rpartition(".")
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{where}: {name!r}: its module fails: no module {error.name!r}.") from error
-        raise ConfigError(
-            f"{where}: cannot import {name!r}: no module {error.name!r} beside the config, in the current folder or "
-            "installed."
-        ) from None
-    except Exception as error:
-        raise ConfigError(f"{where}: {name!r}: its module fails: {type(error).__name__}: {error}.") from error
+    module = module_of(name, where)
     task = getattr(module, attribute, None)
     if not (isinstance(task, type) and dataclasses.is_dataclass(task)):
         there = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == path]

@@ -4,11 +4,8 @@ The file may lie beside the config, in the current folder, in its project, or be
 if it has a method's signature, and errors name the line in it and the fix.
 """
 
-import importlib
-import importlib.util
 import inspect
 import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from giraffe_jax.config import ConfigError, nearest
+from giraffe_jax.config.dotted import described, module_of
 from giraffe_jax.positions.advice import blame, meant, nearest_file, not_finite
 from giraffe_jax.positions.encoding import Encoding
 from giraffe_jax.positions.slot import Mistake, check_shapes, checked
@@ -46,17 +44,8 @@ def find(name: str, where: str) -> Callable:
     module, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{where}: {name!r} is not a dotted path like my_method.wavelet.{meant(name)}")
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{where}: {name!r}: {_told(error, None)}.") from error
-        raise ConfigError(
-            f"{where}: cannot import {name!r}: no module {error.name!r} beside the config, in the current folder or "
-            f"installed. --methods=FOLDER names the folder it is in.{nearest_file(name)}"
-        ) from None
-    except Exception as error:
-        raise ConfigError(f"{where}: {name!r}: its module fails: {_told(error, None)}.") from error
+    hint = f" --methods=FOLDER names the folder it is in.{nearest_file(name)}"
+    imported = module_of(name, where, hint)
     function = getattr(imported, attribute, None)
     if function is None:
         functions = sorted(key for key, value in vars(imported).items() if inspect.isfunction(value) and key[0] != "_")
@@ -98,7 +87,7 @@ def check_form(function: Any, where: str, name: str = "") -> Callable:
     try:
         typing.get_type_hints(function, include_extras=True)
     except Exception as error:
-        raise ConfigError(f"{where}: {place(function)}: annotations of {name}: {_told(error, None)}.") from error
+        raise ConfigError(f"{where}: {place(function)}: annotations of {name}: {described(error)}.") from error
     needs = getattr(sys.modules.get(function.__module__), "NEEDS", ())
     wrong = [need for need in needs if need not in READS] if isinstance(needs, tuple | list) else [needs]
     if wrong:
@@ -128,7 +117,9 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
         raise
     except Exception as error:
         key, advice = blame(function, e, arguments) if isinstance(error, ArithmeticError | ValueError) else ("", "")
-        raise ConfigError(f"{where}{key}: {_told(error, function)}{advice}.{_cure(error, function, e)}") from error
+        raise ConfigError(
+            f"{where}{key}: {described(error, _file(function))}{advice}.{_cure(error, function, e)}"
+        ) from error
     at = f"{where}: {place(function)}"
     if not isinstance(result, Encoding):
         returned = "None" if result is None else type(result).__name__
@@ -150,23 +141,12 @@ def call(function: Callable, e: Encoding, arguments: Mapping[str, Any], where: s
         except Mistake as error:
             raise ConfigError(f"{at}: {error}") from error
         except Exception as error:
-            raise ConfigError(f"{where}: {_told(error, function)}.{_cure(error, function, e)}") from error
+            raise ConfigError(f"{where}: {described(error, _file(function))}.{_cure(error, function, e)}") from error
     return result
 
 
-def _told(error: BaseException, function: Callable | None) -> str:
-    """Returns an error with the innermost line in the function's file (without one, in any file) that it passed
-    through: "my_method.py:12: TypeError: ..."."""
-    frames = traceback.extract_tb(error.__traceback__)
-    file = function.__code__.co_filename if isinstance(function, types.FunctionType) else None
-    skipped = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>", importlib.__file__, __file__)
-    own_frames = [f for f in frames if (f.filename == file if file else f.filename not in skipped)]
-    if isinstance(error, SyntaxError):
-        head = f"{error.filename}:{error.lineno}: "
-    else:
-        head = f"{own_frames[-1].filename}:{own_frames[-1].lineno}: " if own_frames else ""
-    text = str(error).strip().split("\n")[0][:300].rstrip(".")
-    return f"{head}{type(error).__name__}: {text}" if text else f"{head}{type(error).__name__}"
+def _file(function: Callable) -> str | None:
+    return function.__code__.co_filename if isinstance(function, types.FunctionType) else None
 
 
 def _cure(error: Exception, function: Callable, e: Encoding) -> str:
