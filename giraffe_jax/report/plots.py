@@ -60,19 +60,19 @@ def draw(
             few = all(d.few for d in differences)
             out.append(plot and replace(plot, note=paired.chance(differences), few=few))
     for task in results.tasks:
-        few = results.only(shown.get(task, results.variants))
+        drawn = results.only(shown.get(task, results.variants))
         for metric in metrics.of(results.of(task)) if task not in floors else ():
-            line = lambda plt, r=few, t=task, m=metric: by_length(plt, r, scores, looks, t, m)  # noqa: E731
+            line = lambda plt, r=drawn, t=task, m=metric: by_length(plt, r, scores, looks, t, m)  # noqa: E731
             if metric == PERPLEXITY:
                 out.append(plot_of("perplexity", task, "by length", line))
-                curve = lambda plt, r=few, t=task: by_position(plt, r, looks, t)  # noqa: E731
+                curve = lambda plt, r=drawn, t=task: by_position(plt, r, looks, t)  # noqa: E731
                 out.append(plot_of("position", task, "loss by position", curve))
             elif metric.share:
                 out.append(plot_of("retrieval", task, metric.title, line, metric.name))
-                heat = lambda plt, r=few, t=task, m=metric: by_depth(plt, r, t, m.name)  # noqa: E731
+                heat = lambda plt, r=drawn, t=task, m=metric: by_depth(plt, r, t, m.name)  # noqa: E731
                 out.append(plot_of("depth", task, f"{metric.title}, by depth", heat, metric.name))
-    few = results.only(shown[made[0].task] if made else results.variants)
-    out.append(plot_of("training", "", "Loss in training", lambda plt: by_step(plt, few, looks)))
+    drawn = results.only(shown[made[0].task] if made else results.variants)
+    out.append(plot_of("training", "", "Loss in training", lambda plt: by_step(plt, drawn, looks)))
     note = ""
     if len(results.variants) > MOST:
         plain = f"{results.baseline} and the {MOST - 1}" if results.baseline else f"the {MOST}"
