@@ -1,4 +1,4 @@
-"""giraffe-jax: change how a Llama knows where its tokens are, train it, measure it, hand it back.
+"""giraffe-jax: extend the context of Llama models: change their positions, train, evaluate, export.
 
     from giraffe_jax import load
 

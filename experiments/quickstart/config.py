@@ -60,8 +60,8 @@ def get_config(source: str = "giraffe-mini") -> ConfigDict:
     c.name = "quickstart"
     c.title = "A Llama trained on 256 tokens, read at 2,048"
     c.question = (
-        "Which change to how a model knows where its tokens are carries it past its trained length: at once, and after "
-        "a minute of fine-tuning?"
+        "Which change of its positions extends the model beyond its trained length: without training, and after a "
+        "minute of fine-tuning?"
     )
     c.source = source
     c.original_len = TRAINED_LEN
