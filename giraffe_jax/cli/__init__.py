@@ -177,7 +177,7 @@ def _parser(verb: str | None) -> "argparse.ArgumentParser":
             end = "" if message[-1:] in (".", "?") else "."
             raise ConfigError(f"{message}{end} See `{self.prog} --help`.")
 
-    parser = Parser(prog="giraffe", description="The laboratory for context extension.", epilog=EPILOG,
+    parser = Parser(prog="giraffe", description="Extend the context of Llama models.", epilog=EPILOG,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"giraffe-jax {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
