@@ -69,6 +69,19 @@ def test_protocols_equal_float64_recomputation(tiny, books, protocol, stride):
     assert seen == len(rows) and {r["protocol"] for r in rows} == {protocol}
 
 
+def test_aligned_windows_equal_float64_recomputation_where_few_of_their_tokens_are_scored(tiny, tmp_path):
+    """Longer than the fewest tokens that are scored alone, so that logits of the others are not computed."""
+    text = "".join(f"{i} times {i} is {i * i}. " for i in range(20))
+    (tmp_path / "a.txt").write_text(text)
+    task = evals.build(dict(name="perplexity", lengths=[96], documents=[str(tmp_path)], stride=24, n=None))
+    rows = list(run.evaluate(tiny, [task], lambda length: tiny.config.bind(length=length)))
+    tokens = list(text.encode())
+    assert len(rows) == (len(tokens) - 96) // 24 + 1
+    for i, row in enumerate(rows):
+        want = full_nll(tiny, tokens[24 * i : 24 * i + 96])[-24:]
+        assert row["metrics"] == dict(nll=pytest.approx(want.mean(), rel=256 * ULP), tokens=24)
+
+
 def test_strided_scores_every_token_once(books):
     windows = perplexity.examples(make(books, protocol="strided", stride=8, n=None), ByteTokenizer(), LENGTH)
     scored = [8 * w.index + i for w in windows if w.document == "b.txt" for i in range(w.first, LENGTH)]
