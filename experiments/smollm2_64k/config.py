@@ -1,15 +1,17 @@
 """SmolLM2-135M from 8,192 to 65,536 tokens: without training, then trained at 32,768 and 65,536.
 
     python experiments/smollm2_64k/prepare.py DATA
-    giraffe run experiments/smollm2_64k/config.py:DATA,zero --workdir=runs/smollm2_zero
-    giraffe run experiments/smollm2_64k/config.py:DATA,train,32768 --workdir=runs/smollm2_32k
-    giraffe run experiments/smollm2_64k/config.py:DATA,train,65536 --workdir=runs/smollm2_64k  # the two of BEST
-    giraffe run experiments/smollm2_64k/config.py:DATA,try --workdir=runs/smollm2_try  # the pipeline, on a CPU
+    giraffe run experiments/smollm2_64k/config.py:DATA,zero --workdir=runs/smollm2/zero
+    giraffe run experiments/smollm2_64k/config.py:DATA,train,32768 --workdir=runs/smollm2/32k
+    giraffe run experiments/smollm2_64k/config.py:DATA,train,32768,text --workdir=runs/smollm2/32k_text
+    giraffe run experiments/smollm2_64k/config.py:DATA,train,65536,yarn+linear --workdir=runs/smollm2/64k
+    giraffe run experiments/smollm2_64k/config.py:DATA,try --workdir=runs/smollm2/try  # the pipeline, on a CPU
 
-Every command resumes, so a device that is there for minutes serves too: `timeout -s INT 600 giraffe run ...` ends a
-training's step, saves it, and the same command continues. README.md says what is asked.
+`text` leaves out retrieval documents; names joined by + leave out all other trainings. all.py runs these commands one
+after the other. README.md has the question.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ TRAINED_LEN = 8192
 LENGTHS = (8192, 16384, 32768, 65536)
 STEP_TOKENS = 131072  # of each optimizer step, at any length of rows
 STEPS = 200
-BEST = ("yarn", "linear")  # trained at 65,536 too; to be set by the rows at 32,768
 RULER = ("niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe")
 IN_TEXT = ("niah_single_2", "niah_multikey_1")
 
@@ -70,13 +71,13 @@ def to_train(factor: float) -> dict[str, tuple[list[dict[str, Any]], dict[str, A
         "linear": (method("linear", factor=factor), {}),
         "ntk": (method("ntk", factor=2 * factor), {}),
         "yarn": (method("yarn", factor=factor), {}),
-        "yarn, LoRA": (method("yarn", factor=factor), dict(lora=dict(rank=16, alpha=32.0))),
+        "yarn LoRA": (method("yarn", factor=factor), dict(lora=dict(rank=16, alpha=32.0))),
         "mrrope": (method("mrrope", factor=factor), {}),
         "power": (method("power", exponent=0.5), {}),
         "truncate": (method("truncate", cutoff_len=float(TRAINED_LEN)), {}),
         "dca": (method("dca"), {}),
-        "yarn, read further": (method("yarn", factor=factor), dict(eval_positions=method("yarn", factor=2 * factor))),
-        "linear, read further": (
+        "yarn read further": (method("yarn", factor=factor), dict(eval_positions=method("yarn", factor=2 * factor))),
+        "linear read further": (
             method("linear", factor=factor),
             dict(eval_positions=method("linear", factor=2 * factor)),
         ),
@@ -113,18 +114,21 @@ def tasks(data: str, lengths: tuple[int, ...], n: int) -> list[dict[str, Any]]:
     return made + [dict(name="ruler", kind=kind, lengths=lengths, n=n, documents=heldout) for kind in IN_TEXT]
 
 
-def variants(data: str, length: int, names: tuple[str, ...] | None, retrieval: bool, **budget: Any) -> list[dict]:
+def variants(data: str, length: int, names: Collection[str], retrieval: bool, **budget: Any) -> list[dict]:
+    """Returns the trained variants, those of `names` or, where it is empty, all."""
     out = []
     for name, (positions, more) in to_train(length / TRAINED_LEN).items():
-        if names is None or name in names:
+        if not names or name in names:
             read = {key: value for key, value in more.items() if key == "eval_positions"}
             train = training(data, length, retrieval, **budget) | {k: v for k, v in more.items() if k not in read}
             out.append(dict(name=name, positions=positions, train=train, **read))
     return out
 
 
-def get_config(about: str = "smollm2_data,zero") -> ConfigDict:
-    data, part, length, text = [*about.split(","), "", "", ""][:4]
+def get_config(options: str = "smollm2_data,zero") -> ConfigDict:
+    data, part, length, *more = [*options.split(","), "", ""]
+    more = [word for word in more if word]
+    text, names = "text" in more, [name for word in more if word != "text" for name in word.split("+")]
     c = ConfigDict(dict(name="smollm2_64k", source="smollm2", original_len=TRAINED_LEN))
     c.model = dict(attention="auto", remat="save_attention", dtype="bfloat16")
     c.question = "Which change of positions carries a real model furthest past its 8,192 tokens, and what does it cost?"
@@ -133,24 +137,24 @@ def get_config(about: str = "smollm2_data,zero") -> ConfigDict:
         factor = LENGTHS[-1] / TRAINED_LEN
         c.variants = [dict(name=name, positions=positions) for name, positions in zero_shot(factor).items()]
         c.tasks = tasks(data, LENGTHS, 100)
-    elif part == "train" and length in ("32768", "65536") and text in ("", "text"):
-        c.title = f"SmolLM2-135M trained at {int(length):,} tokens" + ", on text alone" * bool(text)
-        names = None if length == "32768" else BEST
+    elif part == "train" and length in ("32768", "65536") and set(names) <= to_train(1.0).keys():
+        c.title = f"SmolLM2-135M trained at {int(length):,} tokens" + ", on text alone" * text
         c.variants = [dict(name="plain", positions=[]), *variants(data, int(length), names, retrieval=not text)]
         c.seeds = (0, 1, 2)
         c.tasks = tasks(data, LENGTHS, 100)
     elif part == "try" and not length:
         c.title = "SmolLM2-135M: the pipeline"
         c.model = dict(attention="auto", remat="save_attention")
-        few = variants(data, 16384, ("yarn",), retrieval=True, steps=2, rows=1)
+        few = variants(data, 16384, ["yarn"], retrieval=True, steps=2, rows=1)
         c.variants = [dict(name="plain"), dict(name="yarn as it is", positions=method("yarn", factor=2.0)), *few]
         c.tasks = [dict(task, n=1) for task in tasks(data, (16384,), 5)[:3]]
     else:
         raise ConfigError(
-            f"config.py:{about}: after the colon stands the folder that prepare.py made, then zero, `train,32768`, "
-            "`train,65536`, these with `,text` for no retrieval documents, or try."
+            f"config.py:{options}: after the colon stands the folder that prepare.py made, then zero, try, "
+            "`train,32768` or `train,65536`, and after these two `,text` for no retrieval documents and names of "
+            f"trainings joined by + for no others: {', '.join(to_train(1.0))}."
         )
     c.tokens_per_batch = max(length for task in c.tasks for length in task["lengths"])
     if not Path(data).is_dir():
-        raise ConfigError(f"config.py:{about}: no folder {data}; `python experiments/smollm2_64k/prepare.py {data}`.")
+        raise ConfigError(f"config.py:{options}: no folder {data}; `python experiments/smollm2_64k/prepare.py {data}`.")
     return c

@@ -5,6 +5,7 @@
   giraffe check methods      every position method: decoding equals prefill, blockwise attention equals dense
   giraffe check kernels      which attention kernel each method gets on this machine, and that it equals dense attention
   giraffe check hf DIR       a Hugging Face directory gives the same logits here and in transformers
+  giraffe check gguf FILE    a GGUF file gives the same token ids and perplexity here and in llama.cpp
   giraffe check frequencies  our frequencies equal transformers', over a grid of models, lengths and factors
 
 The first two use a small Llama with random weights unless you name another: --config for resume, --source for sharding.
@@ -22,7 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from giraffe_jax.cli import check_frequencies, check_hf, check_kernels, check_methods, configs
+from giraffe_jax.cli import check_frequencies, check_gguf, check_hf, check_kernels, check_methods, configs
 
 # A run of a few seconds whose saves take a good part of the time, so that kills hit them too.
 RESUME_CONFIG = """
@@ -68,13 +69,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--dtype", choices=tuple(check_kernels.ALLOWED), default="bfloat16")
     kernels.add_argument("--tokens", type=configs.number(int, 2, high=2**13), default=700, help="tokens per row (700)")
     check_hf.arguments(checks.add_parser("hf", help="logits against transformers", description=check_hf.__doc__))
+    check_gguf.arguments(checks.add_parser("gguf", help="perplexity against llama.cpp", description=check_gguf.__doc__))
     checks.add_parser("frequencies", help="frequencies against transformers", description=check_frequencies.__doc__)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen check and returns its exit status: 0 if it passed, else 1."""
     proofs = dict(resume=resume, sharding=sharding, methods=check_methods.run, hf=check_hf.run)
-    proofs |= dict(frequencies=check_frequencies.run, kernels=check_kernels.run)
+    proofs |= dict(gguf=check_gguf.run, frequencies=check_frequencies.run, kernels=check_kernels.run)
     return proofs[args.what](args)
 
 

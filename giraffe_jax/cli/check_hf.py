@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     original = ours.config.original_len
     reach = max(int(model.config.max_position_embeddings), original)
     lengths = args.lengths or [max(original // 2, 2), original, reach if reach > original else 2 * original]
-    tokens, description = _tokens(ours, args.text, max(lengths))
+    tokens, description = reference_tokens(ours, args.text, max(lengths))
     print(f"{args.directory}: {description}\n")
     print("tokens  largest difference  allowed     KL mean      KL max  perplexity  transformers")
     worst, good = 0.0, True
@@ -97,21 +97,33 @@ def _theirs(where: Path, adapter: Any) -> Any:
     return peft.PeftModel.from_pretrained(model, str(adapter.directory)).merge_and_unload()  # type: ignore[operator]
 
 
-def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
-    """Returns `length` token ids and a description of where they come from."""
-    import numpy as np
+def reference_text(text: Path | None) -> tuple[str, str]:
+    """Returns the text of a file, or by default the reference that ships with Python, and its name.
 
-    if ours.tokenizer is None:
-        return np.random.default_rng(0).integers(0, ours.config.vocab_size, length), "random ids: it has no tokenizer"
+    Raises:
+      ConfigError: no file, or not UTF-8.
+    """
     if text is None:
         from pydoc_data.topics import topics
 
-        words, name = "\n\n".join(topics[key] for key in sorted(topics)), "Python's reference text"
-    else:
-        from giraffe_jax.data import reading
+        return "\n\n".join(topics[key] for key in sorted(topics)), "Python's reference text"
+    from giraffe_jax.data import reading
 
-        words, name = reading.read_text(text, "--text"), str(text)
-    ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
+    return reading.read_text(text, "--text"), str(text)
+
+
+def reference_tokens(lm: Any, text: Path | None, length: int) -> tuple[Any, str]:
+    """Returns the first `length` token ids of `reference_text`, and a description of where they come from.
+
+    Raises:
+      ConfigError: the text has fewer tokens.
+    """
+    import numpy as np
+
+    if lm.tokenizer is None:
+        return np.random.default_rng(0).integers(0, lm.config.vocab_size, length), "random ids: it has no tokenizer"
+    words, name = reference_text(text)
+    ids = [*lm.tokenizer.prefix, *lm.tokenizer.encode(words)]
     if len(ids) < length:
         raise ConfigError(
             f"{name} has {len(ids)} tokens, but --lengths needs {length}; give a longer --text or smaller --lengths."

@@ -10,6 +10,7 @@ import pytest
 from giraffe_jax import config, positions
 from giraffe_jax.config import ConfigError
 from giraffe_jax.lab import spec
+from giraffe_jax.report import scores
 
 HERE = Path(__file__).parents[2] / "experiments" / "smollm2_64k"
 
@@ -56,7 +57,9 @@ def test_what_needs_no_training_is_all_there():
     assert used <= free
 
 
-@pytest.mark.parametrize("about", ["{},nothing", "{},train", "{},train,1000", "{},zero,8192", "/not/here,zero"])
+@pytest.mark.parametrize(
+    "about", ["{},nothing", "{},train", "{},train,1000", "{},zero,8192", "{},train,32768,yarm", "/not/here,zero"]
+)
 def test_another_argument_is_refused(about, data):
     with pytest.raises(ConfigError, match="config.py:"):
         script("config").get_config(about.format(data))
@@ -96,3 +99,51 @@ def test_documents_are_written_with_their_sources(tmp_path, capsys):
         prepare.write(tmp_path, [held, code._replace(text=code.text + held.text)], lambda text: 70_000)
     with pytest.raises(ValueError, match="fewer than 65,536 tokens"):
         prepare.write(tmp_path, [held, code], lambda text: 100)
+
+
+def test_the_two_best_are_trained_further_and_one_that_can_be_exported_is(data, tmp_path, monkeypatch):
+    module, commands = script("all"), []
+    (data / "corpus.json").write_text("{}")
+
+    def follow(argv, allowed=(0,)):
+        commands.append(argv[3:])
+        refused = "export" in argv and "dca" in argv[-1]
+        assert not refused or 2 in allowed
+        return 2 if refused else 0
+
+    monkeypatch.setattr(module, "follow", follow)
+    monkeypatch.setattr(module.report, "read", lambda folders: folders)
+    monkeypatch.setattr(module, "ranked", lambda results: ["dca", "yarn LoRA", "linear"])
+    assert module.main([str(data), str(tmp_path / "w")]) == 0
+    parts = [command[1].split(f"{data},")[1] for command in commands if command[0] == "run"]
+    assert parts == ["zero", "train,32768", "train,32768,text", "train,65536,dca+yarn LoRA"]
+    exports = [Path(command[2]).name for command in commands if command[0] == "export"]
+    assert exports[0] == "best-dca.gguf" and [e.split("-")[2] for e in exports[1:]] == ["lora", "lora"]
+    assert {Path(command[1]).parent for command in commands if command[0] == "export"} == {tmp_path / "w/32k/train"}
+    assert [command[1] for command in commands if command[0] == "check"] == ["hf", "gguf"]
+    assert [Path(command[2]).name for command in commands if command[0] == "check"] == exports[:0:-1]
+
+
+def test_names_leave_out_all_other_trainings(data):
+    built = config.build(spec.ExperimentConfig, script("config").get_config(f"{data},train,65536,dca+yarn LoRA,text"))
+    assert [v.name for v in built.variants] == ["plain", "yarn LoRA", "dca"]
+    assert {len(t.data.sources) for t in spec.trainings(built).values()} == {2}
+
+
+def test_the_best_has_most_right_answers_at_the_longest_length():
+    """Not at a shorter one; equal ones by perplexity; variants that are read with other positions are left out."""
+
+    def rows(variant, task, length, right, **more):
+        head = dict(variant=variant, task=task, length=length, trained=variant != "plain", seed=0, key=None)
+        return [head | dict(example=i, metrics={"teacher": int(i < right)} | more) for i in range(10)]
+
+    def text(variant, nll):
+        head = dict(variant=variant, task="perplexity", length=64, trained=variant != "plain", seed=0, key=None)
+        return [head | dict(example=0, metrics={"nll": nll, "tokens": 10})]
+
+    made = [*rows("plain", "lines", 64, 10), *rows("a", "lines", 32, 10), *rows("a", "lines", 64, 2)]
+    made += [*rows("b", "lines", 32, 0), *rows("b", "lines", 64, 6), *rows("c", "lines", 64, 6)]
+    made += [*rows("b, read", "lines", 64, 9), *text("a", 1.0), *text("b", 3.0), *text("c", 2.0), *text("b, read", 1.0)]
+    names = [dict(name=name) for name in ("plain", "a", "b", "c")] + [dict(name="b, read", eval_positions=[1])]
+    results = scores.collect(made, {"config": {"variants": names}})
+    assert script("all").ranked(results) == ["c", "b", "a"]

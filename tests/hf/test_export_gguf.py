@@ -1,12 +1,8 @@
 """GGUF out: what is read back, by our reader and by llama.cpp itself, is what was written."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 from hf_models import CONFIG, our_logits, random_tensors, write
 
 from giraffe_jax import hf
+from giraffe_jax.cli import llama_cpp
 from giraffe_jax.config import ConfigError
 from giraffe_jax.model import ModelConfig
 from giraffe_jax.sharding import paths
@@ -122,16 +119,7 @@ def test_the_gain_goes_into_the_weights_of_a_directory_too(tmp_path):
         close(our_logits(back, tokens), our_logits(lm, tokens), ulps=1000)
 
 
-needs_llama_cpp = pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp: pip install xllamacpp"
-)
-
-
-def llama_cpp(path, asked):
-    """What llama.cpp makes of a file: token ids of texts, mean nll of ids; in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("llama_cpp.py")), str(path)]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+needs_llama_cpp = pytest.mark.skipif(not llama_cpp.installed(), reason="llama.cpp: pip install xllamacpp")
 
 
 @pytest.mark.oracle
@@ -147,7 +135,7 @@ def test_llama_cpp_reads_positions_as_we_do(tmp_path):
     for name in ("plain", "ntk", "linear", "yarn", "mrrope", "yarn, resonance, scale"):
         config: ModelConfig = dataclasses.replace(lm.config, positions=tuple(METHODS[name]))
         path = hf.save_gguf(lm.params, config, None, tmp_path / f"{name.replace(', ', '-')}.gguf")
-        (theirs,) = llama_cpp(path, [ids])
+        theirs = llama_cpp.compute(path, rows=[ids])[1][0].mean()
         ours = float(dataclasses.replace(lm, config=config).score(ids).nll.mean())
         found[name] = ours, theirs
     print({k: tuple(np.exp(v).round(4)) for k, v in found.items()})
@@ -168,9 +156,9 @@ def test_llama_cpp_reads_smollm2_and_its_tokenizer_as_we_do(tmp_path):
     path = hf.save_gguf(lm.params, lm.config, lm.tokenizer, tmp_path / "s.gguf")
     texts = ["Hello world, it is 2026!\n\n  the end", "naïve café — 10,000 ✓\t<|im_start|>user", "don't  we'll x=1e-5;"]
     ids = lm.tokenizer.encode(" ".join(texts) * 6)
-    *got, theirs = llama_cpp(path, [*texts, ids])
+    got, (losses,) = llama_cpp.compute(path, texts, [ids])
     assert got == [lm.tokenizer.encode(t) for t in texts]
-    assert abs(np.exp(theirs - float(lm.score(ids).nll.mean())) - 1) < 0.01
+    assert abs(np.exp(losses.mean() - float(lm.score(ids).nll.mean())) - 1) < 0.01
 
 
 def test_parameters_that_are_not_the_configs_are_refused(tmp_path):
