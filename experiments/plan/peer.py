@@ -1,17 +1,17 @@
-"""Our plans beside the peer's: the same model, length, batch, chips and mesh, compiled by MaxText 0.2.4 and by this.
+"""Plans of this library beside MaxText 0.2.4's: the same model, length, batch, chips and mesh, compiled by both.
 
     pip install "giraffe-jax[plan]"
     python experiments/plan/peer.py                      # hours of CPU; goes on where it ended
-    python experiments/plan/peer.py --only 4096          # what has these letters in its name
-    python experiments/plan/peer.py --table              # the table of the rows there are
+    python experiments/plan/peer.py --only 4096          # rows whose name contains these letters
+    python experiments/plan/peer.py --table              # prints the table of the rows in peer.jsonl
 
-The peer's figures are in peer.json: peak GiB a chip, executed over model FLOPs, GB of collectives a chip and step, with
+MaxText's figures are in peer.json: peak GiB a chip, executed over model FLOPs, GB of collectives a chip and step, with
 AdamW in float32, bfloat16 compute, splash attention in blocks of 512 and scanned layers. Its remat "minimal" keeps the
-outputs of matmuls, beside which stands our "save_matmuls". Its two ways over `context`, all-gather and
-ring, are rows of their own, beside the same way of ours.
+outputs of matmuls and is compared with "save_matmuls" here. Its two kinds of context parallelism, all-gather and ring,
+have rows of their own, each compared with the same kind here.
 
-Ours runs the MLP in chunks of 4,096 tokens (model.mlp_chunk) where a device has 32,768 of them or more and layers are
-run again. One row of the peer's stands beside our other ways to keep less, too.
+Where a device has 32,768 tokens or more and layers are recomputed, this library runs the MLP in chunks of 4,096 tokens
+(model.mlp_chunk). One of MaxText's rows is also compared with the other remat policies here.
 """
 
 import argparse

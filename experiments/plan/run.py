@@ -1,13 +1,13 @@
-"""What base configs take on slices of TPUs, and on a node of GPUs, that nobody has to rent: a row each, and the
-README's table of all.
+"""Plans the base configs on slices of TPUs and on a node of GPUs, none of which has to be there: one row each, and the
+README's table of all rows.
 
     pip install "giraffe-jax[plan]"                      # and [plan-gpu] for the GPUs
     python experiments/plan/run.py                       # hours of CPU; goes on where it ended
-    python experiments/plan/run.py --only llama2_7b      # what has these letters in its name
-    python experiments/plan/run.py --table               # the table of the rows there are
+    python experiments/plan/run.py --only llama2_7b      # rows whose name contains these letters
+    python experiments/plan/run.py --table               # prints the table of the rows in rows.jsonl
 
-Each row is `giraffe plan --json` of experiments/plan/config.py in a process of its own. A row that is there is not
-planned again: delete it from rows.jsonl for that. A plan that the compiler aborts gives no row, and says so.
+Each row is `giraffe plan --json` of experiments/plan/config.py in a process of its own. A row in rows.jsonl is not
+planned again; delete its line to repeat it. If the compiler aborts, there is no row, and a line says so.
 """
 
 import argparse
