@@ -9,7 +9,7 @@ check a file of float32 or float16 before you quantise it.
 import argparse
 from pathlib import Path
 
-from giraffe_jax.cli import configs
+from giraffe_jax.cli import check_hf
 from giraffe_jax.config import ConfigError
 
 ALLOWED = 0.01  # relative difference of perplexities
@@ -18,16 +18,7 @@ ALLOWED = 0.01  # relative difference of perplexities
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `giraffe check gguf`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="a GGUF file, such as `giraffe export` writes")
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="UTF-8 text to read (default: Python's own reference)"
-    )
-    parser.add_argument(
-        "--lengths",
-        nargs="+",
-        type=configs.number(int, 2, high=2**24),
-        metavar="N",
-        help="lengths in tokens (default: half the file's context length and the whole)",
-    )
+    check_hf.reference_arguments(parser, "half the file's context length and the whole")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from giraffe_jax import hf
-    from giraffe_jax.cli import check_hf, llama_cpp
+    from giraffe_jax.cli import llama_cpp
 
     if not args.file.is_file():
         raise ConfigError(f"check gguf: {args.file} is not a file.")

@@ -22,16 +22,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `giraffe check hf`."""
     parser.add_argument("directory", metavar="DIR", type=configs.source, help="a Hugging Face directory, or an adapter")
     configs.base_argument(parser)
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="UTF-8 text to read (default: Python's own reference)"
-    )
-    parser.add_argument(
-        "--lengths",
-        nargs="+",
-        type=configs.number(int, 2, high=2**24),
-        metavar="N",
-        help="lengths in tokens (default: half the original length, the original, the extended or twice the original)",
-    )
+    reference_arguments(parser, "half the original length, the original, the extended or twice the original")
+
+
+def reference_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --text and --lengths; `default` says which lengths are taken without the flag."""
+    text = "UTF-8 text to read (default: Python's own reference)"
+    parser.add_argument("--text", type=Path, metavar="FILE", help=text)
+    lengths = dict(nargs="+", type=configs.number(int, 2, high=2**24), metavar="N")
+    parser.add_argument("--lengths", **lengths, help=f"lengths in tokens (default: {default})")
 
 
 def run(args: argparse.Namespace) -> int:
