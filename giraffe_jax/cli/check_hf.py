@@ -29,8 +29,10 @@ def reference_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds --text and --lengths; `default` says which lengths are taken without the flag."""
     text = "UTF-8 text to read (default: Python's own reference)"
     parser.add_argument("--text", type=Path, metavar="FILE", help=text)
-    lengths = dict(nargs="+", type=configs.number(int, 2, high=2**24), metavar="N")
-    parser.add_argument("--lengths", **lengths, help=f"lengths in tokens (default: {default})")
+    tokens = configs.number(int, 2, high=2**24)
+    parser.add_argument(
+        "--lengths", nargs="+", type=tokens, metavar="N", help=f"lengths in tokens (default: {default})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
