@@ -123,8 +123,8 @@ def variants(data: str, length: int, names: tuple[str, ...] | None, retrieval: b
     return out
 
 
-def get_config(about: str = "smollm2_data,zero") -> ConfigDict:
-    data, part, length, text = [*about.split(","), "", "", ""][:4]
+def get_config(options: str = "smollm2_data,zero") -> ConfigDict:
+    data, part, length, text = [*options.split(","), "", "", ""][:4]
     c = ConfigDict(dict(name="smollm2_64k", source="smollm2", original_len=TRAINED_LEN))
     c.model = dict(attention="auto", remat="save_attention", dtype="bfloat16")
     c.question = "Which change of positions carries a real model furthest past its 8,192 tokens, and what does it cost?"
@@ -147,10 +147,10 @@ def get_config(about: str = "smollm2_data,zero") -> ConfigDict:
         c.tasks = [dict(task, n=1) for task in tasks(data, (16384,), 5)[:3]]
     else:
         raise ConfigError(
-            f"config.py:{about}: after the colon stands the folder that prepare.py made, then zero, `train,32768`, "
+            f"config.py:{options}: after the colon stands the folder that prepare.py made, then zero, `train,32768`, "
             "`train,65536`, these with `,text` for no retrieval documents, or try."
         )
     c.tokens_per_batch = max(length for task in c.tasks for length in task["lengths"])
     if not Path(data).is_dir():
-        raise ConfigError(f"config.py:{about}: no folder {data}; `python experiments/smollm2_64k/prepare.py {data}`.")
+        raise ConfigError(f"config.py:{options}: no folder {data}; `python experiments/smollm2_64k/prepare.py {data}`.")
     return c
