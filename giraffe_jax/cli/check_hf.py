@@ -97,12 +97,12 @@ def _theirs(where: Path, adapter: Any) -> Any:
     return peft.PeftModel.from_pretrained(model, str(adapter.directory)).merge_and_unload()  # type: ignore[operator]
 
 
-def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
+def _tokens(lm: Any, text: Path | None, length: int) -> tuple[Any, str]:
     """Returns `length` token ids and a description of where they come from."""
     import numpy as np
 
-    if ours.tokenizer is None:
-        return np.random.default_rng(0).integers(0, ours.config.vocab_size, length), "random ids: it has no tokenizer"
+    if lm.tokenizer is None:
+        return np.random.default_rng(0).integers(0, lm.config.vocab_size, length), "random ids: it has no tokenizer"
     if text is None:
         from pydoc_data.topics import topics
 
@@ -111,7 +111,7 @@ def _tokens(ours: Any, text: Path | None, length: int) -> tuple[Any, str]:
         from giraffe_jax.data import reading
 
         words, name = reading.read_text(text, "--text"), str(text)
-    ids = [*ours.tokenizer.prefix, *ours.tokenizer.encode(words)]
+    ids = [*lm.tokenizer.prefix, *lm.tokenizer.encode(words)]
     if len(ids) < length:
         raise ConfigError(
             f"{name} has {len(ids)} tokens, but --lengths needs {length}; give a longer --text or smaller --lengths."

@@ -44,7 +44,7 @@ class Filler:
 
     def __init__(self, task: Any, tokenizer: Any, length: int, *, probe: int = 16, answer: int = 0):
         self.task, self.tokenizer, self.length = task, tokenizer, length
-        self._probe, self._kept, self._ratio = probe, answer, 1.0
+        self._probe, self._reserved, self._ratio = probe, answer, 1.0
 
     def __call__(
         self, make: Callable[[int], Made], *, most: int | None = None, probe: int | None = None, atomic: bool = True
@@ -90,14 +90,14 @@ class Filler:
             if (high is None or low + 1 < high) and guess(low + 1) > self.length + UNSURE:
                 high = low + 1
         self._probe = low if probe is None else self._probe
-        slack = max(0, self._kept - len(best.answer))
+        slack = max(0, self._reserved - len(best.answer))
         best = dataclasses.replace(best, slack=slack)
         if atomic and low != most and lengths.short(best, self.length):
             slack += self._cost(example(self.tokenizer, counted(low + 1)[0])) - self._cost(best)
         return low, dataclasses.replace(best, slack=slack)
 
     def _cost(self, example: Example) -> int:
-        return len(example.prompt) + max(len(example.answer), self._kept)
+        return len(example.prompt) + max(len(example.answer), self._reserved)
 
 
 def example(tokenizer: Any, text: Made) -> Example:

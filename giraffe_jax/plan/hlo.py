@@ -72,18 +72,18 @@ class _Walk:
         self.kernels, self.node = kernels, node
         self.entry = computations[""]
         self.data_loops: set[str] = set()
-        self._known: dict[int, Sums] = {}
+        self._sums: dict[int, Sums] = {}
 
     def of(self, computation: Computation) -> Sums:
         """Returns the sums over one run of a computation."""
         key = id(computation.ops)
-        if key not in self._known:
+        if key not in self._sums:
             total: Sums = defaultdict(float)
             for op in computation.ops.values():
                 for name, value in self._of_op(op, computation).items():
                     total[name] += value
-            self._known[key] = total
-        return self._known[key]
+            self._sums[key] = total
+        return self._sums[key]
 
     def _of_op(self, op: Op, c: Computation) -> Mapping:
         kind = op.kind.removesuffix("-start")
