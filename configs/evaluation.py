@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 LENGTHS = [256, 512, 1024, 2048]
 
 
-def get_config(about: str = "giraffe-mini") -> ConfigDict:
-    source, _, documents = about.partition(",")
+def get_config(options: str = "giraffe-mini") -> ConfigDict:
+    source, _, documents = options.partition(",")
     c = ConfigDict()
     c.source = source
     c.tasks = [

@@ -14,8 +14,8 @@ SYNTHETIC = ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe",
 IN_TEXT = ["niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery"]
 
 
-def get_config(about: str = "giraffe-mini") -> ConfigDict:
-    source, *files = about.split(",")
+def get_config(options: str = "giraffe-mini") -> ConfigDict:
+    source, *files = options.split(",")
     books, squad, hotpot = [*files, "", "", ""][:3]
     kinds = [(kind, []) for kind in SYNTHETIC]
     kinds += [(kind, [books]) for kind in IN_TEXT if books]

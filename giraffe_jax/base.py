@@ -50,20 +50,20 @@ def of(source: str, base: str | None) -> Base:
     return Base(place, base_path, (source, base), _weights(place, base_path))
 
 
-def saved(about: Mapping[str, Any], run: str | Path, named: str | None = None) -> Base | None:
+def saved(metadata: Mapping[str, Any], run: str | Path, named: str | None = None) -> Base | None:
     """Returns the base that a checkpoint names, found and verified; None if the checkpoint holds all weights.
 
     Args:
-      about: the checkpoint's JSON.
+      metadata: the checkpoint's JSON.
       run: its workdir, for errors.
       named: a source to use instead of the one that the checkpoint names.
 
     Raises:
       ConfigError: it does not exist, or its weights are not those that the run was trained on.
     """
-    if not about.get("base"):
+    if not metadata.get("base"):
         return None
-    entry = about["base"]
+    entry = metadata["base"]
     options = [(entry["source"], entry["base"]), tuple(entry["given"])] if named is None else [(named, entry["base"])]
     reasons = []
     for source, base in dict.fromkeys(options):
@@ -91,10 +91,10 @@ def left_out(params: Any, trained: Any) -> frozenset[str]:
     return frozenset(path for path in paths(params) if not moves[path] and path.split("/")[-1] in LARGE)
 
 
-def without(params: Any, left: frozenset[str]) -> Any:
-    """Returns the parameters without those at the paths `left`."""
+def without(params: Any, omitted: frozenset[str]) -> Any:
+    """Returns the parameters without those at the paths `omitted`."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in left}, sep="/")
+    return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in omitted}, sep="/")
 
 
 def joined(params: Any, base: Any) -> Any:

@@ -88,10 +88,10 @@ def of_code(scaling: Any) -> Contents:
     return {f"code {path}": positions.code_digest(text) for path, text in positions.sources(scaling).items()}
 
 
-def of_training(config: Any, known: Mapping[str, str]) -> Contents:
+def of_training(config: Any, earlier: Mapping[str, str]) -> Contents:
     """Returns the digests of what a TrainConfig reads besides its source: own methods, data, a tokenizer.
 
-    known: earlier digests, used for data that no longer exists.
+    earlier: digests recorded before, used for data that no longer exists.
     """
     contents = of_code(config.model.get("positions", ()))
     stages = [source for stage in config.data.stages for source in stage.sources]
@@ -102,7 +102,7 @@ def of_training(config: Any, known: Mapping[str, str]) -> Contents:
         try:
             contents[name] = content_fingerprint(source.kind, source.path, "data", memory=_memory())[:16]
         except FileNotFoundError:
-            contents[name] = known.get(name, ABSENT)
+            contents[name] = earlier.get(name, ABSENT)
     if config.tokenizer:
         contents |= {f"training's {name}": value for name, value in of_tokenizer(Path(config.tokenizer)).items()}
     if any(source.conversations for source in (*config.data.sources, *stages)):

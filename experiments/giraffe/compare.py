@@ -107,12 +107,12 @@ def table(right: Table, lengths: Sequence[int], published: Mapping[str, np.ndarr
     return "\n".join(lines) + f"\n\n{said}A rank is one more than how many are better here; = marks equal means.\n"
 
 
-def ranked_cells(found: Mapping[str, crossed.Ranked], name: str) -> list[str]:
+def ranked_cells(ranked: Mapping[str, crossed.Ranked], name: str) -> list[str]:
     """The interval of a mean, the rank and its interval; empty for what not all bases and seeds have."""
-    if name not in found:
+    if name not in ranked:
         return [""] * 3
-    score, rank = found[name]
-    tied = sum(other.rank.value == rank.value for other in found.values()) > 1
+    score, rank = ranked[name]
+    tied = sum(other.rank.value == rank.value for other in ranked.values()) > 1
     ends = f"{100 * score.low:.0f} to {100 * score.high:.0f}"
     return [ends, f"{rank.value:.0f}{'=' * tied}", f"{rank.low:.0f} to {rank.high:.0f}"]
 
@@ -215,10 +215,10 @@ class Interval(tuple):
         return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in self))
 
 
-def difference(mine: Runs, other: Runs, span: slice = slice(None)) -> Interval:
+def difference(first: Runs, other: Runs, span: slice = slice(None)) -> Interval:
     """Returns mean accuracy less the other's over a span of lengths, on the bases and seeds that both have."""
-    runs = shared((mine, other))
-    value, drawn = crossed.draws({"less": by_base({run: mine[run] - other[run] for run in runs}, runs)})
+    runs = shared((first, other))
+    value, drawn = crossed.draws({"less": by_base({run: first[run] - other[run] for run in runs}, runs)})
     return Interval.of(value[0, span].mean(), drawn[:, 0, span].mean(1))
 
 

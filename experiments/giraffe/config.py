@@ -134,8 +134,8 @@ def lengths_of(original_len: int) -> list[int]:
     return [tokens * original_len // PUBLISHED_LEN for tokens in LINES.values()]
 
 
-def get_config(about: str = MINI) -> ConfigDict:
-    source, _, rest = about.partition(",")
+def get_config(options: str = MINI) -> ConfigDict:
+    source, _, rest = options.partition(",")
     c = ConfigDict()
     c.name = "giraffe"
     c.title = "The Giraffe paper's grid"

@@ -189,8 +189,8 @@ def smollm2(documents: str) -> ConfigDict:
     return c
 
 
-def get_config(about: str = "mini") -> ConfigDict:
-    model, *rest = about.split(",")
+def get_config(options: str = "mini") -> ConfigDict:
+    model, *rest = options.split(",")
     first, subset = [*rest, "", ""][:2]
     if model == "smollm2" and len(rest) < 2:
         c = smollm2(first or "mini_data/heldout")
@@ -198,8 +198,8 @@ def get_config(about: str = "mini") -> ConfigDict:
         c = mini(first or MINI, subset or ALL)
     else:
         raise ConfigError(
-            f"config.py:{about}: after the colon stands mini, `mini,BASE` with a base's workdir, `mini,BASE,{LED}` for "
-            f"the methods that led, `mini,BASE,{UNTRAINED}` for all methods without training (or {ALL}), or "
+            f"config.py:{options}: after the colon stands mini, `mini,BASE` with a base's workdir, `mini,BASE,{LED}` "
+            f"for the methods that led, `mini,BASE,{UNTRAINED}` for all methods without training (or {ALL}), or "
             "`smollm2,TEXTS`."
         )
     c.name = "leaderboard"

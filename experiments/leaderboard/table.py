@@ -243,12 +243,12 @@ def shown(table: Table, score: Estimate) -> Estimate:
     return Estimate(value, low, high, score.n)
 
 
-def rank_text(found: dict[str, crossed.Ranked], variant: str) -> str:
+def rank_text(ranked: dict[str, crossed.Ranked], variant: str) -> str:
     """A rank, "=" beside it where another variant has the same, and its interval."""
-    if variant not in found:
+    if variant not in ranked:
         return ""
-    rank = found[variant].rank
-    tied = sum(other.rank.value == rank.value for other in found.values()) > 1
+    rank = ranked[variant].rank
+    tied = sum(other.rank.value == rank.value for other in ranked.values()) > 1
     return f"{rank.value:.0f}{'=' * tied}" + ("" if math.isnan(rank.low) else f" ({rank.low:.0f}–{rank.high:.0f})")
 
 

@@ -51,8 +51,8 @@ def sources(kind: str, length: int) -> list[dict[str, Any]]:
     """Returns what is read: documents whose answers alone count ("needles"), text, or for "training" short and long
     documents and text, one to two to one."""
 
-    def synthetic(weight: float, **about: Any) -> dict[str, Any]:
-        return dict(kind="synthetic", weight=weight, synthetic=dict(kinds=("lines", "passkey"), **about))
+    def synthetic(weight: float, **options: Any) -> dict[str, Any]:
+        return dict(kind="synthetic", weight=weight, synthetic=dict(kinds=("lines", "passkey"), **options))
 
     def text(weight: float) -> dict[str, Any]:
         return dict(kind="text", path=READ, weight=weight)

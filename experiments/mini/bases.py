@@ -45,13 +45,13 @@ def command(workdir: Path, seed: int) -> list[str]:
             f"--workdir={workdir / f'base-{seed}'}", "--quiet"]  # fmt: skip
 
 
-def follow(workdir: Path, given: Sequence[Share]) -> list[int]:
+def follow(workdir: Path, shares: Sequence[Share]) -> list[int]:
     """Trains all bases, one at a time on each share of the machine, and returns the seeds of those that failed.
 
     However this ends, no training is left running: each is told once, so that it saves what it has.
     """
-    print(f"{len(SEEDS)} bases, by {in_words(list(given))}", flush=True)
-    waiting, free, failed = list(SEEDS), list(given), []
+    print(f"{len(SEEDS)} bases, by {in_words(list(shares))}", flush=True)
+    waiting, free, failed = list(SEEDS), list(shares), []
     running: list[tuple[int, Share, float, subprocess.Popen]] = []
     try:
         while waiting or running:

@@ -15,8 +15,8 @@ from configs import models
 TOKENS = 4_194_304  # of a step
 
 
-def get_config(about: str = "llama2_7b,32768,32") -> ConfigDict:
-    name, tokens, chips, *lora = about.split(",")
+def get_config(options: str = "llama2_7b,32768,32") -> ConfigDict:
+    name, tokens, chips, *lora = options.split(",")
     length, devices = int(tokens), int(chips)
     c = ConfigDict()
     c.model = getattr(models, name)()

@@ -53,10 +53,10 @@ def tables() -> str:
     return "\n".join(table(rows, parts) for parts in SHOWN)
 
 
-def with_tables(readme: str, made: str) -> str:
-    """The README with `made` between its two marks."""
+def with_tables(readme: str, tables: str) -> str:
+    """The README with `tables` between its two marks."""
     before, rest = readme.split(BEGIN)
-    return before + BEGIN + "\n" + made + "\n" + END + rest.split(END)[1]
+    return before + BEGIN + "\n" + tables + "\n" + END + rest.split(END)[1]
 
 
 def table(rows: Sequence[dict[str, str]], parts: Sequence[tuple]) -> str:

@@ -90,8 +90,8 @@ def run(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = _write_model(source, Path(folder) / "model", dtype)
-        for what in jobs:
-            banded(model, what)  # reports mistakes in jobs before anything is started
+        for requested in jobs:
+            banded(model, requested)  # reports mistakes in jobs before anything is started
         settings = dict(path=str(Path(folder) / "model"), dtype=dtype, threads=threads)
         settings |= dict(random=isinstance(source, ModelConfig))
         machine = _worker(settings | dict(side="machine")) | _versions()
@@ -100,21 +100,21 @@ def run(
             raise RuntimeError(f"bench: measuring the machine: {machine['error']}")
         if machine["platform"] != "cpu":  # on a CPU, peak memory is the process's and has to include compilation
             settings["cache"] = str(Path(folder) / "cache")
-        for number, what, side in _order(runs, jobs, sides):
-            row: dict[str, Any] = dict(run=number, side=side, job=str(what))
+        for number, side_job, side in _order(runs, jobs, sides):
+            row: dict[str, Any] = dict(run=number, side=side, job=str(side_job))
             if time.monotonic() > end:
                 row |= dict(left=True, error=f"not begun within {minutes:g} minutes")
             else:
-                trains = what.kind in TRAINS
-                policy = "save_attention" if what.rows * what.length > REMAT_ABOVE else "none"
+                trains = side_job.kind in TRAINS
+                policy = "save_attention" if side_job.rows * side_job.length > REMAT_ABOVE else "none"
                 case: dict[str, Any] = dict(
-                    side=side, kind=what.kind, length=what.length, rows=what.rows, method=what.method
+                    side=side, kind=side_job.kind, length=side_job.length, rows=side_job.rows, method=side_job.method
                 )
-                case |= dict(kernel=what.kernel, remat=(remat or policy) if trains else "none")
+                case |= dict(kernel=side_job.kernel, remat=(remat or policy) if trains else "none")
                 case |= dict(param_dtype=param_dtype or ("float32" if trains else dtype), platform=machine["platform"])
                 limit = None if minutes is None else end + GRACE - time.monotonic()
                 result = _worker(settings | case, limit)
-                row |= result if "error" in result else _judged(model, what, result, machine, case["param_dtype"])
+                row |= result if "error" in result else _judged(model, side_job, result, machine, case["param_dtype"])
             rows.append(row)
             say(machine, rows)
     return machine, rows
@@ -134,25 +134,25 @@ def _write_model(source: str | ModelConfig, path: Path, dtype: str) -> ModelConf
 def _order(runs: int, jobs: Sequence[Job], sides: Sequence[Side]) -> Iterator[tuple[int, Job, Side]]:
     for number in range(runs):
         seen = set()
-        for what in jobs:
+        for requested in jobs:
             # The side that goes first alternates, since a processor is faster after idling.
             for side in sides if number % 2 == 0 else reversed(sides):
-                side_job = what if side == "giraffe_jax" else what.peer
+                side_job = requested if side == "giraffe_jax" else requested.peer
                 if side_job is not None and (side, side_job) not in seen:
                     seen.add((side, side_job))
                     yield number, side_job, side
 
 
-def _judged(model: ModelConfig, what: Job, result: dict[str, Any], machine: dict[str, Any], weights: str):
+def _judged(model: ModelConfig, job: Job, result: dict[str, Any], machine: dict[str, Any], weights: str):
     """Returns a measurement with derived values: rates and fraction of the peak."""
     if result.get("params", num_params(model)) != num_params(model):
         return dict(error=f"it has {result['params']:,} parameters, the model {num_params(model):,}")
-    seconds, work = result["seconds"], flops(model, what)
-    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
+    seconds, work = result["seconds"], flops(model, job)
+    tokens = job.rows * (DECODED if job.kind == "decode" else job.length)
     row = result | dict(tokens_per_second=tokens / seconds, flops_per_second=work / seconds)
-    if what.kind != "decode":
+    if job.kind != "decode":
         return row | dict(bound="matmul", fraction=work / seconds / machine["matmul_flops"])
-    read = moved(model, what, 4 if weights == "float32" else 2)
+    read = moved(model, job, 4 if weights == "float32" else 2)
     row |= dict(bound="bandwidth", fraction=read / seconds / machine["bandwidth"])
     return row | dict(seconds=seconds / DECODED)  # per decoded token, of all rows
 

@@ -132,63 +132,63 @@ def method_of(text: str, *, original_len: int, where: str = "bands") -> dict[str
     return call
 
 
-def banded(model: ModelConfig, what: Job) -> tuple[tuple, Any]:
+def banded(model: ModelConfig, job: Job) -> tuple[tuple, Any]:
     """Returns (bands, bias) of a job's method in the first layer, as arguments of attention.
 
     Raises:
       ConfigError: the method has neither, so that it is timed as plain attention.
     """
-    if not what.method:
+    if not job.method:
         return (), None
-    call = method_of(what.method, original_len=model.original_len)
+    call = method_of(job.method, original_len=model.original_len)
     shape: dict[str, Any] = dict(head_dim=model.head_dim, theta=model.theta, original_len=model.original_len)
-    e = positions.bind([call], **shape, num_layers=1, length=float(what.length), where="bands")
-    places = np.broadcast_to(np.arange(what.length, dtype=np.float32), (what.rows, what.length))
+    e = positions.bind([call], **shape, num_layers=1, length=float(job.length), where="bands")
+    places = np.broadcast_to(np.arange(job.length, dtype=np.float32), (job.rows, job.length))
     e = e.at(places, key=jax.random.key(0))
     e = positions.with_learned(e, lambda item: item.init(jax.random.key(1), model.num_heads))
     bias, bands = e.bias, of_layer(e.bands, 0, 1)
     if not bands and bias is None:
-        raise ConfigError(f"--jobs {what}: {call['name']} sees every key in one band; time {what.plain} instead.")
+        raise ConfigError(f"--jobs {job}: {call['name']} sees every key in one band; time {job.plain} instead.")
     return bands, bias
 
 
-def pairs(model: ModelConfig, what: Job) -> int:
+def pairs(model: ModelConfig, job: Job) -> int:
     """Returns the number of visible query-key pairs of a row, for a job of attention with bands."""
-    bands, _ = banded(model, what)
-    seen = intervals(place_of_rows(None, (1, what.length)), bands)
+    bands, _ = banded(model, job)
+    seen = intervals(place_of_rows(None, (1, job.length)), bands)
     return int((np.asarray(seen.high, np.int64) - np.asarray(seen.low, np.int64)).sum())
 
 
-def flops(model: ModelConfig, what: Job) -> float:
+def flops(model: ModelConfig, job: Job) -> float:
     """Returns the model FLOPs of a job, two per multiply-add; attention counts only visible query-key pairs."""
-    tokens = what.rows * (DECODED if what.kind == "decode" else what.length)
-    attended = what.length + DECODED / 2 if what.kind == "decode" else what.length / 2
-    if what.kind == "packed":  # full documents, and the rest of the row
-        whole, rest = divmod(what.length, DOCUMENT)
-        attended = (whole * DOCUMENT**2 + rest**2) / 2 / what.length
-    if what.method:
-        attended = pairs(model, what) / what.length
+    tokens = job.rows * (DECODED if job.kind == "decode" else job.length)
+    attended = job.length + DECODED / 2 if job.kind == "decode" else job.length / 2
+    if job.kind == "packed":  # full documents, and the rest of the row
+        whole, rest = divmod(job.length, DOCUMENT)
+        attended = (whole * DOCUMENT**2 + rest**2) / 2 / job.length
+    if job.method:
+        attended = pairs(model, job) / job.length
     attention = 4.0 * tokens * attended * model.num_heads * model.head_dim
-    if what.kind in ("attention", "bands"):
+    if job.kind in ("attention", "bands"):
         return attention
-    if what.kind in ("attention_grad", "bands_grad"):
+    if job.kind in ("attention_grad", "bands_grad"):
         return 3 * attention
     head = model.vocab_size * model.d_model
     matrices = num_params(model) - (1 if model.tie_embeddings else 2) * head
-    predicted = what.rows if what.kind in ("forward", "prefill") else tokens
+    predicted = job.rows if job.kind in ("forward", "prefill") else tokens
     once = 2.0 * (matrices * tokens + head * predicted) + model.num_layers * attention
-    return 3 * once if what.kind in TRAINS else once
+    return 3 * once if job.kind in TRAINS else once
 
 
-def moved(model: ModelConfig, what: Job, itemsize: int) -> float:
+def moved(model: ModelConfig, job: Job, itemsize: int) -> float:
     """Returns the bytes that decoding has to read: all weights and the KV cache, for every token.
 
     Args:
       model: its config.
-      what: a decode job.
+      job: a decode job.
       itemsize: bytes per number.
     """
-    cached = 2 * model.num_layers * (what.length + DECODED / 2) * model.num_kv_heads * model.head_dim * what.rows
+    cached = 2 * model.num_layers * (job.length + DECODED / 2) * model.num_kv_heads * model.head_dim * job.rows
     head = 0 if model.tie_embeddings else model.vocab_size * model.d_model
     return DECODED * itemsize * (num_params(model) - head + cached)
 

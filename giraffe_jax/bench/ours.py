@@ -113,13 +113,13 @@ def _decode(model, params, tokens):
     return lambda: jax.block_until_ready(compiled(params, *inputs))
 
 
-def _attention(model, what: Job):
+def _attention(model, job: Job):
     dtype = model.dtype
-    bands, bias = banded(model, what)
-    shape, count = (what.rows, what.length), max(1, len(bands))
+    bands, bias = banded(model, job)
+    shape, count = (job.rows, job.length), max(1, len(bands))
     options: dict[str, Any] = dict(bands=bands, bias=bias)
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
-    kernel = choose(what.kernel, tokens=what.length, batch=what.rows, heads=heads, dtype=dtype, **options)
+    kernel = choose(job.kernel, tokens=job.length, batch=job.rows, heads=heads, dtype=dtype, **options)
     keys = jax.random.split(jax.random.key(0), 2 * count + 2)
 
     def draw(key, heads):
@@ -130,13 +130,13 @@ def _attention(model, what: Job):
     v, d = draw(keys[-2], model.num_kv_heads), draw(keys[-1], model.num_heads)
 
     def forward(q, k, v, options):
-        return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=what.kernel, **options)
+        return attend_rows(q, k, v, place=place_of_rows(None, shape), implementation=job.kernel, **options)
 
     def both(q, k, v, options, d):
         out, back = jax.vjp(lambda q, k, v: forward(q, k, v, options), q, k, v)
         return out, back(d)
 
-    function: Any = both if what.kind.endswith("grad") else forward
+    function: Any = both if job.kind.endswith("grad") else forward
     inputs = (q, k, v, options, d) if function is both else (q, k, v, options)
 
     def compile():

@@ -66,9 +66,9 @@ def manager(
     return Checkpoints(directory, item_handlers=handlers, options=options)
 
 
-def save(checkpoints: Checkpoints, step: int, state: Any, about: dict, metrics: dict | None = None) -> None:
-    """Starts saving `state` (arrays) and `about` (JSON) as the checkpoint of `step`; returns before it is written."""
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about))
+def save(checkpoints: Checkpoints, step: int, state: Any, metadata: dict, metrics: dict | None = None) -> None:
+    """Starts saving arrays `state` and JSON `metadata` as the checkpoint of `step`; returns before they are written."""
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(metadata))
     checkpoints.verified.discard(step)
     checkpoints.save(step, args=args, metrics=metrics, force=True)
 

@@ -43,7 +43,7 @@ class Entry:
     summary: str
     text: str  # the module's docstring
     parameters: str
-    about: str  # the function's docstring
+    description: str  # the function's docstring
     required: tuple[str, ...]  # parameters without a default
     example: dict[str, Any]
     needs: tuple[str, ...]
@@ -122,7 +122,7 @@ def read_entry(file: Path, name: str = "") -> Entry:
         summary=text.split("\n")[0].rstrip("."),
         text=text,
         parameters=parameters,
-        about=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
+        description=(ast.get_docstring(function) or "").strip().replace("\n", "\n    "),
         required=tuple(arg.arg for arg, default in keywords if default is None),
         example=dict(constants.get("EXAMPLE") or {}),
         needs=tuple(constants.get("NEEDS", ())),

@@ -87,10 +87,10 @@ def source(text: str) -> str:
     return text
 
 
-def base_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Adds --base; `more` is appended to its help."""
+def base_argument(parser: argparse.ArgumentParser, suffix: str = "") -> None:
+    """Adds --base; `suffix` is appended to its help."""
     text = "directory of an adapter's base model, if it is not beside the adapter; or of a LoRA run's source that has "
-    text += f"moved{more}"
+    text += f"moved{suffix}"
     parser.add_argument("--base", type=source, metavar="DIR", help=text)
 
 

@@ -117,7 +117,7 @@ def page_text(entries: list[Entry], folder: str) -> str:
                 "",
                 entry.text,
                 "",
-                f"`{entry.name}({entry.parameters})`: {' '.join(entry.about.split())}",
+                f"`{entry.name}({entry.parameters})`: {' '.join(entry.description.split())}",
                 "",
                 f"{training}; cached keys {entry.cache}; export: {entry.exported}; closed form: "
                 f"[{entry.closed_form}](../tests/positions/{entry.closed_form})",

@@ -48,15 +48,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(found, folder: Path, source: str) -> None:
+def write(lm, folder: Path, source: str) -> None:
     """Writes an imported model as the checkpoint of step 0, with its tokenizer's files."""
     from giraffe_jax import checkpoint
     from giraffe_jax.checkpoint import TOKENIZER
     from giraffe_jax.config import to_dict
 
     (folder / TOKENIZER).mkdir(parents=True)
-    for name, content in found.tokenizer.files().items():
+    for name, content in lm.tokenizer.files().items():
         (folder / TOKENIZER / name).write_bytes(content)
     with checkpoint.manager(folder) as checkpoints:
-        checkpoint.save(checkpoints, 0, {"params": found.params}, {"model": to_dict(found.config), "source": source})
+        checkpoint.save(checkpoints, 0, {"params": lm.params}, {"model": to_dict(lm.config), "source": source})
         checkpoints.wait_until_finished()

@@ -100,7 +100,7 @@ def sections() -> Iterator[tuple[str, str, list["Key"]]]:
         yield f"tasks: {name}", _summary(module.__doc__ or ""), task
 
 
-def page(found: list[tuple[str, str, list["Key"]]]) -> str:
+def page(key_sections: list[tuple[str, str, list["Key"]]]) -> str:
     """Returns the Markdown page of all keys, from what `sections` yields."""
     from giraffe_jax.config.keys import ITS_KEYS
 
@@ -112,7 +112,7 @@ def page(found: list[tuple[str, str, list["Key"]]]) -> str:
         "terminal. This page is written by `giraffe keys --page=docs/config.md` from the dataclasses.\n",
         "`[i]` is an element of a list. *required* has no default.\n",
     ]
-    for head, description, keys in found:
+    for head, description, keys in key_sections:
         lines += [f"## {head}\n", f"{description}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         for key in keys:
             default = "*required*" if key.default is None else f"`{_cell(key.default)}`"

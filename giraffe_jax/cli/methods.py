@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
         )
     picture = draw(call, args, entry)  # before anything is printed: it may reject the parameters
     print(f"{entry.name}: {entry.text or 'its file has no docstring.'}\n\n{entry.name}({entry.parameters})\n")
-    if entry.about:
-        print(f"    {entry.about}\n")
+    if entry.description:
+        print(f"    {entry.description}\n")
     if entry.kind != OWN:
         print(f"{entry.kind}; {_needs_training(entry)}; cached keys {entry.cache}; export: {entry.exported}.")
         print(f"Its closed form: tests/positions/{entry.closed_form}")

@@ -116,10 +116,10 @@ class Others:
         return self.tries.Tried(changes, **{name: row[name] for name in _KNOWN})
 
 
-def why(code: int, said: str) -> str:
+def why(code: int, stderr: str) -> str:
     """Returns why a plan failed, from its exit status and its standard error."""
     if code < 0:  # by a signal
-        check = re.search(r"Check failed: .*", said)
+        check = re.search(r"Check failed: .*", stderr)
         return "the compiler aborted" + ("" if check is None else f" ({check[0].strip()})")
-    lines = [line for line in said.splitlines() if line.startswith("giraffe: ")]
+    lines = [line for line in stderr.splitlines() if line.startswith("giraffe: ")]
     return lines[-1].removeprefix("giraffe: ") if lines else f"exit status {code}"

@@ -70,8 +70,8 @@ def _within(tokens: Tokens, source: SourceConfig) -> np.ndarray:
     return (sizes >= (source.min_tokens or 0)) & (sizes <= (source.max_tokens or tokens.longest))
 
 
-def _long(tokens: Tokens, source: SourceConfig, kept: np.ndarray) -> np.ndarray:
-    return kept[:0] if source.long_tokens is None else kept[tokens.sizes[kept] >= source.long_tokens]
+def _long(tokens: Tokens, source: SourceConfig, documents: np.ndarray) -> np.ndarray:
+    return documents[:0] if source.long_tokens is None else documents[tokens.sizes[documents] >= source.long_tokens]
 
 
 def _asked(source: SourceConfig) -> str:

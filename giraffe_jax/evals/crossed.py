@@ -70,7 +70,7 @@ def ranked(
     out = {}
     for v, name in enumerate(scores):
         low, high = interval(np.clip(drawn[:, v], least, most))
-        best, worst = interval(drawn_ranks[:, v], whole=True)
+        best, worst = interval(drawn_ranks[:, v], discrete=True)
         score = Estimate(float(value[v]), min(low, float(value[v])), max(high, float(value[v])), n)
         rank = Estimate(float(ranks[v]), min(best, float(ranks[v])), max(worst, float(ranks[v])), n)
         if questions < FEWEST:
@@ -146,10 +146,10 @@ def places(scores: np.ndarray) -> np.ndarray:
     return np.stack([1 + (scores > scores[:, v : v + 1] + least).sum(1) for v in range(scores.shape[1])], 1)
 
 
-def interval(drawn: np.ndarray, whole: bool = False) -> tuple[float, float]:
-    """Returns the bounds of the middle 95% of resamples [resamples, ...]; with `whole`, values that occur in them."""
+def interval(drawn: np.ndarray, discrete: bool = False) -> tuple[float, float]:
+    """Returns the bounds of the middle 95% of resamples [resamples, ...]; if `discrete`, values that occur in them."""
     tail = (1 - CONFIDENCE) / 2
-    if whole:
+    if discrete:
         return float(np.quantile(drawn, tail, method="lower")), float(np.quantile(drawn, 1 - tail, method="higher"))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)

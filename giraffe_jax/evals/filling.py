@@ -44,10 +44,10 @@ class Filler:
 
     def __init__(self, task: Any, tokenizer: Any, length: int, *, probe: int = 16, answer: int = 0):
         self.task, self.tokenizer, self.length = task, tokenizer, length
-        self._probe, self._kept, self._ratio = probe, answer, 1.0
+        self._probe, self._reserved, self._ratio = probe, answer, 1.0
 
     def __call__(
-        self, make: Callable[[int], Made], *, most: int | None = None, probe: int | None = None, whole: bool = True
+        self, make: Callable[[int], Made], *, most: int | None = None, probe: int | None = None, atomic: bool = True
     ) -> tuple[int, Example]:
         """Returns (k, make(k) as tokens) with the largest k >= 0 that fits.
 
@@ -55,7 +55,7 @@ class Filler:
           make: returns the prompt with k units; its length must grow with k.
           most: the largest possible k; None if there is no limit.
           probe: as in the class, for units of another kind than in earlier searches.
-          whole: units cannot be cut, so the prompt may be shorter by the size of one (`Example.slack`).
+          atomic: units cannot be cut, so the prompt may be shorter by the size of one (`Example.slack`).
 
         Raises:
           ConfigError: not even k = 0 fits.
@@ -90,20 +90,20 @@ class Filler:
             if (high is None or low + 1 < high) and guess(low + 1) > self.length + UNSURE:
                 high = low + 1
         self._probe = low if probe is None else self._probe
-        slack = max(0, self._kept - len(best.answer))
+        slack = max(0, self._reserved - len(best.answer))
         best = dataclasses.replace(best, slack=slack)
-        if whole and low != most and lengths.short(best, self.length):
+        if atomic and low != most and lengths.short(best, self.length):
             slack += self._cost(example(self.tokenizer, counted(low + 1)[0])) - self._cost(best)
         return low, dataclasses.replace(best, slack=slack)
 
     def _cost(self, example: Example) -> int:
-        return len(example.prompt) + max(len(example.answer), self._kept)
+        return len(example.prompt) + max(len(example.answer), self._reserved)
 
 
-def example(tokenizer: Any, made: Made) -> Example:
+def example(tokenizer: Any, text: Made) -> Example:
     """Returns a prompt and its answer as tokens, with the tokenizer's prefix (begin token) first."""
-    before, answer = scoring.split(tokenizer, made.prompt, made.answer)
-    return Example(begun(tokenizer, before), answer, made.expected, made.depth)
+    before, answer = scoring.split(tokenizer, text.prompt, text.answer)
+    return Example(begun(tokenizer, before), answer, text.expected, text.depth)
 
 
 def largest(cost: Callable[[int], float], budget: float, k: int, high: int | None = None) -> int:

@@ -79,11 +79,11 @@ def filled(fill: filling.Filler, make: Callable[[int, End], filling.Made]) -> Ex
 
     `make(size, end)` builds it from that many pieces and the end, as `Haystack.part` returns them.
     """
-    size, example = fill(lambda k: make(k, NOTHING), whole=False)
+    size, example = fill(lambda k: make(k, NOTHING), atomic=False)
     for unit in END_UNITS:
         if lengths.short(example, fill.length):
             # Asking for more words than the piece has takes all of it.
-            _, example = fill(lambda k, unit=unit: make(size, End(k, unit)), probe=4, most=LONGEST_END, whole=False)
+            _, example = fill(lambda k, unit=unit: make(size, End(k, unit)), probe=4, most=LONGEST_END, atomic=False)
     return example
 
 

@@ -156,18 +156,18 @@ def frequent(rng: random.Random, shuffle: Shuffle, size: int, *, words: int):
     return FREQUENT.format(context=" ".join(text)), coded[1:4], " " + " ".join(coded[1:4]), 0.0
 
 
-def question(rng: random.Random, shuffle: Shuffle, size: int, asked: Questions, i: int):
+def question(rng: random.Random, shuffle: Shuffle, size: int, questions: Questions, i: int):
     """The i-th question, on its own documents among `size` others."""
-    query, answers, gold, near = asked.cases[i % len(asked.cases)]
+    query, answers, gold, near = questions.cases[i % len(questions.cases)]
     # Its own documents, then those of the same article, then any, drawn so that a larger size only adds documents.
     # If there are too few, all are repeated as often as needed (as released).
     near, known = rng.sample(near, len(near)), {*gold, *near}
-    count = len(asked.documents)
+    count = len(questions.documents)
     far = [d for d in rng.sample(range(count), min(count, max(4096, size))) if d not in known]
     chosen = [*gold, *near, *far]
     chosen = (chosen * -(-(len(gold) + size) // len(chosen)))[: len(gold) + size]
     shuffle(chosen)
-    context = "\n\n".join(f"Document {k}:\n{asked.documents[d]}" for k, d in enumerate(chosen, 1))
+    context = "\n\n".join(f"Document {k}:\n{questions.documents[d]}" for k, d in enumerate(chosen, 1))
     where = min(chosen.index(d) for d in gold) / max(1, len(chosen) - 1)
     return QUESTION.format(context=context, query=query), list(answers), f" {answers[0]}", where
 

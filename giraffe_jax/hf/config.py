@@ -62,13 +62,13 @@ _shorten.maxdict, _shorten.maxlist, _shorten.maxstring, _shorten.maxlong, _short
 _shown = _shorten.repr
 
 
-def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ours: Any) -> ModelConfig:
+def config_from_json(values: Mapping[str, Any], where: str = "config.json", **overrides: Any) -> ModelConfig:
     """Returns the ModelConfig that a config.json describes, its rope scaling as `positions`.
 
     Args:
       values: the parsed file.
       where: the name of the file in errors.
-      **ours: more fields of ModelConfig to set (dtype, param_dtype, attention, ...).
+      **overrides: more fields of ModelConfig to set (dtype, param_dtype, attention, ...).
 
     Raises:
       ConfigError: not a Llama; an attribute that is unknown, missing, or has a value that is not implemented; or two
@@ -101,7 +101,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json", **ou
         tie_embeddings=values.get("tie_word_embeddings", False),
         positions=_positions(rope, max_len, where),
     )
-    return model_config(fields | ours, where)
+    return model_config(fields | overrides, where)
 
 
 def model_config(fields: Mapping[str, Any], where: str) -> ModelConfig:

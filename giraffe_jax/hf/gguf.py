@@ -33,13 +33,13 @@ _NUMBERS = {
 FREQUENCIES = "rope_freqs.weight"  # divides each plane's frequency
 
 
-def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfig:
+def config(file: File, tensors: Mapping[str, Tensor], **overrides: Any) -> ModelConfig:
     """Returns the ModelConfig of a GGUF file. `rope_freqs.weight` becomes the method `llama3` if llama3 has these
     frequencies, else `longrope`.
 
     Args:
       tensors: those of the file, from `tensors`.
-      **ours: more fields of ModelConfig to set (param_dtype, ...).
+      **overrides: more fields of ModelConfig to set (param_dtype, ...).
 
     Raises:
       ConfigError: not a Llama, keys that are missing, unknown or have wrong values, rope scaling that is not supported.
@@ -95,7 +95,7 @@ def config(file: File, tensors: Mapping[str, Tensor], **ours: Any) -> ModelConfi
         tie_embeddings="output.weight" not in tensors,
         positions=positions,
     )
-    return model_config(fields | ours, where)
+    return model_config(fields | overrides, where)
 
 
 def _positions(

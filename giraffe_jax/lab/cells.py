@@ -65,15 +65,15 @@ def contents(config: Any, tasks: list[Any], trainings: Mapping[str, Any], before
     return All(source, variants, {evals.label(t): cases.contents(t) for t in tasks})
 
 
-def of_training(found: All, variant: Any, config: Any) -> Contents:
+def of_training(contents: All, variant: Any, config: Any) -> Contents:
     """Returns the contents that a variant's training depends on: the experiment's source and what `config` reads.
 
     Args:
-      found: the experiment's contents.
+      contents: the experiment's contents.
       variant: the trained variant.
       config: its TrainConfig.
     """
-    return found.source | identity.of_training(config, found.variants[variant.name])
+    return contents.source | identity.of_training(config, contents.variants[variant.name])
 
 
 def scaling_of(variant: Any) -> list[Any]:
@@ -87,13 +87,13 @@ def code_of(variant: Any) -> dict[str, str]:
     return positions.sources(scaling_of(variant))
 
 
-def cells(config: Any, tasks: list[Any], found: All, fingerprint: str | None = None) -> list[Cell]:
+def cells(config: Any, tasks: list[Any], contents: All, fingerprint: str | None = None) -> list[Cell]:
     """Returns all cells in the order of measurement; cells that no seed changes appear for the first seed only.
 
     Args:
       config: ExperimentConfig.
       tasks: built tasks.
-      found: the experiment's contents.
+      contents: the experiment's contents.
       fingerprint: of the source, as recorded by an older version; for `Cell.older`.
     """
     out = []
@@ -106,7 +106,7 @@ def cells(config: Any, tasks: list[Any], found: All, fingerprint: str | None = N
                 for length in task.lengths:
                     label = evals.label(task)
                     description = [variant.name, about_variant(variant), label, about_task(seeded), length, seed]
-                    content = [found.source, found.variants[variant.name], found.tasks[label]]
+                    content = [contents.source, contents.variants[variant.name], contents.tasks[label]]
                     key = records.digest([*description, config.overrides, content])
                     older = records.digest([*description, fingerprint, config.overrides])
                     out.append(Cell(variant, seeded, length, seed, key, older))

@@ -20,12 +20,12 @@ SLOW = 5.0
 
 
 class Call(NamedTuple):
-    """A model call on rows x tokens: scoring if new is 0, of `scored` tokens of each row or all (0), else generation of
-    `new` tokens."""
+    """A model call on rows x tokens: scoring if `new_tokens` is 0, of `scored` tokens of each row or all (0), else
+    generation of that many tokens."""
 
     rows: int
     tokens: int
-    new: int = 0
+    new_tokens: int = 0
     scored: int = 0
 
 
@@ -75,7 +75,9 @@ class _Clock:
         both = [
             (seconds, self.took[structure(encoding), other])
             for (kind, other), seconds in self.took.items()
-            if kind == structure(self.plain) and (structure(encoding), other) in self.took and other.new == call.new
+            if kind == structure(self.plain)
+            and (structure(encoding), other) in self.took
+            and other.new_tokens == call.new_tokens
         ]
         if not both:
             return self._timed(call, encoding)
@@ -98,9 +100,9 @@ class _Clock:
     def _run(self, call: Call, encoding: Encoding) -> None:
         tokens = np.arange(call.rows * call.tokens, dtype=np.int32).reshape(call.rows, call.tokens)
         tokens %= self.lm.config.vocab_size
-        if call.new:
+        if call.new_tokens:
             settings: dict[str, Any] = dict(length=call.tokens, batch=call.rows, width=call.tokens, stop=())
-            inference.generate(self.lm, tokens.tolist(), call.new, encoding, **settings)
+            inference.generate(self.lm, tokens.tolist(), call.new_tokens, encoding, **settings)
         else:
             scored = None
             if call.scored:

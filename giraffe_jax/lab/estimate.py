@@ -43,7 +43,7 @@ TIMED_STEPS = 3  # training steps to time; the first one compiles
 class Part(NamedTuple):
     """One line of an estimate."""
 
-    what: str
+    name: str
     count: str
     seconds: float  # nan if unknown
     how: str  # how it was estimated
@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         shown = [
-            (p.what, p.count, "?" if math.isnan(p.seconds) else records.duration(p.seconds), p.how) for p in self.parts
+            (p.name, p.count, "?" if math.isnan(p.seconds) else records.duration(p.seconds), p.how) for p in self.parts
         ]
         left = self.cells - self.finished
         if not left:
@@ -113,24 +113,24 @@ def estimate(
     plan = manifest.plan(config, tasks, spec.trainings(config), workdir, keep=keep)
     for note in plan.notes:
         say(note)
-    left, parts, models = plan.left, [], defaultdict(float)
-    if left:
-        spec.check_bound(config, ((cell.variant, cell.length) for cell in left), base().config)
+    pending, parts, models = plan.pending, [], defaultdict(float)
+    if pending:
+        spec.check_bound(config, ((cell.variant, cell.length) for cell in pending), base().config)
         parts += _trainings(config, plan, workdir, base, models, say)
-        parts += _measurements(config, left, workdir, base, models, say)
-    return Estimate(len(plan.cells), len(plan.cells) - len(left), parts, models, jobs)
+        parts += _measurements(config, pending, workdir, base, models, say)
+    return Estimate(len(plan.cells), len(plan.cells) - len(pending), parts, models, jobs)
 
 
 def _measurements(
-    config: ExperimentConfig, left: Sequence[Cell], workdir: Path, base: Callable[[], LM], models: dict[str, float],
+    config: ExperimentConfig, pending: Sequence[Cell], workdir: Path, base: Callable[[], LM], models: dict[str, float],
     say: Callable[[str], None],
 ) -> list[Part]:  # fmt: skip
-    lm = _with_learned(base(), [cell.variant for cell in left])
+    lm = _with_learned(base(), [cell.variant for cell in pending])
     clock = _Clock(dataclasses.replace(lm, config=dataclasses.replace(lm.config, positions=())))
     measured = _seconds_of_cells(workdir, {v.name: structure(clock.bind(v, 1)) for v in config.variants})
     parts = []
-    for label in dict.fromkeys(evals.label(cell.task) for cell in left):
-        task_cells = [cell for cell in left if evals.label(cell.task) == label]
+    for label in dict.fromkeys(evals.label(cell.task) for cell in pending):
+        task_cells = [cell for cell in pending if evals.label(cell.task) == label]
         lengths = sorted({cell.length for cell in task_cells})
         seconds, known, failed = 0.0, 0, ""
         took_of: dict[str, float] = defaultdict(float)
@@ -210,7 +210,7 @@ def _trainings(
     config: ExperimentConfig, plan: Plan, workdir: Path, base: Any, models: dict[str, float], say: Callable[[str], None]
 ) -> list[Part]:
     """Returns a part for each kind of training; one kind may differ in array values of positions, seeds and steps."""
-    runs = {training_of(config, cell.variant, cell.seed, workdir): cell for cell in plan.left if cell.variant.train}
+    runs = {training_of(config, cell.variant, cell.seed, workdir): cell for cell in plan.pending if cell.variant.train}
     if not runs:
         return []
     model = base().config

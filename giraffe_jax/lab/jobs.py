@@ -65,7 +65,7 @@ def run(
     """
     config, workdir = build(ExperimentConfig, config), Path(workdir)
     plan = manifest.plan(config, check(config), trainings(config), workdir, keep=keep)
-    models = len({folder(config, cell.variant, cell.seed) for cell in plan.left})
+    models = len({folder(config, cell.variant, cell.seed) for cell in plan.pending})
     given = shares(max(1, min(jobs, models)))
     if len(given) < 2:
         return 1 if lab_run.run(config, workdir, keep=keep).failures else 0
@@ -73,7 +73,7 @@ def run(
     if (workdir / RESULTS).is_file():
         lab_run.mend(workdir)
         began = sum(1 for _ in records.read_rows(workdir / RESULTS, lambda line: None))
-    shown = _Shown(plan.left, workdir / RESULTS)
+    shown = _Shown(plan.pending, workdir / RESULTS)
     reason = f"{models} models are left" if len(given) == models else "there are no more cores"
     fewer = f" (not {jobs}: {reason})" if len(given) < jobs else ""
     lab_run.announce(config, workdir, plan, shown.say, f", by {in_words(given)}{fewer}")
@@ -88,15 +88,15 @@ def run(
     outcome = lab_run.finish(workdir, shown.say)
     if any("RESOURCE_EXHAUSTED" in str(row.get("error")) for row in outcome.results.failures):
         shown.say("a device ran out of memory: with a smaller --jobs each job gets more of it")
-    if shown.left:
-        shown.say(f"{len(shown.left)} cells are not measured; the same command, with any --jobs, resumes with them")
-    return 1 if outcome.failures or shown.left else 0
+    if shown.pending:
+        shown.say(f"{len(shown.pending)} cells are not measured; the same command, with any --jobs, resumes with them")
+    return 1 if outcome.failures or shown.pending else 0
 
 
-def work(config: ExperimentConfig | Any, workdir: str | Path, about: str, *, keep: bool = False) -> None:
-    """Measures as one job; `about` is the value of JOB. Its output is meant for the starter."""
-    number, began = map(int, about.split(":"))
-    job = lab_run.Job(number, began, lambda what: print(f"{NOW}{what}", flush=True))
+def work(config: ExperimentConfig | Any, workdir: str | Path, job_value: str, *, keep: bool = False) -> None:
+    """Measures as one job; `job_value` is the value of JOB. Its output is meant for the starter."""
+    number, began = map(int, job_value.split(":"))
+    job = lab_run.Job(number, began, lambda activity: print(f"{NOW}{activity}", flush=True))
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -123,14 +123,14 @@ def end_with_starter() -> None:
 class _Job:
     """A started process and its latest output."""
 
-    def __init__(self, number: int, share: Share, words: Sequence[str], more: Mapping[str, str]):
+    def __init__(self, number: int, share: Share, words: Sequence[str], env: Mapping[str, str]):
         self.number, self.now, self.detail = number, "starting", ""
         self.last: collections.deque[str] = collections.deque(maxlen=5)
         with inside(share):
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", COMMAND, str(ROOT), *words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                env={**more, **os.environ, **share.env},
+                env={**env, **os.environ, **share.env},
                 process_group=0,  # a terminal's Ctrl-C reaches only the starter, which passes it on
             )  # fmt: skip
 
@@ -144,13 +144,13 @@ class _Job:
 class _Shown:
     """The display of a run: one progress line for all jobs; above it, finished cells and the jobs' output.
 
-    `left` holds the cells, by key, that have neither finished nor failed.
+    `pending` holds the cells, by key, that have neither finished nor failed.
     """
 
     def __init__(self, cells: Sequence[Cell], rows: Path):
-        self.left, self.total = {cell.key: cell for cell in cells}, len(cells)
+        self.pending, self.total = {cell.key: cell for cell in cells}, len(cells)
         self.path, self.at = rows, rows.stat().st_size if rows.is_file() else 0
-        self.found: dict[str, list[dict[str, Any]]] = {}
+        self.cell_rows: dict[str, list[dict[str, Any]]] = {}
         self.warned: set[str] = set()
         self.progress = records.Progress(self.total, every=30.0, after=0.0 if sys.stdout.isatty() else 30.0,
                                          file=sys.stdout)  # fmt: skip
@@ -176,12 +176,12 @@ class _Shown:
         """Prints the cells finished since the last call, and what the jobs do now."""
         for row in self._rows():
             self._count(row)
-        if self.left:
+        if self.pending:
             width = None
             if self.progress.tty:  # leaves room for the count and the time left
                 width = max(20, (shutil.get_terminal_size().columns - 30) // max(len(jobs), 1) - 2)
             text = "  ".join(f"[{job.number}] {job.now}{job.detail}"[:width] for job in jobs)
-            self.progress.update(self.total - len(self.left), text)
+            self.progress.update(self.total - len(self.pending), text)
 
     def ended(self, job: _Job, others: int) -> None:
         """Prints how a job ended before its work was done."""
@@ -194,17 +194,17 @@ class _Shown:
 
     def _count(self, row: Mapping[str, Any]) -> None:
         key, kind = row.get("key"), row.get("kind")
-        if key not in self.left:
+        if key not in self.pending:
             return
         if kind is None:
-            self.found.setdefault(key, []).append(dict(row))
+            self.cell_rows.setdefault(key, []).append(dict(row))
             return
-        cell, rows = self.left.pop(key), self.found.pop(key, [])
+        cell, rows = self.pending.pop(key), self.cell_rows.pop(key, [])
         if kind == "failure":
             line = pace.failed(cell, row["error"])
         else:  # a job that was killed may have left some rows before these
             line = pace.measured(cell, rows[len(rows) - row["rows"] :], row["seconds"])
-        self.say(f"  {self.total - len(self.left)}/{self.total}  {line}")
+        self.say(f"  {self.total - len(self.pending)}/{self.total}  {line}")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         if not self.path.is_file():
@@ -221,7 +221,7 @@ class _Shown:
                         yield row
 
 
-def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
+def _follow(shares: Sequence[Share], words: Sequence[str], began: int, shown: _Shown) -> list[str]:
     """Starts the jobs and follows them to their end; returns the messages of those that rejected the request."""
     jobs: list[_Job] = []
     refused: list[str] = []
@@ -231,7 +231,7 @@ def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Sh
         compiled = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         stack.callback(shown.progress.close)
         told = stack.enter_context(told_to_end(KILLED))
-        for number, share in enumerate(given, 1):
+        for number, share in enumerate(shares, 1):
             jobs.append(_Job(number, share, words, {JOB: f"{number}:{began}", "JAX_COMPILATION_CACHE_DIR": compiled}))
             stack.enter_context(jobs[-1].process)
             stack.callback(jobs[-1].process.kill)
@@ -256,7 +256,7 @@ def _follow(given: Sequence[Share], words: Sequence[str], began: int, shown: _Sh
                         refused.append(job.last[-1].removeprefix("giraffe: ") if job.last else "refused")
             shown.refresh(alive)
         if told:
-            done = shown.total - len(shown.left)
+            done = shown.total - len(shown.pending)
             raise KeyboardInterrupt(
                 f"all jobs have ended, with {done} of {shown.total} cells measured; the same command, with any --jobs, "
                 "goes on from there."

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
     manifest: dict[str, Any]
     cells: list[Cell]
-    left: list[Cell]
+    pending: list[Cell]
     notes: list[str]
     contents: All
 
@@ -106,7 +106,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
         return other_files() + stale(where, of_training(now, cell.variant, training), cell.variant.positions)
 
     todo = cells(config, tasks, now, before.fingerprint)
-    counting, left, kept, older = dict(before.counting), [], [], dict(before.older)
+    counting, pending, kept, older = dict(before.counting), [], [], dict(before.older)
     changed: dict[str, list[tuple[Cell, str]]] = {}  # what has changed -> the affected cells and their fate
     for cell in todo:
         fate, rows_key, changes = before.fate(cell, now, known_to_differ)
@@ -116,7 +116,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
         if fate == KNOWN and rows_key == cell.older:
             older[cell.key] = cell.older
         counting[cell.name] = cell.key if fate == AGAIN or rows_key is None else rows_key
-        left += [cell] if fate == AGAIN else []
+        pending += [cell] if fate == AGAIN else []
         for thing in changes if rows_key else ():
             changed.setdefault(thing, []).append((cell, fate))
 
@@ -129,7 +129,7 @@ def plan(config: Any, tasks: list[Any], trainings: Mapping[str, Any], workdir: P
     if before.fingerprint is not None:
         manifest["unrecorded"] = {"fingerprint": before.fingerprint, "keys": older}
     taken = sum(counting[cell.name] == older.get(cell.key) for cell in todo)
-    return Plan(manifest, todo, left, _notes(changed, taken, keep, todo), now)
+    return Plan(manifest, todo, pending, _notes(changed, taken, keep, todo), now)
 
 
 class _Before(NamedTuple):
@@ -138,7 +138,7 @@ class _Before(NamedTuple):
     contents: All
     done: dict[str, Name]  # finished cells by key, earliest first
     counting: Mapping[Name, str]  # keys of the rows that count
-    kept: Mapping[str, list[str]]  # key of rows kept by --keep -> what had changed since they were measured
+    kept_changes: Mapping[str, list[str]]  # key of rows kept by --keep -> what had changed since they were measured
     fingerprint: str | None  # of the source, if a version without contents measured here
     older: Mapping[str, str]  # key -> that version's key of the same cell
 
@@ -157,30 +157,30 @@ class _Before(NamedTuple):
         rows_key = self.counting.get(cell.name)
         if rows_key not in self.done:
             rows_key = next((key for key, name in reversed(self.done.items()) if name == cell.name), None)
-        return AGAIN, rows_key, list(dict.fromkeys([*changes, *self.kept.get(rows_key or "", ())]))
+        return AGAIN, rows_key, list(dict.fromkeys([*changes, *self.kept_changes.get(rows_key or "", ())]))
 
 
-def _before(old: Mapping[str, Any], done: dict[str, Name]) -> _Before:
+def _before(manifest: Mapping[str, Any], done: dict[str, Name]) -> _Before:
     recorded = All({}, {}, {})
-    if "contents" in old:
-        recorded = All(*(old["contents"][group] for group in All._fields))
-    unrecorded = old.get("unrecorded", {"fingerprint": None, "keys": {}})
-    if old and "contents" not in old:
-        unrecorded = unrecorded | {"fingerprint": old["identity"]["source"].get("fingerprint")}
-    counting = {tuple(name): key for key, name in old.get("cells", {}).items()}
-    kept = {entry["key"]: entry["changed"] for entry in old.get("kept", ())}
-    return _Before(recorded, done, counting, kept, unrecorded["fingerprint"], unrecorded["keys"])
+    if "contents" in manifest:
+        recorded = All(*(manifest["contents"][group] for group in All._fields))
+    unrecorded = manifest.get("unrecorded", {"fingerprint": None, "keys": {}})
+    if manifest and "contents" not in manifest:
+        unrecorded = unrecorded | {"fingerprint": manifest["identity"]["source"].get("fingerprint")}
+    counting = {tuple(name): key for key, name in manifest.get("cells", {}).items()}
+    kept_changes = {entry["key"]: entry["changed"] for entry in manifest.get("kept", ())}
+    return _Before(recorded, done, counting, kept_changes, unrecorded["fingerprint"], unrecorded["keys"])
 
 
-def _sources(config: Any, old: Mapping[str, Any], kept: set[str]) -> dict[str, dict[str, str]]:
-    """Returns {variant: {"my_method.py": digest}} of the user's methods; `kept` variants keep the digests of their
+def _sources(config: Any, recorded: Mapping[str, Any], kept_variants: set[str]) -> dict[str, dict[str, str]]:
+    """Returns {variant: {"my_method.py": digest}} of the user's methods; `kept_variants` keep the digests of their
     older rows."""
     current = {
         variant.name: {path: positions.code_digest(text) for path, text in code_of(variant).items()}
         for variant in config.variants
-        if variant.name not in kept
+        if variant.name not in kept_variants
     }
-    return {name: files for name, files in {**old, **current}.items() if files}
+    return {name: files for name, files in {**recorded, **current}.items() if files}
 
 
 def _changed(before: All, now: All, cell: Cell) -> list[str]:

@@ -18,7 +18,7 @@ class Pace:
         """Counts cells that need no measuring, or cannot be measured."""
         self.done += cells
 
-    def begin(self, what: str) -> None:
+    def begin(self, activity: str) -> None:
         """Does nothing: a run without jobs reports only finished cells."""
 
     def end(self, line: str) -> None:
@@ -44,9 +44,9 @@ class Job:
     def skip(self, cells: int) -> None:
         """Does nothing: the starter counts cells in the results file."""
 
-    def begin(self, what: str) -> None:
+    def begin(self, activity: str) -> None:
         """Reports what this job does now."""
-        self.now(what)
+        self.now(activity)
 
     def end(self, line: str) -> None:
         """Does nothing: the starter reports finished cells from the results file."""

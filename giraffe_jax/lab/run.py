@@ -94,12 +94,12 @@ def measure(
             report.draw_methods(workdir, plan.manifest)
     if job is None:
         announce(config, workdir, plan, say)
-    if plan.left and (job is None or job.number == 1):
+    if plan.pending and (job is None or job.number == 1):
         for line in report.too_few(tasks, lambda: base().tokenizer):
             say(f"  {line}")
-        if line := beyond_reach(config, plan.left, base().config.original_len):
+        if line := beyond_reach(config, plan.pending, base().config.original_len):
             say(f"  {line}")
-    if plan.left:
+    if plan.pending:
         _measure(config, workdir, plan, base, say, job)
 
 
@@ -107,8 +107,8 @@ def announce(config: ExperimentConfig, workdir: Path, plan: Plan, say: Callable[
     """Prints what has changed since the last run and how many cells there are to measure; `by` is appended."""
     for note in plan.notes:
         say(note)
-    if plan.left:
-        say(f"{config.name}: {len(plan.left)} of {len(plan.cells)} cells to measure, in {workdir}{by}")
+    if plan.pending:
+        say(f"{config.name}: {len(plan.pending)} of {len(plan.cells)} cells to measure, in {workdir}{by}")
 
 
 def finish(workdir: Path, say: Callable[[str], None]) -> Outcome:
@@ -148,10 +148,10 @@ def source_of(config: ExperimentConfig) -> Any:
 def _measure(
     config: ExperimentConfig, workdir: Path, plan: Plan, base: Any, say: Callable[[str], None], job: Job | None
 ) -> None:
-    check_bound(config, ((cell.variant, cell.length) for cell in plan.left), base().config)
-    pace = job or Pace(len(plan.left), say)
+    check_bound(config, ((cell.variant, cell.length) for cell in plan.pending), base().config)
+    pace = job or Pace(len(plan.pending), say)
     with _rows(workdir) as rows:
-        waiting = list(_by_model(plan.left))
+        waiting = list(_by_model(plan.pending))
         if job is not None:
             waiting.sort(key=lambda group: group[0][0].train is None)  # trained variants first: they take longest
         while waiting:
@@ -291,10 +291,10 @@ def _record(rows: Any, cell: Cell, *, row: Any = None, done: Any = None, failure
         rows.append(row | tail)
 
 
-def _by_model(left: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
+def _by_model(cells: list[Cell]) -> Iterator[tuple[tuple[Variant, int], list[Cell]]]:
     """Yields ((variant, seed), cells): the cells grouped by variant and seed, which use the same weights."""
     groups: dict[tuple[str, int], list[Cell]] = {}
-    for cell in left:
+    for cell in cells:
         groups.setdefault((cell.variant.name, cell.seed), []).append(cell)
     for group in groups.values():
         yield (group[0].variant, group[0].seed), group

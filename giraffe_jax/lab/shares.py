@@ -59,11 +59,11 @@ def shares(jobs: int) -> list[Share]:
     return assigned
 
 
-def in_words(given: list[Share]) -> str:
+def in_words(shares: list[Share]) -> str:
     """Returns the shares in words: "2 jobs, 4 cores and 45% of a GPU's memory each"."""
-    fewest = min(len(share.cores) for share in given)
-    gpus = f" and {given[0].gpus}" if given[0].gpus else ""
-    return f"{len(given)} jobs, {fewest} core{'s' * (fewest > 1)}{gpus} each"
+    fewest = min(len(share.cores) for share in shares)
+    gpus = f" and {shares[0].gpus}" if shares[0].gpus else ""
+    return f"{len(shares)} jobs, {fewest} core{'s' * (fewest > 1)}{gpus} each"
 
 
 @contextlib.contextmanager

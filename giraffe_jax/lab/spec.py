@@ -107,19 +107,19 @@ def trainings(config: ExperimentConfig) -> dict[str, Any]:
     return {v.name: train_config(config, v, config.seeds[0]) for v in config.variants if v.train is not None}
 
 
-def check_bound(config: ExperimentConfig, asked: Iterable[tuple[Variant, int]], model: Any) -> None:
+def check_bound(config: ExperimentConfig, pairs: Iterable[tuple[Variant, int]], model: Any) -> None:
     """Checks, before anything is measured, that the model can use each variant's methods at each length.
 
     Args:
       config: the experiment.
-      asked: (variant, length in tokens) pairs.
+      pairs: (variant, length in tokens).
       model: ModelConfig of the source.
 
     Raises:
       ConfigError: naming the first variant and length that do not work.
     """
     seen = set()
-    for variant, length in asked:
+    for variant, length in pairs:
         if (variant.name, length) in seen:
             continue
         seen.add((variant.name, length))

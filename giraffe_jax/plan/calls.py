@@ -14,20 +14,20 @@ def kernel_of(op: Op) -> str | None:
 
     For a Pallas kernel it is the name given to it, for a library's kernel the call's target ("__cudnn$fmhaSoftmax").
     """
-    target = re.search(r'custom_call_target="([^"]*)"', op.rest)
+    target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
     if target is None:
         return None
     if target[1] == "tpu_custom_call":
         return op.name.partition(".")[0]
     if target[1] == "__gpu$xla.gpu.triton":
-        match = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', op.rest)
+        match = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', op.attributes)
         return op.name if match is None else match[1]
     return target[1] if target[1].startswith(_LIBRARIES) or "__triton" in target[1] else None
 
 
 def stated(op: Op, c: Computation) -> float | None:
     """Returns the FLOPs of a kernel call in computation `c` as derived from its text, None if that is impossible."""
-    estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.rest)
+    estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', op.attributes)
     if estimate is not None:  # a Pallas kernel's own estimate
         return float(estimate[1])
     kernel = kernel_of(op) or ""
@@ -51,12 +51,12 @@ def _attention(op: Op, c: Computation, kernel: str) -> float | None:
         return None
     batch, heads, queries, keys = logits
     pairs = queries * keys
-    if re.search(r'"mask_type":\s*"(PADDING_)?CAUSAL"', op.rest) and queries == keys:
+    if re.search(r'"mask_type":\s*"(PADDING_)?CAUSAL"', op.attributes) and queries == keys:
         pairs = queries * (queries + 1) // 2
     width = c.ops[op.operands[0]].shapes[0].dims[-1]
     return float(2 * (5 if kernel.endswith("Backward") else 2) * batch * heads * pairs * width)
 
 
 def _ints(pattern: str, op: Op) -> list[int]:
-    match = re.search(pattern, op.rest)
+    match = re.search(pattern, op.attributes)
     return [] if match is None else [int(n) for n in re.findall(r"\d+", match[1])]

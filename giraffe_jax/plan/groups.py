@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import numpy as np
 
 
-def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
+def groups_of(attributes: str, mesh: Mapping[str, int]) -> tuple[int, str]:
     """Returns a collective's (group size, mesh axes that it runs over).
 
     Args:
-      rest: text of the instruction after its operands.
+      attributes: text of the instruction after its operands.
       mesh: axes and their sizes, in device order.
     """
-    total, groups = _groups(rest, mesh)
+    total, groups = _groups(attributes, mesh)
     size = max(map(len, groups))
     if not mesh or max(map(max, groups)) >= total:
         return size, "?"
@@ -26,25 +26,25 @@ def groups_of(rest: str, mesh: Mapping[str, int]) -> tuple[int, str]:
     return size, "+".join(axis for axis, yes in zip(mesh, differ, strict=True) if yes)
 
 
-def nodes_of(rest: str, mesh: Mapping[str, int], node: int) -> int:
+def nodes_of(attributes: str, mesh: Mapping[str, int], node: int) -> int:
     """Returns how many nodes the largest group of a collective spans; `node`: devices per node, 0 for a single node."""
     if node == 0:
         return 1
-    return max(len({device // node for device in group}) for group in _groups(rest, mesh)[1])
+    return max(len({device // node for device in group}) for group in _groups(attributes, mesh)[1])
 
 
-def _groups(rest: str, mesh: Mapping[str, int]) -> tuple[int, list[list[int]]]:
+def _groups(attributes: str, mesh: Mapping[str, int]) -> tuple[int, list[list[int]]]:
     """Returns the number of devices, and the groups of a collective as device indices."""
     total = int(np.prod(list(mesh.values()), dtype=np.int64)) if mesh else 0
-    if (pairs := re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", rest)) is not None:
+    if (pairs := re.search(r"source_target_pairs=\{\{([\d,{}]*)\}\}", attributes)) is not None:
         groups = [[int(n) for n in pair.split(",")] for pair in pairs[1].split("},{")]
-    elif (listed := re.search(r"replica_groups=\{\{([\d,{}]*)\}\}", rest)) is not None:
+    elif (listed := re.search(r"replica_groups=\{\{([\d,{}]*)\}\}", attributes)) is not None:
         groups = [[int(n) for n in group.split(",")] for group in listed[1].split("},{")]
-    elif (iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)) is not None:
+    elif (iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)) is not None:
         shape, dims, order = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
         ids = np.arange(np.prod(dims)).reshape(dims)
         groups = (ids.transpose(order) if order else ids).reshape(shape).tolist()
-    elif (named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)) is not None:
+    elif (named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)) is not None:
         groups = _mesh_groups(named[1], named[2])
     else:
         groups = [list(range(total))]

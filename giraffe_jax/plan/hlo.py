@@ -72,18 +72,18 @@ class _Walk:
         self.kernels, self.node = kernels, node
         self.entry = computations[""]
         self.data_loops: set[str] = set()
-        self._known: dict[int, Sums] = {}
+        self._sums: dict[int, Sums] = {}
 
     def of(self, computation: Computation) -> Sums:
         """Returns the sums over one run of a computation."""
         key = id(computation.ops)
-        if key not in self._known:
+        if key not in self._sums:
             total: Sums = defaultdict(float)
             for op in computation.ops.values():
                 for name, value in self._of_op(op, computation).items():
                     total[name] += value
-            self._known[key] = total
-        return self._known[key]
+            self._sums[key] = total
+        return self._sums[key]
 
     def _of_op(self, op: Op, c: Computation) -> Mapping:
         kind = op.kind.removesuffix("-start")
@@ -107,7 +107,7 @@ class _Walk:
                     sums[name] += value
             if "all-reduce-scatter" in op.name:  # XLA's way to write a fused reduce-scatter
                 sums = _as_reduce_scatter(sums)
-            return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.rest) else sums
+            return _all_again(sums) if ".remat" in op.name or (op.kind == "call" and _AGAIN in op.attributes) else sums
         return {}
 
     def _custom_call(self, op: Op, c: Computation) -> Mapping:
@@ -128,14 +128,14 @@ class _Walk:
         for inner, times in ((body, times_round), (condition, times_round + 1)):
             for name, value in self.of(inner).items():
                 total[name] += value * times
-        return _all_again(total) if _AGAIN in op.rest else total
+        return _all_again(total) if _AGAIN in op.attributes else total
 
     def _collective(self, kind: str, op: Op, c: Computation) -> Mapping:
-        size, axes = groups_of(op.rest, self.mesh)
+        size, axes = groups_of(op.attributes, self.mesh)
         operands = sum(shape.bytes for name in op.operands if name in c.ops for shape in c.ops[name].shapes)
         if size == 1 or not operands:
             return {}
-        nodes = nodes_of(op.rest, self.mesh, self.node)
+        nodes = nodes_of(op.attributes, self.mesh, self.node)
         between = operands * _between(kind, nodes, size)
         return {("collective", kind, axes): operands, ("sent",): operands * _share(kind, size), ("between",): between}
 
@@ -168,7 +168,7 @@ def _as_reduce_scatter(sums: Sums) -> Sums:
 
 
 def _flops(flops: float, op: Op) -> Mapping:
-    recomputed = _AGAIN in op.rest or ".remat" in op.name
+    recomputed = _AGAIN in op.attributes or ".remat" in op.name
     return {("flops",): flops, ("recomputed",): flops if recomputed else 0.0}
 
 
@@ -189,7 +189,7 @@ def _ints(pattern: str, text: str) -> list[int]:
 
 def _dot(op: Op, c: Computation) -> float:
     lhs = _operand(op, c, 0).dims
-    contracted = np.prod([lhs[i] for i in _ints(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)], dtype=np.float64)
+    contracted = np.prod([lhs[i] for i in _ints(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)], dtype=np.float64)
     return float(2 * np.prod(op.shapes[0].dims, dtype=np.float64) * contracted)
 
 
@@ -197,16 +197,16 @@ def _convolution(op: Op, c: Computation) -> float:
     """Returns the FLOPs of a convolution, counting only window elements that read the input and not padding or dilation
     holes: XLA on TPUs writes batched dots as convolutions that mostly read those."""
     lhs, rhs, out = _operand(op, c, 0).dims, _operand(op, c, 1).dims, op.shapes[0].dims
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     assert labels is not None
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.rest) or ["", ""])[1]))
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.attributes) or ["", ""])[1]))
     places = [letter for letter in labels[3] if letter.isdigit()]
 
     def per_place(key: str, default: str) -> list[str]:
         return window[key].split("x") if key in window else [default] * len(places)
 
     total = float(out[labels[3].index("b")]) * out[labels[3].index("f")] * rhs[labels[2].index("i")]
-    groups = _ints(r"batch_group_count=(\d+)", op.rest)
+    groups = _ints(r"batch_group_count=(\d+)", op.attributes)
     total /= groups[0] if groups else 1
     for place in sorted(places):
         i = int(place)

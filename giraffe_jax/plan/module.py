@@ -23,14 +23,14 @@ class Shape(NamedTuple):
 
 
 class Op(NamedTuple):
-    """An instruction: `inside` is the text between its parentheses, `rest` the text after them."""
+    """An instruction: `inside` is the text between its parentheses, `attributes` the text after them."""
 
     name: str
     kind: str
     shapes: tuple[Shape, ...]
     inside: str
     operands: tuple[str, ...]
-    rest: str
+    attributes: str
 
 
 class Computation(NamedTuple):
@@ -103,6 +103,6 @@ def _split(text: str) -> list[str]:
 def called(computations: Mapping[str, Computation], op: Op, keys: str) -> list[Computation]:
     """Returns the computations that an instruction names under `keys`, a regex of attributes like "calls|to_apply"."""
     names = []
-    for match in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.rest):
+    for match in re.finditer(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", op.attributes):
         names += [name.strip().lstrip("%") for name in (match[1] or match[2]).split(",")]
     return [computations[name] for name in names if name in computations]

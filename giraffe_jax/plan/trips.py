@@ -17,7 +17,7 @@ def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> in
       op: a while instruction.
       c: the computation that contains it.
     """
-    if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.rest)) is not None:
+    if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.attributes)) is not None:
         return int(known[1])
     (body,), (condition,) = called(computations, op, "body"), called(computations, op, "condition")
     compare, holder = condition.root, condition
@@ -34,7 +34,7 @@ def trips(computations: Mapping[str, Computation], op: Op, c: Computation) -> in
         return name, holder
 
     sides = [outside(name) for name in compare.operands]
-    direction = re.search(r"direction=(\w+)", compare.rest)
+    direction = re.search(r"direction=(\w+)", compare.attributes)
     index = _index(condition, sides[0][0]) if sides[0][1] is condition else None
     if direction is None or index is None:
         return None
@@ -99,5 +99,5 @@ def _index(c: Computation, name: str) -> int | None:
         op = c.ops.get(op.operands[0])
     if op is None or op.kind != "get-tuple-element" or c.ops[op.operands[0]].kind != "parameter":
         return None
-    match = re.search(r"index=(\d+)", op.rest)
+    match = re.search(r"index=(\d+)", op.attributes)
     return None if match is None else int(match[1])

@@ -58,6 +58,6 @@ def with_bands(e: Encoding, *bands: Band, key_pos: Any = None) -> Encoding:
     return e.replace(bands=bands, key_pos=key_pos)
 
 
-def window_of(e: Encoding, given: Any, share: float) -> Any:
-    """Returns a window in tokens: `given`, or if that is None `share` of original_len, rounded down but at least 1."""
-    return e.xp.maximum(1, e.xp.floor(share * e.original_len)) if given is None else given
+def window_of(e: Encoding, window: Any, share: float) -> Any:
+    """Returns a window in tokens: `window`, or if that is None `share` of original_len, rounded down but at least 1."""
+    return e.xp.maximum(1, e.xp.floor(share * e.original_len)) if window is None else window

@@ -52,7 +52,7 @@ class Comparison:
     unsaid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> runs that did not record its code
 
     @property
-    def found(self) -> list[Difference]:
+    def differences(self) -> list[Difference]:
         """The differences; lines whose rows are equal in both runs have none."""
         return [line.difference for line in self.lines if line.difference is not None]
 
@@ -65,7 +65,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Returns notes on the comparison, each a sentence or two."""
-        notes = [paired.chance(self.found)] if self.found else []
+        notes = [paired.chance(self.differences)] if self.differences else []
         if self.code:
             listed = "; ".join(f"{name} ({', '.join(files)})" for name, files in self.code.items())
             notes.append(f"The code behind one name differs: {listed}.")
@@ -132,7 +132,7 @@ def _line(results: Results, name: str, both: tuple[str, str], task: str, length:
         if d is None or not math.isfinite(d.estimate.value):
             return None
     first_value, other_value = (estimate(variant_rows, metric).value for variant_rows in rows)
-    kept = tuple((variant, task, length) in results.kept for variant in both)
+    kept = tuple((variant, task, length) in results.kept_cells for variant in both)
     return Line(name, task, metric, length, (first_value, other_value), (kept[0], kept[1]), d)
 
 
@@ -149,7 +149,7 @@ def as_html(comparison: Comparison, swatches: Mapping[str, str]) -> str:
       comparison: of two runs.
       swatches: HTML of each variant's colour mark, by name.
     """
-    significant = paired.holm(comparison.found)
+    significant = paired.holm(comparison.differences)
     head = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in _heads(comparison))
     body = []
     for line in comparison.lines:
@@ -214,7 +214,7 @@ def as_csv(comparisons: Iterable[Comparison]) -> str:
     heads = "first other variant task metric length first_value other_value difference low high n unit told_apart holm"
     writer.writerow([*heads.split(), "same", "other_code"])
     for comparison in comparisons:
-        significant = paired.holm(comparison.found)
+        significant = paired.holm(comparison.differences)
         for line in comparison.lines:
             d = line.difference
             numbers = [*line.values] + ([d.estimate.value, d.estimate.low, d.estimate.high] if d else [math.nan] * 3)
@@ -236,7 +236,7 @@ def _files(comparison: Comparison, line: Line) -> tuple[str, ...]:
 
 def _cells(comparison: Comparison) -> list[tuple[list[str], bool]]:
     """Returns the cell texts of each line, and whether its difference is marked."""
-    significant, out = paired.holm(comparison.found), []
+    significant, out = paired.holm(comparison.differences), []
     for line in comparison.lines:
         d = line.difference
         cells = [line.name, task_name(line.task), f"{line.length:,}", line.value(0)]

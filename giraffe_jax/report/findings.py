@@ -30,10 +30,10 @@ class Card:
     label: str
 
 
-def main_tables(made: Sequence[Table]) -> list[Table]:
+def main_tables(tables: Sequence[Table]) -> list[Table]:
     """Returns the table of each task's first metric, if ranked: those that figures, verdict and forest plots use."""
-    first = {table.task: table for table in reversed(made) if table.metric != BY_POSITION}
-    return [t for task in dict.fromkeys(t.task for t in made) if (t := first[task]).metric.better is not None]
+    first = {table.task: table for table in reversed(tables) if table.metric != BY_POSITION}
+    return [t for task in dict.fromkeys(t.task for t in tables) if (t := first[task]).metric.better is not None]
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,32 @@ class Said:
     text: str
 
 
-def chief(made: Sequence[Table]) -> list[Table]:
+def chief(tables: Sequence[Table]) -> list[Table]:
     """Returns the tables that the verdict is about: perplexity, and the first share of right answers above floor."""
-    tables = [t for t in main_tables(made) if not floor(t) and lengths_that_matter(t)]
-    return [t for t in tables if t.metric == PERPLEXITY][:1] + [t for t in tables if t.metric.share][:1]
+    ranked = [t for t in main_tables(tables) if not floor(t) and lengths_that_matter(t)]
+    return [t for t in ranked if t.metric == PERPLEXITY][:1] + [t for t in ranked if t.metric.share][:1]
 
 
-def verdict(results: Results, made: Sequence[Table]) -> list[Said]:
+def verdict(results: Results, tables: Sequence[Table]) -> list[Said]:
     """Returns a sentence on each chief table, at its first decisive length."""
-    return [sentence(results, table, lengths_that_matter(table)[0]) for table in chief(made)]
+    return [sentence(results, table, lengths_that_matter(table)[0]) for table in chief(tables)]
 
 
-def more(results: Results, made: Sequence[Table]) -> list[Said]:
+def more(results: Results, tables: Sequence[Table]) -> list[Said]:
     """Returns sentences on every task and decisive length that the verdict leaves out."""
-    first = chief(made)
+    first = chief(tables)
     return [
         sentence(results, table, n)
-        for table in main_tables(made)
+        for table in main_tables(tables)
         if not floor(table)
         for n in lengths_that_matter(table)[1 if table in first else 0 :]
     ]
 
 
-def cards(results: Results, made: Sequence[Table]) -> list[Card]:
+def cards(results: Results, tables: Sequence[Table]) -> list[Card]:
     """Returns a card per task whose best untrained variant (trained, if all are) is significantly better than plain."""
     out = []
-    for table in main_tables(made):
+    for table in main_tables(tables):
         lengths, plain = lengths_that_matter(table), results.baseline
         if floor(table) or not lengths or plain is None:
             continue

@@ -33,21 +33,21 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def all_markdown(results: Results, made: Sequence[Table]) -> str:
+def all_markdown(results: Results, tables: Sequence[Table]) -> str:
     """Returns the text of tables.md: every table under its heading, after a note on how to read them."""
     title = results.manifest.get("config", {}).get("title") or "Results"
     parts = [
         f"# {title}\n\nColumns are in tokens; each cell is the score and its 95% interval. Bold is what is best and "
         "can be told from the runner-up: the 95% interval of their difference on the same examples excludes zero.\n"
     ]
-    for table in made:
+    for table in tables:
         parts.append(f"## {table.title}\n\n{markdown(table)}" + "".join(f"\n{note}\n" for note in below(table)))
     return "\n".join(parts)
 
 
 def below(table: Table) -> list[str]:
     """Returns the notes below a table: too few examples, effective lengths, scores kept from earlier versions."""
-    notes = [table.few(), effective_note(table), KEPT_NOTE if table.kept else ""]
+    notes = [table.few(), effective_note(table), KEPT_NOTE if table.kept_cells else ""]
     return [note for note in notes if note]
 
 
@@ -61,7 +61,7 @@ def as_csv(results: Results, scores: Sequence[Score]) -> str:
         e = s.estimate
         numbers = [repr(float(x)) if math.isfinite(x) else "" for x in (e.value, e.low, e.high)]
         tokens = "" if s.tokens is None else s.tokens
-        kept = int((s.variant, s.task, s.length) in results.kept)
+        kept = int((s.variant, s.task, s.length) in results.kept_cells)
         writer.writerow([s.variant, int(trained[s.variant]), s.task, s.metric, s.length, *numbers, e.n, tokens, kept])
     return out.getvalue()
 

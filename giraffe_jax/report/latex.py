@@ -36,15 +36,15 @@ def escape(text: str) -> str:
     return " ".join(text.split()).translate(ESCAPES)
 
 
-def table(made: Table) -> str:
+def table(table: Table) -> str:
     """Returns one table: variants down, lengths across, and the effective length if the table has one."""
-    heads = ["", *(_heading(made, length) for length in made.lengths)] + [EFFECTIVE] * bool(made.effective)
+    heads = ["", *(_heading(table, length) for length in table.lengths)] + [EFFECTIVE] * bool(table.effective)
     lines = [" & ".join(heads) + r" \\", r"\midrule"]
-    for variant in made.variants:
-        cells = [escape(variant), *(_cell(made, variant, length) for length in made.lengths)]
-        cells += [escape(effective_text(made, variant))] if made.effective else []
+    for variant in table.variants:
+        cells = [escape(variant), *(_cell(table, variant, length) for length in table.lengths)]
+        cells += [escape(effective_text(table, variant))] if table.effective else []
         lines.append(" & ".join(cells) + r" \\")
-    return environment(" ".join([f"{made.title}.", *below(made)]), "l" + "r" * (len(heads) - 1), lines)
+    return environment(" ".join([f"{table.title}.", *below(table)]), "l" + "r" * (len(heads) - 1), lines)
 
 
 def environment(caption: str, columns: str, lines: Sequence[str]) -> str:
@@ -53,20 +53,20 @@ def environment(caption: str, columns: str, lines: Sequence[str]) -> str:
     return "\n".join([*begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def all_latex(made: Sequence[Table], more: Sequence[str] = ()) -> str:
-    """Returns the text of tables.tex: every table, then `more` tables that are LaTeX already."""
-    return HEAD + "".join("\n" + text for text in [*map(table, made), *more])
+def all_latex(tables: Sequence[Table], rendered: Sequence[str] = ()) -> str:
+    """Returns the text of tables.tex: every table, then `rendered` tables that are LaTeX already."""
+    return HEAD + "".join("\n" + text for text in [*map(table, tables), *rendered])
 
 
-def _heading(made: Table, length: int) -> str:
-    notes = ", ".join(made.notes(length))
-    return escape(made.heading(length)) + (rf" {{\scriptsize {escape(notes)}}}" if notes else "")
+def _heading(table: Table, length: int) -> str:
+    notes = ", ".join(table.notes(length))
+    return escape(table.heading(length)) + (rf" {{\scriptsize {escape(notes)}}}" if notes else "")
 
 
-def _cell(made: Table, variant: str, length: int) -> str:
-    if (variant, length) not in made.cells:
+def _cell(table: Table, variant: str, length: int) -> str:
+    if (variant, length) not in table.cells:
         return "--"
-    value = escape(made.text(variant, length))
-    value = rf"\textbf{{{value}}}" if variant == made.best.get(length) else value
-    aside = escape(made.aside(variant, length))
+    value = escape(table.text(variant, length))
+    value = rf"\textbf{{{value}}}" if variant == table.best.get(length) else value
+    aside = escape(table.aside(variant, length))
     return value + (rf" {{\scriptsize {aside}}}" if aside else "")

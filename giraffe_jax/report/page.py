@@ -45,7 +45,7 @@ HOW = {
 
 def render(
     results: Results,
-    made: Sequence[Table],
+    tables: Sequence[Table],
     plots: Sequence[Plot],
     looks: Mapping[str, style.Look],
     runs: Sequence[between.Comparison] = (),
@@ -56,13 +56,13 @@ def render(
     sheet = style.css_variables() + css.SHEET
     swatches = {v: look.swatch for v, look in looks.items()}
     body = [
-        _header(results, title, config, made),
-        _findings(results, made),
-        _forest(results, made, plots, looks),
+        _header(results, title, config, tables),
+        _findings(results, tables),
+        _forest(results, tables, plots, looks),
         *(between.as_html(comparison, swatches) for comparison in runs),
         _variants(results, swatches),
-        _training(results, made, plots, looks),
-        *(_section(results, task, made, plots, looks) for task in results.tasks),
+        _training(results, tables, plots, looks),
+        *(_section(results, task, tables, plots, looks) for task in results.tasks),
         question.as_html(results),
         _failures(results),
         _about(results, config),

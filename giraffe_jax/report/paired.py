@@ -96,21 +96,21 @@ def differences(
     return sorted(kept, key=lambda d: d.estimate.value, reverse=metric.better == "high")
 
 
-def holm(found: Iterable[Difference]) -> dict[Pair, bool]:
+def holm(differences: Iterable[Difference]) -> dict[Pair, bool]:
     """Returns whether each pair is still told apart after Holm's correction over all pairs that are not `few`; p-values
     are McNemar's, or Student's t for means."""
-    pairs = {d.pair: d for d in found}
+    pairs = {d.pair: d for d in differences}
     able = {pair: d for pair, d in pairs.items() if not d.few}
     rejected = significance.holm([significance.interval_p(d.estimate) if d.p is None else d.p for d in able.values()])
     significant = {pair: d.apart and reject for (pair, d), reject in zip(able.items(), rejected, strict=True)}
     return {pair: significant.get(pair, False) for pair in pairs}
 
 
-def chance(found: Sequence[Difference]) -> str:
+def chance(differences: Sequence[Difference]) -> str:
     """Returns sentences on how many pairs are told apart, how many would be by chance, and how many remain after Holm's
     correction."""
-    able = [d for d in found if not d.few]
-    uncompared = {d.pair: d for d in found if d.few}
+    able = [d for d in differences if not d.few]
+    uncompared = {d.pair: d for d in differences if d.few}
     sentences = []
     if uncompared:
         largest = max(uncompared.values(), key=lambda d: d.estimate.n)

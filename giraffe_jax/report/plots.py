@@ -40,7 +40,7 @@ class Plot:
 
 
 def draw(
-    results: Results, scores: Sequence[Score], looks: Looks, made: Sequence[Table], *, png: bool = True
+    results: Results, scores: Sequence[Score], looks: Looks, tables: Sequence[Table], *, png: bool = True
 ) -> list[Plot]:
     """Returns every plot that the rows allow, in the order of the page; none for tasks at floor.
 
@@ -48,9 +48,9 @@ def draw(
     """
     out = []
     plot_of = functools.partial(_plot, png=png)
-    floors = {table.task for table in made if floor(table)}
-    shown = {table.task: chosen(results, table) for table in reversed(made)}  # by the first table of each task
-    for table in main_tables(made):
+    floors = {table.task for table in tables if floor(table)}
+    shown = {table.task: chosen(results, table) for table in reversed(tables)}  # by the first table of each task
+    for table in main_tables(tables):
         if table.task not in floors:
             topic = "paired differences" if table.metric == PERPLEXITY else f"{table.metric.title}, paired differences"
             panels = forest.panels(results, table)
@@ -71,7 +71,7 @@ def draw(
                 out.append(plot_of("retrieval", task, metric.title, line, metric.name))
                 heat = lambda plt, r=drawn, t=task, m=metric: by_depth(plt, r, t, m.name)  # noqa: E731
                 out.append(plot_of("depth", task, f"{metric.title}, by depth", heat, metric.name))
-    drawn = results.only(shown[made[0].task] if made else results.variants)
+    drawn = results.only(shown[tables[0].task] if tables else results.variants)
     out.append(plot_of("training", "", "Loss in training", lambda plt: by_step(plt, drawn, looks)))
     note = ""
     if len(results.variants) > MOST:

@@ -48,7 +48,7 @@ def read(directories: Sequence[str | Path]) -> Results:
         for entry in part.manifest.get("config", {}).get("variants", ()):
             if entry["name"] in names:
                 variants.setdefault(names[entry["name"]], {**entry, "name": names[entry["name"]]})
-        kept |= {(names[v], task, length) for v, task, length in part.kept if v in names}
+        kept |= {(names[v], task, length) for v, task, length in part.kept_cells if v in names}
         old_names = {names[v]: v for v in names}
         curves = {new: part.training[v] for new, v in old_names.items() if v in part.training} | curves
         sources = {new: part.sources[v] for new, v in old_names.items() if v in part.sources} | sources
@@ -141,7 +141,7 @@ def _read_one(directory: Path) -> Results:
     sources = manifest.get("sources")
     sources = {v: files for v, files in sources.items() if isinstance(files, dict)} if isinstance(sources, dict) else {}
     return replace(
-        results, training=training.read(path.parent, manifest), kept=frozenset(kept), sources=sources,
+        results, training=training.read(path.parent, manifest), kept_cells=frozenset(kept), sources=sources,
         drawn=drawn.read(path.parent),
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ class Results:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, tuple[training.Curve, ...]] = field(default_factory=dict)  # by variant
     runs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # run -> {variant's name there: name here}
-    kept: frozenset[tuple[str, str, int]] = frozenset()  # (variant, task, length) kept from an earlier version
+    kept_cells: frozenset[tuple[str, str, int]] = frozenset()  # (variant, task, length) kept from an earlier version
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by variant: its methods' files -> digest
     drawn: Mapping[str, Drawn] = field(default_factory=dict)  # by variant: the saved curves of its methods
 

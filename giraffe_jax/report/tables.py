@@ -40,7 +40,7 @@ class Table:
     effective: Mapping[str, int | None] = field(default_factory=dict)  # effective length by variant, for shares
     unit: str = "example"  # what n counts
     prompts: Mapping[int, str] = field(default_factory=dict)  # notes on columns whose prompts are too short
-    kept: frozenset[tuple[str, int]] = frozenset()  # (variant, length) of scores kept from an earlier version
+    kept_cells: frozenset[tuple[str, int]] = frozenset()  # (variant, length) of scores kept from an earlier version
 
     def heading(self, length: int) -> str:
         """Returns a column's heading: its length, or its label."""
@@ -71,7 +71,7 @@ class Table:
         score = self.cells.get((variant, length))
         if score is None:
             return ""
-        return number(score.estimate.value, self.metric.share) + KEPT * ((variant, length) in self.kept)
+        return number(score.estimate.value, self.metric.share) + KEPT * ((variant, length) in self.kept_cells)
 
     def aside(self, variant: str, length: int) -> str:
         """Returns the text beside a score: its interval, and n if it differs between variants."""
@@ -119,7 +119,7 @@ def tables(results: Results, scores: Sequence[Score]) -> list[Table]:
                 original_len=results.original_len,
                 unit=metrics.unit(results.of(task)),
                 prompts=short_prompts(results.of(task)),
-                kept=frozenset((v, n) for v, t, n in results.kept if t == task),
+                kept_cells=frozenset((v, n) for v, t, n in results.kept_cells if t == task),
             )
             best = {n: paired.leader(results, task, metric, n, table.ranked(n)) for n in table.lengths}
             first = all(other.task != task for other in out)
@@ -154,10 +154,10 @@ def effective(table: Table, threshold: float = THRESHOLD) -> dict[str, int | Non
     return {variant: stats.effective_length(lows, threshold) for variant, lows in bounds.items()}
 
 
-def effective_scores(made: Sequence[Table]) -> list[Score]:
+def effective_scores(tables: Sequence[Table]) -> list[Score]:
     """Returns the effective lengths as scores at the longest length, with its n; nan if there is none."""
     out = []
-    for table in made:
+    for table in tables:
         for variant, length in table.effective.items():
             longest = max(n for v, n in table.cells if v == variant)
             value, n = math.nan if length is None else float(length), table.cells[variant, longest].estimate.n

@@ -205,7 +205,7 @@ def _compiled(text: str, step: Callable[[], str], mark: Callable[[str], None], w
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
     environment.step = step  # type: ignore[attr-defined]
     environment.filters["tojson"] = to_json
-    environment.globals = dict(range=numbers, namespace=Names, raise_exception=refuse, dict=lambda **given: given)
+    environment.globals = dict(range=numbers, namespace=Names, raise_exception=refuse, dict=lambda **entries: entries)
     marks = any(
         isinstance(node.call.node, nodes.ExtensionAttribute)
         for node in environment.parse(text).find_all(nodes.CallBlock)

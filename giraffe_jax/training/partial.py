@@ -37,18 +37,18 @@ def left_out(config: TrainConfig, params: Any, under: base.Base | None) -> froze
     return base.left_out(params, trainable(params, config.lora, config.frequencies))
 
 
-def to_save(state: TrainState, left: frozenset[str]) -> TrainState:
-    """Returns the state as checkpoints hold it, without the parameters at the paths `left`."""
-    return dataclasses.replace(state, params=base.without(state.params, left)) if left else state
+def to_save(state: TrainState, omitted: frozenset[str]) -> TrainState:
+    """Returns the state as checkpoints hold it, without the parameters at the paths `omitted`."""
+    return dataclasses.replace(state, params=base.without(state.params, omitted)) if omitted else state
 
 
-def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, left: frozenset[str]) -> TrainState:
-    """Returns the state of a checkpoint, with the parameters at the paths `left` taken from `state`. All other arrays
-    of `state` are deleted."""
-    held = to_save(state, left)
-    frozen = base.without(state.params, frozenset(sharding.paths(state.params).keys() - left))
+def restore(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, omitted: frozenset[str]) -> TrainState:
+    """Returns the state of a checkpoint, with the parameters at the paths `omitted` taken from `state`. All other
+    arrays of `state` are deleted."""
+    held = to_save(state, omitted)
+    frozen = base.without(state.params, frozenset(sharding.paths(state.params).keys() - omitted))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held)
     for x in jax.tree.leaves(held):  # frees their memory for what is restored in their place
         x.delete()
     restored = checkpoint.restore(checkpoints, step, abstract)
-    return dataclasses.replace(restored, params=base.joined(restored.params, frozen)) if left else restored
+    return dataclasses.replace(restored, params=base.joined(restored.params, frozen)) if omitted else restored

@@ -90,11 +90,11 @@ def write_config(workdir: Path, resolved: Mapping[str, Any]) -> None:
         write_atomically(workdir / CONFIG, json.dumps(resolved, indent=2) + "\n")
 
 
-def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+def read_json(file: Path, description: str, keys: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the object that a JSON file of a workdir holds.
 
-    Raises ConfigError if it is not a JSON object, or one of `keys` is not an object in it. `what`: what the file should
-    be, for the message.
+    Raises ConfigError if it is not a JSON object, or one of `keys` is not an object in it. `description`: what the
+    file should be, for the message.
     """
     try:
         content = read_object(file)
@@ -104,7 +104,7 @@ def read_json(file: Path, what: str, keys: Sequence[str] = ()) -> dict[str, Any]
         error = "it lacks " + ", ".join(lacking)
     except ConfigError as e:
         error = str(e).removeprefix(f"{file}: ").rstrip(".")
-    raise ConfigError(f"--workdir: {file} is not {what} ({error}). Choose another one.")
+    raise ConfigError(f"--workdir: {file} is not {description} ({error}). Choose another one.")
 
 
 def check_same(
@@ -147,20 +147,20 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple]:
     return changed
 
 
-def _check_steps(workdir: Path, old: int, new: Mapping[str, Any]) -> None:
+def _check_steps(workdir: Path, old_steps: int, config: Mapping[str, Any]) -> None:
     """Raises ConfigError if the new number of steps would have changed the learning rate of a finished step."""
-    steps, optim = new["steps"], new.get("optim", {})
+    steps, optim = config["steps"], config.get("optim", {})
     if not (workdir / checkpoint.FOLDER).is_dir():
         return
     with checkpoint.manager(workdir) as checkpoints:
         done = (checkpoint.steps(checkpoints) or [0])[-1]
-    where = f"--workdir: {workdir} holds a run of {old} steps, {done} of them done; config.steps is now {steps}"
+    where = f"--workdir: {workdir} holds a run of {old_steps} steps, {done} of them done; config.steps is now {steps}"
     if steps < done:
         raise ConfigError(f"{where}: fewer than are done. Its checkpoints are sources: {workdir}@STEP.")
     if done == 0 or optim.get("schedule", "constant") == "constant":
         return
     decay = optim.get("decay_steps")
-    if decay is not None and max(done, optim["warmup_steps"]) <= min(old, steps) - decay:
+    if decay is not None and max(done, optim["warmup_steps"]) <= min(old_steps, steps) - decay:
         return
     raise ConfigError(
         f"{where}, but the learning rates of finished steps depend on config.steps. It may change with "

@@ -187,7 +187,7 @@ def test_the_catalogue_is_the_folder():
     found = {entry.name: entry for entry in catalogue.catalogue()}
     assert sorted(found) == positions.names()
     for entry in found.values():
-        assert entry.summary and entry.about, entry.name
+        assert entry.summary and entry.description, entry.name
 
 
 def test_the_catalogue_names_the_ranges_that_are_checked():

@@ -106,7 +106,7 @@ def test_what_is_finished_costs_nothing_and_tells_the_time_of_the_rest(tmp_path)
         and more.parts[0].how == "2 of them as long as finished cells like them took"
     )
     other = estimate.estimate(config(PLAIN, dict(name="window", positions=WINDOW)), tmp_path, **quiet)
-    assert [part.what for part in other.parts] == ["lines", "compilation"] and not other.parts[0].how
+    assert [part.name for part in other.parts] == ["lines", "compilation"] and not other.parts[0].how
     without = estimate.estimate(config(dict(name="window", positions=WINDOW)), tmp_path, **quiet)
     assert (without.cells, without.finished) == (2, 0)  # what the config no longer has tells nothing, and is no error
     with pytest.raises(ConfigError, match="another experiment"):

@@ -96,7 +96,7 @@ def test_the_same_numbers_of_other_code_are_not_merged(tmp_path):
     results = report.read(directories)
     assert results.variants == ["own (A)", "own (B)"]
     (one,) = between.compare(results)
-    assert [line.difference for line in one.lines] == [None] and one.found == []
+    assert [line.difference for line in one.lines] == [None] and one.differences == []
 
 
 def test_one_run_or_runs_without_common_examples_compare_nothing(tmp_path):
@@ -125,5 +125,5 @@ def test_the_same_run_twice_differs_in_nothing():
     both = [row | {"variant": f"plain ({run})"} for run in "AB" for row in rows]
     runs = {run: {"plain": f"plain ({run})"} for run in "AB"}
     (one,) = between.compare(scores.Results(tuple(both), runs=runs))
-    assert len(one.lines) == 12 and {line.difference for line in one.lines} == {None} and one.found == []
+    assert len(one.lines) == 12 and {line.difference for line in one.lines} == {None} and one.differences == []
     assert "same" in between.as_markdown(one) and "compared here" not in between.as_markdown(one)
