@@ -147,12 +147,24 @@ def load(args: argparse.Namespace) -> Any:
       ConfigError: the config belongs to another verb; or any error of `read`.
     """
     values = read(args)
-    for verb, key in (("run", "variants"), ("evaluate", "tasks"), ("train", "steps")):
+    verbs = {"run": "variants", "evaluate": "tasks", "train": "steps"}
+    own = verbs.get(getattr(args, "verb", ""), "")
+    if own and own not in values:
+        _check_spelling(own, list(values))
+    for verb, key in verbs.items():
         if key in values:
             _check_verb(args, verb, key)
             break
     distributed.join(args)
     return values
+
+
+def _check_spelling(key: str, given: list[str]) -> None:
+    from giraffe_jax.config import ConfigError, nearest
+
+    for name in given:  # else a misspelled `variants` reads as the config of another verb
+        if name not in ("variants", "tasks", "steps") and (hint := nearest(name, [key])):
+            raise ConfigError(f"config.{name}: unknown key.{hint}")
 
 
 def _check_verb(args: argparse.Namespace, verb: str, key: str) -> None:

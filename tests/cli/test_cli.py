@@ -132,6 +132,7 @@ def test_an_evaluation_s_positions_are_named_as_its_config_does(tmp_path, capsys
             "dict(variants=[], tasks=[])",
             "config.variants: `giraffe train` takes no such config; `giraffe run ...",
         ),
+        ("run", "dict(variant=[], tasks=[])", "config.variant: unknown key. Did you mean 'variants'?"),
         (
             "search",
             "dict(tasks=[])",
