@@ -77,7 +77,7 @@ def save(checkpoints: Checkpoints, step: int, state: Any, about: dict, metrics: 
     """Starts saving `state` (arrays) and `about` (JSON) as the checkpoint of `step`; returns before it is written.
 
     Raises ConfigError for a path under which it could not be read back."""
-    check_path(checkpoints.directory)
+    check_path(str(checkpoints.directory))
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about))
     checkpoints.verified.discard(step)
     checkpoints.save(step, args=args, metrics=metrics, force=True)
