@@ -13,7 +13,16 @@ from giraffe_jax.checkpoint.folders import (
     Say,
 )
 from giraffe_jax.checkpoint.select import best_loss, find_step, latest_good, set_aside, split_source, steps
-from giraffe_jax.checkpoint.store import compare_trees, is_workdir, manager, read_about, restore, save, saved_tree
+from giraffe_jax.checkpoint.store import (
+    check_path,
+    compare_trees,
+    is_workdir,
+    manager,
+    read_about,
+    restore,
+    save,
+    saved_tree,
+)
 
 __all__ = [
     "Checkpoints",
@@ -27,6 +36,7 @@ __all__ = [
     "Say",
     "TOKENIZER",
     "best_loss",
+    "check_path",
     "compare_trees",
     "damage",
     "find_step",

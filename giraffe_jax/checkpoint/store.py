@@ -66,8 +66,20 @@ def manager(
     return Checkpoints(directory, item_handlers=handlers, options=options)
 
 
+def check_path(workdir: str | Path) -> None:
+    """Raises ConfigError for a local path with "[": orbax takes it for a pattern where it joins the arrays of
+    processes, finds none, and commits checkpoints that cannot be read."""
+    if "://" not in str(workdir) and "[" in str(Path(workdir).absolute()):
+        raise ConfigError(f"--workdir: {workdir} has '[' in its path: checkpoints saved there cannot be read back.")
+
+
 def save(checkpoints: Checkpoints, step: int, state: Any, metadata: dict, metrics: dict | None = None) -> None:
-    """Starts saving arrays `state` and JSON `metadata` as the checkpoint of `step`; returns before they are written."""
+    """Starts saving arrays `state` and JSON `metadata` as the checkpoint of `step`; returns before they are written.
+
+    Raises:
+      ConfigError: a path under which it could not be read back.
+    """
+    check_path(str(checkpoints.directory))
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(metadata))
     checkpoints.verified.discard(step)
     checkpoints.save(step, args=args, metrics=metrics, force=True)

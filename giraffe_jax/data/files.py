@@ -33,14 +33,15 @@ class Document(NamedTuple):
 def source_files(kind: FileKind, path: str, where: str = "source") -> list[Path]:
     """Returns the files that `path` (a file, a directory, or a glob pattern) names, sorted by name.
 
-    Of a directory: the files with the extension of the kind, in either case, also compressed (.gz, .zst); `not_read`
-    names the others. Raises FileNotFoundError if there is no file, ConfigError if a directory has none of the kind.
+    Of a directory: the files with the extension of the kind, in either case, also compressed (.gz, .zst), without
+    hidden ones; `not_read` names the others. Raises FileNotFoundError if there is no file, ConfigError if a directory
+    has none of the kind.
     """
     root = Path(path).expanduser()
     if root.is_file():
         return [root]
     if root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = reading.files_in(root)
         fitting = [p for p in files if _fits(kind, p)]
         if not fitting:
             names = ", ".join(p.name for p in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")

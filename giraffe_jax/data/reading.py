@@ -104,6 +104,13 @@ def _unpacked(stream: Any, path: Path, where: str) -> Any:
     return io.BufferedReader(packed)
 
 
+def files_in(root: Path) -> list[Path]:
+    """Returns the files in a directory, sorted by name, without hidden ones and those in hidden directories, such as
+    the copies that notebooks keep in .ipynb_checkpoints."""
+    shown = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    return sorted(p for p in shown if p.is_file())
+
+
 def not_read(root: Path, read: Collection[Path]) -> str:
     """`books: 2 of its 5 files are not read: c.json, d.pdf`; "" if all are read, or `root` is not a directory.
 
@@ -111,7 +118,7 @@ def not_read(root: Path, read: Collection[Path]) -> str:
     """
     if not root.is_dir():
         return ""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = files_in(root)
     unread = [str(p.relative_to(root)) for p in files if p not in read]
     if not unread:
         return ""

@@ -60,7 +60,7 @@ def documents(places: tuple[str, ...], where: str) -> list[tuple[str, Path]]:
         path = Path(place).expanduser()
         if not path.exists():
             raise ConfigError(f"{where}: no such file or directory: {place}.")
-        text_files = sorted(p for p in path.rglob("*") if reading.ending(p) in TEXT_SUFFIXES and p.is_file())
+        text_files = [p for p in reading.files_in(path) if reading.ending(p) in TEXT_SUFFIXES]
         if path.is_dir() and not text_files:
             raise ConfigError(f"{where}: no {', '.join(TEXT_SUFFIXES)} file in {place}.")
         files.extend([(str(p.relative_to(path)), p) for p in text_files] if path.is_dir() else [(path.name, path)])

@@ -42,7 +42,7 @@ class ExperimentConfig:
     original_len: Annotated[int, Bound(1, high=2**31 - 1)] | None = None
     tokens_per_batch: Annotated[int, Bound(1, high=2**31 - 1)] = 8192  # Tokens of one forward pass of the evaluation.
     # Each variant is trained, and each task with random examples is evaluated, once per seed. A seed is added to the
-    # training's and the task's own.
+    # training's own (seed and data.seed) and to the task's.
     seeds: tuple[Annotated[int, Bound(0)], ...] = (0,)
 
     def __post_init__(self):
@@ -99,6 +99,8 @@ def train_config(config: ExperimentConfig, variant: Variant, seed: int, *, where
         raise ConfigError(f"{where}: {forbidden} are the experiment's own; set them once, beside the variants.")
     model = config.overrides | {"positions": variant.positions}
     merged = {"source": config.source, "base": config.base, "model": model} | values
+    if seed and isinstance(data := values.get("data"), Mapping):  # else all seeds train on the same batches
+        merged["data"] = {**data, "seed": data.get("seed", 0) + seed}
     return build(TrainConfig, merged | {"seed": values.get("seed", 0) + seed}, where)
 
 

@@ -68,9 +68,20 @@ def check(config: TrainConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> N
     _check_skip(config, model)
     _check_dtype(config, model)
     _check_rank(config, model)
+    _check_mesh(config, mesh)
+
+
+def _check_mesh(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    parts, context = math.prod(mesh.shape[a] for a in ("data", "fsdp")), mesh.shape["context"]
     rows = config.data.batch_size // config.accumulate
-    if rows % math.prod(mesh.shape[a] for a in ("data", "fsdp")):
+    if rows % parts:
         raise ConfigError(f"mesh: data x fsdp does not divide a micro-batch of {rows}.")
+    eval_data = config.eval_data
+    if eval_data is not None and eval_data.batch_size % parts:
+        raise ConfigError(f"mesh: data x fsdp = {parts} does not divide eval_data.batch_size {eval_data.batch_size}.")
+    for name, data in (("data", config.data), ("eval_data", eval_data)):
+        if data is not None and data.seq_len % context:
+            raise ConfigError(f"mesh: context={context} does not divide {name}.seq_len {data.seq_len}.")
 
 
 def _check_skip(config: TrainConfig, model: ModelConfig) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import time
@@ -61,6 +62,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
         raise ConfigError(
             f"--workdir: {workdir} is not a folder of this machine or of a file system that is mounted here."
         )
+    checkpoint.check_path(workdir)
     mesh = sharding.make_mesh(config.mesh)
     under = partial.beneath(config, workdir)
     loaded = _start(config, mesh, under)
@@ -69,6 +71,7 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     held_out = None
     if config.eval_data is not None:
         held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
+        _check_weighted(held_out, config.eval_batches)
     resolved = to_dict(config) | {"model": to_dict(loaded.config), DATA: pipeline.fingerprint}
     changed = claim(Path(workdir), resolved, loaded.tokenizer)
 
@@ -262,13 +265,25 @@ def _measured_on(config: TrainConfig, held_out) -> dict[str, int]:
     return {checkpoint.MEASURED_ON: int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)}
 
 
+def _check_weighted(held_out, batches: int) -> None:
+    """Raises ConfigError if no token of the measured batches counts, as in conversations without answers: the mean
+    loss would be 0 / 0."""
+    rows = (range(row, row + 1) for row in range(held_out.config.batch_size))
+    every = ((step, row) for step, row in itertools.product(range(batches), rows))
+    if not any(held_out.batch(step, row)["weights"].any() for step, row in every):
+        raise ConfigError(
+            f"config.eval_data: no token of its first {batches} batches has a weight in the loss, so eval_loss has no "
+            "value. Take conversations with answers, or a weight above 0."
+        )
+
+
 def _held_out_loss(config: TrainConfig, model: ModelConfig, state: TrainState, pipeline, encoding, mesh) -> float:
     total = weight = 0.0
     for i in range(config.eval_batches):
         batch = to_global(pipeline.batch(i), mesh)
         nats, tokens = eval_step(state.params, batch, encoding, model=model, chunk=config.loss_chunk)
         total, weight = total + float(nats), weight + float(tokens)
-    return total / max(weight, 1.0)
+    return total / weight
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Array]:

@@ -108,7 +108,8 @@ def train_step(
     """
     moving, frozen = lora.split(state.params, trainable(state.params, update.adapters, update.frequencies))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
+    total_weight = batch["weights"].sum()
+    total_weight = jnp.where(total_weight > 0, total_weight, 1.0)  # without a weighted token the loss is 0
 
     def loss_fn(moving, part, key):
         params = lora.join(moving, frozen)

@@ -152,6 +152,16 @@ def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path):
     assert reading.not_read(folder / "f.txt", []) == "" == reading.not_read(folder / "in", [folder / "in" / "e.pdf"])
 
 
+def test_copies_in_hidden_folders_are_no_documents(tmp_path):
+    for place in ("a.txt", ".ipynb_checkpoints/a-checkpoint.txt", "in/.cache/deep/b.txt", "in/c.txt", "in/.d.txt"):
+        (tmp_path / ".home" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / place).write_text(place)
+    folder = str(tmp_path / ".home")  # a folder that is named itself is read, hidden or not
+    tokens, _ = load_tokens("text", folder, ByteTokenizer())
+    assert tokens.files == ("a.txt", "in/c.txt")
+    assert [name for name, _ in cases.documents((folder,), "task.documents")] == ["a.txt", "in/c.txt"]
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [("null", "null"), ("3", r"a number \(3\)"), ("true", "true"), ("[1]", "a list"), ('{"a": 1}', "an object")],

@@ -10,10 +10,12 @@ import pytest
 
 from giraffe_jax import evals, provenance, records, report
 from giraffe_jax.config import ConfigError, build
+from giraffe_jax.data import make_pipeline
 from giraffe_jax.inference import LM
 from giraffe_jax.lab import cells, manifest, spec
 from giraffe_jax.lab import run as lab_run
 from giraffe_jax.model import ModelConfig
+from giraffe_jax.tokenizer import ByteTokenizer
 
 TASKS = [
     {"name": "passkey", "lengths": [128, 256], "n": 2, "depths": [0.0, 1.0], "style": "compact"},
@@ -276,6 +278,17 @@ def test_trained_variants_and_seeds(world, tmp_path):
     assert [call[3] for call in world.calls if call[0] == "Plain, trained"] == [0.5] * 2
     flags = {(row["variant"], row["seed"], row["trained"]) for row in outcome.results.rows}
     assert flags == {("plain", 0, False), ("plain", 7, False), ("Plain, trained", 0, True), ("Plain, trained", 7, True)}
+
+
+def test_each_seed_trains_on_other_batches():
+    """A source without adapters has nothing else to draw: its trainings would be copies of one."""
+    text = {"kind": "synthetic", "synthetic": {"min_len": 120}}
+    train = {"steps": 3, "data": {"sources": [text], "seq_len": 128, "batch_size": 1, "seed": 5}}
+    experiment = build(spec.ExperimentConfig, config(variants=[{"name": "trained", "train": train}]))
+    first, second = (spec.train_config(experiment, experiment.variants[0], seed) for seed in (0, 1))
+    assert (first.data.seed, second.data.seed) == (5, 6)
+    rows = [make_pipeline(c.data, ByteTokenizer()).batch(0)["tokens"] for c in (first, second)]
+    assert (rows[0] != rows[1]).any()
 
 
 def test_variants_that_are_trained_alike_are_one_run_read_at_several_scales(world, tmp_path):

@@ -42,6 +42,11 @@ def settings(path, **changes):
     return base | dict(optim=dict(lr=1e-2, warmup_steps=2)) | changes
 
 
+def held_out(seq_len=128, batch_size=8, **weights):
+    synthetic = dict(min_len=120, **weights)
+    return dict(seq_len=seq_len, batch_size=batch_size, sources=[dict(kind="synthetic", synthetic=synthetic)])
+
+
 def batch(rows=4, seq_len=16):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 258, (rows, seq_len + 1)).astype(np.int32)
@@ -358,6 +363,10 @@ def test_small_steps_move_float32_weights_under_bfloat16_compute(tmp_path, token
         (dict(model=MODEL | dict(positions=[dict(name="yran", factor=2)])), "unknown method 'yran'"),
         (dict(source="nowhere/at/all"), "nowhere/at/all"),
         (dict(model=MODEL | dict(param_dtype="bfloat16")), "got 'bfloat16', which is for frozen weights"),
+        (dict(eval_data=held_out(batch_size=4)), "data x fsdp = 8 does not divide eval_data.batch_size 4"),
+        (dict(eval_data=held_out(seq_len=127), mesh=dict(data=4, context=2)), "does not divide eval_data.seq_len 127"),
+        (dict(data=held_out(seq_len=127), mesh=dict(data=4, context=2)), "context=2 does not divide data.seq_len 127"),
+        (dict(eval_data=held_out(text_weight=0.0, answer_weight=0.0)), "config.eval_data: no token of its first 8"),
     ],
 )
 def test_wrong_requests_are_refused_before_the_workdir_is_touched(tmp_path, tokenizer, changes, message):
@@ -365,6 +374,31 @@ def test_wrong_requests_are_refused_before_the_workdir_is_touched(tmp_path, toke
         train(settings(tokenizer, **changes), tmp_path / "run", quiet=True)
     assert message in str(error.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_bracket_in_the_path_of_the_workdir_is_refused(tmp_path, tokenizer):
+    """There orbax commits checkpoints that cannot be restored."""
+    with pytest.raises(ConfigError, match=r"has '\[' in its path"):
+        train(settings(tokenizer), tmp_path / "run [2]", quiet=True)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_loss_and_gradient_do_not_depend_on_the_unit_of_weights(tokenizer):
+    """Also where the weights of a batch sum to less than 1, as with answers that weigh 0.01 alone."""
+    config = build(TrainConfig, settings(tokenizer))
+    model = build(ModelConfig, MODEL)
+    whole, measured = batch(), []
+    for unit in (1.0, 2.0**-10):
+        with jax.set_mesh(make_mesh(config.mesh)):
+            params = place(config, LM(model, None, ByteTokenizer()), make_mesh(config.mesh)).params
+        weights = whole["weights"] * unit
+        update = make_update(config.optim, config.steps)
+        _, metrics = train_step(
+            init_state(params, config), whole | dict(weights=weights), model.bind(), update, model=model
+        )
+        measured.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    assert measured[0][0] > 1
+    np.testing.assert_allclose(measured[1], measured[0], rtol=1e-5)
 
 
 def test_checkpoint_of_another_model_lists_the_difference(tmp_path, tokenizer):
