@@ -12,7 +12,8 @@ MODEL: dict[str, Any] = dict(head_dim=8, theta=1e4, original_len=32)
 LLAMA: dict[str, Any] = MODEL | dict(
     vocab_size=32, d_model=16, d_mlp=16, num_layers=2, num_heads=2, num_kv_heads=1, block_size=16
 )
-DECODING, BLOCKWISE = 1e-4, 1e-5  # tolerances
+# Tolerances. Float32 rounding gives up to 2e-5 here; one key masked wrongly, in two rows of 48, 4e-2.
+DECODING, BLOCKWISE = 1e-4, 1e-4
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,6 +42,8 @@ from giraffe_jax.training.step import TrainState, eval_step
 from giraffe_jax.training.workdir import DATA, claim, write_config
 
 POSITIONS = "positions.json"  # in a workdir with trained frequencies: the value of `positions` that reproduces them
+# Added to eval_data.seed: with the seed of data, a synthetic source would make the very rows that are trained on.
+HELD_OUT_SEED = 2**32
 
 
 def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False) -> LM:
@@ -70,7 +72,8 @@ def train(config: TrainConfig | Any, workdir: str | Path, *, quiet: bool = False
     pipeline = make_pipeline(config.data, loaded.tokenizer, sharding.process_rows(mesh))
     held_out = None
     if config.eval_data is not None:
-        held_out = make_pipeline(config.eval_data, loaded.tokenizer, sharding.process_rows(mesh))
+        drawn_apart = dataclasses.replace(config.eval_data, seed=config.eval_data.seed + HELD_OUT_SEED)
+        held_out = make_pipeline(drawn_apart, loaded.tokenizer, sharding.process_rows(mesh))
         _check_weighted(held_out, config.eval_batches)
     resolved = to_dict(config) | {"model": to_dict(loaded.config), DATA: pipeline.fingerprint}
     changed = claim(Path(workdir), resolved, loaded.tokenizer)

@@ -300,13 +300,13 @@ def test_export_of_an_import_is_the_directory_again(tmp_path, capsys):
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("found", [(2e-4, 0.0, 0.0), (0.0, 2e-5, 0.0), (0.0, 0.0, 2e-5)])
+@pytest.mark.parametrize("found", [(2e-4, 0.0, 0.0), (0.0, 2e-4, 0.0), (0.0, 0.0, 2e-4)])
 def test_check_methods_fails_where_too_much_differs(capsys, monkeypatch, found):
     from giraffe_jax.cli import check_methods
 
     monkeypatch.setattr(check_methods, "differences", lambda name, program: found)
     assert main(["check", "methods", "rerope", "dca"]) == 1
-    monkeypatch.setattr(check_methods, "differences", lambda name, program: (9e-5, 9e-6, 9e-6))
+    monkeypatch.setattr(check_methods, "differences", lambda name, program: (9e-5, 9e-5, 9e-5))
     assert main(["check", "methods", "rerope", "dca"]) == 0
     assert main(["check", "methods", "rerop"]) == 2
     assert "rerope" in capsys.readouterr().err

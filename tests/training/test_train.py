@@ -383,6 +383,20 @@ def test_a_bracket_in_the_path_of_the_workdir_is_refused(tmp_path, tokenizer):
     assert not list(tmp_path.rglob("config.json"))
 
 
+def test_held_out_rows_are_not_those_trained_on_with_the_same_seed(tmp_path, tokenizer, monkeypatch):
+    rows = []
+
+    def held_out_loss(config, model, state, pipeline, *_):
+        rows.extend(giraffe_jax.data.pipeline.make_pipeline(config.data, ByteTokenizer()).batch(0)["tokens"])
+        rows.extend(pipeline.batch(0)["tokens"])
+        return 1.0
+
+    monkeypatch.setattr(giraffe_jax.training.loop, "_held_out_loss", held_out_loss)
+    data = held_out()
+    train(settings(tokenizer, steps=1, data=data, eval_data=data), tmp_path, quiet=True)
+    assert len(rows) == 16 and len({tuple(map(int, row)) for row in rows}) == 16
+
+
 def test_loss_and_gradient_do_not_depend_on_the_unit_of_weights(tokenizer):
     """Also where the weights of a batch sum to less than 1, as with answers that weigh 0.01 alone."""
     config = build(TrainConfig, settings(tokenizer))
