@@ -106,6 +106,8 @@ def cells(config: Any, tasks: list[Any], contents: All, fingerprint: str | None 
                 for length in task.lengths:
                     label = evals.label(task)
                     description = [variant.name, about_variant(variant), label, about_task(seeded), length, seed]
+                    if variant.train is not None and seed:  # rows without it are of other batches: those of seed 0
+                        description.append("data.seed")
                     content = [contents.source, contents.variants[variant.name], contents.tasks[label]]
                     key = records.digest([*description, config.overrides, content])
                     older = records.digest([*description, fingerprint, config.overrides])

@@ -252,7 +252,9 @@ def _trainings(
 def _kind(run: TrainConfig, of_positions: Hashable) -> Hashable:
     values = to_dict(run)
     model = {key: value for key, value in values.pop("model").items() if key != "positions"}
-    return records.digest([model, {k: v for k, v in values.items() if k not in ("seed", "steps")}]), of_positions
+    data = {key: value for key, value in values.pop("data").items() if key != "seed"}
+    rest = {key: value for key, value in values.items() if key not in ("seed", "steps")}
+    return records.digest([model, data, rest]), of_positions
 
 
 def _so_far(where: Path) -> tuple[int, list[float]]:

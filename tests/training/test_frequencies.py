@@ -146,13 +146,15 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_entry_for_any_config(how, tmp_p
 def test_held_out_loss_is_that_of_the_learned_table(tmp_path, tokenizer):
     from giraffe_jax.data.config import DataConfig
     from giraffe_jax.data.pipeline import make_pipeline
+    from giraffe_jax.training.loop import HELD_OUT_SEED
     from giraffe_jax.training.step import eval_step
 
     config = settings(tokenizer, dict(train="alone"), eval_every=4, eval_batches=1)
     held_out = config["data"] | dict(seed=5)
     trained_ = train(config | dict(eval_data=held_out, optim=dict(lr=0.3)), tmp_path, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    data = make_pipeline(build(DataConfig, held_out), trained_.tokenizer).batch(0)
+    drawn_apart = build(DataConfig, held_out | dict(seed=held_out["seed"] + HELD_OUT_SEED))
+    data = make_pipeline(drawn_apart, trained_.tokenizer).batch(0)
     scores = {}
     for name, scaling in (("learned", trained_.config.positions), ("start", [YARN])):
         e = trained_.config.bind(scaling=scaling)
