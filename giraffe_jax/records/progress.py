@@ -26,35 +26,37 @@ def duration(seconds: float) -> str:
 class Progress:
     """A progress line: rewritten in place on a terminal, else printed anew every `every` seconds.
 
-    Work that takes less than `after` seconds prints nothing.
+    Work that takes less than `after` seconds prints nothing. With `compiles`, the first update comes after a
+    compilation: it shows no time left, and the pace is that of the updates after it.
     """
 
     def __init__(
         self, total: int | None, *, start: int = 0, every: float = 10.0, after: float = 0.0, file: Any = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, compiles: bool = False,
     ):  # fmt: skip
-        self.total, self.start, self.every, self.after = total, start, every, after
+        self.total, self.every, self.after, self.compiles = total, every, after, compiles
         self.file = sys.stderr if file is None else file
         self.clock = clock
         # If stdout is a pipe (`| tee log`), lines from there would appear in the middle of a line that is rewritten.
         self.tty = self.file.isatty() and (self.file is not sys.stderr or sys.stdout.isatty())
         self._began, self._shown, self._width, self._open = clock(), -math.inf, 0, False
+        self._pace_from = start, self._began  # work done and time from which the pace is taken
 
     def update(self, done: int, text: str, *, force: bool = False) -> None:
-        """Shows `done` of `total`, the text, and the time left at the pace since `start`."""
+        """Shows `done` of `total`, the text, and the time left at the pace so far."""
         now = self.clock()
+        if self.compiles:
+            self._pace_from, self.compiles = (done, now), False
         pause = 0.1 if self.tty else self.every
         if now - self._began < self.after or (not force and now - self._shown < pause and done != self.total):
             return
         self._shown = now
         remaining = ""
-        if self.total is not None and done > self.start:
-            pace = (now - self._began) / (done - self.start)
-            remaining = (
-                f"  {duration(pace * (self.total - done))} left"
-                if done < self.total
-                else f"  {duration(now - self._began)}"
-            )
+        before, since = self._pace_from
+        if done == self.total:
+            remaining = f"  {duration(now - self._began)}"
+        elif self.total is not None and done > before:
+            remaining = f"  {duration((now - since) / (done - before) * (self.total - done))} left"
         head = f"{done}/{self.total}" if self.total is not None else str(done)
         self._print(f"{head}  {text}{remaining}")
 

@@ -35,7 +35,7 @@ class TrainLog:
                 purge_step=start + 1 if start else None,
                 filename_suffix=f".{start}",
             )
-        self.progress = Progress(total_steps, start=start, every=every, file=file)
+        self.progress = Progress(total_steps, start=start, every=every, file=file, compiles=True)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records the metrics of a step: numbers and nested mappings of numbers. Text goes to the rows only."""

@@ -249,7 +249,7 @@ def test_train_log_resumes_where_training_does(tmp_path):
     rows = list(records.read_rows(tmp_path / "metrics.jsonl"))
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 3.0), (2, 1.5), (3, 13.0), (4, 14.0)]
     shown = out.getvalue().splitlines()
-    assert shown[0].startswith("1/4  loss 3.0000  1,234 tokens/s") and shown[0].endswith("left")
+    assert shown[0] == "1/4  loss 3.0000  1,234 tokens/s" and shown[1].endswith("left")
     assert shown[-1].startswith("4/4  loss 14.0000")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
@@ -277,6 +277,20 @@ def test_progress_time_left():
     assert plain_out.getvalue().splitlines()[:2] == ["11/110  x  1m39s left", "21/110  x  1m29s left"]
     assert plain_out.getvalue().splitlines()[-1] == "110/110  x  1m40s"
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 100
+
+
+def test_a_compilation_does_not_count_in_the_pace():
+    now, out = [0.0], io.StringIO()
+    progress = records.Progress(70, start=10, every=0.0, file=out, clock=lambda: now[0], compiles=True)
+    for step, seconds in ((11, 90.0), (12, 2.0), (13, 4.0), (70, 100.0)):
+        now[0] += seconds
+        progress.update(step, "x")
+    assert out.getvalue().splitlines() == [
+        "11/70  x",
+        "12/70  x  1m56s left",
+        "13/70  x  2m51s left",
+        "70/70  x  3m16s",
+    ]
 
 
 @pytest.mark.parametrize("stdout", ["a pipe", "a terminal"])
