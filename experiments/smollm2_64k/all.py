@@ -118,18 +118,22 @@ def follow(argv: Sequence[str], allowed: Sequence[int] = (0,)) -> int:
     """Runs a command in a process group of its own and returns its exit status; ends this script where that is not
     allowed. The first SIGINT or SIGTERM goes on to the command, which saves what it has."""
     print(f"$ {' '.join(argv)}", flush=True)
-    process = subprocess.Popen(argv, process_group=0)
+    started: list[subprocess.Popen] = []
+    signals: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)  # a second one would make the command drop its step
-        process.send_signal(signal.SIGINT)
+        signals.append(number)
+        for process in started:
+            process.send_signal(signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, hand_on)
-    status = process.wait()
-    if status not in allowed:
-        sys.exit(status)
+    started.append(subprocess.Popen(argv, process_group=0))
+    status = started[0].wait()
+    if status not in allowed or signals:
+        sys.exit(status or 128 + signal.SIGINT)
     return status
 
 

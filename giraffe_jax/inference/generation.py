@@ -13,6 +13,7 @@ For methods whose frequencies depend on the sequence length, `policy` says which
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -253,8 +254,10 @@ def _check(lm: Loaded, prompts: Sequence[Sequence[int]], n: int, policy: str, te
         raise ConfigError(f"generate: policy must be 'pinned', 'per_call' or 'running', got {policy!r}.")
     if n < 1:
         raise ConfigError(f"generate: n must be at least 1, got {n}.")
-    if temperature < 0 or (temperature > 0 and key is None):
-        raise ConfigError(f"generate: temperature {temperature} must be 0 (most likely token), or positive with a key.")
+    if not 0 <= temperature < math.inf or (temperature > 0 and key is None):
+        raise ConfigError(
+            f"generate: temperature {temperature} must be 0 (most likely token), or positive and finite with a key."
+        )
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(f"generate: prompts[{i}] is empty; start it with the tokenizer's first token.")

@@ -134,7 +134,7 @@ def folder(config: Any, variant: Any, seed: int) -> str:
     variants that differ only in eval_positions share it."""
     alike = (v for v in config.variants if (v.positions, v.train) == (variant.positions, variant.train))
     first = variant if variant.train is None else next(alike)
-    return records.slug(first.name, seed if len(config.seeds) > 1 else None)
+    return records.slug(first.name, seed if seed or len(config.seeds) > 1 else None)
 
 
 def training_of(config: Any, variant: Any, seed: int, workdir: Path) -> Path:

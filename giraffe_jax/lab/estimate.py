@@ -216,21 +216,21 @@ def _trainings(
     model = base().config
     base.cache_clear()  # frees memory: training loads its own copy
     kinds: dict[Hashable, list[tuple[TrainConfig, int, str]]] = {}
-    rates: dict[Hashable, list[float]] = {}
+    took: dict[Hashable, list[float]] = {}  # seconds of a step
     for where, cell in runs.items():
         run = spec.train_config(config, cell.variant, cell.seed)
         kind = _kind(run, structure(model.bind(scaling=cell.variant.positions)))
-        steps_done, rate = _so_far(where)
+        steps_done, seconds = _so_far(where)
         if stale(where, of_training(plan.contents, cell.variant, run), cell.variant.positions):
             steps_done = 0  # it will be trained from the start
         kinds.setdefault(kind, []).append((run, max(0, run.steps - steps_done), where.name))
-        rates.setdefault(kind, []).extend(rate)
+        took.setdefault(kind, []).extend(seconds)
     parts = []
     for kind, members in kinds.items():
         run, steps = members[0][0], sum(steps for _, steps, _ in members)
         tokens = run.data.batch_size * run.data.seq_len
-        if rates[kind]:
-            start, step = 0.0, tokens / statistics.median(rates[kind])
+        if took[kind]:
+            start, step = 0.0, statistics.median(took[kind])
             how = "at the speed of the runs that have begun"
         else:
             say(f"timing {TIMED_STEPS} training steps of {run.data.batch_size} x {run.data.seq_len:,} tokens")
@@ -258,14 +258,14 @@ def _kind(run: TrainConfig, of_positions: Hashable) -> Hashable:
 
 
 def _so_far(where: Path) -> tuple[int, list[float]]:
-    """Returns the last saved step of a training, and the tokens per second of each of its steps."""
+    """Returns the last saved step of a training, and the seconds of each of its steps."""
     if not checkpoint.is_workdir(where):
         return 0, []
     with checkpoint.manager(where) as checkpoints:
         steps_done = max(checkpoint.steps(checkpoints), default=0)
     with contextlib.suppress(FileNotFoundError):
         rows = list(records.read_rows(where / "metrics.jsonl", warnings.warn))
-        return steps_done, [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+        return steps_done, [row["tokens"] / row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     return steps_done, []
 
 
@@ -277,6 +277,6 @@ def _time_training(run: TrainConfig) -> tuple[float, float]:
         began = time.monotonic()
         train(dataclasses.replace(run, **few), folder, quiet=True)
         elapsed = time.monotonic() - began
-        _, rates = _so_far(Path(folder))
-    step = run.data.batch_size * run.data.seq_len / rates[-1]
+        _, seconds = _so_far(Path(folder))
+    step = seconds[-1]
     return max(0.0, elapsed - TIMED_STEPS * step), step

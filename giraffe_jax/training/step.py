@@ -97,7 +97,7 @@ def train_step(
     chunk: int = 1024,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one step, and its metrics: loss (nats per token, before the update), grad_norm, lr,
-    tokens, finite (whether all updated weights are finite).
+    tokens (of the batch, without padding), finite (whether all updated weights are finite).
 
     Args:
       batch: tokens, targets, weights, positions, segments, [B T] each; split into `accumulate` micro-batches.
@@ -141,7 +141,8 @@ def train_step(
     updated = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), moving, updates)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(updated)])
     lr = update.optimizer.lr(state.step)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": lr, "tokens": batch["weights"].sum()}
+    tokens = (batch["segments"] > 0).sum().astype(jnp.float32)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": lr, "tokens": tokens}
     metrics["finite"] = finite
     return TrainState(lora.join(updated, frozen), opt_state, state.step + 1, state.key), metrics
 

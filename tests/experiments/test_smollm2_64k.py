@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -147,3 +151,31 @@ def test_the_best_has_most_right_answers_at_the_longest_length():
     names = [dict(name=name) for name in ("plain", "a", "b", "c")] + [dict(name="b, read", eval_positions=[1])]
     results = scores.collect(made, {"config": {"variants": names}})
     assert script("all").ranked(results) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])
+def test_the_command_that_runs_is_told_once_and_may_save(tmp_path, signals):
+    """`timeout` sends its signal twice; a second one would make a training drop its step."""
+    child = f"""
+import pathlib, signal, time
+told = []
+signal.signal(signal.SIGINT, lambda *_: told.append(1))
+pathlib.Path({str(tmp_path / "ready")!r}).touch()
+while not told:
+    time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(told)))
+raise SystemExit(130)
+"""
+    parent = f"""
+import runpy, sys
+runpy.run_path({str(HERE / "all.py")!r})["follow"]([sys.executable, "-c", {child!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    while not (tmp_path / "ready").exists() and process.poll() is None:
+        time.sleep(0.01)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    assert process.wait(60) == 130
+    assert (tmp_path / "saved").read_text() == "1"

@@ -113,6 +113,8 @@ def test_sampling_needs_a_key_and_repeats_with_it():
     lm, prompt = make_lm(), draw(9, 11)
     with pytest.raises(ConfigError, match="temperature"):
         inference.generate(lm, [prompt], 4, temperature=1.0)
+    with pytest.raises(ConfigError, match="temperature nan must be"):
+        inference.generate(lm, [prompt], 4, temperature=float("nan"), key=jax.random.key(0))
     draws = [generate(lm, [prompt], 12, temperature=2.0, key=jax.random.key(k), stop=())[0] for k in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     cold = generate(lm, [prompt], 12, temperature=1e-4, key=jax.random.key(0), stop=())[0]

@@ -291,6 +291,14 @@ def test_each_seed_trains_on_other_batches():
     assert (rows[0] != rows[1]).any()
 
 
+def test_another_single_seed_is_another_training(world, tmp_path):
+    train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
+    variants = [{"name": "trained", "train": train}]
+    for seed in (0, 1):
+        run(config(variants=variants, tasks=TASKS[1:], seeds=[seed]), tmp_path)
+    assert [call[1:] for call in world.calls if call[0] == "train"] == [(0, "trained"), (1, "trained-seed1")]
+
+
 def test_variants_that_are_trained_alike_are_one_run_read_at_several_scales(world, tmp_path):
     train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
     four, eight = ([{"name": "linear", "factor": factor}] for factor in (4.0, 8.0))

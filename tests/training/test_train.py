@@ -397,6 +397,18 @@ def test_held_out_rows_are_not_those_trained_on_with_the_same_seed(tmp_path, tok
     assert len(rows) == 16 and len({tuple(map(int, row)) for row in rows}) == 16
 
 
+def test_tokens_are_those_read_whatever_they_weigh(tmp_path, tokenizer):
+    """As in conversations, where answers alone have weights; padding is not read."""
+    data = held_out(batch_size=8, text_weight=0.0, answer_weight=0.01)
+    train(settings(tokenizer, steps=2, data=data), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    pipeline = giraffe_jax.data.pipeline.make_pipeline(
+        build(TrainConfig, settings(tokenizer, data=data)).data, ByteTokenizer()
+    )
+    assert [row["tokens"] for row in rows] == [(pipeline.batch(i)["segments"] > 0).sum() for i in range(2)]
+    assert all(pipeline.batch(i)["weights"].sum() < 50 for i in range(2))
+
+
 def test_loss_and_gradient_do_not_depend_on_the_unit_of_weights(tokenizer):
     """Also where the weights of a batch sum to less than 1, as with answers that weigh 0.01 alone."""
     config = build(TrainConfig, settings(tokenizer))
