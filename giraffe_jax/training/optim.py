@@ -35,14 +35,14 @@ class OptimConfig:
     lr: Rate = 2e-5  # Peak learning rate.
     # Peak learning rate of kernels, updated by Muon on the same schedule. None updates all parameters by AdamW.
     muon_lr: Rate | None = None
-    # Learning rate after the warm-up: constant, or decaying to final_lr at the last step.
+    # Learning rate after the warm-up: constant, or decaying to final_lr, which it would have one step after the last.
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     # Steps of the decay to final_lr, which ends with the run; until then the rate is at its peak. None decays over all
     # steps after the warm-up.
     decay_steps: Annotated[int, Bound(1)] | None = None
     # Steps in which the learning rate rises linearly to its peak; the first step has lr / warmup_steps.
     warmup_steps: Annotated[int, Bound(0)] = 20
-    final_lr: NonNegative = 0.0  # Learning rate at the last step, with schedule "cosine" or "linear".
+    final_lr: NonNegative = 0.0  # Where the learning rate of schedule "cosine" or "linear" ends.
     b1: Decay = 0.9  # Decay of first moments.
     b2: Decay = 0.95  # Decay of second moments.
     eps: NonNegative = 1e-8  # Added to the root of second moments.
