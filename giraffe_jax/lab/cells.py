@@ -73,7 +73,10 @@ def of_training(contents: All, variant: Any, config: Any) -> Contents:
       variant: the trained variant.
       config: its TrainConfig.
     """
-    return contents.source | identity.of_training(config, contents.variants[variant.name])
+    digests = contents.source | identity.of_training(config, contents.variants[variant.name])
+    if config.data.seed != variant.train["data"].get("seed", 0):  # a run that lacks this read the rows of seed 0
+        digests |= {"seed of training rows": str(config.data.seed)}
+    return digests
 
 
 def scaling_of(variant: Any) -> list[Any]:

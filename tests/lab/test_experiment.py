@@ -291,6 +291,20 @@ def test_each_seed_trains_on_other_batches():
     assert (rows[0] != rows[1]).any()
 
 
+def test_a_run_of_a_seed_that_read_the_rows_of_seed_0_is_trained_anew(world, tmp_path):
+    train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
+    experiment = dict(variants=[{"name": "trained", "train": train}], tasks=TASKS[1:], seeds=[0, 1])
+    run(config(**experiment), tmp_path)
+    first, second = (tmp_path / "train" / f"trained-seed{seed}" / "contents.json" for seed in (0, 1))
+    began = json.loads(second.read_text())
+    assert began.pop("seed of training rows") == "1" and began == json.loads(first.read_text())
+    second.write_text(json.dumps(began))  # as an earlier version began it
+    (tmp_path / "results.jsonl").unlink()
+    _, lines = run(config(**experiment), tmp_path)
+    assert [p.name for p in second.parent.parent.glob("*before*")] == ["trained-seed1.before-1"]
+    assert any("changed: seed of training rows (new); trained is trained anew" in line for line in lines)
+
+
 def test_another_single_seed_is_another_training(world, tmp_path):
     train = {"steps": 3, "data": {"sources": [{"kind": "synthetic"}], "seq_len": 128, "batch_size": 1}}
     variants = [{"name": "trained", "train": train}]
