@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.file.is_file():
         raise ConfigError(f"check gguf: {args.file} is not a file.")
-    if not llama_cpp.installed():
-        raise ConfigError("check gguf: `xllamacpp` is not installed; `pip install 'giraffe-jax[oracle]'` has it.")
+    llama_cpp.check_installed()  # before the file is loaded
     ours = hf.load(args.file)
     original = ours.config.original_len
     lengths = args.lengths or [max(original // 2, 2), original]

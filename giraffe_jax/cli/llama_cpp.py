@@ -2,7 +2,7 @@
 
 `compute(FILE, ...)` starts this module as a process of its own, so that a crash of the library ends nothing else. The
 structures of llama.h differ between versions; here they are opaque and have room to spare, and only the first three
-numbers of a context's (its length, batch and micro-batch) are set. They have been the same since 2023.
+numbers of a context's (its length, batch and micro-batch) are set. Whether the context got that length is checked.
 """
 
 import ctypes
@@ -28,6 +28,12 @@ def installed() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None and importlib.util.find_spec(MODULE) is not None
 
 
+def check_installed() -> None:
+    """Raises ConfigError if `xllamacpp` is not installed, saying how to install it."""
+    if not installed():
+        raise ConfigError("llama.cpp: `xllamacpp` is not installed; `pip install 'giraffe-jax[oracle]'` has it.")
+
+
 def compute(
     file: Path, texts: Sequence[str] = (), rows: Sequence[Sequence[int]] = ()
 ) -> tuple[list[list[int]], list[np.ndarray]]:
@@ -37,8 +43,7 @@ def compute(
     Raises:
       ConfigError: `xllamacpp` is not installed, or llama.cpp ended without an answer.
     """
-    if not installed():
-        raise ConfigError("llama.cpp: `xllamacpp` is not installed; `pip install 'giraffe-jax[oracle]'` has it.")
+    check_installed()
     request = json.dumps(dict(texts=list(texts), rows=[[int(token) for token in row] for row in rows]))
     command = [sys.executable, "-m", __name__, str(file)]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
